@@ -1,0 +1,39 @@
+"""The one error that a user's bad input ends in, and how a command turns it into one line and an exit code."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+
+class InputError(ValueError):
+    """Bad input: the message is one line that says what was wrong, where, and what to do about it."""
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on for a reason that is not bad input (NaN loss, full disk): one line, exit code 1."""
+
+
+def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., None]:
+    """Make ``main`` a command: exit 0 on success, 2 with one line on stderr for `InputError`, 1 for `TrainingError`."""
+
+    @functools.wraps(main)
+    def command(*args, **kwargs) -> None:
+        try:
+            sys.exit(main(*args, **kwargs) or 0)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except TrainingError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    return command
+
+
+def nearest(name: str, known, what: str = "name") -> str:
+    """``"; did you mean 'x'?"`` when a known name is close to ``name``, else ``"; known: a, b, …"``."""
+    import difflib
+
+    known = [str(k) for k in known]
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known {what}s: {', '.join(known)}"
