@@ -1,0 +1,127 @@
+"""The order in which training samples are seen: a pure function of the seed, so a run resumes at any batch exactly.
+
+Nothing here has a state to save. Batch ``i`` of a run is the same whether the run was interrupted, whatever the number
+of loader workers, and for any number of processes whose batches add up to the same global batch.
+"""
+
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from onelora_vision.errors import InputError
+from onelora_vision.seeding import mix
+
+
+class SampleRef(NamedTuple):
+    """What a dataset is indexed with: which sample, and the seed that all its randomness comes from."""
+
+    index: int
+    seed: int
+
+    @classmethod
+    def of(cls, ref: "SampleRef | int") -> "SampleRef":
+        """``ref`` itself, or for a plain index the reference whose seed is that index (evaluation)."""
+        return ref if isinstance(ref, cls) else cls(int(ref), int(ref))
+
+
+class TrainingBatchSampler(Sampler[list[SampleRef]]):
+    """Batches of `SampleRef` for `torch.utils.data.DataLoader(batch_sampler=…)`.
+
+    The samples of a run form one stream: epoch after epoch, each a permutation seeded by (seed, epoch). Batch ``i`` is
+    the stream's next ``batch_size * world_size`` samples, of which process ``rank`` takes the contiguous slice number
+    ``rank``. Batches straddle epochs, so nothing is dropped and a data set smaller than a batch works.
+
+    Args:
+        num_samples: size of the data set.
+        batch_size: samples per batch and process.
+        num_batches: batches of the whole run, counted from its first start.
+        seed: of the run.
+        rank, world_size: this process, and how many there are.
+        start_batch: the first batch to yield: 0, or where an interrupted run goes on.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        num_batches: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_batch: int = 0,
+    ):
+        if num_samples < 1:
+            raise InputError("the training data set is empty: there is nothing to train on")
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.num_batches = num_batches
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.start_batch = start_batch
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def batch(self, number: int) -> list[SampleRef]:
+        """The samples of this process in batch ``number``."""
+        first = (number * self.world_size + self.rank) * self.batch_size
+        return [self._sample(position) for position in range(first, first + self.batch_size)]
+
+    def _sample(self, position: int) -> SampleRef:
+        epoch, offset = divmod(position, self.num_samples)
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+            self._order = epoch, torch.randperm(self.num_samples, generator=generator).tolist()
+        index = self._order[1][offset]
+        return SampleRef(index, mix(self.seed, epoch, index))
+
+    def __iter__(self) -> Iterator[list[SampleRef]]:
+        return (self.batch(number) for number in range(self.start_batch, self.num_batches))
+
+    def __len__(self) -> int:
+        return self.num_batches - self.start_batch
+
+
+def collate(samples: list[dict]) -> dict:
+    """Stack the samples' tensors and numbers (B, …); strings, such as paths, become a list of B."""
+    return default_collate(samples)
+
+
+def training_loader(dataset: Dataset, sampler: TrainingBatchSampler, num_workers: int = 0) -> DataLoader:
+    """A loader of the sampler's batches. One pass over it is the whole run, so workers start once.
+
+    It is not to be prepared by accelerate: the sampler already gives each process its own part.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=num_workers,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or the loader would draw from the global one
+    )
+
+
+def evaluation_loader(dataset: Dataset, batch_size: int, num_workers: int = 0) -> DataLoader:
+    """A loader of every sample once, in order; for several processes, pass it through ``accelerator.prepare``.
+
+    Padding makes the processes' batches even, so count with ``accelerator.gather_for_metrics``.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        collate_fn=collate,
+        num_workers=num_workers,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    # Ctrl-C and a batch system's SIGTERM reach the whole process group. The main process finishes its step and writes
+    # a checkpoint, for which the workers must live on; they end when it ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
