@@ -1,0 +1,338 @@
+"""Class-conditional DiT (Peebles & Xie, arXiv 2212.09748) on diffusers' classes, with the original's mathematics.
+
+diffusers' ``DiTTransformer2DModel`` holds the network's weights exactly, yet differs from the original DiT in four ways
+that matter for fine-tuning; `DiT` mends them:
+
+* every block owns a copy of the conditioning embedder (timestep MLP and label table) and evaluates it; here is one
+  shared embedder, evaluated once per forward;
+* in training mode every copy draws its own label dropout; here the embedder never drops: the training task replaces
+  labels by the null class, one draw per sample;
+* the timestep frequencies are spaced with ``downscale_freq_shift=1``, the original's with 0;
+* the second norm of each block takes ``norm_eps`` from the config (1e-5), the original's is 1e-6.
+
+The last two can be set back with ``stock_numerics=True`` for comparison.
+"""
+
+import copy
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel, SchedulerMixin
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.normalization import AdaLayerNormZero
+from torch import nn
+from torch.nn import functional as F
+
+from onelora_vision.backbones.base import Adaptation, norms_with_parameters
+from onelora_vision.errors import InputError, nearest
+from onelora_vision.files import atomic_directory
+
+ORIGINAL_NORM_EPS = 1e-6
+
+
+class SharedAdaLayerNormZero(AdaLayerNormZero):
+    """adaLN-Zero modulation that is handed the conditioning vector instead of computing it from its own embedder.
+
+    diffusers' block passes its ``timestep`` argument through to this layer untouched, so the conditioning (N, D)
+    travels there: the block itself, and gradient checkpointing around it, stay diffusers'.
+    """
+
+    def __init__(self, stock: AdaLayerNormZero):
+        nn.Module.__init__(self)
+        self.emb = None
+        self.silu, self.linear, self.norm = stock.silu, stock.linear, stock.norm
+
+    def forward(self, x: torch.Tensor, conditioning: torch.Tensor, class_labels=None, hidden_dtype=None):
+        return super().forward(x, emb=conditioning)
+
+
+class DiT(DiTTransformer2DModel):
+    """diffusers' DiT with one shared conditioning embedder, ``self.conditioning``, and the original's numerics.
+
+    Inputs are those of the parent: latents (N, C, H, W), timesteps (N,) or a scalar, class labels (N,) where
+    `null_class` stands for "no class". The output has 2C channels when the variance is learned.
+    """
+
+    # wraps() lends the parent's signature, from which diffusers reads the names of the config's fields.
+    @functools.wraps(DiTTransformer2DModel.__init__)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._share_conditioning()
+
+    @classmethod
+    def from_stock(cls, stock: DiTTransformer2DModel, *, stock_numerics: bool = False) -> "DiT":
+        """Take over the weights of diffusers' model (which is spent by it) and tie its conditioning embedders.
+
+        Raises:
+            InputError: when the copies of the embedder differ, so that no single one can stand for all.
+        """
+        _check_same_embedders(stock)
+        with torch.device("meta"):
+            model = cls.from_config(stock.config)
+        for name, child in stock.named_children():
+            setattr(model, name, child)
+        model._share_conditioning()
+        model.set_numerics(stock=stock_numerics)
+        model.train(stock.training)
+        return model
+
+    def to_stock(self) -> DiTTransformer2DModel:
+        """A copy as diffusers' own class, each block with its copy of the embedder, ready for ``save_pretrained``."""
+        config = {**self.config, "norm_eps": self.transformer_blocks[0].norm3.eps}
+        with torch.device("meta"):
+            stock = DiTTransformer2DModel.from_config(config)
+        plain = copy.deepcopy(self).unfuse_qkv()
+        for name, _ in stock.named_children():
+            setattr(stock, name, getattr(plain, name))
+        for block in stock.transformer_blocks:
+            norm = block.norm1
+            with torch.device("meta"):
+                block.norm1 = AdaLayerNormZero(self.inner_dim, self.num_classes)
+            block.norm1.silu, block.norm1.linear, block.norm1.norm = norm.silu, norm.linear, norm.norm
+            block.norm1.emb = copy.deepcopy(plain.conditioning)
+        return stock.train(self.training)
+
+    def _share_conditioning(self) -> None:
+        self.conditioning = self.transformer_blocks[0].norm1.emb
+        self.conditioning.class_embedder.dropout_prob = 0.0  # labels are dropped by the task, once per sample
+        for block in self.transformer_blocks:
+            block.norm1 = SharedAdaLayerNormZero(block.norm1)
+        self.set_numerics(stock=False)
+
+    def set_numerics(self, *, stock: bool) -> None:
+        """Choose the original DiT's timestep frequencies and norm eps (``stock=False``) or stock diffusers'."""
+        self.conditioning.time_proj.downscale_freq_shift = 1 if stock else 0
+        for block in self.transformer_blocks:
+            block.norm3.eps = self.config.norm_eps if stock else ORIGINAL_NORM_EPS
+
+    @property
+    def label_table(self) -> nn.Module:
+        """The class embedding, ``num_classes + 1`` rows; the last is the null class."""
+        return self.conditioning.class_embedder.embedding_table
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.num_embeds_ada_norm
+
+    @property
+    def null_class(self) -> int:
+        """The label that means "unconditional": the table's last row."""
+        return self.num_classes
+
+    @property
+    def learns_variance(self) -> bool:
+        return self.out_channels == 2 * self.config.in_channels
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor,
+        cross_attention_kwargs: dict | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        """Predict noise (and variance) for latents (N, C, H, W) -> (N, C or 2C, H, W)."""
+        x = self.pos_embed(hidden_states)  # (N, T, D)
+        conditioning = self.conditioning(timestep, class_labels, hidden_dtype=x.dtype)  # (N, D)
+        for block in self.transformer_blocks:
+            inputs = (x, None, None, None, conditioning, cross_attention_kwargs, None)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, *inputs)
+            else:
+                x = block(*inputs)
+        shift, scale = self.proj_out_1(F.silu(conditioning)).chunk(2, dim=1)
+        x = self.norm_out(x) * (1 + scale[:, None]) + shift[:, None]
+        output = self._unpatchify(self.proj_out_2(x))
+        return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+    def _unpatchify(self, x: torch.Tensor) -> torch.Tensor:
+        side, p, c = int(x.shape[1] ** 0.5), self.patch_size, self.out_channels
+        x = x.reshape(-1, side, side, p, p, c)  # (N, h, w, p, q, C)
+        return torch.einsum("nhwpqc->nchpwq", x).reshape(-1, c, side * p, side * p)
+
+    def set_classes(
+        self,
+        class_names: Sequence[str],
+        old_names: Sequence[str] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[str]:
+        """Give the model a label table for ``class_names``; returns the names whose row was carried over.
+
+        A class that the old table knows by name keeps its row, and so does the null class. The other rows are drawn
+        from the normal distribution of the old rows (mean and standard deviation per dimension), so that the network
+        meets conditioning of the size it was trained on.
+        """
+        old = self.label_table.weight.detach()
+        known = {name: row for row, name in enumerate(old_names or [])}
+        rows = old[:-1].float()
+        table = rows.mean(0) + rows.std(0, correction=0) * torch.randn(
+            len(class_names) + 1, old.shape[1], generator=generator
+        ).to(rows.device)
+        kept = [name for name in class_names if name in known]
+        for row, name in enumerate(class_names):
+            if name in known:
+                table[row] = rows[known[name]]
+        table[-1] = old[-1]
+        self.conditioning.class_embedder.embedding_table = nn.Embedding.from_pretrained(
+            table.to(old.dtype), freeze=False
+        )
+        self.conditioning.class_embedder.num_classes = len(class_names)
+        self.register_to_config(num_embeds_ada_norm=len(class_names))
+        return kept
+
+    def fuse_qkv(self) -> "DiT":
+        """Join ``to_q, to_k, to_v`` of each block into one ``to_qkv``, as in the original; outputs stay the same."""
+        for block in self.transformer_blocks:
+            _fuse(block.attn1)
+        return self
+
+    def unfuse_qkv(self) -> "DiT":
+        """Undo `fuse_qkv`; a model that is not fused is left as it is."""
+        for block in self.transformer_blocks:
+            _unfuse(block.attn1)
+        return self
+
+
+def _check_same_embedders(stock: DiTTransformer2DModel) -> None:
+    first = stock.transformer_blocks[0].norm1.emb.state_dict()
+    for index, block in enumerate(stock.transformer_blocks):
+        for key, value in block.norm1.emb.state_dict().items():
+            if not value.is_meta and not torch.equal(value, first[key]):
+                raise InputError(
+                    f"transformer_blocks.{index}.norm1.emb.{key} differs from block 0's: a DiT has one conditioning "
+                    "embedder, and this checkpoint's copies were trained apart; load a checkpoint whose copies agree"
+                )
+
+
+def _fuse(attention: Attention) -> None:
+    if hasattr(attention, "to_qkv"):
+        return
+    attention.fuse_projections()
+    attention.to_qkv.requires_grad_(attention.to_q.weight.requires_grad)
+    del attention.to_q, attention.to_k, attention.to_v
+    attention.set_processor(FusedAttnProcessor2_0())
+
+
+def _unfuse(attention: Attention) -> None:
+    if not hasattr(attention, "to_qkv"):
+        return
+    fused = attention.to_qkv
+    weights = fused.weight.detach().chunk(3)
+    biases = fused.bias.detach().chunk(3) if fused.bias is not None else [None] * 3
+    for name, weight, bias in zip(("to_q", "to_k", "to_v"), weights, biases):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        linear.weight = nn.Parameter(weight.clone(), requires_grad=fused.weight.requires_grad)
+        if bias is not None:
+            linear.bias = nn.Parameter(bias.clone(), requires_grad=fused.weight.requires_grad)
+        setattr(attention, name, linear)
+    del attention.to_qkv
+    attention.fused_projections = False
+    attention.set_processor(AttnProcessor2_0())
+
+
+def dit_adaptation(model: DiT) -> Adaptation:
+    """What the paper adapts in DiT: every linear of the blocks and of the final layer; the label table trained whole.
+
+    The timestep MLP stays frozen. DiT-XL/2 with 101 classes: 486,176 values of b and 117,504 of the table.
+    """
+    linears = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(("transformer_blocks.", "proj_out_"))
+    ]
+    return Adaptation(
+        target_modules=linears,
+        norm_modules=norms_with_parameters(model),
+        whole_modules=["conditioning.class_embedder.embedding_table"],
+    )
+
+
+@dataclass
+class DiTBase:
+    """A loaded DiT pipeline: network, autoencoder, noise schedule, class names and where they came from."""
+
+    transformer: DiT
+    vae: AutoencoderKL
+    scheduler: SchedulerMixin
+    class_names: list[str]
+    source: str
+
+
+def load_dit(
+    pretrained_model_name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    cache_dir: str | None = None,
+    torch_dtype: torch.dtype = torch.float32,
+    stock_numerics: bool = False,
+) -> DiTBase:
+    """Load a diffusers DiT pipeline folder or hub id (transformer + vae + scheduler, ``id2label``).
+
+    Raises:
+        InputError: when there is no such pipeline, or when it is not a class-conditional DiT.
+    """
+    source = str(pretrained_model_name_or_path)
+    folder = Path(source)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise InputError(f"{source}: no model_index.json there; give the folder of a diffusers DiT pipeline")
+    try:
+        pipeline = DiTPipeline.from_pretrained(
+            source, revision=revision, variant=variant, cache_dir=cache_dir, torch_dtype=torch_dtype
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{source}: cannot be loaded as a DiT pipeline ({type(error).__name__}: {reason})") from error
+    if not isinstance(pipeline.transformer, DiTTransformer2DModel):
+        raise InputError(f"{source}: its transformer is a {type(pipeline.transformer).__name__}, not a DiT")
+    transformer = DiT.from_stock(pipeline.transformer, stock_numerics=stock_numerics)
+    names = _class_names(pipeline, transformer.num_classes)
+    return DiTBase(transformer, pipeline.vae, pipeline.scheduler, names, source)
+
+
+def _class_names(pipeline: DiTPipeline, num_classes: int) -> list[str]:
+    """One name per class: ``id2label`` of the pipeline's config, or the class's number where it has none."""
+    id2label = pipeline.config.get("id2label") or {}
+    id2label = {int(key): value for key, value in id2label.items()}
+    if not id2label:  # the pipeline itself keeps only its inverse
+        for name, index in pipeline.labels.items():
+            id2label[index] = f"{id2label[index]}, {name}" if index in id2label else name
+    return [id2label.get(index, str(index)) for index in range(num_classes)]
+
+
+def save_pipeline(base: DiTBase, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a pipeline folder that stock diffusers loads, ``id2label`` included.
+
+    Stock diffusers samples it with its own timestep frequencies and, for other than 1000 classes, with a wrong null
+    class (its pipeline fixes it at 1000): use `onelora_vision.sampling.sample`, or guidance_scale=1 there.
+    """
+    pipeline = DiTPipeline(base.transformer.to_stock().to(dtype), copy.deepcopy(base.vae).to(dtype), base.scheduler)
+    pipeline.register_to_config(id2label={str(i): name for i, name in enumerate(base.class_names)})
+    with atomic_directory(folder) as temporary:
+        pipeline.save_pretrained(temporary)
+
+
+def class_ids(names: Sequence[str | int], class_names: Sequence[str]) -> list[int]:
+    """Class numbers for names or numbers; a name may be any of the comma-separated synonyms of a class.
+
+    Raises:
+        InputError: for a name or number that the model does not have.
+    """
+    ids = {}
+    for index, name in enumerate(class_names):
+        for synonym in [name, *name.split(",")]:
+            ids.setdefault(synonym.strip().lower(), index)
+    found = []
+    for name in names:
+        key = str(name).strip().lower()
+        if key in ids:
+            found.append(ids[key])
+        elif key.isdigit() and int(key) < len(class_names):
+            found.append(int(key))
+        else:
+            raise InputError(f"no class {name!r} among the model's {len(class_names)}{nearest(key, ids, 'class')}")
+    return found
