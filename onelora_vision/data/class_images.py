@@ -1,0 +1,473 @@
+"""Images with one class each: the common data sets of transfer learning opened by name, and the dataset over them."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from onelora_vision.data.images import decode_image, list_folders, list_images, read_image, shown, to_rgb
+from onelora_vision.data.stream import SampleRef
+from onelora_vision.errors import InputError, nearest
+from onelora_vision.seeding import mix, seeded
+
+SPLITS = ("train", "validation", "test")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """Images and their classes, opened but not read.
+
+    Attributes:
+        images: a sequence whose entries are paths, or Pillow images (read when indexed).
+        labels: the class of each image, an index into ``class_names``.
+        class_names: one name per class.
+        name: of the data set, for messages and cards.
+        split: "train", "validation" or "test".
+    """
+
+    images: Sequence[str | os.PathLike | Image.Image]
+    labels: Sequence[int]
+    class_names: list[str]
+    name: str
+    split: str
+
+    def __post_init__(self):
+        if len(self.images) != len(self.labels):
+            raise InputError(f"{self.name}/{self.split}: {len(self.images)} images but {len(self.labels)} labels")
+        if len(self.labels) and not 0 <= min(self.labels) <= max(self.labels) < len(self.class_names):
+            raise InputError(
+                f"{self.name}/{self.split}: labels from {min(self.labels)} to {max(self.labels)} for "
+                f"{len(self.class_names)} classes; images without a label cannot be used"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        """Where image ``index`` comes from: its file, or the data set's name, split and index."""
+        image = self.images[index] if isinstance(self.images, list) else None
+        return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"{self.name}/{self.split}[{index}]"
+
+    def read(self, index: int) -> Image.Image:
+        """Image ``index`` as upright RGB. Raises `InputError` that names the image when it cannot be read."""
+        image = self.images[index]
+        return read_image(image) if isinstance(image, (str, os.PathLike)) else to_rgb(image)
+
+    def subset(self, indices: Sequence[int], split: str | None = None) -> "ClassImages":
+        """The images at ``indices``, in that order, with all class names; ``split`` renames the split."""
+        images = [self.images[i] for i in indices] if isinstance(self.images, list) else _Picked(self.images, indices)
+        return replace(self, images=images, labels=[self.labels[i] for i in indices], split=split or self.split)
+
+    def few_shot(self, per_class: int, seed: int = 0) -> "ClassImages":
+        """``per_class`` images of each class drawn by ``seed``. A class with fewer is an `InputError`."""
+        chosen = []
+        for label, members in enumerate(self._by_class(seed)):
+            if len(members) < per_class:
+                name = self.class_names[label]
+                raise InputError(
+                    f"{self.name}/{self.split}: class {name!r} has {len(members)} images, not {per_class}"
+                )
+            chosen.extend(members[:per_class])
+        return self.subset(sorted(chosen))
+
+    def split_off(self, fraction: float, *, split: str, seed: int = 0) -> tuple["ClassImages", "ClassImages"]:
+        """Divide into (the rest, a part named ``split``) with ``fraction`` of each class, at least one image, in the part.
+
+        A class of one image stays whole in the rest.
+        """
+        part = []
+        for members in self._by_class(seed):
+            count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+            part.extend(members[: max(count, 0)])
+        taken = set(part)
+        rest = [index for index in range(len(self)) if index not in taken]
+        return self.subset(rest), self.subset(sorted(part), split)
+
+    def _by_class(self, seed: int) -> list[list[int]]:
+        """The indices of each class, shuffled by (seed, class)."""
+        labels = np.asarray(self.labels)
+        members = [np.flatnonzero(labels == label) for label in range(len(self.class_names))]
+        return [np.random.default_rng(mix(seed, k)).permutation(group).tolist() for k, group in enumerate(members)]
+
+
+class ClassImageDataset(Dataset):
+    """Transformed images with their labels, indexed by `SampleRef`.
+
+    An item is ``{"image": transform(picture), "label": int, "seed": int, "index": int, "path": str}``. The transform
+    runs under generators seeded by the reference, so that torchvision's and timm's random transforms, which draw from
+    the global ones, depend on nothing else.
+
+    Args:
+        source: the images.
+        transform: from a Pillow image to a float tensor (3, H, W).
+        on_bad_image: "error" raises the `InputError` of an unreadable image; "skip" logs its name once and takes the
+            next readable image instead, with that image's label and index. An evaluation that must not count the
+            replacement counts each index once.
+    """
+
+    def __init__(
+        self, source: ClassImages, transform: Callable[[Image.Image], torch.Tensor], on_bad_image: str = "error"
+    ):
+        if on_bad_image not in ("error", "skip"):
+            raise InputError(f"on_bad_image {on_bad_image!r}: must be error or skip")
+        self.source = source
+        self.transform = transform
+        self.on_bad_image = on_bad_image
+        # Shared memory: a loader's workers and the main process see one record, so each bad image is named once.
+        self._bad = torch.zeros(len(source), dtype=torch.bool).share_memory_()
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.source.class_names
+
+    @property
+    def num_bad_images(self) -> int:
+        """How many unreadable images have been met so far, by this process and its loader's workers."""
+        return int(self._bad.sum())
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, ref: SampleRef | int) -> dict[str, Any]:
+        ref = SampleRef.of(ref)
+        index, picture = self._readable(ref.index)
+        with seeded(ref.seed):
+            image = self.transform(picture)
+        label = int(self.source.labels[index])
+        return {"image": image, "label": label, "seed": ref.seed, "index": index, "path": self.source.path(index)}
+
+    def _readable(self, index: int) -> tuple[int, Image.Image]:
+        """The first readable image at or after ``index``, wrapping around at the end."""
+        for candidate in (*range(index, len(self)), *range(index)) if self.on_bad_image == "skip" else (index,):
+            if self._bad[candidate]:
+                continue
+            try:
+                return candidate, self.source.read(candidate)
+            except InputError as error:
+                if self.on_bad_image == "error":
+                    raise InputError(f"{error}; --on_bad_image skip leaves such images out") from None
+                self._bad[candidate] = True
+                _log.warning("skipped: %s", error)
+        raise InputError(f"{self.source.name}/{self.source.split}: none of its {len(self)} images can be read")
+
+
+def open_class_images(
+    dataset_name: str,
+    data_dir: str | os.PathLike | None = None,
+    split: str = "train",
+    *,
+    download: bool = False,
+    seed: int = 0,
+    image_column: str = "image",
+    label_column: str = "label",
+    cache_dir: str | None = None,
+) -> ClassImages:
+    """Open a data set by name.
+
+    Args:
+        dataset_name: cifar10, cifar100, food101, flowers102, oxford_iiit_pet, imagefolder, or the id or local folder
+            of a data set for the `datasets` package.
+        data_dir: the data set's folder or the folder above it. For imagefolder: class folders, or train/ and
+            test/ (or val/) with class folders in them.
+        split: "train", "validation" (where the data set has one of its own) or "test".
+        download: fetch the data set into ``data_dir`` when it is not there.
+        seed: of the stratified split (80 % train, 20 % test) of an imagefolder that has no split of its own.
+        image_column, label_column: columns of a `datasets` data set.
+        cache_dir: where `datasets` keeps what it downloads.
+
+    Raises:
+        InputError: unknown name or split, nothing at ``data_dir``, a class without images.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split {split!r}{nearest(split, SPLITS, 'split')}")
+    opener = _OPENERS.get(dataset_name)
+    if opener is None:
+        return _open_hub(dataset_name, data_dir, split, download, seed, image_column, label_column, cache_dir)
+    if data_dir is None:
+        raise InputError(f"data set {dataset_name!r} needs --data_dir: the folder that it is in")
+    return opener(Path(data_dir), split, download=download, seed=seed)
+
+
+def _open_cifar10(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
+    files = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+    return _open_cifar("CIFAR10", root, split, download, files, names="batches.meta.txt", label_bytes=1)
+
+
+def _open_cifar100(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
+    files = {"train": ["train.bin"], "test": ["test.bin"]}
+    return _open_cifar("CIFAR100", root, split, download, files, names="fine_label_names.txt", label_bytes=2)
+
+
+def _open_cifar(kind: str, root: Path, split: str, download: bool, files, names: str, label_bytes: int) -> ClassImages:
+    """CIFAR in its binary version, or through torchvision in its Python version, whose checksums make pickle safe."""
+    import torchvision
+
+    _need_split(kind.lower(), split, ("train", "test"))
+    for folder in (root, *sorted(root.glob("cifar-10*-b*"))):
+        if (folder / names).is_file() and (folder / files[split][0]).is_file():
+            return _read_cifar_binary(kind.lower(), folder, split, files[split], names, label_bytes)
+    parent = root.parent if root.name.startswith("cifar-") else root
+    if download:
+        _download(kind, parent)
+    try:
+        data = getattr(torchvision.datasets, kind)(parent, train=split == "train")
+    except RuntimeError:
+        raise _missing(kind.lower(), root, "its python or binary version, complete and undamaged") from None
+    return ClassImages(_Pixels(data.data), list(data.targets), list(data.classes), kind.lower(), split)
+
+
+def _read_cifar_binary(name: str, folder: Path, split: str, files: list[str], names: str, label_bytes: int):
+    """Records of ``label_bytes`` (the last one is the class) and 3 × 32 × 32 bytes, channels first."""
+    records = []
+    for file in files:
+        data = np.fromfile(folder / file, dtype=np.uint8)
+        if data.size == 0 or data.size % (label_bytes + 3072):
+            raise InputError(
+                f"{shown(folder / file)}: is damaged: its size is no multiple of {label_bytes + 3072} bytes"
+            )
+        records.append(data.reshape(-1, label_bytes + 3072))
+    records = np.concatenate(records)
+    pixels = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    class_names = (folder / names).read_text().split()
+    return ClassImages(_Pixels(pixels), records[:, label_bytes - 1].tolist(), class_names, name, split)
+
+
+def _open_food101(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
+    """food-101/{images/<class>/<id>.jpg, meta/{train,test}.txt}."""
+    _need_split("food101", split, ("train", "test"))
+    folder = _dataset_folder("food101", root, "food-101", "meta/train.txt", download, "Food101")
+    lines = _lines(folder / "meta" / f"{split}.txt")
+    class_names = sorted({line.split("/")[0] for line in _lines(folder / "meta" / "train.txt")})
+    position = {name: index for index, name in enumerate(class_names)}
+    paths = [str(folder / "images" / f"{line}.jpg") for line in lines]
+    labels = [position[line.split("/")[0]] for line in lines]
+    return _present("food101", split, paths, labels, class_names)
+
+
+def _open_flowers102(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
+    """flowers-102/{jpg/image_<id>.jpg, imagelabels.mat, setid.mat}; train and validation hold 10 images per class."""
+    from scipy.io import loadmat
+    from torchvision.datasets import Flowers102
+
+    folder = _dataset_folder("flowers102", root, "flowers-102", "setid.mat", download, "Flowers102")
+    ids = loadmat(folder / "setid.mat")[{"train": "trnid", "validation": "valid", "test": "tstid"}[split]].ravel()
+    all_labels = loadmat(folder / "imagelabels.mat")["labels"].ravel()
+    paths = [str(folder / "jpg" / f"image_{number:05d}.jpg") for number in ids]
+    names = list(getattr(Flowers102, "classes", [str(number) for number in range(1, 103)]))
+    return _present("flowers102", split, paths, [int(all_labels[number - 1]) - 1 for number in ids], names)
+
+
+def _open_oxford_iiit_pet(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
+    """oxford-iiit-pet/{images/<Breed>_<id>.jpg, annotations/{trainval,test}.txt}; a line is "name class species breed"."""
+    _need_split("oxford_iiit_pet", split, ("train", "test"))
+    folder = _dataset_folder(
+        "oxford_iiit_pet", root, "oxford-iiit-pet", "annotations/trainval.txt", download, "OxfordIIITPet"
+    )
+    file = folder / "annotations" / ("trainval.txt" if split == "train" else "test.txt")
+    rows = [line.split() for line in _lines(file)]
+    breeds = {int(row[1]) - 1: row[0].rsplit("_", 1)[0] for row in rows}
+    if sorted(breeds) != list(range(len(breeds))):
+        raise InputError(f"{shown(file)}: its classes are not numbered 1 to {len(breeds)}")
+    paths = [str(folder / "images" / f"{row[0]}.jpg") for row in rows]
+    return _present(
+        "oxford_iiit_pet", split, paths, [int(row[1]) - 1 for row in rows], [breeds[k] for k in sorted(breeds)]
+    )
+
+
+def _open_imagefolder(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
+    """Class folders, with a split of their own in train/ and test/ or val/, else split by ``seed``."""
+    folders = {folder.lower(): folder for folder in list_folders(root)}
+    if "train" not in folders:
+        return _own_split(_class_folders(root, "train"), split, seed)
+    wanted = {
+        "train": ("train",),
+        "validation": ("val", "valid", "validation"),
+        "test": ("test", "val", "valid", "validation"),
+    }[split]
+    there = next((folders[name] for name in wanted if name in folders), None)
+    if there is None:
+        raise InputError(
+            f"{shown(root)}: has train/ but none of {', '.join(f'{name}/' for name in wanted)} for {split}"
+        )
+    train_names = list_folders(root / folders["train"])
+    return _class_folders(root / there, split, train_names)
+
+
+def _own_split(images: ClassImages, split: str, seed: int) -> ClassImages:
+    """The training or test part (80 % and 20 % of each class) of a data set that comes undivided."""
+    _need_split(images.name, split, ("train", "test"))
+    train, test = images.split_off(0.2, split="test", seed=seed)
+    return train if split == "train" else test
+
+
+def _class_folders(root: Path, split: str, class_names: list[str] | None = None) -> ClassImages:
+    """One class per folder; folders that are not among ``class_names`` (those of the training split) are an error."""
+    found = list_folders(root)
+    names = found if class_names is None else class_names
+    if not found:
+        raise InputError(f"{shown(root)}: no class folders in it: one folder of images per class is needed")
+    if unknown := sorted(set(found) - set(names)):
+        raise InputError(
+            f"{shown(root / unknown[0])}: no such class in the training split{nearest(unknown[0], names)}"
+        )
+    paths, labels = [], []
+    for label, name in enumerate(names):
+        images = list_images(root / name)
+        if not images:
+            raise InputError(f"{shown(root / name)}: class folder without images; add images or remove the folder")
+        paths.extend(images)
+        labels.extend([label] * len(images))
+    return ClassImages(paths, labels, [shown(name) for name in names], shown(root.name), split)
+
+
+def _open_hub(name, data_dir, split, download, seed, image_column, label_column, cache_dir) -> ClassImages:
+    """A data set of the `datasets` package: a local folder, or a hub id (``download`` allows the network)."""
+    unknown = f"data set {name!r} is unknown{nearest(name, _OPENERS, 'data set')}"
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{unknown} (a hub id or a local data set needs `pip install datasets`)") from None
+    local = os.path.isdir(name)
+    if not local and not download:
+        raise InputError(f"{unknown}; if it is a hub id, --download fetches it")
+    try:
+        if local and any(os.path.isfile(os.path.join(name, f)) for f in ("dataset_dict.json", "dataset_info.json")):
+            tables = datasets.load_from_disk(name)
+        else:
+            tables = datasets.load_dataset(name, data_dir=data_dir, cache_dir=cache_dir)
+    # `datasets` raises errors of its own, of pyarrow, of the hub client and of the network.
+    except Exception as error:
+        raise InputError(f"data set {name!r} cannot be opened: {' '.join(str(error).split())}") from error
+    if not isinstance(tables, dict):
+        tables = {"train": tables}
+    return _hub_split(name, tables, split, seed, image_column, label_column)
+
+
+def _hub_split(name: str, tables: dict, split: str, seed: int, image_column: str, label_column: str) -> ClassImages:
+    import datasets
+
+    wanted = {"train": ("train",), "validation": ("validation", "valid", "val")}
+    there = next((key for key in wanted.get(split, ("test", "validation", "valid", "val")) if key in tables), None)
+    if there is None and (split != "test" or list(tables) != ["train"]):
+        raise InputError(f"data set {name!r} has no split {split!r}; it has {', '.join(tables)}")
+    table = tables[there or "train"]
+    for column, flag in ((image_column, "image_column"), (label_column, "label_column")):
+        if column not in table.column_names:
+            tail = nearest(column, table.column_names, "column")
+            raise InputError(f"data set {name!r} has no column {column!r} (--{flag}){tail}")
+    labels, class_names = list(table[label_column]), getattr(table.features[label_column], "names", None)
+    if class_names is None:
+        values = sorted(set(tables.get("train", table)[label_column]) | set(labels))
+        labels, class_names = [values.index(label) for label in labels], [str(value) for value in values]
+    table = table.cast_column(image_column, datasets.Image(decode=False))
+    images = _HubImages(table, image_column, f"{name}/{split}")
+    opened = ClassImages(images, labels, class_names, name, split)
+    return _own_split(opened, split, seed) if list(tables) == ["train"] else opened
+
+
+_OPENERS = {
+    "cifar10": _open_cifar10,
+    "cifar100": _open_cifar100,
+    "food101": _open_food101,
+    "flowers102": _open_flowers102,
+    "oxford_iiit_pet": _open_oxford_iiit_pet,
+    "imagefolder": _open_imagefolder,
+}
+
+
+class _Picked(Sequence):
+    """Chosen entries of a sequence, read when indexed."""
+
+    def __init__(self, images: Sequence, indices: Sequence[int]):
+        self.images, self.indices = images, list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int):
+        return self.images[self.indices[index]]
+
+
+class _Pixels(Sequence):
+    """Pictures from an array (N, H, W, 3) of bytes."""
+
+    def __init__(self, pixels: np.ndarray):
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self.pixels[index]))
+
+
+class _HubImages(Sequence):
+    """Pictures of a `datasets` table, decoded here so that a damaged one is told like a damaged file."""
+
+    def __init__(self, table, column: str, name: str):
+        self.table, self.column, self.name = table, column, name
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        import io
+
+        entry = self.table[int(index)][self.column]
+        if entry["bytes"] is None:
+            return read_image(entry["path"])
+        return decode_image(io.BytesIO(entry["bytes"]), f"{self.name}[{index}] {entry['path'] or ''}".rstrip())
+
+
+def _need_split(name: str, split: str, splits: tuple[str, ...]) -> None:
+    if split not in splits:
+        raise InputError(f"data set {name} has no {split} split of its own; it has {' and '.join(splits)}")
+
+
+def _dataset_folder(name: str, root: Path, base: str, landmark: str, download: bool, torchvision_name: str) -> Path:
+    """The folder that holds ``landmark``: ``root`` or ``root/base``; fetched by torchvision when asked for."""
+    for folder in (root, root / base):
+        if (folder / landmark).is_file():
+            return folder
+    if not download:
+        raise _missing(name, root, f"{base}/{landmark}")
+    _download(torchvision_name, root)
+    return root / base
+
+
+def _download(torchvision_name: str, root: Path) -> None:
+    """Fetch and unpack a data set by torchvision, which checks it and leaves one that is there alone."""
+    import torchvision
+
+    try:
+        getattr(torchvision.datasets, torchvision_name)(root, download=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{torchvision_name} cannot be fetched into {shown(root)}: {error}") from error
+
+
+def _missing(name: str, root: Path, looked_for: str) -> InputError:
+    return InputError(f"data set {name}: not found in {shown(root)} (looked for {looked_for}); --download fetches it")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise InputError(f"{shown(file)}: cannot be read ({error.strerror})") from None
+
+
+def _present(name: str, split: str, paths: list[str], labels: list[int], class_names: list[str]) -> ClassImages:
+    """A data set given by lists of files; one look at the first file finds a folder of lists without images."""
+    if not paths:
+        raise InputError(f"data set {name}: its list of {split} images is empty")
+    if not os.path.isfile(paths[0]):
+        raise InputError(f"data set {name}: {shown(paths[0])} is listed but not there; is the data set complete?")
+    return ClassImages(paths, labels, class_names, name, split)
