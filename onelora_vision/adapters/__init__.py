@@ -1,0 +1,1 @@
+"""Adapter files: what is in them, how they are read, written and checked."""

@@ -268,10 +268,9 @@ def load_dit(
     revision: str | None = None,
     variant: str | None = None,
     cache_dir: str | None = None,
-    torch_dtype: torch.dtype = torch.float32,
     stock_numerics: bool = False,
 ) -> DiTBase:
-    """Load a diffusers DiT pipeline folder or hub id (transformer + vae + scheduler, ``id2label``).
+    """Load a diffusers DiT pipeline folder or hub id (transformer + vae + scheduler, ``id2label``) in fp32.
 
     Raises:
         InputError: when there is no such pipeline, or when it is not a class-conditional DiT.
@@ -281,9 +280,7 @@ def load_dit(
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise InputError(f"{source}: no model_index.json there; give the folder of a diffusers DiT pipeline")
     try:
-        pipeline = DiTPipeline.from_pretrained(
-            source, revision=revision, variant=variant, cache_dir=cache_dir, torch_dtype=torch_dtype
-        )
+        pipeline = DiTPipeline.from_pretrained(source, revision=revision, variant=variant, cache_dir=cache_dir)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{source}: cannot be loaded as a DiT pipeline ({type(error).__name__}: {reason})") from error

@@ -1,0 +1,247 @@
+"""The adapter file: PEFT's folder, with a header that says what the adapter is and which base it belongs to.
+
+A folder holds ``adapter_config.json``, ``adapter_model.safetensors`` and a ``README.md`` card;
+``PeftModel.from_pretrained`` loads it. The safetensors header carries ``onelora.*`` strings (`AdapterInfo` and the
+PEFT config), so the one file alone is a complete adapter too.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from onelora_vision.adapters.card import card
+from onelora_vision.errors import InputError
+from onelora_vision.files import atomic_directory
+
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
+FORMAT_VERSION = "1"
+HEADER_PREFIX = "onelora."
+VERSIONED_PACKAGES = ("onelora_vision", "torch", "peft", "diffusers", "transformers", "timm")
+
+
+@dataclass
+class AdapterInfo:
+    """What an adapter is for, kept in the header of its file.
+
+    Attributes:
+        task: ``generation``, ``classification`` or ``depth``.
+        method: name of the method in `onelora_vision.methods`.
+        base: hub id or folder name of the base model, as it was given.
+        base_fingerprint: `fingerprint` of the base's parameters.
+        class_names: the classes of the head or label table trained with it.
+        null_class: label of "no class" (generation).
+        metrics: ``{"before": {...}, "after": {...}}``.
+        protocol: how the metrics were taken.
+        extra: further settings that loading or using the adapter needs, such as ``{"fuse_qkv": true}``.
+        versions: of the libraries that wrote it.
+    """
+
+    task: str
+    method: str
+    base: str
+    base_fingerprint: str = ""
+    class_names: list[str] | None = None
+    null_class: int | None = None
+    metrics: dict = field(default_factory=dict)
+    protocol: str = ""
+    extra: dict = field(default_factory=dict)
+    versions: dict = field(default_factory=dict)
+
+    def to_header(self) -> dict[str, str]:
+        """``onelora.*`` strings for a safetensors header, each value as JSON."""
+        values = {f.name: getattr(self, f.name) for f in dataclass_fields(self)}
+        values["versions"] = self.versions or library_versions()
+        header = {HEADER_PREFIX + key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+        return {"format": "pt", HEADER_PREFIX + "format_version": FORMAT_VERSION, **header}
+
+    @classmethod
+    def from_header(cls, header: dict[str, str], where: str = "the adapter file") -> "AdapterInfo":
+        """Read `to_header`'s strings back; a file that lacks them (another tool's) gives empty fields."""
+        version = header.get(HEADER_PREFIX + "format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"{where}: format version {version} is newer than {FORMAT_VERSION}; update onelora_vision"
+            )
+        values = {}
+        for name in (f.name for f in dataclass_fields(cls)):
+            text = header.get(HEADER_PREFIX + name)
+            if text is not None:
+                try:
+                    values[name] = json.loads(text)
+                except json.JSONDecodeError as error:
+                    raise InputError(f"{where}: header key {HEADER_PREFIX}{name} is not JSON ({error})") from error
+        return cls(**{"task": "", "method": "", "base": "", **values})
+
+
+@dataclass
+class Adapter:
+    """An adapter read from disk: its PEFT config, its tensors by PEFT's names, and what its header says."""
+
+    config: PeftConfig
+    tensors: dict[str, torch.Tensor]
+    info: AdapterInfo
+    path: Path
+
+    def attach(self, model: nn.Module, adapter_name: str = "default", *, is_trainable: bool = False) -> PeftModel:
+        """Put the adapter on a base model, or beside the adapters of a PeftModel; every tensor must find its place.
+
+        Raises:
+            InputError: when names or shapes do not match; the message lists them.
+        """
+        from peft import get_peft_model, set_peft_model_state_dict
+
+        self.config.inference_mode = not is_trainable
+        try:
+            if isinstance(model, PeftModel):
+                model.add_adapter(adapter_name, self.config)
+            else:
+                model = get_peft_model(model, self.config, adapter_name=adapter_name)
+            self._check_shapes(model, adapter_name)
+            set_peft_model_state_dict(model, self.tensors, adapter_name=adapter_name)
+        except InputError:
+            raise
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise InputError(f"{self.path}: does not fit this base ({' '.join(str(error).split())[:300]})") from error
+        return model
+
+    def _check_shapes(self, model: PeftModel, adapter_name: str) -> None:
+        expected = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+        missing, foreign = sorted(expected.keys() - self.tensors.keys()), sorted(self.tensors.keys() - expected.keys())
+        wrong = [
+            f"{key} {tuple(value.shape)} instead of {tuple(expected[key].shape)}"
+            for key, value in self.tensors.items()
+            if key in expected and value.shape != expected[key].shape
+        ]
+        problems = [
+            f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+            for what, names in (("missing", missing), ("unexpected", foreign), ("of another shape", wrong))
+            if names
+        ]
+        if problems:
+            raise InputError(f"{self.path}: the adapter does not match this base; {'; '.join(problems)}")
+
+
+def save_adapter(
+    model: PeftModel,
+    folder: str | Path,
+    info: AdapterInfo,
+    *,
+    adapter_name: str = "default",
+    pictures: Collection = (),
+) -> Path:
+    """Write ``model``'s adapter as a folder, whole or not at all; ``pictures`` are file names that the card shows."""
+    tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    config = model.peft_config[adapter_name]
+    return write_adapter(config, tensors, info, folder, pictures=pictures)
+
+
+def write_adapter(
+    config: PeftConfig,
+    tensors: dict[str, torch.Tensor],
+    info: AdapterInfo,
+    folder: str | Path,
+    *,
+    pictures: Collection = (),
+) -> Path:
+    """Write an adapter folder from its parts; ``adapter_config.json`` and the header's copy are the same text."""
+    record = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
+    record["inference_mode"] = True
+    record["base_model_name_or_path"] = info.base
+    text = json.dumps(record, indent=2, sort_keys=True)
+    header = {**info.to_header(), HEADER_PREFIX + "config": text}
+    with atomic_directory(folder) as temporary:
+        (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        save_file(tensors, temporary / WEIGHTS_FILE, metadata=header)
+        values = sum(value.numel() for value in tensors.values())
+        size = (temporary / WEIGHTS_FILE).stat().st_size
+        (temporary / CARD_FILE).write_text(card(info, record, values, size, pictures), encoding="utf-8")
+    return Path(folder)
+
+
+def read_adapter(path: str | Path) -> Adapter:
+    """Read an adapter folder, or a single ``.safetensors`` file whose header holds the config.
+
+    Raises:
+        InputError: for a missing, damaged or foreign file; nothing is executed and nothing half-read is returned.
+    """
+    path = Path(path)
+    weights = path / WEIGHTS_FILE if path.is_dir() else path
+    if not weights.is_file():
+        looked = f"no {WEIGHTS_FILE} in this folder" if path.is_dir() else "no such file or folder"
+        raise InputError(f"{path}: {looked}; give an adapter folder or a .safetensors file")
+    tensors, header = read_tensors(weights)
+    config_file = weights.parent / CONFIG_FILE
+    if path.is_dir() and config_file.is_file():
+        text = config_file.read_text(encoding="utf-8", errors="replace")
+    else:
+        text = header.get(HEADER_PREFIX + "config", "")
+        if not text:
+            raise InputError(f"{path}: has no {CONFIG_FILE} beside it and no config in its header: not an adapter")
+    return Adapter(parse_config(text, str(path)), tensors, AdapterInfo.from_header(header, str(path)), path)
+
+
+def read_tensors(weights: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """All tensors of a safetensors file and its header strings."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{weights}: not a whole safetensors file ({reason})") from error
+
+
+def parse_config(text: str, where: str) -> PeftConfig:
+    """The PEFT config in a JSON text; an unknown method or field is an error that names it."""
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: its {CONFIG_FILE} is not JSON ({error})") from error
+    kind = record.get("peft_type") if isinstance(record, dict) else None
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise InputError(f"{where}: peft_type {kind!r} is none that PEFT or onelora_vision knows")
+    try:
+        return PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_peft_type(**record)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: bad {CONFIG_FILE} ({' '.join(str(error).split())[:200]})") from error
+
+
+def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:
+    """A hash that tells base models apart: names, shapes and 16 values of each parameter, rounded to bf16.
+
+    The rounding makes it the same for a base loaded in fp32 or bf16. Take it before adapters are injected, and
+    ``exclude`` the modules that are replaced for the task (head, label table).
+    """
+    digest = hashlib.sha256()
+    skipped = tuple(f"{name}." for name in exclude)
+    for name, parameter in sorted(model.named_parameters()):
+        if name.startswith(skipped) and skipped:
+            continue
+        flat = parameter.detach().flatten()
+        at = torch.linspace(0, max(flat.numel() - 1, 0), min(16, flat.numel()), dtype=torch.float64).long()
+        values = flat[at.to(flat.device)].to("cpu", torch.bfloat16).view(torch.int16).tolist()
+        digest.update(repr((name, tuple(parameter.shape), values)).encode())
+    return digest.hexdigest()[:32]
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the packages that decide what an adapter means."""
+    versions = {}
+    for package in VERSIONED_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

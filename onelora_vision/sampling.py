@@ -1,0 +1,163 @@
+"""Class-conditional sampling of a DiT with an explicit null class.
+
+Each image has its own seed: its initial noise, and the noise of stochastic samplers, come from that seed alone, so an
+image does not depend on the batch it is made in, and a base and an adapted model can be compared on the same noise.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from torch import nn
+
+from onelora_vision import seeding
+from onelora_vision.errors import InputError, nearest
+
+SAMPLERS = ("ddim", "dpm++", "ddpm")
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How to sample; the defaults are DiT's usual evaluation setting with a short sampler.
+
+    Attributes:
+        sampler: ``ddim`` (η = 0, deterministic), ``dpm++`` (DPM-Solver++ 2M, deterministic), or ``ddpm`` (ancestral,
+            with the learned variance where the network has one: the original's sampler).
+        steps: denoising steps.
+        guidance_scale: 1 means none (arXiv 2207.12598).
+        guidance_channels: guide only the first so many latent channels; the original DiT guides 3 of 4. ``None``: all.
+        guidance_interval: guide only at timesteps t with low <= t/T < high (arXiv 2404.07724).
+    """
+
+    sampler: str = "dpm++"
+    steps: int = 20
+    guidance_scale: float = 1.5
+    guidance_channels: int | None = None
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        if self.sampler not in SAMPLERS:
+            raise InputError(f"sampler={self.sampler!r} is unknown{nearest(self.sampler, SAMPLERS, 'sampler')}")
+        if self.steps < 1:
+            raise InputError(f"steps={self.steps}: a sampler needs at least 1 step")
+        low, high = self.guidance_interval
+        if not 0 <= low < high <= 1:
+            raise InputError(f"guidance_interval={self.guidance_interval}: needs 0 <= low < high <= 1")
+
+
+def make_scheduler(sampler: str, base_config: dict, learned_variance: bool):
+    """diffusers' scheduler for a sampler name, on the noise schedule that the model was trained with."""
+    base = {key: base_config[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")}
+    base["trained_betas"] = base_config.get("trained_betas")
+    if sampler == "ddim":
+        return DDIMScheduler(**base, clip_sample=False, timestep_spacing="linspace")
+    if sampler == "dpm++":
+        return DPMSolverMultistepScheduler(**base, algorithm_type="dpmsolver++", timestep_spacing="linspace")
+    variance = "learned_range" if learned_variance else "fixed_small"
+    return DDPMScheduler(**base, clip_sample=False, variance_type=variance, timestep_spacing="linspace")
+
+
+@torch.no_grad()
+def sample_latents(
+    transformer: nn.Module,
+    scheduler_config: dict,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    settings: SamplingSettings = SamplingSettings(),
+    *,
+    on_step: Callable[[int, torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """Latents (N, C, H, W) of classes ``labels``, one per seed, on the transformer's device.
+
+    Args:
+        transformer: a `DiT`, or a PEFT model around one, in eval mode.
+        scheduler_config: config of the scheduler the model was trained with.
+        on_step: called after each step with its number and the predicted clean latents, for previews and progress;
+            an exception from it ends the sampling.
+    """
+    config, parameter = transformer.config, next(transformer.parameters())
+    channels, device, dtype = config.in_channels, parameter.device, parameter.dtype
+    learned = transformer.out_channels == 2 * channels
+    scheduler = make_scheduler(settings.sampler, scheduler_config, learned)
+    scheduler.set_timesteps(settings.steps, device=device)
+    x = seeding.randn(seeds, (channels, config.sample_size, config.sample_size)).to(device)
+    labels = torch.as_tensor(labels, device=device)
+    noise = seeding.generators(seeds, stream=1)  # of stochastic samplers
+    extra = {"generator": noise} if settings.sampler == "ddpm" else {}
+    horizon = scheduler.config.num_train_timesteps
+    for step, t in enumerate(scheduler.timesteps):
+        low, high = settings.guidance_interval
+        guided = settings.guidance_scale != 1 and low * horizon <= t < high * horizon
+        output = _denoise(transformer, x.to(dtype), t, labels, settings if guided else None).float()
+        if settings.sampler != "ddpm":
+            output = output[:, :channels]
+        result = scheduler.step(output, t, x, **extra)
+        x = result.prev_sample
+        if on_step is not None:
+            on_step(step, getattr(result, "pred_original_sample", x))
+    return x
+
+
+def _denoise(transformer, x, t, labels, guidance: SamplingSettings | None) -> torch.Tensor:
+    timesteps = t.expand(len(x))
+    if guidance is None:
+        return transformer(x, timestep=timesteps, class_labels=labels).sample
+    null = torch.full_like(labels, transformer.null_class)
+    output = transformer(
+        torch.cat([x, x]), timestep=torch.cat([timesteps, timesteps]), class_labels=torch.cat([labels, null])
+    ).sample
+    conditional, unconditional = output.chunk(2)
+    channels = guidance.guidance_channels or x.shape[1]
+    guided = unconditional[:, :channels] + guidance.guidance_scale * (
+        conditional[:, :channels] - unconditional[:, :channels]
+    )
+    return torch.cat([guided, conditional[:, channels:]], dim=1)
+
+
+@torch.no_grad()
+def decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Images (N, 3, H, W) in [0, 1], fp32 on CPU, of latents scaled to unit size."""
+    parameter = next(vae.parameters())
+    images = vae.decode(latents.to(parameter.device, parameter.dtype) / vae.config.scaling_factor).sample
+    return (images.float() / 2 + 0.5).clamp(0, 1).cpu()
+
+
+def sample(
+    transformer: nn.Module,
+    vae: nn.Module,
+    scheduler_config: dict,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    settings: SamplingSettings = SamplingSettings(),
+    *,
+    batch_size: int = 64,
+    on_batch: Callable[[int], None] | None = None,
+) -> torch.Tensor:
+    """Images (N, 3, H, W) in [0, 1] on CPU of classes ``labels``, one per seed, made ``batch_size`` at a time.
+
+    ``on_batch`` is called with the number of images of each batch as it is done.
+
+    Raises:
+        InputError: for labels outside the model's classes, or as many seeds as there are no labels.
+    """
+    if len(labels) != len(seeds):
+        raise InputError(f"{len(labels)} labels but {len(seeds)} seeds: each image needs one of each")
+    wrong = [label for label in labels if not 0 <= label <= transformer.null_class]
+    if wrong:
+        raise InputError(
+            f"labels {sorted(set(wrong))} are outside the model's classes 0 … {transformer.null_class - 1}"
+        )
+    training = transformer.training
+    transformer.eval()
+    try:
+        images = []
+        for start in range(0, len(labels), batch_size):
+            part = slice(start, start + batch_size)
+            latents = sample_latents(transformer, scheduler_config, labels[part], seeds[part], settings)
+            images.append(decode(vae, latents))
+            if on_batch is not None:
+                on_batch(len(images[-1]))
+        return torch.cat(images)
+    finally:
+        transformer.train(training)

@@ -1,0 +1,68 @@
+"""Fixtures that many tests share: tiny models of the hosts' real classes, made on the spot."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+
+TINY_DIT = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 2,
+    "sample_size": 8,
+    "num_embeds_ada_norm": 10,
+}
+
+
+@pytest.fixture
+def stock_dit():
+    """A stock diffusers DiT (2 blocks, width 32, 10 classes, learned variance) with random weights, embedders tied."""
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(**TINY_DIT).eval()
+    embedder = model.transformer_blocks[0].norm1.emb.state_dict()
+    for block in model.transformer_blocks:
+        block.norm1.emb.load_state_dict(embedder)
+    return model
+
+
+@pytest.fixture
+def dit(stock_dit):
+    """`DiT` on `stock_dit`'s weights."""
+    from onelora_vision.backbones.dit import DiT
+
+    return DiT.from_stock(stock_dit)
+
+
+@pytest.fixture(scope="session")
+def dit_folder(tmp_path_factory):
+    """A tiny DiT pipeline folder as the hub has them: 1000 classes, learned variance, scaling factor 0.18215."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    torch.manual_seed(1)
+    transformer = DiTTransformer2DModel(**{**TINY_DIT, "num_embeds_ada_norm": 1000})
+    embedder = transformer.transformer_blocks[0].norm1.emb.state_dict()
+    for block in transformer.transformer_blocks:
+        block.norm1.emb.load_state_dict(embedder)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+        scaling_factor=0.18215,
+    )
+    scheduler = DDIMScheduler(clip_sample=False)
+    pipeline = DiTPipeline(transformer, vae, scheduler)
+    pipeline.register_to_config(id2label={str(i): f"thing {i}, thing-{i}" for i in range(1000)})
+    folder = tmp_path_factory.mktemp("hub") / "tiny-dit"
+    pipeline.save_pretrained(folder)
+    return folder
