@@ -1,0 +1,244 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from onelora_vision.data.class_images import ClassImageDataset, ClassImages, open_class_images
+from onelora_vision.data.stream import SampleRef
+from onelora_vision.errors import InputError
+
+
+def save(path, color="gray", size=(8, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path)
+
+
+def to_tensor(picture):
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten images in each of three class folders, whose red value is the image's number."""
+    for name in ("cat", "dog", "Äffchen"):
+        for number in range(10):
+            save(tmp_path / "animals" / name / f"{number}.png", (number, 0, 0))
+    return tmp_path / "animals"
+
+
+def test_imagefolder_without_a_split_is_divided_by_class_and_seed(folder):
+    train, test = (open_class_images("imagefolder", folder, split) for split in ("train", "test"))
+    assert train.class_names == ["cat", "dog", "Äffchen"]
+    assert [train.labels.count(k) for k in range(3)] == [8] * 3
+    assert [test.labels.count(k) for k in range(3)] == [2] * 3
+    assert not set(train.images) & set(test.images)
+    assert open_class_images("imagefolder", folder, "train").images == train.images
+    assert open_class_images("imagefolder", folder, "train", seed=1).images != train.images
+
+
+def test_imagefolder_with_split_folders(tmp_path):
+    for split, count in (("train", 3), ("val", 2)):
+        for name in ("a", "b"):
+            for number in range(count):
+                save(tmp_path / split / name / f"{number}.png")
+    assert len(open_class_images("imagefolder", tmp_path, "train")) == 6
+    assert len(open_class_images("imagefolder", tmp_path, "validation")) == 4
+    assert len(open_class_images("imagefolder", tmp_path, "test")) == 4
+    save(tmp_path / "test" / "a" / "0.png")
+    save(tmp_path / "test" / "b" / "0.png")
+    assert len(open_class_images("imagefolder", tmp_path, "test")) == 2
+    save(tmp_path / "val" / "bb" / "0.png")
+    with pytest.raises(InputError, match="bb: no such class in the training split"):
+        open_class_images("imagefolder", tmp_path, "validation")
+
+
+def test_class_folder_without_images_is_named(folder):
+    (folder / "emu").mkdir()
+    (folder / "emu" / "notes.txt").touch()
+    with pytest.raises(InputError, match="emu: class folder without images"):
+        open_class_images("imagefolder", folder)
+
+
+def test_unknown_names_and_missing_folders(tmp_path):
+    with pytest.raises(InputError, match="did you mean 'food101'"):
+        open_class_images("food-101", tmp_path)
+    with pytest.raises(InputError, match="did you mean 'validation'"):
+        open_class_images("food101", tmp_path, "valid")
+    with pytest.raises(InputError, match="--data_dir"):
+        open_class_images("food101")
+    for name in ("food101", "flowers102", "oxford_iiit_pet", "cifar10", "cifar100"):
+        with pytest.raises(InputError, match=rf"{name}: not found in .* \(looked for .*\); --download"):
+            open_class_images(name, tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        open_class_images("imagefolder", tmp_path / "absent")
+    with pytest.raises(InputError, match="no class folders"):
+        open_class_images("imagefolder", tmp_path)
+
+
+def test_food101_layout_from_the_folder_or_its_parent(tmp_path):
+    root = tmp_path / "food-101"
+    for name in ("sushi", "apple_pie"):
+        save(root / "images" / name / "1.jpg")
+        save(root / "images" / name / "2.jpg")
+    (root / "meta").mkdir()
+    (root / "meta" / "train.txt").write_text("sushi/1\napple_pie/1\n")
+    (root / "meta" / "test.txt").write_text("apple_pie/2\nsushi/2\n")
+    for place in (tmp_path, root):
+        train, test = (open_class_images("food101", place, split) for split in ("train", "test"))
+        assert train.class_names == ["apple_pie", "sushi"]
+        assert train.labels == [1, 0] and test.labels == [0, 1]
+        assert test.path(1).endswith("images/sushi/2.jpg")
+    with pytest.raises(InputError, match="food101 has no validation split"):
+        open_class_images("food101", root, "validation")
+    (root / "images" / "sushi" / "1.jpg").unlink()
+    with pytest.raises(InputError, match="listed but not there"):
+        open_class_images("food101", root)
+
+
+def test_flowers102_layout(tmp_path):
+    from scipy.io import savemat
+
+    root = tmp_path / "flowers-102"
+    for number in range(1, 5):
+        save(root / "jpg" / f"image_{number:05d}.jpg")
+    savemat(root / "imagelabels.mat", {"labels": np.array([[102, 1, 5, 1]])})
+    savemat(root / "setid.mat", {"trnid": [[1, 2]], "valid": [[3]], "tstid": [[4]]})
+    train = open_class_images("flowers102", tmp_path)
+    assert train.labels == [101, 0] and len(train.class_names) == 102
+    assert train.path(1).endswith("image_00002.jpg")
+    assert open_class_images("flowers102", tmp_path, "validation").labels == [4]
+    assert open_class_images("flowers102", tmp_path, "test").labels == [0]
+
+
+def test_oxford_iiit_pet_layout(tmp_path):
+    root = tmp_path / "oxford-iiit-pet"
+    rows = ["Abyssinian_1 1 1 1", "great_pyrenees_7 2 2 1"]
+    for row in rows:
+        save(root / "images" / f"{row.split()[0]}.jpg")
+    (root / "annotations").mkdir()
+    (root / "annotations" / "trainval.txt").write_text("\n".join(rows))
+    (root / "annotations" / "test.txt").write_text("\n".join(reversed(rows)))
+    train = open_class_images("oxford_iiit_pet", tmp_path)
+    assert train.class_names == ["Abyssinian", "great_pyrenees"] and train.labels == [0, 1]
+    assert open_class_images("oxford_iiit_pet", tmp_path, "test").labels == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "name, names_file, label_bytes", [("cifar10", "batches.meta.txt", 1), ("cifar100", "fine_label_names.txt", 2)]
+)
+def test_cifar_binary_version(tmp_path, name, names_file, label_bytes):
+    root = tmp_path / {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}[name]
+    root.mkdir()
+    (root / names_file).write_text("airplane\nautomobile\n\n")
+    records = np.zeros((2, label_bytes + 3072), dtype=np.uint8)
+    records[:, label_bytes - 1] = [1, 0]
+    records[0, label_bytes : label_bytes + 1024] = 255  # the red plane of the first image
+    train_files = {"cifar10": [f"data_batch_{i}.bin" for i in range(1, 6)], "cifar100": ["train.bin"]}[name]
+    for file in train_files:
+        (root / file).write_bytes(records.tobytes())
+    train = open_class_images(name, tmp_path)
+    assert train.class_names == ["airplane", "automobile"] and train.labels == [1, 0] * len(train_files)
+    assert train.read(0).getpixel((5, 9)) == (255, 0, 0)
+    assert train.path(1) == f"{name}/train[1]"
+    (root / train_files[0]).write_bytes(records.tobytes()[:-1])
+    with pytest.raises(InputError, match="damaged"):
+        open_class_images(name, tmp_path)
+
+
+def test_datasets_package_from_a_local_folder(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.new("RGB", (4, 4), (k, 0, 0)) for k in range(20)]
+    features = datasets.Features({"img": datasets.Image(), "kind": datasets.Value("string")})
+    table = datasets.Dataset.from_dict({"img": pictures, "kind": ["b", "a"] * 10}, features=features)
+    table.save_to_disk(tmp_path / "saved")
+    columns = {"image_column": "img", "label_column": "kind"}
+    train, test = (open_class_images(str(tmp_path / "saved"), split=split, **columns) for split in ("train", "test"))
+    assert train.class_names == ["a", "b"] and len(train) == 16 and len(test) == 4
+    assert {(test.read(i).getpixel((0, 0))[0] + test.labels[i]) % 2 for i in range(4)} == {1}
+    with pytest.raises(InputError, match=r"no column 'image' \(--image_column\); .*'?img"):
+        open_class_images(str(tmp_path / "saved"), label_column="kind")
+
+
+def test_hub_ids_are_not_fetched_unasked():
+    with pytest.raises(InputError, match="--download"):
+        open_class_images("someone/pictures")
+
+
+def test_labels_and_images_must_fit():
+    with pytest.raises(InputError, match="2 images but 1 labels"):
+        ClassImages(["a", "b"], [0], ["x"], "d", "train")
+    with pytest.raises(InputError, match="labels from -1 to 0"):
+        ClassImages(["a", "b"], [0, -1], ["x"], "d", "test")
+
+
+def test_few_shot_and_subset(folder):
+    train = open_class_images("imagefolder", folder)
+    few = train.few_shot(3, seed=1)
+    assert [few.labels.count(k) for k in range(3)] == [3] * 3
+    assert few.images == train.few_shot(3, seed=1).images != train.few_shot(3, seed=2).images
+    with pytest.raises(InputError, match="class 'cat' has 8 images, not 9"):
+        train.few_shot(9)
+
+
+def test_split_off_leaves_no_class_without_training_images():
+    source = ClassImages(list("abcdef"), [0, 1, 1, 2, 2, 2], ["x", "y", "z"], "d", "train")
+    rest, part = source.split_off(0.5, split="validation")
+    assert sorted(rest.images + part.images) == list("abcdef") and part.split == "validation"
+    assert set(rest.labels) == {0, 1, 2} and set(part.labels) == {1, 2}
+
+
+def test_the_item_depends_on_the_reference_alone(folder):
+    from torchvision.transforms import v2
+
+    augment = v2.Compose(
+        [v2.PILToTensor(), v2.RandomCrop(4), v2.ColorJitter(0.5), v2.ToDtype(torch.float32, scale=True)]
+    )
+    for number in range(10):
+        noise = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / "cat" / f"{number}.png")
+    dataset = ClassImageDataset(open_class_images("imagefolder", folder), augment)
+    first, state = dataset[SampleRef(3, 11)], torch.get_rng_state()
+    torch.rand(3)
+    again, other = dataset[SampleRef(3, 11)], dataset[SampleRef(3, 12)]
+    assert torch.equal(first["image"], again["image"]) and not torch.equal(first["image"], other["image"])
+    assert {k: first[k] for k in ("label", "seed", "index")} == {"label": 0, "seed": 11, "index": 3}
+    torch.set_rng_state(state)
+    dataset[3]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_bad_image_is_an_error_or_replaced_by_the_next_one(folder, caplog):
+    source = open_class_images("imagefolder", folder)
+    for index in (4, 5, len(source) - 1):
+        open(source.path(index), "wb").close()
+    with pytest.raises(InputError, match=r"\.png: .*empty.*--on_bad_image skip"):
+        ClassImageDataset(source, to_tensor)[4]
+    dataset = ClassImageDataset(source, to_tensor, on_bad_image="skip")
+    with caplog.at_level(logging.WARNING):
+        items = [dataset[SampleRef(i, 0)] for i in (4, 4, 5, len(source) - 1)]
+    assert [item["index"] for item in items] == [6, 6, 6, 0]
+    assert items[0]["path"] == source.path(6) and items[0]["label"] == source.labels[6]
+    assert dataset.num_bad_images == 3 and len(caplog.messages) == 3 and source.path(4) in caplog.messages[0]
+
+
+def test_loader_workers_share_the_record_of_bad_images(folder):
+    source = open_class_images("imagefolder", folder)
+    open(source.path(2), "wb").close()
+    dataset = ClassImageDataset(source, to_tensor, on_bad_image="skip")
+    indices = torch.cat([batch["index"] for batch in DataLoader(dataset, batch_size=6, num_workers=2)])
+    assert dataset.num_bad_images == 1
+    assert indices.tolist() == [0, 1, 3, *range(3, 24)]
+
+
+def test_nothing_readable_is_an_error(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "0.png").touch()
+    (tmp_path / "a" / "1.png").touch()
+    source = ClassImages([str(tmp_path / "a" / f"{k}.png") for k in (0, 1)], [0, 0], ["a"], "d", "train")
+    with pytest.raises(InputError, match="none of its 2 images"):
+        ClassImageDataset(source, to_tensor, on_bad_image="skip")[0]
+    with pytest.raises(InputError, match="error or skip"):
+        ClassImageDataset(source, to_tensor, on_bad_image="ignore")
