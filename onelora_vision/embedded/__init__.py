@@ -1,0 +1,9 @@
+"""Small bases that ship with the package, made by ``train_scripts/pretrain_embedded.py``. Here are their paths."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+#: A diffusers DiT pipeline folder (transformer, vae, scheduler): class-conditional printed glyphs at 32 x 32 pixels.
+DIT = FOLDER / "dit"
+#: The classifier whose features define `fd_embedded` and whose answers define `class_accuracy`.
+FEATURES = FOLDER / "features"

@@ -1,0 +1,314 @@
+"""Make the small bases that ship in onelora_vision/embedded: ``python train_scripts/pretrain_embedded.py TARGET``.
+
+Targets: vae, features, dit (needs vae). Two CPU cores take minutes for the first two and about 35 for dit. Every image and every
+number drawn depends on the seed and the step alone. Matrix products run in bfloat16, weights are kept in fp32 and
+saved in fp16.
+"""
+
+import argparse
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from onelora_vision import embedded
+from onelora_vision.data.digits import INK, PAPER, HandwrittenDigits, jitter
+from onelora_vision.data.glyphs import CLASS_NAMES, paint, random_colors, render_glyphs
+from onelora_vision.errors import InputError, exits_cleanly
+from onelora_vision.files import atomic_file
+from onelora_vision.metrics.classifier import GlyphClassifier
+from onelora_vision.seeding import mix, seed_all
+
+
+def fit(
+    model: nn.Module,
+    loss_at: Callable[[int], torch.Tensor],
+    steps: int,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    ema_decay: float = 0.0,
+    checkpoint: Path | None = None,
+) -> nn.Module:
+    """AdamW over ``loss_at(step)``: warm-up, constant rate, then a linear fall to zero over the last 40 % of the steps.
+
+    With ``checkpoint``, the state is kept in that file every 1,000 steps, and a run that finds it goes on from there.
+    Returns the exponential moving average of the model, or the model itself when ``ema_decay`` is 0.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
+    average = copy.deepcopy(model) if ema_decay else model
+    parts = {"model": model, "average": average, "optimizer": optimizer}
+    first, shown = 0, None
+    if checkpoint and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        first = state.pop("step")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    progress = tqdm(range(first, steps), initial=first, total=steps, mininterval=10)
+    for step in progress:
+        rate = learning_rate * min(1.0, (step + 1) / 200, (steps - step) / (0.4 * steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        # over so few tokens, the flash kernel's backward pass takes longer than all the rest
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            loss = loss_at(step)
+            loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if ema_decay:
+            # the average starts short, or it would hold the random start for long
+            decay = min(ema_decay, (step + 1) / (step + 10))
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        shown = loss.item() if shown is None else 0.98 * shown + 0.02 * loss.item()
+        progress.set_postfix(loss=f"{shown:.4f}", lr=f"{rate:.1e}", refresh=False)
+        if checkpoint and (step + 1) % 1000 == 0:
+            with atomic_file(checkpoint) as temporary:
+                torch.save({"step": step + 1, **{k: part.state_dict() for k, part in parts.items()}}, temporary)
+    return average
+
+
+def glyph_batch(seed: int, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Glyphs of random classes, (size, 3, 32, 32) in [0, 1], and their labels."""
+    labels = torch.randint(len(CLASS_NAMES), (size,), generator=torch.Generator().manual_seed(mix(seed, step)))
+    return render_glyphs(labels, [mix(seed, step, i) for i in range(size)]), labels
+
+
+def psnr(images: torch.Tensor, others: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of images in [0, 1], from the mean squared error over all of them."""
+    return -10 * math.log10(F.mse_loss(images, others).item())
+
+
+# ---------------------------------------------------------------------------------------------------------------- vae
+
+
+def pretrain_vae(output: Path, steps: int | None, seed: int) -> None:
+    """An AutoencoderKL with 4 x 8 x 8 latents of unit variance, on printed glyphs alone."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 48),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=32,
+    )
+
+    def loss_at(step: int) -> torch.Tensor:
+        images = glyph_batch(seed, step, 32)[0] * 2 - 1
+        posterior = vae.encode(images).latent_dist
+        decoded = vae.decode(posterior.sample(torch.Generator().manual_seed(mix(seed, step, -1)))).sample.float()
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        return F.mse_loss(decoded, images) + 0.3 * F.l1_loss(decoded, images) + 2e-4 * kl
+
+    fit(vae, loss_at, steps or 3600, learning_rate=2e-3)
+    vae = vae.half().float().eval()  # judged as it will be shipped
+    with torch.no_grad():
+        glyphs = glyph_batch(mix(seed, 1), 0, 1000)[0]
+        latents = vae.encode(glyphs * 2 - 1).latent_dist.mode()
+        vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
+        handwriting = HandwrittenDigits("validation").images()
+        for name, images in (("printed", glyphs), ("handwriting", handwriting)):
+            decoded = vae(images * 2 - 1).sample / 2 + 0.5
+            print(f"PSNR {name}: {psnr(images, decoded.clamp(0, 1)):.2f} dB")
+    print(
+        f"latents: scale {vae.config.scaling_factor}, mean {latents.mean((0, 2, 3)).tolist()}, std {latents.std((0, 2, 3)).tolist()}"
+    )
+    vae.half().save_pretrained(output / "dit" / "vae")
+
+
+# ----------------------------------------------------------------------------------------------------------- features
+
+
+def pretrain_features(output: Path, steps: int | None, seed: int) -> None:
+    """The classifier of printed glyphs and of the handwriting's training split, in its own and in random colours."""
+    model = GlyphClassifier(CLASS_NAMES)
+    split = HandwrittenDigits("train")
+
+    def loss_at(step: int) -> torch.Tensor:
+        printed, labels = glyph_batch(seed, step, 64)
+        chosen = torch.randint(len(split), (64,), generator=torch.Generator().manual_seed(mix(seed, step, -1)))
+        seeds = [mix(seed, step, -2, i) for i in range(64)]
+        masks = jitter(split.masks[chosen], seeds)
+        written = paint(masks, INK, PAPER)
+        written[32:] = paint(masks[32:], *random_colors(seeds[32:]))
+        logits = model(torch.cat([printed, written]))[1].float()
+        # class i of the handwriting is class i of the glyphs: both begin with the digits
+        return F.cross_entropy(logits, torch.cat([labels, split.labels[chosen]]), label_smoothing=0.05)
+
+    fit(model, loss_at, steps or 3000, learning_rate=2e-3, weight_decay=0.02)
+    model = model.half().float().eval()
+    accuracy = {}
+    with torch.no_grad():
+        for name in ("validation", "test"):
+            data = HandwrittenDigits(name)
+            right = model(data.images())[1][:, :10].argmax(1) == data.labels
+            accuracy[f"handwriting_{name}_accuracy"] = round(right.float().mean().item(), 4)
+        glyphs, labels = glyph_batch(mix(seed, 1), 0, 2000)
+        right = model(glyphs)[1].argmax(1) == labels
+        accuracy["printed_accuracy"] = round(right.float().mean().item(), 4)
+    print(accuracy)
+    data = "printed glyphs of random seeds; the handwriting's train split (its test split never seen)"
+    model.save(output / "features", training_data=data, **accuracy)
+
+
+# ---------------------------------------------------------------------------------------------------------------- dit
+
+
+def pretrain_dit(output: Path, steps: int | None, seed: int) -> None:
+    """A class-conditional DiT of printed glyphs (epsilon prediction, linear schedule of 1,000 steps)."""
+    from diffusers import AutoencoderKL, DDIMScheduler
+
+    from onelora_vision.backbones.dit import DiT, DiTBase, save_pipeline
+
+    folder = output / "dit"
+    if not (folder / "vae").is_dir():
+        raise InputError(f"{folder / 'vae'}: no autoencoder there; run the target vae first")
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
+    scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False, set_alpha_to_one=False)
+    means, stds, labels = encode_glyphs(vae, seed, count=160_000)
+    model = DiT(
+        num_attention_heads=4,
+        attention_head_dim=32,
+        in_channels=4,
+        out_channels=4,
+        num_layers=6,
+        patch_size=2,
+        sample_size=8,
+        num_embeds_ada_norm=len(CLASS_NAMES),
+    )
+    initialize_dit(model)
+    model.fuse_qkv()
+
+    def loss_at(step: int, size: int = 128) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(mix(seed, step))
+        chosen = torch.randint(len(labels), (size,), generator=draw)
+        noise = torch.randn(size, 4, 8, 8, generator=draw)
+        latents = means[chosen].float() + stds[chosen].float() * torch.randn(noise.shape, generator=draw)
+        # one timestep in each of 128 equal intervals: the same distribution as independent draws, less variance
+        times = ((torch.arange(size) + torch.rand(size, generator=draw)) * (1000 / size)).long()
+        dropped = torch.rand(size, generator=draw) < 0.1
+        noisy = scheduler.add_noise(latents, noise, times)
+        predicted = model(noisy, times, labels[chosen].where(~dropped, model.null_class)).sample
+        return F.mse_loss(predicted.float(), noise)
+
+    checkpoint = output / "dit-training.pt"
+    average = fit(model, loss_at, steps or 14_000, learning_rate=1.2e-3, ema_decay=0.999, checkpoint=checkpoint)
+    save_pipeline(DiTBase(average.eval(), vae, scheduler, CLASS_NAMES, str(folder)), folder, torch.float16)
+    checkpoint.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def encode_glyphs(vae, seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the scaled latents of many glyphs, (count, 4, 8, 8) in fp16, and the labels."""
+    means, stds, labels = [], [], []
+    for part in tqdm(range(count // 1000), desc="encoding glyphs", mininterval=10):
+        images, classes = glyph_batch(mix(seed, 2), part, 1000)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(images * 2 - 1).latent_dist
+        means.append((posterior.mean * vae.config.scaling_factor).half())
+        stds.append((posterior.std * vae.config.scaling_factor).half())
+        labels.append(classes)
+    return torch.cat(means), torch.cat(stds), torch.cat(labels)
+
+
+def initialize_dit(model: nn.Module) -> None:
+    """The original's start (arXiv 2212.09748, section 3.2): every block is the identity, the output is zero.
+
+    The label table keeps N(0, 1): from the original's 0.02 a small model takes long to tell the classes apart.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            zero = name.endswith("norm1.linear") or name.startswith("proj_out")
+            nn.init.zeros_(module.weight) if zero else nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+# -------------------------------------------------------------------------------------------------------------- depth
+
+
+def pretrain_depth(output: Path, steps: int | None, seed: int) -> None:
+    """A metric Depth Anything for rendered rooms up to 10 m, by SiLog plus gradient matching, which makes edges."""
+    from onelora_vision.backbones.depth_anything import predict, small_depth_anything
+    from onelora_vision.metrics.depth import depth_metrics
+    from onelora_vision.tasks.depth_losses import gradient_matching, silog
+
+    model = small_depth_anything(max_depth=10).to(memory_format=torch.channels_last)
+    _spread_norms(model)
+    steps = steps or 6500
+    images, depth, valid = rooms(seed, min(16_000, 32 * steps))
+
+    def loss_at(step: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(mix(seed, step))
+        chosen = torch.randint(len(images), (32,), generator=generator)
+        mirrored = torch.rand(32, generator=generator) < 0.5
+        tint = (
+            0.75
+            + 0.5 * torch.rand(32, 1, 1, 1, generator=generator)
+            + 0.1 * torch.randn(32, 3, 1, 1, generator=generator)
+        )
+        batch = [values[chosen] for values in (images, depth, valid)]
+        x, y, known = (torch.where(_shaped(mirrored, v), v.flip(-1), v) for v in batch)
+        predicted = predict(model, (x / 255 * tint).clamp(0, 1)).float()
+        return silog(predicted, y, known) + 0.25 * gradient_matching(predicted, y, known)
+
+    fit(model, loss_at, steps, learning_rate=1e-3, weight_decay=0.02)
+    model = model.half().float().eval()
+    images, depth, valid = rooms(mix(seed, 1), 500)
+    with torch.no_grad():
+        predicted = torch.cat([predict(model, part / 255) for part in images.split(100)])
+    print({name: round(values.mean().item(), 4) for name, values in depth_metrics(predicted, depth, valid).items()})
+    model.half().save_pretrained(output / "depth")
+
+
+def rooms(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rendered rooms: images (count, 3, 64, 64) uint8, depth (count, 64, 64) metres, valid (count, 64, 64)."""
+    from onelora_vision.data.scenes import render_scene
+
+    scenes = [render_scene("indoor", mix(seed, 2, i)) for i in tqdm(range(count), desc="rooms", mininterval=10)]
+    images, depth, valid = (torch.stack([torch.from_numpy(part) for part in parts]) for parts in zip(*scenes))
+    return images.permute(0, 3, 1, 2), depth, valid
+
+
+def _spread_norms(model: nn.Module) -> None:
+    """Start the encoder's norms with scales and shifts that differ between channels, as long pre-training leaves them.
+
+    At scale 1 and shift 0 a LayerNorm's output sums to zero, so an adapter on the feature sum would see nothing; a
+    short pre-training hardly moves the scales.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for module in model.backbone.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.uniform_(module.weight, 0.4, 1.6, generator=generator)
+            nn.init.normal_(module.bias, 0.0, 0.2, generator=generator)
+
+
+def _shaped(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A mask (B,) that broadcasts against ``like`` (B, …)."""
+    return mask.view(-1, *[1] * (like.ndim - 1))
+
+
+TARGETS = {"vae": pretrain_vae, "features": pretrain_features, "dit": pretrain_dit, "depth": pretrain_depth}
+
+
+@exits_cleanly
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("--output_dir", type=Path, default=embedded.FOLDER)
+    parser.add_argument("--steps", type=int, default=None, help="default: what made the shipped weights")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    seed_all(arguments.seed)
+    TARGETS[arguments.target](arguments.output_dir, arguments.steps, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
