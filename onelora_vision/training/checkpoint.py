@@ -1,0 +1,238 @@
+"""Checkpoints that are whole or absent, hold only what is trained, and bring a run back bit for bit.
+
+A ``checkpoint-<step>`` folder holds ``trained.safetensors`` (the trained parameters, fp32), ``ema.safetensors`` if there
+is an average, ``training_state.pt`` (optimizer, schedule, loss scaler, progress; plain tensors and numbers, read with
+``weights_only``) and ``state.json`` (the step and the settings). The order of the data and all random numbers are
+functions of the seed and the step, so nothing else is needed.
+"""
+
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from onelora_vision.errors import InputError, TrainingError
+from onelora_vision.files import TEMPORARY_PREFIX, atomic_directory
+from onelora_vision.training.config import TrainingConfig
+from onelora_vision.training.ema import EMA
+from onelora_vision.training.optim import trained_parameters
+
+
+@dataclass
+class Progress:
+    """How far a run has come. ``history`` has one value per step: loss, grad_norm, learning_rate, …"""
+
+    step: int = 0
+    evaluated_step: int = 0
+    skipped_steps: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best_metric: float | None = None
+    evaluations: list = field(default_factory=list)
+    history: dict = field(default_factory=dict)
+
+
+@dataclass
+class RunState:
+    """All that changes while training. ``model`` is the bare one, not accelerate's wrapper."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler | None
+    ema: EMA | None
+    progress: Progress = field(default_factory=Progress)
+
+
+def run_settings(config: TrainingConfig, num_samples: int, samples_per_step: int) -> dict:
+    """What a resumed run must have in common with the interrupted one, to go on where that one stopped."""
+    fixed = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if not f.metadata.get("may_change")}
+    return {**fixed, "number of training samples": num_samples, "samples per step": samples_per_step}
+
+
+def save_checkpoint(output_dir: str | Path, run: RunState, settings: dict) -> Path:
+    """Write ``checkpoint-<step>`` atomically.
+
+    Raises:
+        TrainingError: it could not be written (full disk); the checkpoints before it stand.
+    """
+    folder = Path(output_dir) / f"checkpoint-{run.progress.step}"
+    trained = {n: p.detach().cpu().contiguous() for n, p in trained_parameters(run.model).items()}
+    files = {
+        "trained.safetensors": safetensors.torch.save(trained),
+        "training_state.pt": _training_state(run),
+        "state.json": json.dumps({"step": run.progress.step, "settings": settings}, indent=2).encode(),
+    }
+    if run.ema is not None:
+        files["ema.safetensors"] = safetensors.torch.save({n: a.cpu() for n, a in run.ema.average.items()})
+    try:
+        with atomic_directory(folder) as temporary:
+            for name, content in files.items():
+                (temporary / name).write_bytes(content)
+    except OSError as error:
+        last = latest_checkpoint(output_dir)
+        raise TrainingError(
+            f"could not write {folder}: {error.strerror or error}; the last good checkpoint is {last or 'none'}"
+        ) from error
+    return folder
+
+
+def _training_state(run: RunState) -> bytes:
+    state = {
+        "optimizer": run.optimizer.state_dict(),
+        "scheduler": run.scheduler.state_dict(),
+        "scaler": run.scaler.state_dict() if run.scaler else None,
+        "ema_updates": run.ema.updates if run.ema else 0,
+        "progress": dataclasses.asdict(run.progress),
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def load_checkpoint(folder: str | Path, run: RunState, settings: dict) -> None:
+    """Bring ``run`` to the state that was saved.
+
+    Raises:
+        InputError: the folder is no checkpoint or a damaged one, or was written by a run with other settings.
+    """
+    folder = Path(folder)
+    state = _read_state(folder)
+    if state is None:
+        raise InputError(f"{folder} is no checkpoint: it has no readable state.json and trained.safetensors")
+    _refuse_other_settings(folder, state["settings"], settings)
+    try:
+        trained = safetensors.torch.load_file(folder / "trained.safetensors")
+        average = safetensors.torch.load_file(folder / "ema.safetensors") if run.ema else {}
+        rest = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError) as error:
+        raise InputError(f"{folder} is damaged: {error}; resume from another checkpoint") from error
+    _copy_into(trained_parameters(run.model), trained, folder)
+    if run.ema:
+        _copy_into(run.ema.average, average, folder)
+        run.ema.updates = rest["ema_updates"]
+    run.optimizer.load_state_dict(rest["optimizer"])
+    run.scheduler.load_state_dict(rest["scheduler"])
+    if run.scaler:
+        run.scaler.load_state_dict(rest["scaler"])
+    run.progress = Progress(**rest["progress"])
+
+
+@torch.no_grad()
+def _copy_into(targets: dict[str, torch.Tensor], values: dict[str, torch.Tensor], folder: Path) -> None:
+    shapes, saved = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (targets, values))
+    if shapes != saved:
+        name = min(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
+        raise InputError(
+            f"{folder} does not fit this model: {name} was {saved.get(name, 'absent')}, is {shapes.get(name, 'absent')}"
+        )
+    for name, target in targets.items():
+        target.copy_(values[name])
+
+
+def _refuse_other_settings(folder: Path, before: dict, now: dict) -> None:
+    now = json.loads(json.dumps(now))  # as JSON gives it back: tuples as lists
+    changes = [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+    if changes:
+        raise InputError(f"cannot resume {folder} with other settings: {'; '.join(changes)}")
+
+
+def find_checkpoint(output_dir: str | Path, wanted: str | None) -> Path | None:
+    """The folder that ``--resume_from_checkpoint`` names, or None to begin anew (also for ``latest`` of none).
+
+    Raises:
+        InputError: the folder does not exist, or ``wanted`` is None and the output folder has checkpoints, which a
+            new run would mix with its own.
+    """
+    latest = latest_checkpoint(output_dir)
+    if wanted == "latest":
+        return latest
+    if wanted is None:
+        if latest is not None:
+            raise InputError(
+                f"{latest} is left from an earlier run: go on with --resume_from_checkpoint latest, "
+                "or choose another --output_dir"
+            )
+        return None
+    if not Path(wanted).is_dir():
+        raise InputError(f"--resume_from_checkpoint {wanted}: no such folder; the latest is {latest or 'none'}")
+    return Path(wanted)
+
+
+def latest_checkpoint(output_dir: str | Path) -> Path | None:
+    """The complete checkpoint of the highest step."""
+    return max(_checkpoints(output_dir), key=_step, default=None)
+
+
+def rotate(output_dir: str | Path, limit: int | None) -> None:
+    """Delete the oldest complete checkpoints beyond ``limit``; call it when the newest is in place."""
+    if limit is None:
+        return
+    for folder in sorted(_checkpoints(output_dir), key=_step)[:-limit]:
+        # Renamed first: a deletion cut short must not leave half a checkpoint under a checkpoint's name.
+        doomed = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}")
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed)
+
+
+def _checkpoints(output_dir: str | Path) -> list[Path]:
+    return [
+        folder
+        for folder in Path(output_dir).glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-\d+", folder.name) and _read_state(folder)
+    ]
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("checkpoint-"))
+
+
+def _read_state(folder: Path) -> dict | None:
+    """``state.json`` if the folder is a complete checkpoint."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return state if (folder / "trained.safetensors").is_file() else None
+
+
+_locks: dict[Path, io.TextIOBase] = {}
+
+
+def lock_folder(output_dir: str | Path) -> None:
+    """Keep other runs out of the folder until this process ends, and clear what a killed run left half-written.
+
+    Raises:
+        InputError: another process holds it, or it cannot be written.
+    """
+    folder = Path(output_dir).resolve()
+    if folder in _locks:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "w")  # noqa: SIM115 - held open: closing it gives the lock back
+    except OSError as error:
+        raise InputError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None
+    try:
+        # A POSIX lock, not flock: loader workers, which may outlive a killed run for seconds, do not inherit it.
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        handle.close()
+        raise InputError(f"--output_dir {output_dir} is in use by another run; choose another one") from None
+    _locks[folder] = handle
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

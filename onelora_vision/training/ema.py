@@ -1,0 +1,55 @@
+"""An exponential moving average of the trained parameters, kept in fp32."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from onelora_vision.training.optim import trained_parameters
+
+
+class EMA:
+    """Average of the trained parameters of ``model``, updated once per optimizer step.
+
+    The decay warms up as min(decay, (1 + n) / (10 + n)) over the updates n, so that a short run's average is not
+    dominated by the start.
+
+    Attributes:
+        average: parameter name -> its fp32 average.
+        updates: how many updates there were.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model = model
+        self.decay = decay
+        self.updates = 0
+        self.average = {n: p.detach().float().clone() for n, p in trained_parameters(model).items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the parameters' present values."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        parameters = trained_parameters(self.model)
+        for name, average in self.average.items():
+            average.lerp_(parameters[name].float(), 1 - decay)
+
+    @torch.no_grad()
+    def copy_to_model(self) -> None:
+        """Put the average in the place of the trained parameters for good."""
+        parameters = trained_parameters(self.model)
+        for name, average in self.average.items():
+            parameters[name].copy_(average)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Run a block with the average in the model; the trained parameters are put back after it."""
+        trained = {name: parameter.detach().clone() for name, parameter in trained_parameters(self.model).items()}
+        self.copy_to_model()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in trained_parameters(self.model).items():
+                    parameter.copy_(trained[name])

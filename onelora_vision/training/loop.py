@@ -1,0 +1,308 @@
+"""The training loop that all scripts share. It knows a task only by its model, ``forward`` and ``evaluate``.
+
+Every step is a function of the seed and the step's number: the sample stream says which samples, each sample's seed
+says how they are drawn, and the global generators (dropout) are seeded at each batch. So a run that was stopped
+anywhere and resumed ends in the same bits as one that was not.
+"""
+
+import contextlib
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from onelora_vision.data.stream import TrainingBatchSampler, training_loader
+from onelora_vision.errors import InputError, TrainingError, nearest
+from onelora_vision.files import atomic_directory
+from onelora_vision.seeding import mix, seed_all
+from onelora_vision.tasks.base import Task
+from onelora_vision.training import checkpoint as ckpt
+from onelora_vision.training.config import TrainingConfig, save_config
+from onelora_vision.training.ema import EMA
+from onelora_vision.training.interrupt import Interrupted, Interruption
+from onelora_vision.training.optim import (
+    build_optimizer,
+    build_scheduler,
+    samples_per_step,
+    to_fp32,
+    total_steps,
+    trained_parameters,
+)
+from onelora_vision.tuners import probe_gradients
+
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a run did, over all its interruptions.
+
+    Attributes:
+        steps, skipped_steps: optimizer steps done; of those, how many were skipped because of a NaN.
+        seconds, seconds_per_step: in steps only, without evaluations and checkpoints.
+        history: per step: loss, grad_norm, learning_rate and what else ``forward`` returned.
+        evaluations: (step, figures) of each evaluation during training.
+        best_step, best_metric: of ``metric_for_best_model``, else None.
+    """
+
+    steps: int
+    skipped_steps: int
+    seconds: float
+    seconds_per_step: float
+    history: dict[str, list[float]]
+    evaluations: list[tuple[int, dict[str, float]]]
+    best_step: int | None
+    best_metric: float | None
+
+
+def train(
+    task: Task,
+    dataset: Dataset,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    evaluation_loader=None,
+    save_adapter: Callable[[Path], None] | None = None,
+    hint: str = "try a lower --learning_rate",
+) -> TrainingSummary:
+    """Train what in ``task.model`` requires gradients; after it the model holds the result (the average, if any).
+
+    Args:
+        dataset: takes a `SampleRef`, gives a dictionary of tensors, numbers and strings.
+        evaluation_loader: handed to ``task.evaluate`` every ``validation_steps``.
+        save_adapter: writes the adapter's files into a folder; called for the best one, kept in ``output_dir/best``.
+            By default PEFT's ``save_pretrained``.
+        hint: what to try when the loss is no longer a number.
+
+    Raises:
+        InputError: an unusable setting, a folder in use, a checkpoint of a run with other settings.
+        TrainingError: a NaN under ``on_nan="stop"``, or a checkpoint that cannot be written.
+        SystemExit: 143 or 130 after SIGTERM or SIGINT, with a checkpoint written.
+    """
+    processes = accelerator.num_processes
+    steps = total_steps(config, len(dataset), processes)
+    to_fp32(task.model)
+    optimizer = build_optimizer(task.model, config, processes)
+    scheduler = build_scheduler(optimizer, config, steps)
+    task.model, optimizer = accelerator.prepare(task.model, optimizer)
+    model = accelerator.unwrap_model(task.model)
+    ema = EMA(model, config.ema_decay) if config.use_ema else None
+    run = ckpt.RunState(model, optimizer, scheduler, accelerator.scaler, ema)
+    settings = ckpt.run_settings(config, len(dataset), samples_per_step(config, processes))
+    loop = _Loop(
+        task, config, accelerator, run, settings, evaluation_loader, save_adapter or model.save_pretrained, hint
+    )
+    loop.resume()
+    loop.go(dataset, steps)
+    if ema is not None:
+        ema.copy_to_model()
+    progress = run.progress
+    return TrainingSummary(
+        steps=progress.step,
+        skipped_steps=progress.skipped_steps,
+        seconds=progress.seconds,
+        seconds_per_step=progress.seconds / max(progress.step, 1),
+        history=progress.history,
+        evaluations=progress.evaluations,
+        best_step=progress.best_step,
+        best_metric=progress.best_metric,
+    )
+
+
+def evaluate(task: Task, loader, accelerator: Accelerator, seed: int = 0) -> dict[str, float]:
+    """``task.evaluate`` with the bare model in eval mode, without gradients, under seeded generators."""
+    wrapped, training = task.model, task.model.training
+    task.model = accelerator.unwrap_model(wrapped)  # DDP's forward would wait for processes that have no batch left
+    task.model.eval()
+    seed_all(seed)
+    try:
+        with torch.no_grad():
+            return task.evaluate(loader, accelerator)
+    finally:
+        task.model = wrapped
+        task.model.train(training)
+
+
+@dataclass
+class _Loop:
+    task: Task
+    config: TrainingConfig
+    accelerator: Accelerator
+    run: ckpt.RunState
+    settings: dict
+    evaluation_loader: object
+    save_adapter: Callable[[Path], None]
+    hint: str
+    saved_step: int = 0
+    skipped_in_a_row: int = 0
+    probed: bool = False
+
+    def resume(self) -> None:
+        """Take the output folder, load the checkpoint that the config names, open the logs."""
+        config, accelerator = self.config, self.accelerator
+        if accelerator.is_main_process:
+            ckpt.lock_folder(config.output_dir)
+        accelerator.wait_for_everyone()
+        folder = ckpt.find_checkpoint(config.output_dir, config.resume_from_checkpoint)
+        if folder is not None:
+            ckpt.load_checkpoint(folder, self.run, self.settings)
+            accelerator.print(f"resumed from {folder}")
+        self.saved_step = self.run.progress.step
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            save_config(config, Path(config.output_dir) / "config.yaml")
+        if accelerator.log_with:
+            # What a killed run logged after its last checkpoint is logged again.
+            again = {"tensorboard": {"purge_step": self.saved_step + 1}}
+            accelerator.init_trackers("onelora_vision", init_kwargs=again)
+
+    def go(self, dataset: Dataset, steps: int) -> None:
+        """Steps, evaluations and checkpoints until ``steps``, or until a signal."""
+        config, accelerator, progress = self.config, self.accelerator, self.run.progress
+        sampler = TrainingBatchSampler(
+            len(dataset),
+            config.train_batch_size,
+            steps * config.gradient_accumulation_steps,
+            config.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+            start_batch=progress.step * config.gradient_accumulation_steps,
+        )
+        batches = iter(training_loader(dataset, sampler, config.dataloader_num_workers))
+        bar = tqdm(total=steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
+        self.task.model.train()
+        with Interruption() as interruption, bar:
+            while True:
+                with contextlib.suppress(Interrupted):  # the evaluation is done again after resuming
+                    self._evaluate_if_due(interruption)
+                signal_number = self._signal_of_any_process(interruption)
+                self._save_if_due(now=signal_number != 0)
+                if signal_number:
+                    self._leave(signal_number)
+                if progress.step >= steps:
+                    return
+                figures = self._step(batches, sampler)
+                bar.update()
+                bar.set_postfix(loss=f"{figures['loss']:.4g}", grad_norm=f"{figures['grad_norm']:.3g}")
+
+    def _step(self, batches: Iterator[dict], sampler: TrainingBatchSampler) -> dict[str, float]:
+        """One optimizer step. Returns what was logged: means over the batches of all processes."""
+        config, accelerator, run, start = self.config, self.accelerator, self.run, time.perf_counter()
+        step, outputs, names = run.progress.step, [], []
+        for micro in range(config.gradient_accumulation_steps):
+            batch = next(batches)
+            number = step * config.gradient_accumulation_steps + micro
+            names.append(batch.get("path") or [f"sample {ref.index}" for ref in sampler.batch(number)])
+            seed_all(mix(config.seed, step, micro, accelerator.process_index))
+            with accelerator.accumulate(self.task.model):
+                output = self.task.forward(send_to_device(batch, accelerator.device, skip_keys="seed"))
+                accelerator.backward(output["loss"])
+            outputs.append({name: value.detach().float() for name, value in output.items()})
+        if not self.probed:
+            probe_gradients(run.model)
+            self.probed = True
+        trained = list(trained_parameters(run.model).values())  # a list: a spent generator would clip nothing
+        norm = accelerator.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
+        means = torch.stack([torch.stack(list(output.values())) for output in outputs]).mean(0)
+        figures = dict(zip(outputs[0], accelerator.reduce(means, "mean").tolist()), grad_norm=float(norm))
+        figures |= {f"lr_{group['name']}": group["lr"] for group in run.optimizer.param_groups}
+        if self._is_usable(figures):
+            self._update()
+        else:
+            self._stop_or_skip(figures, outputs, names)
+        run.optimizer.zero_grad()
+        run.progress.step += 1
+        run.progress.seconds += time.perf_counter() - start
+        for name, value in figures.items():
+            run.progress.history.setdefault(name, []).append(value)
+        accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=run.progress.step)
+        return figures
+
+    def _update(self) -> None:
+        run = self.run
+        run.optimizer.step()
+        self.skipped_in_a_row = 0
+        if not run.optimizer.step_was_skipped:  # fp16's scaler skips a step whose gradients overflow
+            run.scheduler.step()
+            if run.ema is not None:
+                run.ema.update()
+
+    def _is_usable(self, figures: dict[str, float]) -> bool:
+        # Under fp16 an infinite gradient is how the loss scaler finds its scale, as long as that has room to sink.
+        sinking = self.run.scaler is not None and self.run.scaler.get_scale() > 1
+        return math.isfinite(figures["loss"]) and (math.isfinite(figures["grad_norm"]) or sinking)
+
+    def _stop_or_skip(self, figures: dict[str, float], outputs: list[dict], names: list[list[str]]) -> None:
+        """Leave this step's gradients unused, or raise `TrainingError` with all that helps to find the cause."""
+        self.run.progress.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        if self.config.on_nan == "skip" and self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
+            if self.run.scaler is not None:
+                self.run.scaler.update()
+            return
+        bad = [name for output, batch in zip(outputs, names) if not output["loss"].isfinite() for name in batch]
+        bad = gather_object(bad) or gather_object([name for batch in names for name in batch])
+        raise TrainingError(
+            f"step {self.run.progress.step}: loss {figures['loss']}, gradient norm {figures['grad_norm']} at learning "
+            f"rate {self.run.optimizer.param_groups[0]['lr']:.3g}, in the batch of {', '.join(bad[:8])}"
+            f"{f' and {len(bad) - 8} more' if len(bad) > 8 else ''}; the last good checkpoint is "
+            f"{ckpt.latest_checkpoint(self.config.output_dir) or 'none'}; {self.hint}"
+        )
+
+    def _evaluate_if_due(self, interruption: Interruption) -> None:
+        config, progress, ema = self.config, self.run.progress, self.run.ema
+        every = config.validation_steps
+        if not every or progress.step % every or progress.evaluated_step == progress.step:
+            return
+        averaged = ema.applied() if ema else contextlib.nullcontext()
+        with averaged, interruption.at_once(possible=self.accelerator.num_processes == 1):
+            figures = evaluate(self.task, self.evaluation_loader, self.accelerator, config.seed)
+            best = self._is_best(figures)
+            if best and self.accelerator.is_main_process:
+                with atomic_directory(Path(config.output_dir) / "best") as folder:
+                    self.save_adapter(folder)
+        progress.evaluated_step = progress.step
+        progress.evaluations.append((progress.step, figures))
+        if best:
+            progress.best_step, progress.best_metric = progress.step, figures[config.metric_for_best_model]
+        self.accelerator.log({f"evaluation/{name}": value for name, value in figures.items()}, step=progress.step)
+
+    def _is_best(self, figures: dict[str, float]) -> bool:
+        name, best = self.config.metric_for_best_model, self.run.progress.best_metric
+        if name is None:
+            return False
+        if name not in figures:
+            raise InputError(f"--metric_for_best_model {name} is not evaluated here{nearest(name, figures, 'figure')}")
+        value = figures[name]
+        return math.isfinite(value) and (
+            best is None or (value > best if self.config.greater_is_better else value < best)
+        )
+
+    def _signal_of_any_process(self, interruption: Interruption) -> int:
+        number = torch.tensor([interruption.signal or 0], device=self.accelerator.device)
+        return int(self.accelerator.gather(number).max())
+
+    def _save_if_due(self, now: bool) -> None:
+        step, every = self.run.progress.step, self.config.checkpointing_steps
+        if step == self.saved_step or not (now or (every and step % every == 0)):
+            return
+        self.saved_step = step
+        if self.accelerator.is_main_process:
+            ckpt.save_checkpoint(self.config.output_dir, self.run, self.settings)
+            ckpt.rotate(self.config.output_dir, self.config.checkpoints_total_limit)
+
+    def _leave(self, signal_number: int) -> None:
+        latest = ckpt.latest_checkpoint(self.config.output_dir) if self.accelerator.is_main_process else None
+        if latest is not None:
+            how = f"go on with the same command and --resume_from_checkpoint latest ({latest})"
+            print(f"stopped by {signal.Signals(signal_number).name}: {how}", file=sys.stderr)
+        self.accelerator.end_training()
+        sys.exit(128 + signal_number)

@@ -1,0 +1,78 @@
+"""AdamW over what is trained, with its own rate for modules trained whole, and the schedule of both."""
+
+import torch
+from torch import nn
+
+from onelora_vision.errors import InputError
+from onelora_vision.training.config import TrainingConfig
+
+WHOLE_MARK = "modules_to_save."  # PEFT keeps the trained copy of a whole module under this name
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require gradients, by full name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def to_fp32(model: nn.Module) -> None:
+    """Turn the trained parameters to fp32: at a usual rate a bf16 vector swallows most of its updates."""
+    for parameter in trained_parameters(model).values():
+        parameter.data = parameter.data.float()
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig, num_processes: int = 1) -> torch.optim.AdamW:
+    """AdamW with the groups "vectors" (everything but) and "whole" (modules trained whole, such as a new classifier).
+
+    Weight decay, if any, acts on all of them alike. With ``scale_lr`` the rates are multiplied by the samples per
+    optimizer step, as in diffusers.
+
+    Raises:
+        InputError: nothing in the model requires a gradient.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"vectors": [], "whole": []}
+    for name, parameter in trained_parameters(model).items():
+        groups["whole" if WHOLE_MARK in name else "vectors"].append(parameter)
+    if not any(groups.values()):
+        raise InputError(f"--method {config.method} trains nothing in this model: no parameter requires a gradient")
+    factor = samples_per_step(config, num_processes) if config.scale_lr else 1
+    rates = {"vectors": config.learning_rate, "whole": config.head_learning_rate or config.learning_rate}
+    return torch.optim.AdamW(
+        [{"name": name, "params": group, "lr": rates[name] * factor} for name, group in groups.items() if group],
+        lr=config.learning_rate * factor,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.adam_weight_decay,
+    )
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, num_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """diffusers' schedule over ``num_steps`` optimizer steps, to be stepped once per optimizer step.
+
+    It must not be prepared by accelerate, which would step it once per process.
+    """
+    from diffusers.optimization import get_scheduler
+
+    if config.lr_warmup_steps > num_steps:
+        raise InputError(f"--lr_warmup_steps {config.lr_warmup_steps} is more than the run's {num_steps} steps")
+    return get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=num_steps,
+        num_cycles=config.lr_num_cycles,
+        power=config.lr_power,
+    )
+
+
+def samples_per_step(config: TrainingConfig, num_processes: int) -> int:
+    """Samples of all processes that one optimizer step sees."""
+    return config.train_batch_size * config.gradient_accumulation_steps * num_processes
+
+
+def total_steps(config: TrainingConfig, num_samples: int, num_processes: int = 1) -> int:
+    """Optimizer steps of the run: ``max_train_steps``, else enough for ``num_train_epochs``."""
+    if config.max_train_steps is not None:
+        return config.max_train_steps
+    return -(-config.num_train_epochs * num_samples // samples_per_step(config, num_processes))

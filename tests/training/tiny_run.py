@@ -1,0 +1,116 @@
+"""A tiny real training job, for tests to call in this process or to run as a script in another."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import peft
+import timm
+import torch
+
+from onelora_vision import seeding
+from onelora_vision.data.stream import SampleRef, evaluation_loader
+from onelora_vision.errors import exits_cleanly
+from onelora_vision.training.config import TrainingConfig, option, parse_config
+from onelora_vision.training.loop import TrainingSummary, evaluate, train
+from onelora_vision.training.setup import start_run
+
+
+@dataclass(kw_only=True)
+class TinyConfig(TrainingConfig):
+    train_batch_size: int = option(4, "samples per step", may_change=True)
+    max_train_steps: int | None = option(6, "steps", may_change=True)
+    report_to: str = option("none", "no logs", may_change=True)
+    method: str = option("lora", "method")
+    dropout: float = option(0.0, "drop-out before the adapters and in the network")
+    num_samples: int = option(10, "size of the data set")
+    nan_sample: int = option(-1, "the sample whose image is NaN", may_change=True)
+    kill_in_step: int = option(-1, "the step in which this process gets a SIGTERM", may_change=True)
+    kill_in_evaluation: int = option(-1, "the evaluation in which it does", may_change=True)
+
+
+class NoisyColors(torch.utils.data.Dataset):
+    """Images of three colors, with noise drawn from the sample's seed."""
+
+    def __init__(self, config: TinyConfig):
+        self.config = config
+
+    def __len__(self) -> int:
+        return self.config.num_samples
+
+    def __getitem__(self, ref: SampleRef) -> dict:
+        ref = SampleRef.of(ref)
+        label = ref.index % 3
+        image = seeding.randn([ref.seed], (3, 16, 16))[0] * 0.5
+        image[label] += 1.0
+        if ref.index == self.config.nan_sample:
+            image[0, 0, 0] = float("nan")
+        return {"image": image, "label": label, "seed": ref.seed, "path": f"images/{ref.index}.png"}
+
+
+class TinyTask:
+    """Classification, which counts its own calls so that a test can send itself a signal at a known moment."""
+
+    def __init__(self, model: torch.nn.Module, config: TinyConfig):
+        self.model, self.config = model, config
+        self.forwards = self.evaluations = 0
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        if self.forwards == self.config.kill_in_step * self.config.gradient_accumulation_steps:
+            _terminate_myself()
+        self.forwards += 1
+        logits = self.model(batch["image"])
+        loss = torch.nn.functional.cross_entropy(logits, batch["label"])
+        return {"loss": loss, "accuracy": (logits.argmax(1) == batch["label"]).float().mean()}
+
+    def evaluate(self, loader, accelerator) -> dict[str, float]:
+        if self.evaluations == self.config.kill_in_evaluation:
+            _terminate_myself()
+        self.evaluations += 1
+        hits = [
+            accelerator.gather_for_metrics((self.model(batch["image"]).argmax(1) == batch["label"]).float())
+            for batch in loader
+        ]
+        weight = sum(p.double().abs().sum().item() for n, p in self.model.named_parameters() if "lora" in n)
+        return {"accuracy": torch.cat(hits).mean().item(), "weight": weight}
+
+
+def _terminate_myself() -> None:
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def tiny_model(config: TinyConfig) -> peft.PeftModel:
+    seeding.seed_all(1)
+    model = timm.models.VisionTransformer(
+        img_size=16, patch_size=8, embed_dim=12, depth=2, num_heads=2, num_classes=3, proj_drop_rate=config.dropout
+    )
+    lora = peft.LoraConfig(
+        r=1, lora_alpha=1, target_modules=["qkv", "fc1"], modules_to_save=["head"], lora_dropout=config.dropout
+    )
+    return peft.get_peft_model(model, lora)
+
+
+def run(config: TinyConfig) -> tuple[TrainingSummary, dict[str, torch.Tensor], dict[str, float]]:
+    """The summary, the trained tensors and the last evaluation's figures."""
+    accelerator = start_run(config)
+    dataset = NoisyColors(config)
+    task = TinyTask(tiny_model(config), config)
+    loader = accelerator.prepare(evaluation_loader(dataset, 4))
+    summary = train(task, dataset, config, accelerator, loader, hint="lower the rate")
+    model = accelerator.unwrap_model(task.model)
+    trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    figures = evaluate(task, loader, accelerator)
+    if accelerator.is_main_process:
+        torch.save((vars(summary), trained, figures), Path(config.output_dir) / "result.pt")
+    return summary, trained, figures
+
+
+@exits_cleanly
+def main() -> None:
+    run(parse_config(TinyConfig, description="A tiny job."))
+
+
+if __name__ == "__main__":
+    main()
