@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from onelora_vision.backbones.base import Adaptation, norms_with_parameters
+from onelora_vision.backbones.fuse import join_linears, split_linear
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.files import atomic_directory
 
@@ -209,29 +210,19 @@ def _check_same_embedders(stock: DiTTransformer2DModel) -> None:
 
 
 def _fuse(attention: Attention) -> None:
-    if hasattr(attention, "to_qkv"):
-        return
-    attention.fuse_projections()
-    attention.to_qkv.requires_grad_(attention.to_q.weight.requires_grad)
-    del attention.to_q, attention.to_k, attention.to_v
-    attention.set_processor(FusedAttnProcessor2_0())
+    if not hasattr(attention, "to_qkv"):
+        attention.to_qkv = join_linears([attention.to_q, attention.to_k, attention.to_v])
+        del attention.to_q, attention.to_k, attention.to_v
+        attention.fused_projections = True
+        attention.set_processor(FusedAttnProcessor2_0())
 
 
 def _unfuse(attention: Attention) -> None:
-    if not hasattr(attention, "to_qkv"):
-        return
-    fused = attention.to_qkv
-    weights = fused.weight.detach().chunk(3)
-    biases = fused.bias.detach().chunk(3) if fused.bias is not None else [None] * 3
-    for name, weight, bias in zip(("to_q", "to_k", "to_v"), weights, biases):
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-        linear.weight = nn.Parameter(weight.clone(), requires_grad=fused.weight.requires_grad)
-        if bias is not None:
-            linear.bias = nn.Parameter(bias.clone(), requires_grad=fused.weight.requires_grad)
-        setattr(attention, name, linear)
-    del attention.to_qkv
-    attention.fused_projections = False
-    attention.set_processor(AttnProcessor2_0())
+    if hasattr(attention, "to_qkv"):
+        attention.to_q, attention.to_k, attention.to_v = split_linear(attention.to_qkv, 3)
+        del attention.to_qkv
+        attention.fused_projections = False
+        attention.set_processor(AttnProcessor2_0())
 
 
 def dit_adaptation(model: DiT) -> Adaptation:

@@ -52,8 +52,6 @@ class ReferenceDiT:
 
     def attention(self, x, name):
         n, tokens, width = x.shape
-        q, k, v = (
-            self.linear(x, f"{name}.to_{p}").reshape(n, tokens, self.heads, -1).transpose(1, 2) for p in "qkv"
-        )
+        q, k, v = (self.linear(x, f"{name}.to_{p}").reshape(n, tokens, self.heads, -1).transpose(1, 2) for p in "qkv")
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width)
         return self.linear(out, f"{name}.to_out.0")

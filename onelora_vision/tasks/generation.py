@@ -1,0 +1,67 @@
+"""Class-conditional image generation with a latent diffusion transformer."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from onelora_vision import seeding
+from onelora_vision.diffusion import NoiseSchedule, training_losses
+from onelora_vision.sampling import make_scheduler
+
+# Independent uses of one sample's seed.
+LATENT, NOISE, TIMESTEP, DROPOUT = 10, 11, 12, 13
+
+
+class GenerationTask:
+    """DiT's training: noise a latent, predict the noise, and with a learned variance the variance too.
+
+    Args:
+        model: a `DiT` with adapters.
+        vae: the frozen autoencoder; images in, latents out.
+        scheduler_config: config of the noise schedule the base was trained with.
+        class_dropout_prob: share of samples whose label becomes the null class, for classifier-free guidance. One
+            draw per sample, from the sample's own seed.
+        evaluator: called with the model by `evaluate`; ``None`` for a task that is only trained.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        vae: nn.Module,
+        scheduler_config: dict,
+        class_dropout_prob: float = 0.1,
+        evaluator=None,
+    ):
+        self.model = model
+        self.vae = vae.requires_grad_(False).eval()
+        self.class_dropout_prob = class_dropout_prob
+        self.null_class = model.null_class
+        self.evaluator = evaluator
+        self.schedule = NoiseSchedule(make_scheduler("ddpm", scheduler_config, False).betas)
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        """Latents (N, C, h, w), fp32 and of unit size, drawn from the posterior of images (N, 3, H, W) in [0, 1]."""
+        parameter = next(self.vae.parameters())
+        posterior = self.vae.encode((images * 2 - 1).to(parameter.device, parameter.dtype)).latent_dist
+        mean, std = posterior.mean.float(), posterior.std.float()
+        noise = seeding.randn(seeds, mean.shape[1:], LATENT).to(mean.device)
+        return (mean + std * noise) * self.vae.config.scaling_factor
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        """``loss`` (= mse + vlb where the variance is learned) of ``batch``: image, label, seed."""
+        seeds = batch["seed"].tolist()
+        x0 = self.encode(batch["image"], seeds)
+        t = (seeding.rand(seeds, TIMESTEP) * len(self.schedule)).long().to(x0.device)
+        noise = seeding.randn(seeds, x0.shape[1:], NOISE).to(x0.device)
+        dropped = (seeding.rand(seeds, DROPOUT) < self.class_dropout_prob).to(x0.device)
+        labels = torch.where(dropped, self.null_class, batch["label"].to(x0.device))
+        xt = self.schedule.add_noise(x0, noise, t)
+        output = self.model(xt, timestep=t, class_labels=labels).sample
+        losses = {name: loss.mean() for name, loss in training_losses(self.schedule, output, x0, xt, noise, t).items()}
+        return {"loss": sum(losses.values()), **{name: loss.detach() for name, loss in losses.items()}}
+
+    def evaluate(self, loader, accelerator) -> dict[str, float]:
+        """The evaluator's figures for samples of the model; ``loader`` is not used."""
+        return self.evaluator(accelerator.unwrap_model(self.model), accelerator) if self.evaluator else {}
