@@ -1,0 +1,57 @@
+"""``onelora COMMAND …``: finds the subcommand, runs it, prints its result for people or as JSON.
+
+A subcommand is a module with ``add_arguments(parser)``, ``run(args) -> result`` (plain lists, dicts, numbers) and
+``show(result, args)``, which prints the result as text.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+
+from onelora_vision.errors import InputError, exits_cleanly, nearest
+
+COMMANDS = {
+    "params": "count the parameters of a method on a backbone, without its weights",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are `InputError`, so that they end like every other bad input."""
+
+    def error(self, message: str):
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand; exit code 0 on success, 2 on bad input with one line on stderr."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    name, *rest = argv
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(f"onelora_vision {version('onelora_vision')}")
+        return 0
+    if name not in COMMANDS:
+        raise InputError(f"no command {name!r}{nearest(name, COMMANDS, 'command')}")
+    module = importlib.import_module(f"onelora_vision.cli.{name.replace('-', '_')}")
+    parser = _Parser(prog=f"onelora {name}", description=COMMANDS[name], allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    module.add_arguments(parser)
+    args = parser.parse_args(rest)
+    result = module.run(args)
+    if args.json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        module.show(result, args)
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: onelora COMMAND [--json] …", "", "commands:", *lines, "", "onelora COMMAND --help"])
