@@ -1,0 +1,54 @@
+"""Pictures for people: grids of samples with their classes named."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from onelora_vision.files import atomic_file
+
+MIN_CELL = 96  # pixels; smaller images are enlarged, without smoothing, so that their own pixels show
+
+
+def tile(images: torch.Tensor, columns: int, gap: int = 2) -> torch.Tensor:
+    """One image (3, H', W') of images (N, 3, H, W) in [0, 1], row by row, with white gaps."""
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    sheet = torch.ones(c, rows * (h + gap) - gap, columns * (w + gap) - gap)
+    for index, image in enumerate(images):
+        top, left = index // columns * (h + gap), index % columns * (w + gap)
+        sheet[:, top : top + h, left : left + w] = image
+    return sheet
+
+
+def save_comparison(
+    path: str | os.PathLike, panels: Mapping[str, torch.Tensor], row_names: Sequence[str], caption: str = ""
+) -> None:
+    """Write a PNG of panels side by side, one row per class.
+
+    Args:
+        panels: title -> images (rows, columns, 3, H, W) in [0, 1], the same number of rows in each.
+        row_names: one per row.
+        caption: a line below, such as how the samples were made.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    first = next(iter(panels.values()))
+    rows, columns, _, height, width = first.shape
+    cell = max(height, MIN_CELL) / 96  # inches at 96 dpi
+    gap = max(1, height // 32)
+    figure = Figure(figsize=(len(panels) * columns * cell + 1.2, rows * cell + 0.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, images) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        sheet = tile(images.reshape(-1, *images.shape[2:]), columns, gap)
+        axes.imshow(sheet.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+        axes.set_title(title)
+        axes.set_xticks([])
+        axes.set_yticks([row * (height + gap) + height / 2 for row in range(rows)], row_names)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    if caption:
+        figure.supxlabel(caption, fontsize=8, color="#555555")
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=96)
