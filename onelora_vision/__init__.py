@@ -1,0 +1,9 @@
+"""Fine-tune image models with one trainable vector per layer. Importing this package registers 1LoRA and MoRA in PEFT."""
+
+from .errors import InputError
+from .methods import METHODS, apply_method
+from .tuners import MoraConfig, OneLoraConfig, probe_gradients
+
+__version__ = "0.1.0"
+
+__all__ = ["METHODS", "InputError", "MoraConfig", "OneLoraConfig", "apply_method", "probe_gradients"]

@@ -1,0 +1,278 @@
+"""The methods by name: what each trains, and how to put it on a model. A new method is one row of the table.
+
+Besides the names of the table, every combination of {sum, bias, scale, norms} is a method (the 1LoRA paper's ablation):
+``sum+norms`` is onelora_norms, ``bias`` is bitfit, ``bias+scale+norms`` is difffit.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+
+from .backbones.base import Adaptation
+from .errors import InputError, nearest
+from .seeding import seeded
+from .tuners import MoraConfig, OneLoraConfig
+from .tuners.base import listed, train_in_float32
+from .tuners.mora.functional import ROTATING, SHARING
+
+PARTS = ("sum", "bias", "scale", "norms")
+_DIVERGES = "scale (gamma) together with sum (b) can diverge (1LoRA paper, table of ablations): leave scale out, or lower the learning rate"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a method's config is made from: targets as an expression, modules trained whole, and the settings."""
+
+    target_modules: str | None
+    modules_to_save: list[str] | None
+    rank: int
+    lora_alpha: int
+    compression: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        name: what the user types.
+        trains: what is trained in each adapted layer W (out d, in k), with its count; for tables and cards.
+        config: makes the PEFT config.
+        adapts_layers: whether linear layers get adapters (not so for norms, head and full).
+        trains_norms: whether the norms are trained whole. trains_all: whether every module is.
+        takes_rank: whether ``rank`` applies; takes_alpha: whether ``lora_alpha`` does; takes_compression likewise.
+        hint: what to try when training gives NaN.
+    """
+
+    name: str
+    trains: str
+    config: Callable[[Options], PeftConfig]
+    adapts_layers: bool = True
+    trains_norms: bool = False
+    trains_all: bool = False
+    takes_rank: bool = False
+    takes_alpha: bool = False
+    takes_compression: bool = False
+    hint: str = "lower the learning rate"
+
+
+def _targets(options: Options) -> dict:
+    return {"target_modules": options.target_modules, "modules_to_save": options.modules_to_save}
+
+
+def _family(name: str, *parts: str) -> Method:
+    """A member of 1LoRA's family: any of the parts sum, bias, scale, norms."""
+    uses = {f"use_{part}": part in parts for part in PARTS[:3]}
+
+    def config(options: Options) -> PeftConfig:
+        compression = {"compression": options.compression, "compression_seed": options.seed} if "sum" in parts else {}
+        return OneLoraConfig(**_targets(options), **uses, **compression)
+
+    symbols = {"sum": "b (d)", "bias": "beta (d)", "scale": "gamma (d)", "norms": "norms"}
+    return Method(
+        name,
+        trains=" + ".join(symbols[part] for part in parts) or "nothing",
+        config=config,
+        adapts_layers=any(uses.values()),
+        trains_norms="norms" in parts,
+        takes_compression="sum" in parts,
+        **({"hint": _DIVERGES} if {"sum", "scale"} <= set(parts) else {}),
+    )
+
+
+def _lora(options: Options, **kwargs: bool) -> PeftConfig:
+    return LoraConfig(r=options.rank, lora_alpha=options.lora_alpha, **_targets(options), **kwargs)
+
+
+def _vera(options: Options) -> PeftConfig:
+    # The shared projections are saved: PEFT rebuilds them from the seed, but warns that not on every machine alike.
+    return VeraConfig(r=options.rank, projection_prng_key=options.seed, save_projection=True, **_targets(options))
+
+
+def _mora(mora_type: int) -> Callable[[Options], PeftConfig]:
+    return lambda options: MoraConfig(mora_type=mora_type, **_targets(options))
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        _family("onelora", "sum"),
+        _family("onelora_norms", "sum", "norms"),
+        _family("bitfit", "bias"),
+        _family("difffit", "bias", "scale", "norms"),
+        Method("lora", "A (r k) + B (d r)", _lora, takes_rank=True, takes_alpha=True),
+        Method(
+            "dora", "A (r k) + B (d r) + m (d)", lambda o: _lora(o, use_dora=True), takes_rank=True, takes_alpha=True
+        ),
+        Method("vera", "b (d) + d (r)", _vera, takes_rank=True),
+        Method("mora1", "M (r^2, r = round(sqrt(d)))", _mora(SHARING)),
+        Method("mora6", "M (r^2, r even, about sqrt(d))", _mora(ROTATING)),
+        _family("head"),
+        Method("full", "everything", _family("full").config, adapts_layers=False, trains_all=True),
+    )
+}
+
+_ALIASES = {("sum",): "onelora", ("sum", "norms"): "onelora_norms", ("bias",): "bitfit", PARTS[1:]: "difffit"}
+
+COMBINATIONS = ["+".join(parts) for size in range(1, 5) for parts in combinations(PARTS, size)]
+"""All 15 combinations of the parts, in canonical order."""
+
+
+def find_method(name: str) -> Method:
+    """The row for a name of the table or a combination of parts in any order (``norms+sum``).
+
+    Raises:
+        InputError: there is no such method; the message names the nearest.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    parts = name.split("+")
+    if set(parts) <= set(PARTS) and len(set(parts)) == len(parts):
+        canonical = tuple(part for part in PARTS if part in parts)
+        return METHODS[_ALIASES[canonical]] if canonical in _ALIASES else _family("+".join(canonical), *canonical)
+    raise InputError(f"unknown method {name!r}{nearest(name, [*METHODS, *COMBINATIONS], 'method')}")
+
+
+def apply_method(
+    model: nn.Module,
+    method: str,
+    adaptation: Adaptation,
+    *,
+    rank: int = 1,
+    lora_alpha: int | None = None,
+    compression: str = "sum",
+    seed: int = 0,
+    extra_modules_to_save: Sequence[str] = (),
+    adapter_name: str = "default",
+) -> PeftModel:
+    """Freeze ``model`` and put a method on it; the result saves, loads, switches and merges as any PEFT model.
+
+    ``head`` trains ``adaptation.whole_modules`` alone. ``full`` trains a copy of every module with parameters; parameters
+    of the root itself (timm's ``pos_embed``, ``cls_token``) stay frozen. What is trained is fp32 also on a bf16 model.
+
+    Args:
+        method: a name of `METHODS` or a combination of parts, see `find_method`.
+        rank: of lora, dora and vera. lora_alpha: of lora and dora, by default ``rank`` (a scale of 1).
+        compression: "sum" or "random", of the methods with sum. seed: of random compression, and of initial values.
+        extra_modules_to_save: full names of further modules to train whole.
+
+    Raises:
+        InputError: unknown method, an option that the method does not have, modules that do not exist or that the
+            method cannot adapt, nothing to train.
+    """
+    row = find_method(method)
+    _check_options(row, rank, lora_alpha, compression)
+    whole = _modules_trained_whole(model, row, adaptation, extra_modules_to_save)
+    targets = [name for name in adaptation.target_modules if not _is_under(name, whole)] if row.adapts_layers else []
+    if row.adapts_layers and not targets:
+        raise InputError(f"method {row.name}: this model has no linear layer to adapt")
+    if not row.adapts_layers and not whole:
+        raise InputError(f"method {row.name} trains nothing on this model: it has no such modules")
+    options = Options(
+        target_modules=exact_pattern(targets) if targets else None,
+        modules_to_save=whole or None,
+        rank=rank,
+        lora_alpha=rank if lora_alpha is None else lora_alpha,
+        compression=compression,
+        seed=seed,
+    )
+    with seeded(seed):
+        adapted = get_peft_model(model, row.config(options), adapter_name=adapter_name)
+    _check_outcome(adapted, row, targets, whole)
+    for name in whole:
+        train_in_float32(adapted.get_base_model().get_submodule(name).modules_to_save[adapter_name])
+    return adapted
+
+
+def trainable_parameters(model: nn.Module) -> int:
+    """How many values are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def adapter_parameters(model: PeftModel, adapter_name: str = "default") -> int:
+    """How many values the adapter file holds (with what is saved but not trained, as VeRA's shared projections)."""
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    return sum(tensor.numel() for tensor in state.values())
+
+
+def exact_pattern(names: Iterable[str]) -> str:
+    """A regular expression that matches exactly ``names``; PEFT would match list entries as ends of longer names, too.
+
+    Layers that are alike are folded: ``blocks\\.(?:0|1)\\.(?:attn\\.qkv|mlp\\.fc1)``.
+    """
+    plain: list[str] = []
+    numbered: dict[str, dict[str, list[str]]] = {}  # part before the first number -> number -> parts after it
+    for name in names:
+        match = re.fullmatch(r"(.*?\.)?(\d+)(\..*)?", name)
+        if match is None:
+            plain.append(re.escape(name))
+        else:
+            before, number, after = match.groups(default="")
+            numbered.setdefault(before, {}).setdefault(number, []).append(re.escape(after))
+    for before, layers in numbered.items():
+        alike: dict[str, list[str]] = {}
+        for number, afters in layers.items():
+            alike.setdefault(_either(afters), []).append(number)
+        plain += [f"{re.escape(before)}{_either(numbers)}{after}" for after, numbers in alike.items()]
+    return "|".join(plain)
+
+
+def _either(options: list[str]) -> str:
+    return options[0] if len(options) == 1 else f"(?:{'|'.join(options)})"
+
+
+def _check_options(row: Method, rank: int, lora_alpha: int | None, compression: str) -> None:
+    if rank < 1:
+        raise InputError(f"rank={rank} is not possible: give a whole number from 1")
+    if lora_alpha is not None and lora_alpha <= 0:
+        raise InputError(f"lora_alpha={lora_alpha} is not possible: give a positive number")
+    for option, is_given, applies, users in (
+        ("rank", rank != 1, row.takes_rank, "lora, dora, vera"),
+        ("lora_alpha", lora_alpha is not None, row.takes_alpha, "lora, dora"),
+        ("compression", compression != "sum", row.takes_compression, "methods with sum"),
+    ):
+        if is_given and not applies:
+            raise InputError(f"{option} has no meaning for method {row.name}; it is for {users}")
+
+
+def _modules_trained_whole(model: nn.Module, row: Method, adaptation: Adaptation, extra: Sequence[str]) -> list[str]:
+    names = [*adaptation.whole_modules, *extra]
+    names += adaptation.norm_modules if row.trains_norms else []
+    known = {name for name, _ in model.named_modules()}
+    for name in names:
+        if name not in known:
+            raise InputError(f"no module is called {name!r}{nearest(name, known, 'module')}")
+    names = list(_parts_of(model)) if row.trains_all else list(dict.fromkeys(names))
+    return [name for name in names if not _is_under(name.rpartition(".")[0], names)]
+
+
+def _parts_of(model: nn.Module, prefix: str = "") -> Iterable[str]:
+    """Names of the children with parameters; lists and sequences are entered, since hosts iterate over them."""
+    for name, child in model.named_children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+            yield from _parts_of(child, f"{prefix}{name}.")
+        elif not isinstance(child, (nn.ParameterList, nn.ParameterDict)) and any(True for _ in child.parameters()):
+            yield f"{prefix}{name}"
+
+
+def _is_under(name: str, roots: Sequence[str]) -> bool:
+    return any(name == root or name.startswith(f"{root}.") for root in roots)
+
+
+def _check_outcome(model: PeftModel, row: Method, targets: Sequence[str], whole: Sequence[str]) -> None:
+    """Refuse what PEFT made of the names, if it is not what was asked for."""
+    modules = dict(model.get_base_model().named_modules())
+    left_out = [name for name in targets if not isinstance(modules.get(name), BaseTunerLayer)]
+    if left_out:
+        raise InputError(f"method {row.name} cannot adapt {listed(left_out)} on this model")
+    wrapped = [name for name, module in modules.items() if isinstance(module, ModulesToSaveWrapper)]
+    extra = [name for name in wrapped if name not in whole and any(True for _ in modules[name].parameters())]
+    if extra:
+        raise InputError(f"method {row.name}: PEFT takes {listed(extra)} for {listed(whole)}, whose names end alike")

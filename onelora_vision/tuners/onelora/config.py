@@ -1,0 +1,71 @@
+"""Configuration of 1LoRA as a PEFT method; it is saved as ``adapter_config.json``."""
+
+from dataclasses import dataclass, field
+
+from peft import PeftConfig
+from peft.utils.constants import DUMMY_TARGET_MODULES
+
+from ...errors import InputError
+from ..base import check_choice, check_targets
+from ..registry import peft_type
+
+COMPRESSIONS = ("sum", "random")
+
+
+@dataclass
+class OneLoraConfig(PeftConfig):
+    """1LoRA (arXiv 2503.08333): ``y = gamma * (W0 x + beta0 + beta) + b * sum_i x_i`` with W0, beta0 frozen.
+
+    Args:
+        target_modules: module names (as PEFT matches them: in full, or the end of a dotted name), a regular expression
+            for the full name, or ``"all-linear"``. Only linear layers.
+        exclude_modules: names or expression of modules to leave alone.
+        layers_to_transform: numbers of the layers to adapt, with ``target_modules`` as a list.
+        layers_pattern: name of the list that holds these layers (``blocks``).
+        modules_to_save: modules trained and saved whole: a full name, or the end of a dotted name.
+        use_sum: train b (1LoRA). use_bias: train beta (BitFit). use_scale: train gamma (with use_bias: DiffFit).
+        compression: "sum" (ones) or "random", a fixed vector of the same norm (the paper's ablation).
+        compression_seed: seed of the random vector, which is rebuilt and not saved: it depends on the seed and on the
+            layer's input width.
+        init_weights: True starts as the identity; False draws small random vectors (for tests).
+
+    Raises:
+        InputError: (a ValueError) a value is not possible; the message names field and value.
+    """
+
+    target_modules: list[str] | str | None = field(default=None, metadata={"help": "Linear layers to adapt."})
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave alone."})
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Layer numbers to adapt."})
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of layers."})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole."})
+    use_sum: bool = field(default=True, metadata={"help": "Train b, the coefficients of the summed input (1LoRA)."})
+    use_bias: bool = field(default=False, metadata={"help": "Train beta, a shift of the bias (BitFit)."})
+    use_scale: bool = field(default=False, metadata={"help": "Train gamma, a scale of the output (DiffFit)."})
+    compression: str = field(default="sum", metadata={"help": "How the input is compressed: sum or random."})
+    compression_seed: int = field(default=0, metadata={"help": "Seed of the random compression vector."})
+    init_weights: bool = field(default=True, metadata={"help": "Start as the identity."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = peft_type("onelora")
+        for name in ("use_sum", "use_bias", "use_scale", "init_weights"):
+            check_choice(name, getattr(self, name), (True, False))
+        check_choice("compression", self.compression, COMPRESSIONS)
+        if isinstance(self.compression_seed, bool) or not isinstance(self.compression_seed, int):
+            raise InputError(f"compression_seed={self.compression_seed!r} is not possible: give an integer")
+        check_targets(self)
+        if not self.has_vectors:
+            self._target_nothing()
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether any layer is adapted; without vectors the adapter is its ``modules_to_save``."""
+        return self.use_sum or self.use_bias or self.use_scale
+
+    def _target_nothing(self) -> None:
+        if not self.modules_to_save:
+            raise InputError("use_sum=False, use_bias=False, use_scale=False train nothing without modules_to_save")
+        if self.target_modules not in (None, DUMMY_TARGET_MODULES):
+            raise InputError(f"target_modules={self.target_modules!r} needs use_sum, use_bias or use_scale")
+        # PEFT's name for an adapter that adapts no layer.
+        self.target_modules = DUMMY_TARGET_MODULES

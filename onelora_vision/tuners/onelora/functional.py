@@ -1,0 +1,351 @@
+"""The mathematics of 1LoRA (arXiv 2503.08333) on tensors: no modules, no PEFT.
+
+One adapted linear layer computes ``y = gamma * (W0 x + beta0 + beta) + b * sum_i x_i``, each of b, beta, gamma optional
+(the paper's 1LoRA, BitFit and DiffFit and all that lies between). Shapes: W0 (d, k), x (..., k), y (..., d), vectors (d,).
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_MIX_ROWS = 4096
+
+
+class Vectors(NamedTuple):
+    """What one adapter does to one linear layer; None where it leaves that part alone.
+
+    Attributes:
+        b: (d,) coefficients of the compressed input, starts at 0.
+        beta: (d,) shift of the bias, starts at 0.
+        gamma: (d,) scale of the frozen layer's output, starts at 1.
+        v: (k,) compression vector that takes the place of ones; None is the plain sum.
+    """
+
+    b: Tensor | None = None
+    beta: Tensor | None = None
+    gamma: Tensor | None = None
+    v: Tensor | None = None
+
+
+def weighted(vectors: Vectors, weight: float) -> Vectors:
+    """An adapter at ``weight`` s: b and beta become s b and s beta, gamma becomes 1 + s (gamma - 1)."""
+    if weight == 1:
+        return vectors
+    b, beta, gamma, v = vectors
+    return Vectors(
+        None if b is None else b * weight,
+        None if beta is None else beta * weight,
+        None if gamma is None else 1 + (gamma - 1) * weight,
+        v,
+    )
+
+
+def compose(adapters: Sequence[Vectors], weights: Sequence[float] | None = None) -> list[Vectors]:
+    """Several adapters at once: gammas multiply, betas and b's add; the order does not matter.
+
+    The composed layer is ``(prod gamma * W0 + sum b v^T, prod gamma * (beta0 + sum beta))``. Adapters with the same
+    compression (the same object v) share one b, so the list has one entry, and one more for each further compression
+    vector (those hold only b and v). Forward, merging and the blending of adapter files all use this formula.
+    """
+    weights = [1.0] * len(adapters) if weights is None else weights
+    scaled = [weighted(vectors, weight) for vectors, weight in zip(adapters, weights)]
+    if len(scaled) == 1:
+        return scaled
+    beta = _fold(torch.add, [a.beta for a in scaled])
+    gamma = _fold(torch.mul, [a.gamma for a in scaled])
+    groups: list[tuple[Tensor | None, list[Tensor]]] = []
+    for adapter in scaled:
+        if adapter.b is not None:
+            same = next((bs for v, bs in groups if v is adapter.v), None)
+            if same is None:
+                groups.append((adapter.v, [adapter.b]))
+            else:
+                same.append(adapter.b)
+    if not groups:
+        return [Vectors(None, beta, gamma)]
+    sums = [Vectors(_fold(torch.add, bs), v=v) for v, bs in groups]
+    return [sums[0]._replace(beta=beta, gamma=gamma)] + sums[1:]
+
+
+def _fold(operation, tensors: list[Tensor | None]) -> Tensor | None:
+    result = None
+    for tensor in tensors:
+        if tensor is not None:
+            result = tensor if result is None else operation(result, tensor)
+    return result
+
+
+def random_compression(in_features: int, seed: int) -> Tensor:
+    """A fixed random vector (in_features,) with the norm of ones, sqrt(in_features): the paper's ablation.
+
+    It depends on the seed and the width alone, so every machine rebuilds it and no file has to hold it, and layers
+    that read the same input (q, k, v) share one compressed value, whether they are fused or split.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    vector = torch.randn(in_features, generator=generator, dtype=torch.float64, device="cpu")
+    return (vector * (math.sqrt(in_features) / vector.norm())).float()
+
+
+def merged(weight: Tensor, bias: Tensor | None, vectors: Sequence[Vectors]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the plain linear layer that equals the adapted one; computed in fp32 or better, rounded once.
+
+    A layer without bias gets one if beta asks for it.
+    """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    new_weight, new_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    _, beta, gamma, _ = vectors[0]
+    if beta is not None:
+        new_bias = beta.to(dtype) if new_bias is None else new_bias + beta
+    if gamma is not None:
+        new_weight = gamma[:, None] * new_weight
+        new_bias = None if new_bias is None else gamma * new_bias
+    for b, _, _, v in vectors:
+        if b is not None:
+            new_weight = new_weight + _outer(b, v)
+    # clone() where nothing changed: the result never shares memory with the original.
+    new_weight = new_weight.clone() if new_weight is weight else new_weight.to(weight.dtype)
+    if new_bias is not None:
+        new_bias = new_bias.clone() if new_bias is bias else new_bias.to(weight.dtype)
+    return new_weight, new_bias
+
+
+def delta_weight(weight: Tensor, vectors: Sequence[Vectors]) -> Tensor:
+    """Change (d, k) of the weight, in fp32 or better: ``(gamma - 1) * W0 + sum b v^T``."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    delta = torch.zeros_like(weight, dtype=dtype)
+    if vectors[0].gamma is not None:
+        delta = (vectors[0].gamma[:, None] - 1) * weight.to(dtype)
+    for b, _, _, v in vectors:
+        if b is not None:
+            delta = delta + _outer(b, v)
+    return delta
+
+
+def _outer(b: Tensor, v: Tensor | None) -> Tensor:
+    """``b v^T`` (d, k), or (d, 1), to be broadcast, for the plain sum."""
+    return b[:, None] if v is None else b[:, None] * v
+
+
+def compress(x: Tensor, v: Tensor | None) -> Tensor:
+    """``sum_i v_i x_i`` over the last dimension, kept: (..., 1), in fp32 or better."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if v is None:
+        return x.sum(-1, keepdim=True, dtype=dtype)
+    return (x.to(dtype) * v.to(dtype)).sum(-1, keepdim=True)
+
+
+_force_plain = False
+
+
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """Compute by the plain formula inside the block: slower, but differentiable any number of times."""
+    global _force_plain
+    before, _force_plain = _force_plain, True
+    try:
+        yield
+    finally:
+        _force_plain = before
+
+
+def _use_plain() -> bool:
+    """Whether ordinary operations must be used: by request, under torch.compile (Inductor fuses them), tracing, functorch."""
+    return (
+        torch.compiler.is_compiling()
+        or _force_plain
+        or torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, vectors: Sequence[Vectors]) -> Tensor:
+    """The adapted linear layer for a plain frozen weight, by the fastest exact path.
+
+    Saves for backward what the frozen layer saves and, with b, one value per token: ``sum_i x_i``. (gamma needs the
+    frozen layer's output besides.) The output has the dtype of the frozen layer's.
+
+    Args:
+        x: (..., k) input. weight: (d, k). bias: (d,) or None. vectors: from `compose`.
+    """
+    first, rest = vectors[0], vectors[1:]
+    lowest = weight.dtype if not torch.is_autocast_enabled(x.device.type) else torch.get_autocast_dtype(x.device.type)
+    is_exact = x.dtype == weight.dtype == lowest and lowest in (torch.float32, torch.float64)
+    if first.beta is not None and first.gamma is None and is_exact:
+        # In fp32 the shift joins the bias for nothing; a half-precision bias would round it away.
+        bias = first.beta if bias is None else bias + first.beta
+        first = first._replace(beta=None)
+    is_plain = _use_plain() or (weight.requires_grad and torch.is_grad_enabled())
+    if is_plain or first.gamma is not None or first.beta is not None or first.b is None:
+        y = epilogue(F.linear(x, weight, bias), x, [first])
+    else:
+        y = _sum_linear(x, weight, bias, first.b, first.v, lowest)
+    return epilogue(y, x, rest)
+
+
+def epilogue(z: Tensor, x: Tensor, vectors: Sequence[Vectors]) -> Tensor:
+    """``gamma * (z + beta) + b * sum x`` for an output z (..., d) of any frozen layer and its input x (..., k)."""
+    for b, beta, gamma, v in vectors:
+        if b is None and beta is None and gamma is None:
+            continue
+        s = None if b is None else compress(x, v)
+        z = plain_epilogue(z, s, gamma, beta, b) if _use_plain() else _Epilogue.apply(z, s, gamma, beta, b)
+    return z
+
+
+def mixed_epilogue(z: Tensor, x: Tensor, adapters: Sequence[Vectors], choice: Tensor) -> Tensor:
+    """`epilogue` where sample i of z (batch, ..., d) and x (batch, ..., k) goes through ``adapters[choice[i]]``.
+
+    The feature sum is taken once; each sample gathers its own vectors.
+    """
+
+    def gather(vectors: list[Tensor | None], neutral: float, like: Tensor) -> Tensor | None:
+        if all(vector is None for vector in vectors):
+            return None
+        filler = torch.full(like.shape[-1:], neutral, dtype=_at_least_float32(like), device=like.device)
+        table = torch.stack([filler if vector is None else vector for vector in vectors])
+        return table[choice].view(len(choice), *[1] * (like.ndim - 2), -1)
+
+    b = gather([a.b for a in adapters], 0.0, z)
+    s = None if b is None else compress(x, gather([a.v for a in adapters], 1.0, x))
+    gamma = gather([a.gamma for a in adapters], 1.0, z)
+    return plain_epilogue(z, s, gamma, gather([a.beta for a in adapters], 0.0, z), b)
+
+
+def plain_epilogue(z: Tensor, s: Tensor | None, gamma: Tensor | None, beta: Tensor | None, b: Tensor | None) -> Tensor:
+    """The epilogue by ordinary operations: the reference, in the vectors' precision, rounded once to z's dtype."""
+    y = z if beta is None else z + beta
+    y = y if gamma is None else gamma * y
+    return (y if b is None else y + s * b).to(z.dtype)
+
+
+def _sum_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor, v: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return _SumLinear.apply(x, weight, bias, b, v, torch.is_grad_enabled())
+    with torch.autocast(device, enabled=False):
+        bias = None if bias is None else bias.to(dtype)
+        return _SumLinear.apply(x, weight.to(dtype), bias, b, v, torch.is_grad_enabled())
+
+
+def _forming_pays(tokens: int, width: int, weight: Tensor) -> bool:
+    """Whether to form ``W + b v^T`` (one pass over the weight) and not to touch up a (tokens, width') output.
+
+    Never where the matrix product may be done in less than fp32 (bf16, TF32): there the sum would round b away.
+    """
+    return tokens > width and weight.dtype in (torch.float32, torch.float64) and weight.device.type == "cpu"
+
+
+class _SumLinear(torch.autograd.Function):
+    """``W x + bias + b * sum x`` with a frozen weight."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, b, v, with_grad):
+        d, k = weight.shape
+        tokens = x.numel() // k
+        formed = _forming_pays(tokens, k, weight)
+        trains_b = with_grad and ctx.needs_input_grad[3]
+        s = compress(x, v) if trains_b or not formed else None
+        if formed:
+            y = F.linear(x, weight + _outer(b, v), bias)
+        else:
+            y = F.linear(x.to(weight.dtype), weight, bias).addcmul_(s, b)
+        ctx.x_dtype = x.dtype
+        ctx.save_for_backward(weight, b, v, s if trains_b else None)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the fused 1LoRA operator keeps one value per token and cannot be differentiated twice: run the "
+                "forward pass inside onelora_vision.tuners.onelora.functional.plain_operations()"
+            )
+        weight, b, v, s = ctx.saved_tensors
+        needs_x, _, needs_bias, needs_b = ctx.needs_input_grad[:4]
+        with torch.autocast(grad.device.type, enabled=False):
+            rows = grad.reshape(-1, grad.shape[-1])  # (tokens, d)
+            grad_x = _grad_input(rows, weight, b, v, ctx.x_dtype).reshape(*grad.shape[:-1], -1) if needs_x else None
+            grad_bias = rows.sum(0) if needs_bias else None
+            grad_b = weighted_sum(rows, s.reshape(-1)) if needs_b else None
+        return grad_x, None, grad_bias, grad_b, None, None
+
+
+def _grad_input(rows: Tensor, weight: Tensor, b: Tensor, v: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``rows (W + b v^T)`` (tokens, k), with the formed weight or with a rank-1 correction."""
+    if _forming_pays(len(rows), len(weight), weight):
+        return rows @ (weight + _outer(b, v))
+    share = rows_dot(rows, b)[:, None]  # (tokens, 1)
+    grad = (rows @ weight).to(dtype)
+    return grad.add_(share) if v is None else grad.addcmul_(share, v)
+
+
+class _Epilogue(torch.autograd.Function):
+    """`plain_epilogue` that keeps z only where gamma trains, and computes in fp32 without fp32 copies saved."""
+
+    @staticmethod
+    def forward(ctx, z, s, gamma, beta, b):
+        ctx.save_for_backward(z if ctx.needs_input_grad[2] else None, s, gamma, beta, b)
+        return plain_epilogue(z, s, gamma, beta, b)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the fused 1LoRA operator cannot be differentiated twice: run the forward pass inside "
+                "onelora_vision.tuners.onelora.functional.plain_operations()"
+            )
+        z, s, gamma, beta, b = ctx.saved_tensors
+        needs_z, needs_s, needs_gamma, needs_beta, needs_b = ctx.needs_input_grad
+        with torch.autocast(grad.device.type, enabled=False):
+            rows = grad.reshape(-1, grad.shape[-1])  # (tokens, d)
+            total = rows.sum(0, dtype=_at_least_float32(rows)) if needs_beta or needs_gamma else None
+            grad_s = rows_dot(rows, b).view_as(s) if needs_s else None
+            grad_b = weighted_sum(rows, s.reshape(-1)) if needs_b else None
+            grad_gamma = None
+            if needs_gamma:
+                grad_gamma = columns_dot(rows, z.reshape(rows.shape))
+                grad_gamma = grad_gamma if beta is None else grad_gamma + beta * total
+            grad_beta = None
+            if needs_beta:
+                grad_beta = total if gamma is None else gamma * total
+            grad_z = None
+            if needs_z:
+                grad_z = grad if gamma is None else (grad * gamma).to(grad.dtype)
+        return grad_z, grad_s, grad_gamma, grad_beta, grad_b
+
+
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
+    """``rows^T weights`` (d,) for rows (tokens, d), in fp32 or better; half-precision rows are widened a block at a time."""
+    if rows.dtype == weights.dtype:
+        return torch.mv(rows.t(), weights)
+    result = torch.zeros(rows.shape[1], dtype=weights.dtype, device=rows.device)
+    for block, share in zip(rows.split(_MIX_ROWS), weights.split(_MIX_ROWS)):
+        result.addmv_(block.to(weights.dtype).t(), share)
+    return result
+
+
+def rows_dot(rows: Tensor, vector: Tensor) -> Tensor:
+    """``rows vector`` (tokens,) for rows (tokens, d), in the vector's precision."""
+    if rows.dtype == vector.dtype:
+        return torch.mv(rows, vector)
+    return torch.cat([torch.mv(block.to(vector.dtype), vector) for block in rows.split(_MIX_ROWS)])
+
+
+def columns_dot(rows: Tensor, others: Tensor) -> Tensor:
+    """``sum_t rows * others`` (d,), in fp32 or better, a block of tokens at a time."""
+    dtype = _at_least_float32(rows)
+    result = torch.zeros(rows.shape[1], dtype=dtype, device=rows.device)
+    for block, other in zip(rows.split(_MIX_ROWS), others.split(_MIX_ROWS)):
+        result += torch.einsum("td,td->d", block.to(dtype), other.to(dtype))
+    return result

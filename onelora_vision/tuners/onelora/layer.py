@@ -1,0 +1,91 @@
+"""The adapted linear layer of 1LoRA and its family."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..base import CompressionDict, LinearAdapter, VectorDict, is_plain_linear
+from . import functional
+from .config import OneLoraConfig
+from .functional import Vectors
+
+_RANDOM_INIT_STD = 0.02
+
+
+class OneLoraLayer(LinearAdapter):
+    """``y = gamma * (W0 x + beta0 + beta) + b * sum_i x_i``; parameters are (out_features,) and fp32."""
+
+    adapter_layer_names = ("onelora_b", "onelora_beta", "onelora_gamma")
+    other_param_names = (*LinearAdapter.other_param_names, "compression_seeds")
+
+    def __init__(self, base_layer: nn.Module, module_name: str) -> None:
+        super().__init__(base_layer, module_name)
+        self.onelora_b = VectorDict({})
+        self.onelora_beta = VectorDict({})
+        self.onelora_gamma = VectorDict({})
+        # Random compression vectors by seed (adapters with one seed share one), and the seed of each such adapter.
+        self.compression_vectors = CompressionDict({})
+        self.compression_seeds: dict[str, int] = {}
+
+    def update_layer(self, adapter_name: str, config: OneLoraConfig) -> None:
+        """Add the parameters of an adapter, on the base layer's device."""
+        device = self.get_base_layer().weight.device
+        parts = {
+            "onelora_b": (config.use_sum, 0.0),
+            "onelora_beta": (config.use_bias, 0.0),
+            "onelora_gamma": (config.use_scale, 1.0),
+        }
+        for name, (is_used, start) in parts.items():
+            if is_used:
+                vector = torch.full((self.out_features,), start, device=device, dtype=torch.float32)
+                if not config.init_weights:
+                    vector += _RANDOM_INIT_STD * torch.randn_like(vector)
+                getattr(self, name)[adapter_name] = nn.Parameter(vector)
+        self.scaling[adapter_name] = 1.0
+        self.r[adapter_name] = 1
+        if config.use_sum and config.compression == "random":
+            seed = config.compression_seed
+            self.compression_seeds[adapter_name] = seed
+            self.compression_vectors[str(seed)] = functional.random_compression(self.in_features, seed).to(device)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def vectors(self, adapter_name: str) -> Vectors:
+        """The parameters of one adapter, not yet weighted; all None for an adapter that this layer does not have."""
+        seed = self.compression_seeds.get(adapter_name)
+        return Vectors(
+            b=self.onelora_b[adapter_name] if adapter_name in self.onelora_b else None,
+            beta=self.onelora_beta[adapter_name] if adapter_name in self.onelora_beta else None,
+            gamma=self.onelora_gamma[adapter_name] if adapter_name in self.onelora_gamma else None,
+            v=None if seed is None else self.compression_vectors[str(seed)],
+        )
+
+    def composed(self, names: Sequence[str]) -> list[Vectors]:
+        """The adapters ``names``, each at its weight, composed (see `functional.compose`)."""
+        return functional.compose([self.vectors(name) for name in names], [self.scaling[name] for name in names])
+
+    def forward_adapted(self, x: torch.Tensor, names: list[str]) -> torch.Tensor:
+        vectors = self.composed(names)
+        if is_plain_linear(self.base_layer):
+            return functional.linear(x, self.base_layer.weight, self.base_layer.bias, vectors)
+        return functional.epilogue(self.base_layer(x), x, vectors)
+
+    def forward_mixed(self, x: torch.Tensor, names: list[str]) -> torch.Tensor:
+        unique = list(dict.fromkeys(names))
+        adapters = [functional.weighted(self.vectors(name), self.scaling.get(name, 1.0)) for name in unique]
+        choice = torch.tensor([unique.index(name) for name in names], device=x.device)
+        return functional.mixed_epilogue(self.base_layer(x), x, adapters, choice)
+
+    def merged_tensors(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, names: list[str]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return functional.merged(weight, bias, self.composed(names))
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        """Change (out_features, in_features) that the adapter makes to the unmerged weight, fp32."""
+        weight = self.get_base_layer().weight if self._unmerged is None else self._unmerged[0]
+        return functional.delta_weight(weight, self.composed([adapter]))
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Only b is a change of the weight by a low-rank matrix; beta and gamma are not."""
+        return adapter_name not in self.onelora_beta and adapter_name not in self.onelora_gamma

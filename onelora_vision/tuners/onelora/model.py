@@ -1,0 +1,11 @@
+"""1LoRA as a PEFT tuner."""
+
+from ..base import StrictTuner
+from .layer import OneLoraLayer
+
+
+class OneLoraModel(StrictTuner):
+    """Puts `OneLoraLayer`s around the targeted linear layers of a model (see `OneLoraConfig`)."""
+
+    prefix = "onelora_"
+    tuner_layer_cls = OneLoraLayer
