@@ -1,0 +1,147 @@
+"""Frames as a network takes them: the picture resized to whole patches, the depth kept in metres."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from onelora_vision.data.depth.caps import Caps, counted
+from onelora_vision.data.depth.frames import DepthFrame
+from onelora_vision.data.stream import SampleRef
+from onelora_vision.errors import InputError
+from onelora_vision.seeding import mix
+
+
+class InputSize(NamedTuple):
+    """The pictures' size in the network: exactly height x width, or with width None a shorter side of ``height``."""
+
+    height: int
+    width: int | None
+    multiple: int
+
+    @classmethod
+    def parse(cls, resolution: int | str, multiple: int) -> "InputSize":
+        """``518`` or ``"518"``: the shorter side; ``"392x518"``: height and width exactly. Multiples of the patch."""
+        parts = str(resolution).lower().split("x")
+        if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+            raise InputError(
+                f"--resolution is {resolution!r}, but must be a number such as 518 or a size such as 392x518"
+            )
+        numbers = [int(part) for part in parts]
+        for number in numbers:
+            if number % multiple:
+                near = max(round(number / multiple), 1) * multiple
+                raise InputError(
+                    f"--resolution {resolution}: {number} is no multiple of the patch size {multiple}; try {near}"
+                )
+        return cls(numbers[0], numbers[1] if len(numbers) == 2 else None, multiple)
+
+    def of(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) that a whole picture of this size is resized to; the aspect is kept if only one is set."""
+        if self.width is not None:
+            return self.height, self.width
+        scale = self.height / min(height, width)
+        return self._whole(height * scale), self._whole(width * scale)
+
+    def _whole(self, pixels: float) -> int:
+        return max(round(pixels / self.multiple), 1) * self.multiple
+
+
+class DepthDataset(Dataset):
+    """Samples ``{"image", "depth", "valid", "seed", "name"}`` of a sequence of frames.
+
+    ``image`` is (3, h, w) in [0, 1]; ``depth`` metres and ``valid`` bool, both (H, W), 0 and False outside the caps.
+
+    For evaluation the whole picture is resized and the depth keeps its own size. For training the picture may be
+    mirrored and its colours varied; with an exact size it is then as in evaluation (ZoeDepth's way: the prediction
+    is resized to the truth), else a random square is cut and both are resized to it (Depth Anything v2's way; depth
+    takes the nearest pixel). The caps' crop is for evaluation alone.
+
+    Args:
+        frames: a data set, see `onelora_vision.data.depth.open_frames`.
+        caps: which depths count.
+        size: of the network's input.
+        train: whether to augment and crop.
+        random_flip, color_jitter: the augmentations, from each sample's own seed.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[DepthFrame],
+        caps: Caps,
+        size: InputSize,
+        train: bool = False,
+        random_flip: bool = True,
+        color_jitter: bool = True,
+    ):
+        self.frames, self.size, self.train = frames, size, train
+        self.caps = caps._replace(crop="none") if train else caps
+        self.random_flip, self.color_jitter = train and random_flip, train and color_jitter
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, ref: SampleRef | int) -> dict:
+        index, seed = SampleRef.of(ref)
+        frame = self.frames[index]
+        image, depth, valid = frame.image, frame.depth, counted(frame, self.caps)
+        rng = np.random.default_rng(mix(seed))
+        if self.random_flip and rng.random() < 0.5:
+            image, depth, valid = image[:, ::-1], depth[:, ::-1], valid[:, ::-1]
+        if self.train and self.size.width is None:
+            image, depth, valid = self._square(image, depth, valid, rng)
+        pixels = resized_image(image, *self.size.of(*image.shape[:2]))
+        if self.color_jitter:
+            pixels = _jitter(pixels, rng)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
+            "depth": torch.from_numpy(np.where(valid, depth, 0).astype(np.float32)),
+            "valid": torch.from_numpy(np.ascontiguousarray(valid)),
+            "seed": seed,
+            "name": frame.name,
+        }
+
+    def __getitems__(self, refs: list[SampleRef | int]) -> list[dict]:
+        """The samples of a batch. Raises `InputError` when their depths differ in size, so that none can be made."""
+        samples = [self[ref] for ref in refs]
+        first = samples[0]
+        for sample in samples[1:]:
+            if sample["depth"].shape != first["depth"].shape or sample["image"].shape != first["image"].shape:
+                raise InputError(
+                    f"{sample['name']} and {first['name']} are of different sizes ({_size(sample)} and {_size(first)}), "
+                    "which one batch cannot hold: use batches of one for evaluation, and a single number as --resolution"
+                )
+        return samples
+
+    def _square(self, image, depth, valid, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A random square of the frame as large as fits, its depth at the network's resolution (nearest pixel)."""
+        height, width = depth.shape
+        side, target = min(height, width), self.size.height
+        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+        picked = ((np.arange(target) + 0.5) * side / target).astype(int)
+        rows, columns = (top + picked)[:, None], left + picked
+        return image[top : top + side, left : left + side], depth[rows, columns], valid[rows, columns]
+
+
+def resized_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A picture (H, W, 3) uint8 as (height, width, 3) fp32 in [0, 1]; bicubic, antialiased."""
+    if image.shape[:2] != (height, width):
+        image = np.asarray(
+            Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BICUBIC)
+        )
+    return image.astype(np.float32) / 255
+
+
+def _jitter(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """ZoeDepth's colour augmentation of every other picture: gamma, brightness and tint within 10 %."""
+    if rng.random() < 0.5:
+        return pixels
+    gamma, brightness, tint = rng.uniform(0.9, 1.1), rng.uniform(0.9, 1.1), rng.uniform(0.9, 1.1, 3)
+    return np.clip(pixels**gamma * brightness * tint, 0, 1).astype(np.float32)
+
+
+def _size(sample: dict) -> str:
+    return "x".join(map(str, reversed(sample["depth"].shape)))

@@ -1,0 +1,60 @@
+"""Any data set: a ``metadata.jsonl`` whose lines are ``{"image": …, "depth": …, "scale": …, "mask": …}``."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from onelora_vision.data.depth.frames import DepthFrame, FilePair, FrameFiles, read_depth_any, require_frames
+from onelora_vision.data.images import shown
+from onelora_vision.errors import InputError, nearest
+
+_KEYS = ("image", "depth", "scale", "mask", "split")
+
+
+def jsonl(root: str, split: str, split_file: str | None = None) -> Sequence[DepthFrame]:
+    """Frames listed in ``root`` (the file, or a folder that holds ``metadata.jsonl``); paths are relative to it.
+
+    ``scale`` (default 1) times a depth file's values is metres: 0.001 for millimetres. ``mask`` is nonzero where depth
+    is known. Depth files: .npy, .npz, 16-bit PNG, TIFF. With a ``split`` key a line belongs to that split alone; split
+    "all" takes every line.
+    """
+    path = Path(split_file or root)
+    path = path / "metadata.jsonl" if path.is_dir() else path
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{shown(path)}: cannot be read ({' '.join(str(error).split())})") from error
+    entries = [_entry(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    pairs = [_pair(path, entry) for entry in entries if split == "all" or entry.get("split", split) == split]
+    return FrameFiles(
+        require_frames(pairs, path, f'lines {{"image": …, "depth": …}} of the split {split!r}'), read_depth_any
+    )
+
+
+def _entry(path: Path, number: int, line: str) -> dict:
+    """One line, checked; every error names file and line."""
+    where = f"{shown(path)} line {number}"
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg})") from None
+    if not isinstance(entry, dict):
+        raise InputError(f'{where}: expected an object such as {{"image": "a.jpg", "depth": "a.png"}}')
+    for key in entry:
+        if key not in _KEYS:
+            raise InputError(f"{where}: unknown key {key!r}{nearest(key, _KEYS, 'key')}")
+    for key in ("image", "depth"):
+        if not isinstance(entry.get(key), str):
+            raise InputError(f"{where}: {key!r} must be the path of a file")
+    scale = entry.get("scale", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale) or scale <= 0:
+        raise InputError(f"{where}: 'scale' is {scale!r}, but must be a number above 0 (metres per unit of depth)")
+    if not isinstance(entry.get("mask"), (str, type(None))):
+        raise InputError(f"{where}: 'mask' must be the path of a file")
+    return entry
+
+
+def _pair(path: Path, entry: dict) -> FilePair:
+    mask = path.parent / entry["mask"] if entry.get("mask") else None
+    return FilePair(path.parent / entry["image"], path.parent / entry["depth"], entry.get("scale", 1.0), mask)

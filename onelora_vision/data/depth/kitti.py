@@ -1,0 +1,79 @@
+"""KITTI depth (Geiger et al. 2012, Uhrig et al. 2017) by Eigen split lists: 16-bit PNG, metres times 256, 0 unknown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from onelora_vision.data.depth.frames import (
+    DepthFrame,
+    FilePair,
+    FrameFiles,
+    existing_folder,
+    read_depth_png,
+    read_list,
+    require_frames,
+)
+from onelora_vision.data.images import shown
+from onelora_vision.errors import InputError
+
+_IMAGE_FOLDERS = ("", "raw", "raw_data", "input")
+_DEPTH_FOLDERS = (
+    "",
+    "data_depth_annotated",
+    "data_depth_annotated/train",
+    "data_depth_annotated/val",
+    "gts",
+    "train",
+    "val",
+)
+
+KB_HEIGHT, KB_WIDTH = 352, 1216
+
+
+class KittiFrames(FrameFiles):
+    """KITTI's frames cut to the benchmark's 352 x 1216: the bottom rows, the middle columns ("KB crop")."""
+
+    def __getitem__(self, index: int) -> DepthFrame:
+        frame = super().__getitem__(index)
+        height, width = frame.depth.shape
+        if height < KB_HEIGHT or width < KB_WIDTH:
+            raise InputError(f"{frame.name}: {width}x{height} pixels, but the KITTI crop needs {KB_WIDTH}x{KB_HEIGHT}")
+        top, left = height - KB_HEIGHT, (width - KB_WIDTH) // 2
+        rows, columns = slice(top, height), slice(left, left + KB_WIDTH)
+        return DepthFrame(
+            frame.image[rows, columns], frame.depth[rows, columns], frame.valid[rows, columns], frame.name
+        )
+
+
+def kitti(root: str, split: str, split_file: str | None = None) -> Sequence[DepthFrame]:
+    """KITTI by a list whose lines are ``image depth [focal]``; a depth of ``None`` has no truth and is left out.
+
+    The list is ``split_file``, or in ``root`` ``kitti_eigen_{split}_files_with_gt.txt`` or the same without
+    ``kitti_``. Images are looked for under root, raw, raw_data and input; depth under root, data_depth_annotated (and
+    its train and val), gts, train and val.
+    """
+    folder = existing_folder(root)
+    path = Path(split_file) if split_file else _split_list(folder, split)
+    pairs = []
+    for words in read_list(path):
+        if len(words) < 2:
+            raise InputError(f"{shown(path)}: the line {words[0]!r} names no depth file")
+        if words[1] != "None":
+            image, depth = _found(folder, _IMAGE_FOLDERS, words[0]), _found(folder, _DEPTH_FOLDERS, words[1])
+            pairs.append(FilePair(image, depth, 1 / 256))
+    return KittiFrames(require_frames(pairs, path, "lines 'image depth [focal]'"), read_depth_png)
+
+
+def _split_list(folder: Path, split: str) -> Path:
+    names = [f"{prefix}eigen_{split}_files_with_gt.txt" for prefix in ("kitti_", "")]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(
+        f"{shown(folder)}: holds neither {names[0]} nor {names[1]}: give the Eigen list with --split_file"
+    )
+
+
+def _found(folder: Path, places: tuple[str, ...], name: str) -> Path:
+    """Where a file of the list lies; the first place if nowhere, so that reading it tells the missing path."""
+    candidates = [folder / place / name.lstrip("/") for place in places]
+    return next((path for path in candidates if path.is_file()), candidates[0])
