@@ -21,6 +21,10 @@ SPLITS = ("train", "validation", "test")
 _log = logging.getLogger(__name__)
 
 
+class MissingSplit(InputError):
+    """The data set has no split of this name."""
+
+
 @dataclass(frozen=True)
 class ClassImages:
     """Images and their classes, opened but not read.
@@ -173,27 +177,55 @@ def open_class_images(
     """Open a data set by name.
 
     Args:
-        dataset_name: cifar10, cifar100, food101, flowers102, oxford_iiit_pet, imagefolder, or the id or local folder
-            of a data set for the `datasets` package.
+        dataset_name: digits (scikit-learn's, no folder needed), cifar10, cifar100, food101, flowers102,
+            oxford_iiit_pet, imagefolder, or the id or local folder of a data set for the `datasets` package.
         data_dir: the data set's folder or the folder above it. For imagefolder: class folders, or train/ and
             test/ (or val/) with class folders in them.
-        split: "train", "validation" (where the data set has one of its own) or "test".
+        split: "train", "validation" (where the data set has one beside its test split) or "test".
         download: fetch the data set into ``data_dir`` when it is not there.
         seed: of the stratified split (80 % train, 20 % test) of an imagefolder that has no split of its own.
         image_column, label_column: columns of a `datasets` data set.
         cache_dir: where `datasets` keeps what it downloads.
 
     Raises:
-        InputError: unknown name or split, nothing at ``data_dir``, a class without images.
+        MissingSplit: the data set has no such split.
+        InputError: unknown name, nothing at ``data_dir``, a class without images.
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r}{nearest(split, SPLITS, 'split')}")
     opener = _OPENERS.get(dataset_name)
     if opener is None:
         return _open_hub(dataset_name, data_dir, split, download, seed, image_column, label_column, cache_dir)
-    if data_dir is None:
-        raise InputError(f"data set {dataset_name!r} needs --data_dir: the folder that it is in")
-    return opener(Path(data_dir), split, download=download, seed=seed)
+    if data_dir is None and dataset_name != "digits":
+        raise InputError(f"data set {dataset_name!r} needs --train_data_dir: the folder that it is in")
+    return opener(Path(data_dir or "."), split, download=download, seed=seed)
+
+
+def open_training_images(
+    dataset_name: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    validation_fraction: float,
+    seed: int = 0,
+    **options,
+) -> tuple[ClassImages, ClassImages]:
+    """The training images and those that settings are chosen by: the data set's own validation split, else a part of
+    the training split, ``validation_fraction`` of each class, drawn by ``seed``. ``options`` as of `open_class_images`.
+    """
+    train = open_class_images(dataset_name, data_dir, "train", seed=seed, **options)
+    try:
+        return train, open_class_images(dataset_name, data_dir, "validation", seed=seed, **options)
+    except MissingSplit:
+        return train.split_off(validation_fraction, split="validation", seed=seed)
+
+
+def _open_digits(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
+    """The handwriting of `onelora_vision.data.digits`, 32 x 32 pixels, in its fixed splits."""
+    from onelora_vision.data.digits import HandwrittenDigits
+
+    digits = HandwrittenDigits(split)
+    pixels = (digits.images().permute(0, 2, 3, 1) * 255).round().byte().numpy()
+    return ClassImages(_Pixels(pixels), digits.labels.tolist(), digits.class_names, "digits", split)
 
 
 def _open_cifar10(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
@@ -289,14 +321,12 @@ def _open_imagefolder(root: Path, split: str, *, download: bool, seed: int) -> C
         return _own_split(_class_folders(root, "train"), split, seed)
     wanted = {
         "train": ("train",),
-        "validation": ("val", "valid", "validation"),
+        "validation": ("val", "valid", "validation") if "test" in folders else (),
         "test": ("test", "val", "valid", "validation"),
     }[split]
     there = next((folders[name] for name in wanted if name in folders), None)
     if there is None:
-        raise InputError(
-            f"{shown(root)}: has train/ but none of {', '.join(f'{name}/' for name in wanted)} for {split}"
-        )
+        raise MissingSplit(f"{shown(root)}: has train/ but no other folder that could be its {split} split")
     train_names = list_folders(root / folders["train"])
     return _class_folders(root / there, split, train_names)
 
@@ -354,10 +384,11 @@ def _open_hub(name, data_dir, split, download, seed, image_column, label_column,
 def _hub_split(name: str, tables: dict, split: str, seed: int, image_column: str, label_column: str) -> ClassImages:
     import datasets
 
-    wanted = {"train": ("train",), "validation": ("validation", "valid", "val")}
-    there = next((key for key in wanted.get(split, ("test", "validation", "valid", "val")) if key in tables), None)
+    own = ("validation", "valid", "val")
+    wanted = {"train": ("train",), "validation": own if "test" in tables else (), "test": ("test", *own)}[split]
+    there = next((key for key in wanted if key in tables), None)
     if there is None and (split != "test" or list(tables) != ["train"]):
-        raise InputError(f"data set {name!r} has no split {split!r}; it has {', '.join(tables)}")
+        raise MissingSplit(f"data set {name!r} has no split {split!r}; it has {', '.join(tables)}")
     table = tables[there or "train"]
     for column, flag in ((image_column, "image_column"), (label_column, "label_column")):
         if column not in table.column_names:
@@ -374,6 +405,7 @@ def _hub_split(name: str, tables: dict, split: str, seed: int, image_column: str
 
 
 _OPENERS = {
+    "digits": _open_digits,
     "cifar10": _open_cifar10,
     "cifar100": _open_cifar100,
     "food101": _open_food101,
@@ -429,7 +461,7 @@ class _HubImages(Sequence):
 
 def _need_split(name: str, split: str, splits: tuple[str, ...]) -> None:
     if split not in splits:
-        raise InputError(f"data set {name} has no {split} split of its own; it has {' and '.join(splits)}")
+        raise MissingSplit(f"data set {name} has no {split} split of its own; it has {' and '.join(splits)}")
 
 
 def _dataset_folder(name: str, root: Path, base: str, landmark: str, download: bool, torchvision_name: str) -> Path:

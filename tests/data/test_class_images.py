@@ -6,7 +6,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from onelora_vision.data.class_images import ClassImageDataset, ClassImages, open_class_images
+from onelora_vision.data.class_images import (
+    ClassImageDataset,
+    ClassImages,
+    MissingSplit,
+    open_class_images,
+    open_training_images,
+)
 from onelora_vision.data.stream import SampleRef
 from onelora_vision.errors import InputError
 
@@ -45,11 +51,13 @@ def test_imagefolder_with_split_folders(tmp_path):
             for number in range(count):
                 save(tmp_path / split / name / f"{number}.png")
     assert len(open_class_images("imagefolder", tmp_path, "train")) == 6
-    assert len(open_class_images("imagefolder", tmp_path, "validation")) == 4
     assert len(open_class_images("imagefolder", tmp_path, "test")) == 4
+    with pytest.raises(MissingSplit):  # what is the test split must not choose settings
+        open_class_images("imagefolder", tmp_path, "validation")
     save(tmp_path / "test" / "a" / "0.png")
     save(tmp_path / "test" / "b" / "0.png")
     assert len(open_class_images("imagefolder", tmp_path, "test")) == 2
+    assert len(open_class_images("imagefolder", tmp_path, "validation")) == 4
     save(tmp_path / "val" / "bb" / "0.png")
     with pytest.raises(InputError, match="bb: no such class in the training split"):
         open_class_images("imagefolder", tmp_path, "validation")
@@ -67,7 +75,7 @@ def test_unknown_names_and_missing_folders(tmp_path):
         open_class_images("food-101", tmp_path)
     with pytest.raises(InputError, match="did you mean 'validation'"):
         open_class_images("food101", tmp_path, "valid")
-    with pytest.raises(InputError, match="--data_dir"):
+    with pytest.raises(InputError, match="--train_data_dir"):
         open_class_images("food101")
     for name in ("food101", "flowers102", "oxford_iiit_pet", "cifar10", "cifar100"):
         with pytest.raises(InputError, match=rf"{name}: not found in .* \(looked for .*\); --download"):
@@ -242,3 +250,17 @@ def test_nothing_readable_is_an_error(tmp_path):
         ClassImageDataset(source, to_tensor, on_bad_image="skip")[0]
     with pytest.raises(InputError, match="error or skip"):
         ClassImageDataset(source, to_tensor, on_bad_image="ignore")
+
+
+def test_validation_images_are_the_data_sets_own_or_a_part_of_the_training_images(folder):
+    train, validation = open_training_images("digits", validation_fraction=0.5)
+    assert validation.split == "validation" and len(validation) == len(open_class_images("digits", split="validation"))
+    assert len(train) == len(open_class_images("digits"))
+    train, validation = open_training_images("imagefolder", folder, validation_fraction=0.25)
+    assert (len(train), len(validation)) == (18, 6) and validation.split == "validation"
+    assert not set(train.images) & set(validation.images)
+
+
+def test_digits_need_no_folder_and_are_read_as_pictures():
+    test = open_class_images("digits", split="test")
+    assert test.class_names == [*"0123456789"] and test.read(0).size == (32, 32) and test.path(3) == "digits/test[3]"

@@ -1,0 +1,272 @@
+"""Image classifiers of timm and transformers: load one with its own preprocessing, give it a head, adapt it, ask it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from onelora_vision.backbones.base import Adaptation, norms_with_parameters
+from onelora_vision.errors import InputError, nearest
+
+#: Name of the small ViT that ships with the package (32 pixels, 36 printed characters).
+EMBEDDED = "embedded/vit"
+
+
+@dataclass(frozen=True)
+class ViT:
+    """A classifier and what belongs to it.
+
+    Attributes:
+        model: images (B, 3, H, W), normalised -> logits (B, classes), or an output with ``.logits``.
+        data_config: how the base wants its images, in timm's words: input_size (3, H, W), mean, std, interpolation,
+            crop_pct, crop_mode.
+        class_names: what the model's head tells apart, if the base says so.
+        base: the name it was loaded by.
+    """
+
+    model: nn.Module
+    data_config: dict[str, Any]
+    class_names: list[str] | None
+    base: str
+
+    @property
+    def transform(self):
+        """The transform of inference: Pillow image -> (3, H, W), resized, cropped and normalised as the base wants."""
+        from timm.data import create_transform
+
+        return create_transform(**self.data_config, is_training=False)
+
+
+def load_vit(
+    name_or_path: str = EMBEDDED,
+    *,
+    architecture: str | None = None,
+    resolution: int | None = None,
+    drop_path: float = 0.0,
+    pretrained: bool = True,
+) -> ViT:
+    """Load a classifier of timm or transformers with its weights in fp32.
+
+    Args:
+        name_or_path: `EMBEDDED`; a timm name ("vit_base_patch16_224.augreg_in21k"); a folder or hub id with a
+            config.json of timm or transformers; or a timm checkpoint file, which needs ``architecture``.
+        architecture: the timm name of a checkpoint file's architecture.
+        resolution: side of the images in pixels, if not the base's own; timm resamples the position embedding.
+        drop_path: stochastic depth rate while training (timm).
+        pretrained: False leaves the weights of a timm name random.
+
+    Raises:
+        InputError: unknown name, unreadable or unfitting file, no network for a name that must be fetched.
+    """
+    if name_or_path == EMBEDDED:
+        from onelora_vision import embedded
+
+        return replace(load_vit(str(embedded.VIT), resolution=resolution, drop_path=drop_path), base=EMBEDDED)
+    options = {"drop_path_rate": drop_path} if drop_path else {}
+    if resolution:
+        options["img_size"] = resolution
+    path = Path(name_or_path)
+    if path.is_file():
+        return _from_file(path, architecture, options)
+    if path.is_dir() or name_or_path.count("/") == 1:
+        config = _read_config(name_or_path)
+        if "model_type" in config:
+            return _from_transformers(name_or_path, options)
+        source = "local-dir" if path.is_dir() else "hf-hub"
+        return _from_timm(name_or_path, options, name=f"{source}:{name_or_path}", pretrained=pretrained)
+    return _from_timm(name_or_path, options, name=name_or_path, pretrained=pretrained)
+
+
+def classifier_names(model: nn.Module) -> list[str]:
+    """Full names of the Linear layers that give the logits: timm's own record, or transformers' ``classifier``."""
+    recorded = getattr(model, "pretrained_cfg", None)
+    if recorded is None:
+        return ["classifier"] if isinstance(getattr(model, "classifier", None), nn.Linear) else []
+    names = recorded.get("classifier") or ()
+    names = [names] if isinstance(names, str) else list(names)
+    return [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
+
+
+def vit_adaptation(model: nn.Module) -> Adaptation:
+    """Every Linear layer but the classifier is adapted, the classifier is trained whole.
+
+    timm keeps q, k and v in one layer (4 Linear layers per block), transformers apart (6).
+
+    Raises:
+        InputError: the model has no Linear classifier.
+    """
+    heads = classifier_names(model)
+    if not heads:
+        raise InputError(f"{type(model).__name__} has no Linear classification layer: it is no classifier")
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in heads]
+    return Adaptation(linears, norms_with_parameters(model), heads)
+
+
+def replace_head(vit: ViT, class_names: Sequence[str], *, seed: int = 0, fresh: bool = False) -> ViT:
+    """Give the classifier one output per class name, in place.
+
+    When the base's own head knows every class by name, its rows are taken over, and the model classifies before any
+    training ("zero-shot"). Else, or if ``fresh``, the weights are drawn by ``seed`` from a normal distribution of
+    std 0.02 cut at two, and the biases are zero.
+    """
+    model, names = vit.model, list(class_names)
+    known = not fresh and vit.class_names is not None and set(names) <= set(vit.class_names)
+    rows = [vit.class_names.index(name) for name in names] if known else None
+    generator = torch.Generator().manual_seed(seed)
+    for place in classifier_names(model):
+        old = model.get_submodule(place)
+        head = nn.Linear(old.in_features, len(names))
+        with torch.no_grad():
+            nn.init.trunc_normal_(head.weight, std=0.02, a=-0.04, b=0.04, generator=generator)
+            head.bias.zero_()
+            if rows is not None:
+                head.weight.copy_(old.weight[rows])
+                head.bias.copy_(old.bias[rows])
+        model.set_submodule(place, head.to(old.weight))
+    _record_classes(model, names)
+    return replace(vit, class_names=names)
+
+
+def enable_gradient_checkpointing(model: nn.Module) -> None:
+    """Recompute each block's activations in the backward pass."""
+    if hasattr(model, "set_grad_checkpointing"):
+        model.set_grad_checkpointing(True)
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def logits_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Logits (B, classes) of normalised images (B, 3, H, W), for models of timm and of transformers."""
+    output = model(images)
+    return output if isinstance(output, torch.Tensor) else output.logits
+
+
+@torch.no_grad()
+def predict_classes(
+    vit: ViT, pictures: Sequence[Image.Image], *, top: int = 5, batch_size: int = 32
+) -> list[list[tuple[str, float]]]:
+    """The ``top`` most probable classes of each picture as (name, probability), most probable first."""
+    device = next(vit.model.parameters()).device
+    vit.model.eval()
+    transform, found = vit.transform, []
+    for start in range(0, len(pictures), batch_size):
+        images = torch.stack([transform(picture) for picture in pictures[start : start + batch_size]])
+        probabilities = logits_of(vit.model, images.to(device)).float().softmax(1).cpu()
+        values, classes = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
+        found += [[(vit.class_names[k], v) for k, v in zip(*row)] for row in zip(classes.tolist(), values.tolist())]
+    return found
+
+
+def _from_timm(base: str, options: dict, *, name: str, pretrained: bool, data: dict | None = None, **extra) -> ViT:
+    import timm
+    from timm.data import resolve_model_data_config
+
+    if ":" not in name and not timm.is_model(name.split(".")[0]):
+        tail = nearest(name, timm.list_models("*vit*"), "ViT")
+        raise InputError(f"no model {name!r}: no timm name, file, folder or hub id{tail if 'did you' in tail else ''}")
+    try:
+        model = timm.create_model(name, pretrained=pretrained, **options, **extra)
+    # timm raises bare RuntimeErrors, and the errors of safetensors, of the hub client and of the network.
+    except Exception as error:
+        raise InputError(f"{base}: cannot be loaded ({_one_line(error)})") from error
+    labels = model.pretrained_cfg.get("label_names")
+    names = list(labels) if labels and len(labels) == model.num_classes else None
+    config = resolve_model_data_config(model)
+    if "img_size" in options:
+        config["input_size"] = (3, options["img_size"], options["img_size"])
+    return ViT(model, config, names, base)
+
+
+def _from_file(path: Path, architecture: str | None, options: dict) -> ViT:
+    """A timm checkpoint file (safetensors, or a pickle of tensors alone), with as many classes as it has."""
+    import timm
+
+    if architecture is None:
+        raise InputError(f"{path}: a checkpoint file does not say what it is of: give --architecture, a timm name")
+    vit = _from_timm(str(path), {}, name=architecture, pretrained=False)
+    try:
+        weights = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
+        heads = classifier_names(vit.model)
+        classes = [weights[f"{name}.weight"].shape[0] for name in heads if f"{name}.weight" in weights]
+        size = {"num_classes": classes[0]} if classes else {}
+        vit = _from_timm(str(path), options, name=architecture, pretrained=False, **size)
+        result = timm.models.load_checkpoint(vit.model, str(path), strict=False)
+    # a file may be damaged, of another kind, or of another architecture, each with exceptions of its own
+    except Exception as error:
+        raise InputError(f"{path}: no checkpoint of {architecture} ({_one_line(error)})") from error
+    missing = [key for key in result.missing_keys if key.rsplit(".", 1)[0] not in heads]
+    if missing:
+        raise InputError(f"{path}: no checkpoint of {architecture}: it lacks {', '.join(missing[:3])}, …")
+    return vit
+
+
+def _from_transformers(base: str, options: dict) -> ViT:
+    from transformers import AutoModelForImageClassification
+
+    if options:
+        raise InputError(f"{base}: --resolution and --drop_path are for timm's models; this one is transformers'")
+    try:
+        model, report = AutoModelForImageClassification.from_pretrained(
+            base, output_loading_info=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{base}: cannot be loaded ({_one_line(error)})") from error
+    missing = sorted(report["missing_keys"])
+    if foreign := [key for key in missing if not key.startswith("classifier.")]:
+        raise InputError(f"{base}: its weights lack {', '.join(foreign[:3])}: they are not of this model")
+    names = None if missing else [model.config.id2label[k] for k in range(model.config.num_labels)]
+    return ViT(model, _transformers_data_config(base, model), names, base)
+
+
+def _transformers_data_config(base: str, model: nn.Module) -> dict[str, Any]:
+    """timm's words for the image processor that lies beside a transformers model."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        processor = ImageProcessingMixin.get_image_processor_dict(base)[0]
+    except OSError:
+        processor = {}
+    size = model.config.image_size
+    return {
+        "input_size": (3, size, size),
+        "mean": tuple(processor.get("image_mean", (0.5, 0.5, 0.5))),
+        "std": tuple(processor.get("image_std", (0.5, 0.5, 0.5))),
+        "interpolation": {0: "nearest", 3: "bicubic"}.get(processor.get("resample"), "bilinear"),
+        "crop_pct": 1.0,
+        "crop_mode": "squash",  # transformers' ViT processor resizes to a square, whatever the picture's shape
+    }
+
+
+def _record_classes(model: nn.Module, names: list[str]) -> None:
+    """Tell the host how many classes there are, where its own code asks."""
+    if hasattr(model, "pretrained_cfg"):
+        model.num_classes = len(names)
+    else:
+        model.num_labels = model.config.num_labels = len(names)
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: k for k, name in enumerate(names)}
+
+
+def _read_config(name_or_path: str) -> dict:
+    from huggingface_hub import hf_hub_download
+
+    file = Path(name_or_path) / "config.json"
+    if Path(name_or_path).is_dir() and not file.is_file():
+        raise InputError(f"{name_or_path}: no config.json in this folder: it holds no model of timm or transformers")
+    try:
+        file = file if file.is_file() else hf_hub_download(name_or_path, "config.json")
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    # the hub client's errors come from requests, httpx and its own tree, depending on its version
+    except Exception as error:
+        raise InputError(
+            f"{name_or_path}: no such folder, and not from the hub either ({_one_line(error)})"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,84 @@
+"""Image classification: cross-entropy on one class per image, judged by accuracy, likelihood and calibration."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from onelora_vision.backbones.vit import logits_of
+from onelora_vision.errors import InputError
+from onelora_vision.metrics.accuracy import Predictions
+from onelora_vision.metrics.calibration import CalibrationBins
+from onelora_vision.seeding import mix, seeded
+
+
+class ClassificationTask:
+    """Train and judge a classifier.
+
+    Args:
+        model: normalised images (B, 3, H, W) -> logits (B, classes), or an output with ``.logits``.
+        class_names: one per logit.
+        smoothing: share of each target spread over all classes (label smoothing).
+        mixup, cutmix: alpha of the Beta distribution that blends, or pastes, the images of a batch in pairs
+            (arXiv 1710.09412, 1905.04899); 0 is off. With both, each batch gets one of them.
+
+    Attributes:
+        predictions: of the last `evaluate`, for what is drawn and tabulated after it; None before.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        class_names: Sequence[str],
+        smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+    ):
+        self.model = model
+        self.class_names = list(class_names)
+        self.smoothing = smoothing
+        self.predictions: Predictions | None = None
+        self._mixup = None
+        if mixup or cutmix:
+            from timm.data import Mixup
+
+            self._mixup = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=len(class_names))
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        """Mean cross-entropy as ``loss``, and the share of the batch that is classified right as ``accuracy``.
+
+        ``batch``: image (B, 3, H, W), label (B,), seed (B,). Mixing is drawn from the seeds.
+        """
+        images, labels = batch["image"], batch["label"]
+        if self._mixup is None:
+            logits = logits_of(self.model, images).float()
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+            return {"loss": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}
+        if len(images) % 2:
+            raise InputError(f"mixup and cutmix pair the images of a batch: --train_batch_size {len(images)} is odd")
+        with seeded(mix(*batch["seed"].tolist())):
+            images, targets = self._mixup(images.clone(), labels)
+        logits = logits_of(self.model, images).float()
+        return {
+            "loss": F.cross_entropy(logits, targets),
+            "accuracy": targets.gather(1, logits.argmax(1)[:, None]).mean(),
+        }
+
+    def evaluate(self, loader, accelerator) -> dict[str, float]:
+        """``top1``, ``top5`` and ``ece`` (15 bins) in [0, 1], ``nll`` in nats, over the images of ``loader``.
+
+        Each image counts once, however many processes share the work.
+        """
+        parts = []
+        for batch in loader:
+            with accelerator.autocast():
+                logits = logits_of(self.model, batch["image"]).float()
+            parts.append(Predictions.of(*accelerator.gather_for_metrics((logits, batch["label"], batch["index"]))))
+        self.predictions = found = Predictions.cat(parts)
+        return {
+            "top1": found.correct.double().mean().item(),
+            "top5": found.in_top5.double().mean().item(),
+            "nll": found.nll.double().mean().item(),
+            "ece": CalibrationBins.of(found.confidence, found.correct).error,
+        }
