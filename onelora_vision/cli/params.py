@@ -3,15 +3,17 @@
 import argparse
 
 from onelora_vision.errors import InputError
-from onelora_vision.parameters import count
 from onelora_vision.methods import METHODS, find_method
+from onelora_vision.parameters import count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", required=True, help="dit-xl-2, vit-b-16, …, a timm name, a folder or a hub id")
     parser.add_argument("--method", default="all", help="a method's name, several with commas, or all")
     parser.add_argument("--num_classes", "--num-classes", type=int, help="classes of the head or label table")
-    parser.add_argument("--fuse_qkv", "--fuse-qkv", action="store_true", help="join q, k, v where the host splits them")
+    parser.add_argument(
+        "--fuse_qkv", "--fuse-qkv", action="store_true", help="join q, k, v where the host splits them"
+    )
     parser.add_argument("--rank", type=int, default=1, help="rank, for the methods that have one")
     parser.add_argument("--plot", help="PNG file for a bar chart of the counts")
 

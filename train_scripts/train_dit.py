@@ -1,0 +1,265 @@
+"""Fine-tune a class-conditional DiT with 1LoRA or one of its peers.
+
+Without arguments: the embedded job. A small DiT that draws printed characters learns scikit-learn's real handwriting,
+in minutes on two CPU cores, without network. With --pretrained_model_name_or_path facebook/DiT-XL-2-256 and
+--dataset_name food101 the same code is the real thing; train_scripts/configs/dit/ has its settings.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from onelora_vision import embedded, seeding
+from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
+from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, load_dit
+from onelora_vision.data.class_images import ClassImageDataset, open_class_images
+from onelora_vision.data.digits import HandwrittenDigits
+from onelora_vision.data.generation import SquareCrop
+from onelora_vision.errors import exits_cleanly
+from onelora_vision.methods import apply_method, find_method
+from onelora_vision.metrics.generative import EmbeddedFeatures, Protocol, autoencoder_floor, measure
+from onelora_vision.pictures import save_comparison
+from onelora_vision.sampling import SamplingSettings, sample
+from onelora_vision.tasks.generation import GenerationTask, SampleEvaluator
+from onelora_vision.training.config import TrainingConfig, option, parse_config
+from onelora_vision.training.loop import evaluate, train
+from onelora_vision.training.report import plot_loss, print_plan, write_results
+from onelora_vision.training.setup import start_run
+
+EMBEDDED = "embedded"
+
+
+@dataclass(kw_only=True)
+class DiTConfig(TrainingConfig):
+    """Settings of this script; the defaults run the embedded job."""
+
+    pretrained_model_name_or_path: str = option(EMBEDDED, "DiT pipeline: a folder, a hub id, or 'embedded'")
+    revision: str | None = option(None, "revision of the hub repository")
+    variant: str | None = option(None, "variant of the weights, such as fp16")
+    cache_dir: str | None = option(None, "where the hub's files are cached", may_change=True)
+    stock_numerics: bool = option(False, "diffusers' timestep frequencies and norm eps instead of the original DiT's")
+    fuse_qkv: bool = option(False, "adapt one fused qkv per block instead of q, k, v")
+
+    dataset_name: str = option(EMBEDDED, "embedded, food101, imagefolder, cifar10, …, or a hub data set")
+    data_dir: str | None = option(None, "folder of the data set", may_change=True)
+    download: bool = option(False, "download the data set into --data_dir if it is not there", may_change=True)
+    image_column: str = option("image", "column of the images, for a hub data set")
+    label_column: str = option("label", "column of the labels, for a hub data set")
+    max_train_samples: int | None = option(None, "use only so many training images, drawn by --seed")
+    on_bad_image: Literal["error", "skip"] = option("error", "what to do about an image that cannot be read")
+    resolution: int | None = option(None, "side of the training images in pixels (default: the model's)")
+    center_crop: bool = option(True, "crop the centre; otherwise a random square")
+    random_flip: bool = option(False, "mirror half of the training images")
+
+    class_dropout_prob: float = option(0.1, "share of samples trained without their class, for guidance")
+    sampler: Literal["ddim", "dpm++", "ddpm"] = option("dpm++", "sampler of the evaluation and the picture")
+    num_inference_steps: int = option(20, "its denoising steps")
+    guidance_scale: float = option(1.5, "its classifier-free guidance; 1: none")
+    fid_features: Literal["auto", "none", "embedded"] = option("auto", "features of the Fréchet distance")
+    fid_split: Literal["test", "validation", "train"] = option("test", "real images that samples are compared with")
+    fid_num_samples: int = option(500, "images made for it, before and after; 0: none")
+    validation_classes: str | None = option(None, "classes in the picture, with commas (default: the first ten)")
+    num_validation_images: int = option(4, "images of each class in the picture")
+
+    output_dir: str = option("output/dit", "folder for checkpoints, adapter and results", may_change=True)
+    train_batch_size: int = option(64, "samples per step and process, before accumulation", may_change=True)
+    eval_batch_size: int = option(125, "samples per batch of an evaluation", may_change=True)
+    learning_rate: float = option(3e-3, "peak learning rate of the adapter's vectors")
+    head_learning_rate: float | None = option(1e-2, "the same for the label table")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require("class_dropout_prob", 0 <= self.class_dropout_prob < 1, "in [0, 1)")
+        self._require("fid_num_samples", self.fid_num_samples == 0 or self.fid_num_samples >= 2, "0, or at least 2")
+        self._require("num_validation_images", self.num_validation_images >= 0, "0 or more")
+        self._require("max_train_samples", self.max_train_samples is None or self.max_train_samples >= 1, "at least 1")
+        self.sampling()  # refuses what cannot be sampled with
+
+    def sampling(self) -> SamplingSettings:
+        return SamplingSettings(self.sampler, self.num_inference_steps, self.guidance_scale)
+
+
+def load_base(config: DiTConfig) -> DiTBase:
+    path = embedded.DIT if config.pretrained_model_name_or_path == EMBEDDED else config.pretrained_model_name_or_path
+    options = {"revision": config.revision, "variant": config.variant, "cache_dir": config.cache_dir}
+    return load_dit(path, **options, stock_numerics=config.stock_numerics)
+
+
+def open_data(config: DiTConfig, base: DiTBase, split: str):
+    """The images of one split: training images augmented, others as they are."""
+    training = split == "train"
+    if config.dataset_name == EMBEDDED:
+        return HandwrittenDigits(split, augment=training)
+    source = open_class_images(
+        config.dataset_name,
+        config.data_dir,
+        split,
+        download=config.download,
+        image_column=config.image_column,
+        label_column=config.label_column,
+    )
+    if training and config.max_train_samples is not None:
+        count = min(config.max_train_samples, len(source))
+        order = torch.randperm(len(source), generator=torch.Generator().manual_seed(config.seed))
+        source = source.subset(sorted(order[:count].tolist()))
+    side = config.resolution or base.transformer.config.sample_size * 2 ** (
+        len(base.vae.config.block_out_channels) - 1
+    )
+    transform = SquareCrop(side, config.center_crop or not training, config.random_flip and training)
+    return ClassImageDataset(source, transform, config.on_bad_image)
+
+
+def make_evaluator(config: DiTConfig, base: DiTBase) -> tuple[SampleEvaluator | None, str, dict[str, float]]:
+    """The evaluator, its protocol line, and the autoencoder's own distance, which no sampler can be better than."""
+    wanted = config.fid_features
+    if wanted == "auto":
+        wanted = EMBEDDED if config.dataset_name == EMBEDDED else "none"
+    if wanted == "none" or config.fid_num_samples == 0:
+        return None, "not measured", {}
+    features = EmbeddedFeatures()
+    dataset = open_data(config, base, config.fid_split)
+    images = torch.stack([dataset[index]["image"] for index in range(len(dataset))])
+    reference, _ = measure(features, images)
+    floor = autoencoder_floor(base.vae, images, reference, features)
+    protocol = Protocol(
+        generated=config.fid_num_samples,
+        reference=len(images),
+        split=f"{config.dataset_name}/{config.fid_split}",
+        crop="none" if config.dataset_name == EMBEDDED else "center",
+        resize="none" if config.dataset_name == EMBEDDED else "box+bicubic",
+        sampler=config.sampler,
+        steps=config.num_inference_steps,
+        guidance=config.guidance_scale,
+        vae=config.pretrained_model_name_or_path,
+        seed=config.seed,
+        ema=config.use_ema,
+        features=features.name,
+        weights_hash=features.weights_hash,
+    )
+    evaluator = SampleEvaluator(
+        base.vae,
+        dict(base.scheduler.config),
+        base.class_names,
+        features,
+        reference,
+        config.fid_num_samples,
+        config.sampling(),
+        config.seed,
+        config.eval_batch_size,
+    )
+    return evaluator, protocol.line(), {f"fd_{features.name}_floor": floor}
+
+
+def draw_samples(config: DiTConfig, base: DiTBase, model, path: Path) -> None:
+    """The picture: the base (with the new label table as it started) and the adapted model, on the same noise."""
+    if config.num_validation_images == 0:
+        return
+    names = (config.validation_classes or "").split(",") if config.validation_classes else base.class_names[:10]
+    labels = [label for label in class_ids(names, base.class_names) for _ in range(config.num_validation_images)]
+    seeds = [seeding.mix(config.seed, -1, index) for index in range(len(labels))]
+    arguments = (model, base.vae, dict(base.scheduler.config), labels, seeds, config.sampling())
+    adapted = sample(*arguments, batch_size=config.eval_batch_size)
+    with model.disable_adapter():
+        plain = sample(*arguments, batch_size=config.eval_batch_size)
+    panels = {"base": plain, f"{config.method}, {config.max_train_steps} steps": adapted}
+    shape = (len(names), config.num_validation_images)
+    caption = f"same noise; {config.sampler}, {config.num_inference_steps} steps, guidance {config.guidance_scale}"
+    save_comparison(path, {title: images.unflatten(0, shape) for title, images in panels.items()}, names, caption)
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    started = time.perf_counter()
+    config = parse_config(DiTConfig, argv, __doc__)
+    accelerator = start_run(config)
+    output = Path(config.output_dir)
+
+    # Backbone
+    base = load_base(config)
+    dataset = open_data(config, base, "train")
+    base_fingerprint = fingerprint(base.transformer, dit_adaptation(base.transformer).whole_modules)
+    generator = torch.Generator().manual_seed(config.seed)
+    kept = base.transformer.set_classes(dataset.class_names, base.class_names, generator)
+    base.class_names = list(dataset.class_names)
+    accelerator.print(f"{len(base.class_names)} classes, {len(kept)} of them known to the base by name")
+    if config.fuse_qkv:
+        base.transformer.fuse_qkv()
+    if config.gradient_checkpointing:
+        base.transformer.enable_gradient_checkpointing()
+
+    # Adapter
+    options = {"rank": config.rank, "lora_alpha": config.lora_alpha, "compression": config.compression}
+    model = apply_method(
+        base.transformer, config.method, dit_adaptation(base.transformer), seed=config.seed, **options
+    )
+    if config.dry_run:
+        if accelerator.is_main_process:
+            print_plan(config, model, len(dataset), accelerator.num_processes)
+        return
+
+    # Task
+    base.vae.to(accelerator.device)
+    model.to(accelerator.device)
+    evaluator, protocol, floor = make_evaluator(config, base)
+    task = GenerationTask(model, base.vae, dict(base.scheduler.config), config.class_dropout_prob, evaluator)
+
+    # Train
+    info = AdapterInfo(
+        task="generation",
+        method=find_method(config.method).name,
+        base=config.pretrained_model_name_or_path,
+        base_fingerprint=base_fingerprint,
+        class_names=base.class_names,
+        null_class=base.transformer.null_class,
+        protocol=protocol,
+        extra={
+            "fuse_qkv": config.fuse_qkv,
+            "stock_numerics": config.stock_numerics,
+            "sampling": vars(config.sampling()),
+        },
+    )
+    before = {**evaluate(task, None, accelerator, config.seed), **floor}
+    _show(accelerator, "before", before)
+    summary = train(
+        task,
+        dataset,
+        config,
+        accelerator,
+        save_adapter=lambda folder: save_adapter(model, folder, info),
+        hint=find_method(config.method).hint,
+    )
+
+    # Evaluate
+    after = {**evaluate(task, None, accelerator, config.seed), **floor}
+    _show(accelerator, "after", after)
+
+    # Save
+    if accelerator.is_main_process:
+        info.metrics = {"before": before, "after": after}
+        save_adapter(model, output / "adapter", info)
+        plot_loss(output / "loss.png", summary.history)
+        draw_samples(config, base, model, output / "samples.png")
+        write_results(
+            output / "results.json",
+            task="generation",
+            config=config,
+            model=model,
+            summary=summary,
+            before=before,
+            after=after,
+            protocol=protocol,
+            seconds_total=time.perf_counter() - started,
+        )
+        print(f"adapter, results and pictures are in {output}")
+    accelerator.end_training()
+
+
+def _show(accelerator, when: str, figures: dict[str, float]) -> None:
+    accelerator.print(f"{when}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()
