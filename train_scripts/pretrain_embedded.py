@@ -64,7 +64,8 @@ def fit(
         if ema_decay:
             # the average starts short, or it would hold the random start for long
             decay = min(ema_decay, (step + 1) / (step + 10))
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         shown = loss.item() if shown is None else 0.98 * shown + 0.02 * loss.item()
         progress.set_postfix(loss=f"{shown:.4f}", lr=f"{rate:.1e}", refresh=False)
         if checkpoint and (step + 1) % 1000 == 0:
@@ -173,7 +174,7 @@ def pretrain_dit(output: Path, steps: int | None, seed: int) -> None:
         raise InputError(f"{folder / 'vae'}: no autoencoder there; run the target vae first")
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
     scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False, set_alpha_to_one=False)
-    means, stds, labels = encode_glyphs(vae, seed, count=160_000)
+    means, stds, labels = encode_glyphs(vae, seed, count=80_000)
     model = DiT(
         num_attention_heads=4,
         attention_head_dim=32,
@@ -242,8 +243,8 @@ def pretrain_depth(output: Path, steps: int | None, seed: int) -> None:
 
     model = small_depth_anything(max_depth=10).to(memory_format=torch.channels_last)
     _spread_norms(model)
-    steps = steps or 6500
-    images, depth, valid = rooms(seed, min(16_000, 32 * steps))
+    steps = steps or 3600
+    images, depth, valid = rooms(seed, min(10_000, 32 * steps))
 
     def loss_at(step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(mix(seed, step))
@@ -272,7 +273,7 @@ def rooms(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     """Rendered rooms: images (count, 3, 64, 64) uint8, depth (count, 64, 64) metres, valid (count, 64, 64)."""
     from onelora_vision.data.scenes import render_scene
 
-    scenes = [render_scene("indoor", mix(seed, 2, i)) for i in tqdm(range(count), desc="rooms", mininterval=10)]
+    scenes = [render_scene("rooms", mix(seed, 2, i)) for i in tqdm(range(count), desc="rooms", mininterval=10)]
     images, depth, valid = (torch.stack([torch.from_numpy(part) for part in parts]) for parts in zip(*scenes))
     return images.permute(0, 3, 1, 2), depth, valid
 
