@@ -153,19 +153,24 @@ def make_evaluator(config: DiTConfig, base: DiTBase) -> tuple[SampleEvaluator | 
     return evaluator, protocol.line(), {f"fd_{features.name}_floor": floor}
 
 
+def shown_classes(config: DiTConfig, base: DiTBase) -> list[int]:
+    names = config.validation_classes.split(",") if config.validation_classes else base.class_names[:10]
+    return class_ids(names, base.class_names)
+
+
 def draw_samples(config: DiTConfig, base: DiTBase, model, path: Path) -> None:
     """The picture: the base (with the new label table as it started) and the adapted model, on the same noise."""
+    classes = shown_classes(config, base)
     if config.num_validation_images == 0:
         return
-    names = (config.validation_classes or "").split(",") if config.validation_classes else base.class_names[:10]
-    labels = [label for label in class_ids(names, base.class_names) for _ in range(config.num_validation_images)]
+    labels = [label for label in classes for _ in range(config.num_validation_images)]
     seeds = [seeding.mix(config.seed, -1, index) for index in range(len(labels))]
     arguments = (model, base.vae, dict(base.scheduler.config), labels, seeds, config.sampling())
     adapted = sample(*arguments, batch_size=config.eval_batch_size)
     with model.disable_adapter():
         plain = sample(*arguments, batch_size=config.eval_batch_size)
     panels = {"base": plain, f"{config.method}, {config.max_train_steps} steps": adapted}
-    shape = (len(names), config.num_validation_images)
+    shape, names = (len(classes), config.num_validation_images), [base.class_names[label] for label in classes]
     caption = f"same noise; {config.sampler}, {config.num_inference_steps} steps, guidance {config.guidance_scale}"
     save_comparison(path, {title: images.unflatten(0, shape) for title, images in panels.items()}, names, caption)
 
@@ -185,6 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     kept = base.transformer.set_classes(dataset.class_names, base.class_names, generator)
     base.class_names = list(dataset.class_names)
     accelerator.print(f"{len(base.class_names)} classes, {len(kept)} of them known to the base by name")
+    shown_classes(config, base)  # a misspelt class is found now, not after the training
     if config.fuse_qkv:
         base.transformer.fuse_qkv()
     if config.gradient_checkpointing:
@@ -258,7 +264,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _show(accelerator, when: str, figures: dict[str, float]) -> None:
-    accelerator.print(f"{when}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    if figures:
+        accelerator.print(f"{when}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from onelora_vision.adapters.card import card
@@ -163,11 +163,22 @@ def write_adapter(
     header = {**info.to_header(), HEADER_PREFIX + "config": text}
     with atomic_directory(folder) as temporary:
         (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-        save_file(tensors, temporary / WEIGHTS_FILE, metadata=header)
+        (temporary / WEIGHTS_FILE).write_bytes(serialize(tensors, header))
         values = sum(value.numel() for value in tensors.values())
         size = (temporary / WEIGHTS_FILE).stat().st_size
         (temporary / CARD_FILE).write_text(card(info, record, values, size, pictures), encoding="utf-8")
     return Path(folder)
+
+
+def serialize(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> bytes:
+    """A safetensors file whose bytes depend on its content alone; the library itself shuffles the header's strings."""
+    data = save(tensors, metadata=header)
+    length = int.from_bytes(data[:8], "little")
+    fields = json.loads(data[8 : 8 + length])
+    text = json.dumps({"__metadata__": dict(sorted(fields.pop("__metadata__").items())), **fields}, ensure_ascii=False)
+    encoded = text.encode()
+    encoded += b" " * (-len(encoded) % 8)  # the values start at a multiple of 8
+    return len(encoded).to_bytes(8, "little") + encoded + data[8 + length :]
 
 
 def read_adapter(path: str | Path) -> Adapter:

@@ -13,6 +13,7 @@ that matter for fine-tuning; `DiT` mends them:
 The last two can be set back with ``stock_numerics=True`` for comparison.
 """
 
+import contextlib
 import copy
 import functools
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel, Schedul
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.normalization import AdaLayerNormZero
+from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from torch.nn import functional as F
 
@@ -271,7 +273,8 @@ def load_dit(
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise InputError(f"{source}: no model_index.json there; give the folder of a diffusers DiT pipeline")
     try:
-        pipeline = DiTPipeline.from_pretrained(source, revision=revision, variant=variant, cache_dir=cache_dir)
+        with _quiet():
+            pipeline = DiTPipeline.from_pretrained(source, revision=revision, variant=variant, cache_dir=cache_dir)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{source}: cannot be loaded as a DiT pipeline ({type(error).__name__}: {reason})") from error
@@ -280,6 +283,19 @@ def load_dit(
     transformer = DiT.from_stock(pipeline.transformer, stock_numerics=stock_numerics)
     names = _class_names(pipeline, transformer.num_classes)
     return DiTBase(transformer, pipeline.vae, pipeline.scheduler, names, source)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without diffusers' progress bar over three files and its warning that JSON has no integer keys."""
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+        diffusers_logging.enable_progress_bar()
 
 
 def _class_names(pipeline: DiTPipeline, num_classes: int) -> list[str]:

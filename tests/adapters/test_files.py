@@ -83,6 +83,16 @@ def test_the_header_and_the_card_say_what_it_is(folder):
         assert text in card
 
 
+def test_the_bytes_depend_on_the_content_alone(folder, tmp_path):
+    again = save_adapter(adapted(), tmp_path / "again", INFO)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+    data = (folder / "adapter_model.safetensors").read_bytes()
+    assert data[8 : 8 + int.from_bytes(data[:8], "little")].startswith(
+        b'{"__metadata__": {"format": "pt", "onelora.base"'
+    )
+
+
 def test_a_second_adapter_joins_the_first(folder):
     model = read_adapter(folder).attach(Net(), "one")
     model = read_adapter(folder).attach(model, "two")

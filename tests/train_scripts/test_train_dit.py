@@ -1,0 +1,137 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from onelora_vision.adapters.files import read_adapter
+from onelora_vision.backbones.dit import load_dit
+from onelora_vision.sampling import SamplingSettings, sample
+from train_scripts import train_dit
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def food101(tmp_path_factory):
+    """A folder of Food-101's layout: images/<class>/<id>.jpg and meta/{classes,train,test}.txt."""
+    root = tmp_path_factory.mktemp("data") / "food-101"
+    rng = np.random.default_rng(0)
+    names = {"train": [], "test": []}
+    for label, name in enumerate(["apple_pie", "sushi", "waffles"]):
+        (root / "images" / name).mkdir(parents=True)
+        for index in range(6):
+            colour = np.array([40 + 80 * label, 200 - 60 * label, 30 * index])
+            pixels = np.clip(colour + rng.normal(0, 20, (40, 52, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / "images" / name / f"{index}.jpg")
+            names["test" if index >= 4 else "train"].append(f"{name}/{index}")
+    (root / "meta").mkdir()
+    (root / "meta" / "classes.txt").write_text("apple_pie\nsushi\nwaffles\n")
+    for split, lines in names.items():
+        (root / "meta" / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def arguments(dit_folder, food101, output, **flags):
+    flags = {
+        "pretrained_model_name_or_path": dit_folder,
+        "dataset_name": "food101",
+        "data_dir": food101,
+        "output_dir": output,
+        "max_train_steps": 4,
+        "train_batch_size": 4,
+        "checkpointing_steps": 2,
+        "num_inference_steps": 2,
+        "num_validation_images": 1,
+        "report_to": "none",
+        **flags,
+    }
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+def run(*args) -> int:
+    with pytest.raises(SystemExit) as ended:
+        train_dit.main([*args])
+    return ended.value.code
+
+
+def run_as_a_user(*args) -> subprocess.CompletedProcess:
+    command = [sys.executable, "train_scripts/train_dit.py", *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+
+
+def test_a_user_fine_tunes_a_pipeline_folder_on_food101_resumes_and_samples(dit_folder, food101, tmp_path):
+    """The real path: a folder as facebook/DiT-XL-2-256 is one, data as Food-101's archive unpacks."""
+    output = tmp_path / "out"
+    done = run_as_a_user(*arguments(dit_folder, food101, output))
+    assert done.returncode == 0, done.stderr
+    results = json.loads((output / "results.json").read_text())
+    assert {
+        "task", "method", "seed", "trainable_parameters", "adapter_parameters", "metrics", "protocol", "seconds_total",
+        "seconds_per_step", "peak_memory_bytes", "versions", "config",
+    } <= results.keys()  # fmt: skip
+    # two blocks of 4·32 + 128 + 32 + 192 and the final layer's 64 + 32; the table of 3 classes and the null class
+    assert results["adapter_parameters"] == 2 * 480 + 96
+    assert results["trainable_parameters"] == results["adapter_parameters"] + 4 * 32
+    assert sorted(p.name for p in (output / "adapter").iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+    assert yaml.safe_load((output / "config.yaml").read_text())["dataset_name"] == "food101"
+    assert {"samples.png", "loss.png", "checkpoint-2", "checkpoint-4"} <= {p.name for p in output.iterdir()}
+
+    unbroken = (output / "adapter" / "adapter_model.safetensors").read_bytes()
+    for name in ("checkpoint-4", "adapter"):
+        (output / name).rename(tmp_path / f"first-{name}")
+    assert run(*arguments(dit_folder, food101, output, resume_from_checkpoint="latest")) == 0
+    assert read_adapter(output / "adapter").info.class_names == ["apple_pie", "sushi", "waffles"]
+    resumed = (output / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert resumed == unbroken
+
+    adapter, base = read_adapter(output / "adapter"), load_dit(dit_folder)
+    base.transformer.set_classes(adapter.info.class_names)
+    model = adapter.attach(base.transformer).eval()
+    settings = SamplingSettings(steps=2)
+    images = sample(model, base.vae, dict(base.scheduler.config), [0, 2], [1, 2], settings)
+    assert images.shape == (2, 3, 16, 16) and torch.isfinite(images).all()
+
+
+def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food101, tmp_path, capsys):
+    assert run(*arguments(dit_folder, food101, tmp_path / "out"), "--dry_run") == 0
+    printed = capsys.readouterr().out
+    assert "1,184 of" in printed and "adapter file" in printed and "steps              4" in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"method": "onelore"}, "did you mean 'onelora'"),
+        ({"data_dir": "/nowhere"}, "/nowhere"),
+        ({"pretrained_model_name_or_path": "/nowhere"}, "/nowhere"),
+        ({"learnin_rate": 1}, "learning_rate"),
+        ({"guidance_scale": "much"}, "guidance_scale"),
+        ({"sampler": "plms"}, "sampler"),
+        ({"validation_classes": "pizza"}, "pizza"),
+        ({"fid_features": "embedded"}, "does not know the classes"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(dit_folder, food101, tmp_path, capsys, flags, message):
+    output = tmp_path / "out"
+    assert run(*arguments(dit_folder, food101, output, **flags)) == 2
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0] and "Traceback" not in error
+    assert not list(tmp_path.rglob("adapter*")) and not list(tmp_path.rglob("results.json"))
+
+
+def test_nan_stops_with_a_hint_and_leaves_no_result(dit_folder, food101, tmp_path, capsys):
+    flags = {"method": "sum+scale", "learning_rate": 1e30, "max_grad_norm": 0, "adam_epsilon": 1e-30}
+    assert run(*arguments(dit_folder, food101, tmp_path / "out", **flags)) == 1
+    error = capsys.readouterr().err
+    assert "error: step" in error and "gamma" in error and "checkpoint" in error
+    assert not (tmp_path / "out" / "adapter").exists()
