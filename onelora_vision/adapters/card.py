@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 LOADING = {
     "generation": """\
-from onelora_vision import load_generator
+from onelora_vision.generator import load_generator
 
 generator = load_generator("{folder}")  # finds the base by its id; base="…" gives another place
 images = generator.sample(["{example}"], seeds=[0])  # (1, 3, H, W) in [0, 1]""",
