@@ -5,6 +5,7 @@ A folder holds ``adapter_config.json``, ``adapter_model.safetensors`` and a ``RE
 PEFT config), so the one file alone is a complete adapter too.
 """
 
+import copy
 import hashlib
 import importlib.metadata
 import json
@@ -101,12 +102,14 @@ class Adapter:
         """
         from peft import get_peft_model, set_peft_model_state_dict
 
-        self.config.inference_mode = not is_trainable
+        # Without the base's name, which PEFT would warn about: it cannot tell the name of a timm or diffusers model.
+        config = copy.copy(self.config)
+        config.inference_mode, config.base_model_name_or_path = not is_trainable, None
         try:
             if isinstance(model, PeftModel):
-                model.add_adapter(adapter_name, self.config)
+                model.add_adapter(adapter_name, config)
             else:
-                model = get_peft_model(model, self.config, adapter_name=adapter_name)
+                model = get_peft_model(model, config, adapter_name=adapter_name)
             self._check_shapes(model, adapter_name)
             set_peft_model_state_dict(model, self.tensors, adapter_name=adapter_name)
         except InputError:
