@@ -94,9 +94,9 @@ def test_the_bytes_depend_on_the_content_alone(folder, tmp_path):
 
 
 def test_a_second_adapter_joins_the_first(folder):
-    model = read_adapter(folder).attach(Net(), "first")
-    model = read_adapter(folder).attach(model, "second")
-    assert set(model.peft_config) == {"first", "second"}
+    model = read_adapter(folder).attach(Net(), "left")
+    model = read_adapter(folder).attach(model, "right")
+    assert set(model.peft_config) == {"left", "right"}
 
 
 def test_a_mismatch_is_an_error_that_lists_it(folder):
