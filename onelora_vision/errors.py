@@ -21,13 +21,19 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., None]:
         try:
             sys.exit(main(*args, **kwargs) or 0)
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {_one_line(error)}", file=sys.stderr)
             sys.exit(2)
         except TrainingError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
 
     return command
+
+
+def _one_line(error: InputError) -> str:
+    # torch raises a loader worker's error again with the worker's traceback as its text, whose last line is the message
+    kind = f"{type(error).__module__}.{type(error).__qualname__}: "
+    return (str(error).strip().splitlines() or [""])[-1].removeprefix(kind)
 
 
 def nearest(name: str, known, what: str = "name") -> str:

@@ -14,7 +14,7 @@ from onelora_vision.backbones.base import Adaptation, norms_with_parameters
 from onelora_vision.errors import InputError, nearest
 
 #: Name of the small ViT that ships with the package (32 pixels, 36 printed characters).
-EMBEDDED = "embedded/vit"
+EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True)

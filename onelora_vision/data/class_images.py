@@ -17,6 +17,8 @@ from onelora_vision.data.stream import SampleRef
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.seeding import mix, seeded
 
+#: Name of the data set that needs no folder.
+EMBEDDED = "embedded"
 SPLITS = ("train", "validation", "test")
 _log = logging.getLogger(__name__)
 
@@ -177,7 +179,7 @@ def open_class_images(
     """Open a data set by name.
 
     Args:
-        dataset_name: digits (scikit-learn's, no folder needed), cifar10, cifar100, food101, flowers102,
+        dataset_name: embedded (scikit-learn's digits, no folder needed), cifar10, cifar100, food101, flowers102,
             oxford_iiit_pet, imagefolder, or the id or local folder of a data set for the `datasets` package.
         data_dir: the data set's folder or the folder above it. For imagefolder: class folders, or train/ and
             test/ (or val/) with class folders in them.
@@ -196,8 +198,8 @@ def open_class_images(
     opener = _OPENERS.get(dataset_name)
     if opener is None:
         return _open_hub(dataset_name, data_dir, split, download, seed, image_column, label_column, cache_dir)
-    if data_dir is None and dataset_name != "digits":
-        raise InputError(f"data set {dataset_name!r} needs --train_data_dir: the folder that it is in")
+    if data_dir is None and dataset_name != EMBEDDED:
+        raise InputError(f"data set {dataset_name!r} needs --data_dir: the folder that it is in")
     return opener(Path(data_dir or "."), split, download=download, seed=seed)
 
 
@@ -208,14 +210,18 @@ def open_training_images(
     validation_fraction: float,
     seed: int = 0,
     **options,
-) -> tuple[ClassImages, ClassImages]:
+) -> tuple[ClassImages, ClassImages | None]:
     """The training images and those that settings are chosen by: the data set's own validation split, else a part of
-    the training split, ``validation_fraction`` of each class, drawn by ``seed``. ``options`` as of `open_class_images`.
+    the training split, ``validation_fraction`` of each class, drawn by ``seed``; None if that is 0.
+
+    ``options`` are those of `open_class_images`.
     """
     train = open_class_images(dataset_name, data_dir, "train", seed=seed, **options)
     try:
         return train, open_class_images(dataset_name, data_dir, "validation", seed=seed, **options)
     except MissingSplit:
+        if validation_fraction == 0:
+            return train, None
         return train.split_off(validation_fraction, split="validation", seed=seed)
 
 
@@ -405,7 +411,7 @@ def _hub_split(name: str, tables: dict, split: str, seed: int, image_column: str
 
 
 _OPENERS = {
-    "digits": _open_digits,
+    EMBEDDED: _open_digits,
     "cifar10": _open_cifar10,
     "cifar100": _open_cifar100,
     "food101": _open_food101,

@@ -7,3 +7,7 @@ FOLDER = Path(__file__).parent
 DIT = FOLDER / "dit"
 #: The classifier whose features define `fd_embedded` and whose answers define `class_accuracy`.
 FEATURES = FOLDER / "features"
+#: A transformers Depth Anything with a metric head for rooms up to 10 m, rendered at 64 x 64 pixels.
+DEPTH = FOLDER / "depth"
+#: A timm folder: a VisionTransformer for 32 x 32 pixels that tells 36 printed characters apart.
+VIT = FOLDER / "vit"

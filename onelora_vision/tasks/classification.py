@@ -1,6 +1,8 @@
 """Image classification: cross-entropy on one class per image, judged by accuracy, likelihood and calibration."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,9 @@ from torch import nn
 
 from onelora_vision.backbones.vit import logits_of
 from onelora_vision.errors import InputError
-from onelora_vision.metrics.accuracy import Predictions
-from onelora_vision.metrics.calibration import CalibrationBins
+from onelora_vision.files import write_json
+from onelora_vision.metrics.accuracy import Predictions, confusion_matrix, draw_confusion_matrix, per_class_accuracy
+from onelora_vision.metrics.calibration import CalibrationBins, draw_reliability_diagram
 from onelora_vision.seeding import mix, seeded
 
 
@@ -46,7 +49,8 @@ class ClassificationTask:
             self._mixup = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=len(class_names))
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        """Mean cross-entropy as ``loss``, and the share of the batch that is classified right as ``accuracy``.
+        """Mean cross-entropy as ``loss``, and the mean weight of the predicted class in the target as ``accuracy``
+        (without mixing: the share of the batch that is classified right).
 
         ``batch``: image (B, 3, H, W), label (B,), seed (B,). Mixing is drawn from the seeds.
         """
@@ -82,3 +86,18 @@ class ClassificationTask:
             "nll": found.nll.double().mean().item(),
             "ece": CalibrationBins.of(found.confidence, found.correct).error,
         }
+
+
+def draw_report(
+    before: Predictions, after: Predictions, class_names: Sequence[str], folder: str | os.PathLike
+) -> None:
+    """Write ``confusion.png``, ``reliability.png`` and ``per_class_accuracy.json`` of two evaluations into ``folder``."""
+    folder, found = Path(folder), {"before": before, "after": after}
+    confusions = {title: confusion_matrix(predictions, len(class_names)) for title, predictions in found.items()}
+    draw_confusion_matrix(confusions, class_names, folder / "confusion.png")
+    bins = {
+        title: CalibrationBins.of(predictions.confidence, predictions.correct) for title, predictions in found.items()
+    }
+    draw_reliability_diagram(bins, folder / "reliability.png")
+    accuracy = {title: per_class_accuracy(confusion, class_names) for title, confusion in confusions.items()}
+    write_json(folder / "per_class_accuracy.json", accuracy)

@@ -75,7 +75,7 @@ def test_unknown_names_and_missing_folders(tmp_path):
         open_class_images("food-101", tmp_path)
     with pytest.raises(InputError, match="did you mean 'validation'"):
         open_class_images("food101", tmp_path, "valid")
-    with pytest.raises(InputError, match="--train_data_dir"):
+    with pytest.raises(InputError, match="--data_dir"):
         open_class_images("food101")
     for name in ("food101", "flowers102", "oxford_iiit_pet", "cifar10", "cifar100"):
         with pytest.raises(InputError, match=rf"{name}: not found in .* \(looked for .*\); --download"):
@@ -253,14 +253,14 @@ def test_nothing_readable_is_an_error(tmp_path):
 
 
 def test_validation_images_are_the_data_sets_own_or_a_part_of_the_training_images(folder):
-    train, validation = open_training_images("digits", validation_fraction=0.5)
-    assert validation.split == "validation" and len(validation) == len(open_class_images("digits", split="validation"))
-    assert len(train) == len(open_class_images("digits"))
+    train, validation = open_training_images("embedded", validation_fraction=0.5)
+    assert validation.split == "validation" and len(validation) == len(open_class_images("embedded", split="validation"))
+    assert len(train) == len(open_class_images("embedded"))
     train, validation = open_training_images("imagefolder", folder, validation_fraction=0.25)
     assert (len(train), len(validation)) == (18, 6) and validation.split == "validation"
     assert not set(train.images) & set(validation.images)
 
 
 def test_digits_need_no_folder_and_are_read_as_pictures():
-    test = open_class_images("digits", split="test")
+    test = open_class_images("embedded", split="test")
     assert test.class_names == [*"0123456789"] and test.read(0).size == (32, 32) and test.path(3) == "digits/test[3]"

@@ -1,0 +1,275 @@
+"""Fine-tune an image classifier: ``python train_scripts/train_classification.py``, or under ``accelerate launch``.
+
+Without arguments: the small ViT that ships with the package, from printed characters to real handwritten digits, 20
+images per class, on a CPU. With ``--pretrained_model_name_or_path`` and ``--dataset_name`` any ViT of timm or
+transformers on any data set of `onelora_vision.data.class_images`.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from accelerate import Accelerator
+from peft import PeftModel, set_peft_model_state_dict
+from timm.data import create_transform
+
+from onelora_vision.adapters.files import AdapterInfo, fingerprint, read_adapter, save_adapter
+from onelora_vision.backbones.base import norms_with_parameters
+from onelora_vision.backbones.vit import (
+    EMBEDDED,
+    ViT,
+    classifier_names,
+    enable_gradient_checkpointing,
+    load_vit,
+    replace_head,
+    vit_adaptation,
+)
+from onelora_vision.data.class_images import (
+    ClassImageDataset,
+    ClassImages,
+    open_class_images,
+    open_training_images,
+)
+from onelora_vision.data.stream import evaluation_loader
+from onelora_vision.errors import InputError, exits_cleanly
+from onelora_vision.files import write_json
+from onelora_vision.methods import apply_method, find_method
+from onelora_vision.tasks.classification import ClassificationTask, draw_report
+from onelora_vision.training.config import TrainingConfig, option, parse_config
+from onelora_vision.training.loop import evaluate, train
+from onelora_vision.training.report import aggregate_seeds, plot_loss, print_plan, write_results
+from onelora_vision.training.setup import start_run
+
+
+@dataclass(kw_only=True)
+class ClassificationConfig(TrainingConfig):
+    """Settings of the script; the defaults run the embedded job."""
+
+    output_dir: str = option("output/classification", "folder for adapter, pictures, results", may_change=True)
+    train_batch_size: int = option(32, "samples per step and process, before accumulation", may_change=True)
+    eval_batch_size: int = option(64, "samples per batch of an evaluation", may_change=True)
+    max_train_steps: int | None = option(300, "optimizer steps; overrides --num_train_epochs", may_change=True)
+    learning_rate: float = option(3e-3, "peak learning rate of the adapter's vectors")
+    head_learning_rate: float | None = option(3e-3, "the same for what is trained whole: head and norms")
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = option("cosine", "shape of the learning rate over the steps")
+    seeds: str | None = option(None, "comma-separated seeds: one run each, then mean and std in results.json")
+
+    pretrained_model_name_or_path: str = option(EMBEDDED, "timm name, folder, hub id or checkpoint file of the base")
+    architecture: str | None = option(None, "timm name of a checkpoint file's architecture")
+    resolution: int | None = option(None, "side of the images in pixels (default: the base's)")
+    fresh_head: bool = option(False, "start from a new head even where the base's head knows the classes")
+    drop_path: float = option(0.0, "stochastic depth rate while training (timm)")
+    freeze_norms: bool = option(False, "keep normalisation layers as they are, also with --method full")
+
+    dataset_name: str = option(
+        EMBEDDED, "embedded (handwritten digits), cifar10, cifar100, food101, flowers102, oxford_iiit_pet, …"
+    )
+    data_dir: str | None = option(None, "folder of the data set", may_change=True)
+    download: bool = option(False, "fetch the data set when it is not there", may_change=True)
+    cache_dir: str | None = option(None, "where `datasets` keeps what it downloads", may_change=True)
+    image_column: str = option("image", "column of the pictures, for data sets of `datasets`")
+    label_column: str = option("label", "column of the classes, for data sets of `datasets`")
+    few_shot: int | None = option(None, "training images per class; 0: all (default: 20 for embedded, else all)")
+    validation_fraction: float = option(0.1, "share of the training images held out, if there is no validation split")
+    on_bad_image: Literal["error", "skip"] = option("error", "an unreadable image stops the run or is left out")
+
+    crop_scale: float = option(1.0, "least area of the random crop; 1: no random crop")
+    random_flip: bool = option(False, "mirror images at random")
+    aa: str | None = option(None, "timm's automatic augmentation, such as rand-m9-mstd0.5-inc1")
+    reprob: float = option(0.0, "probability of erasing a random box")
+    mixup: float = option(0.0, "alpha of mixup; 0: off")
+    cutmix: float = option(0.0, "alpha of cutmix; 0: off")
+    smoothing: float = option(0.0, "label smoothing")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("drop_path", "reprob", "smoothing", "validation_fraction"):
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        self._require("crop_scale", 0 < self.crop_scale <= 1, "in (0, 1]")
+        for name in ("mixup", "cutmix", "few_shot", "resolution"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) >= 0, "0 or more")
+        if self.freeze_norms and find_method(self.method).trains_norms:
+            raise InputError(f"--freeze_norms contradicts --method {self.method}, which trains the norms")
+
+
+def open_images(config: ClassificationConfig) -> tuple[ClassImages, ClassImages | None, ClassImages]:
+    """Images to train on, to choose settings by, and to report figures of."""
+    place = {"dataset_name": config.dataset_name, "data_dir": config.data_dir}
+    options = {
+        "download": config.download,
+        "seed": config.seed,
+        "image_column": config.image_column,
+        "label_column": config.label_column,
+        "cache_dir": config.cache_dir,
+    }
+    training, validation = open_training_images(**place, validation_fraction=config.validation_fraction, **options)
+    if validation is None and config.validation_steps:
+        raise InputError("--validation_steps needs images held out: set --validation_fraction, such as 0.1")
+    few = config.few_shot if config.few_shot is not None else 20 if config.dataset_name == EMBEDDED else 0
+    if few:
+        training = training.few_shot(few, config.seed)
+    return training, validation, open_class_images(**place, split="test", **options)
+
+
+def load_base(config: ClassificationConfig, class_names: list[str]) -> ViT:
+    """The pre-trained classifier with a head for ``class_names``."""
+    vit = load_vit(
+        config.pretrained_model_name_or_path,
+        architecture=config.architecture,
+        resolution=config.resolution,
+        drop_path=config.drop_path,
+    )
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(vit.model)
+    return replace_head(vit, class_names, seed=config.seed, fresh=config.fresh_head)
+
+
+def adapt(vit: ViT, config: ClassificationConfig) -> PeftModel:
+    """The base with the method's adapter."""
+    model = apply_method(
+        vit.model,
+        config.method,
+        vit_adaptation(vit.model),
+        rank=config.rank,
+        lora_alpha=config.lora_alpha,
+        compression=config.compression,
+        seed=config.seed,
+    )
+    if config.freeze_norms:
+        for name in norms_with_parameters(model):
+            model.get_submodule(name).requires_grad_(False)
+    return model
+
+
+def training_transform(vit: ViT, config: ClassificationConfig):
+    """timm's training transform in the base's size and normalisation, with the augmentation that was asked for."""
+    augments = config.crop_scale < 1 or config.random_flip or config.aa or config.reprob
+    if not augments:
+        return vit.transform
+    return create_transform(
+        **vit.data_config,
+        is_training=True,
+        scale=(config.crop_scale, 1.0),
+        ratio=(3 / 4, 4 / 3) if config.crop_scale < 1 else (1.0, 1.0),
+        hflip=0.5 if config.random_flip else 0.0,
+        color_jitter=0.0,
+        auto_augment=config.aa,
+        re_prob=config.reprob,
+    )
+
+
+def make_evaluation_loader(images: ClassImages, vit: ViT, config: ClassificationConfig, accelerator: Accelerator):
+    """A loader of all images, shared out among the processes."""
+    dataset = ClassImageDataset(images, vit.transform, config.on_bad_image)
+    return accelerator.prepare(evaluation_loader(dataset, config.eval_batch_size, config.dataloader_num_workers))
+
+
+def run(config: ClassificationConfig) -> dict:
+    """One training run, from the config to its results."""
+    start, accelerator = time.perf_counter(), start_run(config)
+    training, validation, test = open_images(config)
+    vit = load_base(config, training.class_names)
+    base_fingerprint = fingerprint(vit.model, exclude=classifier_names(vit.model))
+    model = adapt(vit, config).to(accelerator.device)
+    if config.dry_run:
+        if accelerator.is_main_process:
+            print_plan(config, model, len(training), accelerator.num_processes)
+        return {}
+
+    task = ClassificationTask(model, vit.class_names, config.smoothing, config.mixup, config.cutmix)
+    dataset = ClassImageDataset(training, training_transform(vit, config), config.on_bad_image)
+    loader = partial(make_evaluation_loader, vit=vit, config=config, accelerator=accelerator)
+    validation_loader, test_loader = loader(validation) if validation else None, loader(test)
+    info = AdapterInfo(
+        task="classification",
+        method=find_method(config.method).name,
+        base=vit.base,
+        base_fingerprint=base_fingerprint,
+        class_names=vit.class_names,
+        protocol=f"{len(test)} images of {test.name} {test.split} at {vit.data_config['input_size'][-1]} pixels",
+        extra={"architecture": config.architecture, "resolution": config.resolution},
+    )
+    save = partial(save_adapter, model, info=info)
+
+    before, first = evaluate(task, test_loader, accelerator), task.predictions
+    hint = find_method(config.method).hint
+    summary = train(task, dataset, config, accelerator, validation_loader, save_adapter=save, hint=hint)
+    after = evaluate(task, test_loader, accelerator)
+
+    output = Path(config.output_dir)
+    info.metrics = {"before": before, "after": after}
+    results = {}
+    if accelerator.is_main_process:
+        draw_report(first, task.predictions, vit.class_names, output)
+        plot_loss(output / "loss.png", summary.history)
+        save(output / "adapter")
+        results = write_results(
+            output / "results.json",
+            task=info.task,
+            config=config,
+            model=model,
+            summary=summary,
+            before=before,
+            after=after,
+            protocol=info.protocol,
+            seconds_total=time.perf_counter() - start,
+        )
+        print_figures(results)
+    if summary.best_step is not None:
+        judge_best(task, info, output / "best", test_loader, accelerator)
+    accelerator.end_training()
+    return results
+
+
+def judge_best(task: ClassificationTask, info: AdapterInfo, folder: Path, loader, accelerator: Accelerator) -> None:
+    """Judge the adapter that was best during training on the test images, and write the figures into its folder."""
+    accelerator.wait_for_everyone()
+    model = accelerator.unwrap_model(task.model)
+    set_peft_model_state_dict(model, read_adapter(folder).tensors)
+    info.metrics = {**info.metrics, "after": evaluate(task, loader, accelerator)}
+    if accelerator.is_main_process:
+        save_adapter(model, folder, info)
+        print(f"best adapter        top-1 {100 * info.metrics['after']['top1']:.2f} %, in {folder}")
+
+
+def print_figures(results: dict) -> None:
+    """The figures before and after training, as a table."""
+    print(f"\n{results['protocol']}, method {results['method']}, {results['trainable_parameters']:,} values trained")
+    for name, after in results["metrics"]["after"].items():
+        print(f"{name:6} {results['metrics']['before'][name]:8.4f} -> {after:8.4f}")
+    print(f"{results['seconds_total']:.0f} s; results in {results['config']['output_dir']}")
+
+
+def run_seeds(config: ClassificationConfig) -> dict:
+    """A run per seed, each in a folder of its own, and their mean and standard deviation."""
+    try:
+        seeds = [int(seed) for seed in config.seeds.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds {config.seeds}: expected whole numbers with commas, such as 0,1,2,3") from None
+    output = Path(config.output_dir)
+    runs = [replace(config, seed=seed, seeds=None, output_dir=str(output / f"seed-{seed}")) for seed in seeds]
+    results = [run(single) for single in runs]
+    if not all(results):  # a dry run, or a process that writes nothing
+        return {}
+    means = aggregate_seeds(results)
+    write_json(output / "results.json", {**means, "runs": results})
+    for name, value in means["metrics"].items():
+        print(f"{name:6} {value['mean']:8.4f} ± {value['std'] or 0:.4f} over seeds {config.seeds}")
+    return means
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    config = parse_config(ClassificationConfig, argv, __doc__)
+    if config.seeds:
+        run_seeds(config)
+    else:
+        run(config)
+
+
+if __name__ == "__main__":
+    main()
