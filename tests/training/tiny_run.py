@@ -1,5 +1,8 @@
 """A tiny real training job, for tests to call in this process or to run as a script in another."""
 
+import os
+import resource
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +27,9 @@ class TinyConfig(TrainingConfig):
     dropout: float = option(0.0, "drop-out before the adapters and in the network")
     num_samples: int = option(10, "size of the data set")
     nan_sample: int = option(-1, "the sample whose image is NaN", may_change=True)
-    kill_in_step: int = option(-1, "the step in which this process gets a SIGTERM", may_change=True)
+    kill_in_step: int = option(-1, "the step in which a process gets a SIGTERM", may_change=True)
+    kill_rank: int = option(0, "the number of that process", may_change=True)
+    full_disk_in_step: int = option(-1, "the step from which on no file can be written", may_change=True)
     kill_in_evaluation: int = option(-1, "the evaluation in which it does", may_change=True)
 
 
@@ -48,15 +53,18 @@ class NoisyColors(torch.utils.data.Dataset):
 
 
 class TinyTask:
-    """Classification, which counts its own calls so that a test can send itself a signal at a known moment."""
+    """Classification, which counts its calls so that a test can have something happen at a known moment."""
 
-    def __init__(self, model: torch.nn.Module, config: TinyConfig):
-        self.model, self.config = model, config
+    def __init__(self, model: torch.nn.Module, config: TinyConfig, rank: int = 0):
+        self.model, self.config, self.rank = model, config, rank
         self.forwards = self.evaluations = 0
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        if self.forwards == self.config.kill_in_step * self.config.gradient_accumulation_steps:
-            _terminate_myself()
+        step, micro = divmod(self.forwards, self.config.gradient_accumulation_steps)
+        if micro == 0 and step == self.config.kill_in_step and self.rank == self.config.kill_rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if step == self.config.full_disk_in_step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
         self.forwards += 1
         logits = self.model(batch["image"])
         loss = torch.nn.functional.cross_entropy(logits, batch["label"])
@@ -64,7 +72,7 @@ class TinyTask:
 
     def evaluate(self, loader, accelerator) -> dict[str, float]:
         if self.evaluations == self.config.kill_in_evaluation:
-            _terminate_myself()
+            os.kill(os.getpid(), signal.SIGTERM)
         self.evaluations += 1
         hits = [
             accelerator.gather_for_metrics((self.model(batch["image"]).argmax(1) == batch["label"]).float())
@@ -72,13 +80,6 @@ class TinyTask:
         ]
         weight = sum(p.double().abs().sum().item() for n, p in self.model.named_parameters() if "lora" in n)
         return {"accuracy": torch.cat(hits).mean().item(), "weight": weight}
-
-
-def _terminate_myself() -> None:
-    import os
-    import signal
-
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def tiny_model(config: TinyConfig) -> peft.PeftModel:
@@ -96,7 +97,7 @@ def run(config: TinyConfig) -> tuple[TrainingSummary, dict[str, torch.Tensor], d
     """The summary, the trained tensors and the last evaluation's figures."""
     accelerator = start_run(config)
     dataset = NoisyColors(config)
-    task = TinyTask(tiny_model(config), config)
+    task = TinyTask(tiny_model(config), config, accelerator.process_index)
     loader = accelerator.prepare(evaluation_loader(dataset, 4))
     summary = train(task, dataset, config, accelerator, loader, hint="lower the rate")
     model = accelerator.unwrap_model(task.model)

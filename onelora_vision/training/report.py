@@ -1,0 +1,147 @@
+"""What a run leaves behind: ``results.json`` with fixed keys, a picture of the loss, and the plan a dry run prints."""
+
+import dataclasses
+import math
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from torch import nn
+
+from onelora_vision.errors import InputError
+from onelora_vision.files import atomic_file, write_json
+from onelora_vision.training.config import TrainingConfig
+from onelora_vision.training.loop import TrainingSummary
+from onelora_vision.training.optim import WHOLE_MARK, samples_per_step, total_steps, trained_parameters
+
+_PACKAGES = ("onelora_vision", "torch", "peft", "accelerate", "transformers", "diffusers", "timm", "numpy")
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """``trainable_parameters``: all values trained; ``adapter_parameters``: those not in modules trained whole."""
+    sizes = {name: parameter.numel() for name, parameter in trained_parameters(model).items()}
+    return {
+        "trainable_parameters": sum(sizes.values()),
+        "adapter_parameters": sum(size for name, size in sizes.items() if WHOLE_MARK not in name),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has had: the GPU's allocations if there is one, else its resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+
+
+def versions() -> dict[str, str]:
+    """Python's and the main packages' versions."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # an optional one
+            continue
+    return found
+
+
+def write_results(
+    path: str | Path,
+    *,
+    task: str,
+    config: TrainingConfig,
+    model: nn.Module,
+    summary: TrainingSummary,
+    before: dict[str, float],
+    after: dict[str, float],
+    protocol: str,
+    seconds_total: float,
+) -> dict:
+    """Write the run's ``results.json`` and return its content. Figures that are no finite number become null.
+
+    Args:
+        before, after: the task's figures without and with the training.
+        protocol: how they were measured, in one line: figures of unlike protocols must not be compared.
+        seconds_total: wall time of the whole run in seconds, evaluations included.
+    """
+    results = {
+        "task": task,
+        "method": config.method,
+        "seed": config.seed,
+        **count_parameters(model),
+        "metrics": {"before": _finite(before), "after": _finite(after)},
+        "protocol": protocol,
+        "steps": summary.steps,
+        "skipped_steps": summary.skipped_steps,
+        "best_step": summary.best_step,
+        "seconds_total": seconds_total,
+        "seconds_per_step": summary.seconds_per_step,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "versions": versions(),
+        "config": dataclasses.asdict(config),
+    }
+    write_json(path, results)
+    return results
+
+
+def _finite(figures: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def aggregate_seeds(results: list[dict]) -> dict:
+    """Mean and sample standard deviation over runs that differ in the seed alone (std null for one run).
+
+    Returns ``{"task", "method", "seeds", "protocol", "metrics": {name: {"mean", "std"}}}`` of the metrics after.
+
+    Raises:
+        InputError: the results differ in task, method, protocol or metrics, or a seed comes twice.
+    """
+    seeds = [result["seed"] for result in results]
+    if not results or len(set(seeds)) < len(seeds):
+        raise InputError(f"mean over seeds: expected one result per seed, got seeds {seeds}")
+    first = results[0]
+    for key in ("task", "method", "protocol"):
+        if len({result[key] for result in results}) > 1:
+            raise InputError(f"mean over seeds: the runs differ in {key}: {sorted({r[key] for r in results})}")
+    values = {name: [result["metrics"]["after"].get(name) for result in results] for name in first["metrics"]["after"]}
+    for name, column in values.items():
+        if None in column:
+            raise InputError(f"mean over seeds: {name} is missing or not finite for seed {seeds[column.index(None)]}")
+    metrics = {n: {"mean": mean(v), "std": stdev(v) if len(v) > 1 else None} for n, v in values.items()}
+    return {**{key: first[key] for key in ("task", "method", "protocol")}, "seeds": seeds, "metrics": metrics}
+
+
+def plot_loss(path: str | Path, history: dict[str, list[float]]) -> None:
+    """Draw the loss of every step (thin) and its running mean (thick) as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    loss = torch.tensor(history["loss"], dtype=torch.float64)
+    window = max(1, len(loss) // 50)
+    steps = torch.arange(1, len(loss) + 1)
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="step", ylabel="training loss")
+    axes.plot(steps, loss, color="#9db8d9", linewidth=0.8)
+    axes.plot(steps[window - 1 :], loss.unfold(0, window, 1).mean(1), color="#1f4e8c", label=f"mean of {window} steps")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.2)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def print_plan(config: TrainingConfig, model: nn.Module, num_samples: int, num_processes: int = 1) -> None:
+    """What ``--dry_run`` prints: trained values, size of the adapter file, steps, epochs and samples."""
+    counts, tensors = count_parameters(model), trained_parameters(model)
+    steps, per_step = total_steps(config, num_samples, num_processes), samples_per_step(config, num_processes)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained, adapter = counts["trainable_parameters"], counts["adapter_parameters"]
+    print(f"method             {config.method}")
+    print(f"trainable values   {trained:,} of {total:,} ({trained / total:.3%}), {adapter:,} of them the adapter's")
+    print(f"adapter file       about {4 * trained + 100 * len(tensors):,} bytes in fp32")
+    print(f"training samples   {num_samples:,}")
+    print(f"samples per step   {per_step:,} on {num_processes} process{'es' if num_processes > 1 else ''}")
+    print(f"steps              {steps:,}, {steps * per_step / num_samples:.2f} epochs")

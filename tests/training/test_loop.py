@@ -1,0 +1,250 @@
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import tiny_run
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from tiny_run import NoisyColors, TinyConfig, TinyTask, run, tiny_model
+
+from onelora_vision.errors import InputError, TrainingError
+from onelora_vision.training.loop import train
+from onelora_vision.training.setup import start_run
+
+EVERYTHING = {
+    "dropout": 0.1,
+    "use_ema": True,
+    "gradient_accumulation_steps": 2,
+    "train_batch_size": 3,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 2,
+    "validation_steps": 2,
+    "metric_for_best_model": "weight",
+    "checkpointing_steps": 3,
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def job(folder, **settings):
+    return run(TinyConfig(output_dir=str(folder), **settings))
+
+
+def checkpoint_state(folder):
+    state = torch.load(folder / "training_state.pt", weights_only=True)
+    state["progress"]["seconds"] = 0
+    return [state, *(file.read_bytes() for file in sorted(folder.glob("*.safetensors")))]
+
+
+def assert_same(first, second):
+    """Bitwise, through dictionaries and lists."""
+    assert type(first) is type(second)
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second)
+        for a, b in zip(first, second):
+            assert_same(a, b)
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    else:
+        assert first == second
+
+
+def assert_same_run(folder, unbroken, resumed):
+    assert_same(unbroken[0].history, resumed[0].history)
+    assert_same(unbroken[0].evaluations, resumed[0].evaluations)
+    assert (unbroken[0].best_step, unbroken[0].best_metric) == (resumed[0].best_step, resumed[0].best_metric)
+    assert_same(unbroken[1:], resumed[1:])
+    assert_same(*(checkpoint_state(folder / name / "checkpoint-6") for name in ("unbroken", "resumed")))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_stopped_by_a_signal_and_resumed_ends_in_the_same_bits(tmp_path, capfd, workers):
+    unbroken = job(tmp_path / "unbroken", **EVERYTHING)
+    stopped = {**EVERYTHING, "dataloader_num_workers": workers}
+    with pytest.raises(SystemExit) as leaving:
+        job(tmp_path / "resumed", **stopped, kill_in_step=3)
+    assert leaving.value.code == 143
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("stopped by SIGTERM: go on with the same command and --resume_from_checkpoint latest")
+    assert line.endswith("checkpoint-4)")  # the step was finished
+    resumed = job(tmp_path / "resumed", **stopped, resume_from_checkpoint="latest")
+    assert_same_run(tmp_path, unbroken, resumed)
+
+
+def test_an_evaluation_cut_short_is_done_again(tmp_path):
+    unbroken = job(tmp_path / "unbroken", **EVERYTHING)
+    with pytest.raises(SystemExit):
+        job(tmp_path / "resumed", **EVERYTHING, kill_in_evaluation=1)
+    assert (tmp_path / "resumed" / "checkpoint-4").is_dir()
+    resumed = job(tmp_path / "resumed", **EVERYTHING, resume_from_checkpoint="latest")
+    assert [step for step, _ in resumed[0].evaluations] == [2, 4, 6]
+    assert_same_run(tmp_path, unbroken, resumed)
+
+
+def test_drop_out_and_data_depend_on_the_seed(tmp_path):
+    losses = {seed: job(tmp_path / str(seed), seed=seed, dropout=0.1)[0].history["loss"] for seed in (0, 1)}
+    assert losses[0] != losses[1]
+    assert job(tmp_path / "again", seed=1, dropout=0.1)[0].history["loss"] == losses[1]
+
+
+def test_a_longer_run_goes_on_where_a_shorter_one_ended(tmp_path):
+    unbroken = job(tmp_path / "unbroken", max_train_steps=4)
+    job(tmp_path / "longer", max_train_steps=2, checkpointing_steps=2)
+    longer = job(tmp_path / "longer", max_train_steps=4, resume_from_checkpoint=str(tmp_path / "longer/checkpoint-2"))
+    assert_same(unbroken[1], longer[1])
+
+
+def test_accumulated_batches_train_like_one_large_batch(tmp_path):
+    large = job(tmp_path / "large", train_batch_size=4)
+    small = job(tmp_path / "small", train_batch_size=2, gradient_accumulation_steps=2)
+    torch.testing.assert_close(small[0].history["loss"], large[0].history["loss"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(small[1], large[1], rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_train_like_one_and_stop_together(tmp_path):
+    settings = {"checkpointing_steps": 6, "validation_steps": 3, "use_ema": True, "max_train_steps": 6}
+    alone = job(tmp_path / "alone", train_batch_size=4, **settings)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = [f"--{name}={value}" for name, value in {**settings, "kill_in_step": 3, "kill_rank": 1}.items()]
+    command = [sys.executable, tiny_run.__file__, f"--output_dir={tmp_path / 'two'}", "--train_batch_size=2", *flags]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    processes = [
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [143, 143]
+    # Half of its steps on two processes, the other half on one, as long as the samples per step are the same.
+    both = job(tmp_path / "two", train_batch_size=4, **settings, resume_from_checkpoint="latest")
+    torch.testing.assert_close(both[0].history["loss"], alone[0].history["loss"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(both[0].history["grad_norm"], alone[0].history["grad_norm"], rtol=1e-4, atol=1e-6)
+    assert [figures["accuracy"] for _, figures in both[0].evaluations] == [
+        figures["accuracy"] for _, figures in alone[0].evaluations
+    ]
+    torch.testing.assert_close(both[1], alone[1], rtol=1e-4, atol=1e-6)
+
+
+def test_the_schedule_steps_once_per_optimizer_step(tmp_path):
+    settings = {"lr_scheduler": "linear", "lr_warmup_steps": 2, "learning_rate": 1.0, "head_learning_rate": 0.1}
+    history = job(tmp_path, gradient_accumulation_steps=3, **settings)[0].history
+    assert history["lr_vectors"] == [0, 0.5, 1, 0.75, 0.5, 0.25]
+    assert history["lr_whole"] == pytest.approx([0, 0.05, 0.1, 0.075, 0.05, 0.025])
+
+
+def test_gradients_are_clipped_and_the_norm_before_is_logged(tmp_path, monkeypatch):
+    norms, step = [], torch.optim.AdamW.step
+
+    def spy(optimizer, *args):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        return step(optimizer, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    clipped = job(tmp_path / "clipped", max_grad_norm=1e-3, max_train_steps=2)[0].history["grad_norm"]
+    assert norms == pytest.approx([1e-3, 1e-3], rel=1e-2)
+    assert min(clipped) > 0.01
+    norms.clear()
+    free = job(tmp_path / "free", max_grad_norm=0, max_train_steps=2)[0].history["grad_norm"]
+    assert norms == pytest.approx(free, rel=1e-5)
+
+
+def test_a_nan_stops_with_all_that_helps_to_find_it(tmp_path):
+    with pytest.raises(TrainingError) as error:
+        job(tmp_path, nan_sample=7, checkpointing_steps=1, train_batch_size=2, seed=2)
+    message = str(error.value)
+    assert "images/7.png" in message and message.count("images/") == 2
+    assert "loss nan" in message and "learning rate 0.001" in message and message.endswith("lower the rate")
+    step = int(message.split("step ")[1].split(":")[0])
+    assert step > 0 and str(tmp_path / f"checkpoint-{step}") in message
+
+
+def test_a_nan_can_be_skipped(tmp_path):
+    summary, trained, _ = job(tmp_path, nan_sample=7, on_nan="skip", train_batch_size=2, max_train_steps=10)
+    assert summary.skipped_steps == sum(map(math.isnan, summary.history["loss"])) == 2  # 2 epochs
+    assert all(tensor.isfinite().all() for tensor in trained.values())
+
+
+def test_skipping_without_end_stops(tmp_path):
+    with pytest.raises(TrainingError, match=r"images/0\.png"):
+        job(tmp_path, num_samples=1, nan_sample=0, on_nan="skip", max_train_steps=100)
+
+
+@pytest.mark.parametrize(("greater", "best"), [(True, 6), (False, 2)])
+def test_the_best_adapter_is_kept(tmp_path, greater, best):
+    settings = {"validation_steps": 2, "metric_for_best_model": "weight", "greater_is_better": greater}
+    summary, _, _ = job(tmp_path, **settings, learning_rate=0.1)
+    figures = dict(summary.evaluations)
+    assert summary.best_step == best == (max if greater else min)(figures, key=lambda step: figures[step]["weight"])
+    assert summary.best_metric == figures[best]["weight"]
+    saved = peft.load_peft_weights(str(tmp_path / "best"), device="cpu")
+    weight = sum(tensor.double().abs().sum().item() for name, tensor in saved.items() if "lora" in name)
+    assert weight == pytest.approx(summary.best_metric)
+
+
+def test_a_metric_that_is_not_evaluated_is_refused(tmp_path):
+    with pytest.raises(InputError, match="acuracy is not evaluated here; did you mean 'accuracy'"):
+        job(tmp_path, validation_steps=1, metric_for_best_model="acuracy")
+
+
+def test_evaluation_and_result_use_the_average(tmp_path):
+    plain = job(tmp_path / "plain", learning_rate=0.1)
+    averaged = job(tmp_path / "averaged", learning_rate=0.1, use_ema=True, validation_steps=6)
+    assert averaged[0].history == plain[0].history
+    assert averaged[0].evaluations[0][1] == averaged[2]
+    assert averaged[2]["weight"] < plain[2]["weight"]
+
+
+def test_bf16_trains_fp32_vectors(tmp_path):
+    _, trained, _ = job(tmp_path, mixed_precision="bf16", max_train_steps=2)
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+
+
+def test_figures_go_to_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    summary, _, _ = job(tmp_path, report_to="auto", max_train_steps=2, validation_steps=2)
+    events = EventAccumulator(str(tmp_path / "logs" / "onelora_vision"))
+    events.Reload()
+    assert {"train/loss", "train/grad_norm", "train/lr_whole", "evaluation/accuracy"} <= set(events.Tags()["scalars"])
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert losses == pytest.approx(summary.history["loss"])
+
+
+def test_an_adapter_that_gets_no_gradient_is_named(tmp_path):
+    class Detached(TinyTask):
+        def forward(self, batch):
+            base = self.model.get_base_model()
+            base.blocks[0].mlp.fc1.forward = lambda x: torch.nn.functional.linear(x, fc1.weight)
+            fc1 = base.blocks[0].mlp.fc1.base_layer
+            return super().forward(batch)
+
+    config = TinyConfig(output_dir=str(tmp_path))
+    accelerator = start_run(config)
+    with pytest.raises(InputError, match=r"blocks\.0\.mlp\.fc1"):
+        train(Detached(tiny_model(config), config), NoisyColors(config), config, accelerator)
+
+
+def test_the_settings_of_accelerate_that_do_not_work_are_one_line(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("fp16 works on a GPU")
+    with pytest.raises(InputError, match="accelerate refuses"):
+        start_run(TinyConfig(output_dir=str(tmp_path), mixed_precision="fp16"))
+
+
+def test_a_dry_run_touches_no_folder(tmp_path):
+    start_run(TinyConfig(output_dir=str(tmp_path / "out"), dry_run=True))
+    assert not Path(tmp_path / "out").exists()
