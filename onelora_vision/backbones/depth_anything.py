@@ -12,15 +12,19 @@ from torch import nn
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 from transformers.utils import logging as transformers_logging
 
+from onelora_vision import embedded
 from onelora_vision.backbones.base import Adaptation, norms_with_parameters
 from onelora_vision.errors import InputError
 
 #: The mean and standard deviation that every Depth Anything checkpoint's images are normalised with (ImageNet's).
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+#: The name of the base that ships with the package: rendered rooms up to 10 m, 64 x 64 pixels.
+EMBEDDED = "embedded/depth"
+
 
 def load_depth_anything(
-    pretrained_model_name_or_path: str | Path,
+    pretrained_model_name_or_path: str | Path = EMBEDDED,
     *,
     max_depth: int | None = None,
     revision: str | None = None,
@@ -33,6 +37,8 @@ def load_depth_anything(
         InputError: there is no such model, it is no Depth Anything, or its file does not hold all of its weights.
     """
     source = str(pretrained_model_name_or_path)
+    if source == EMBEDDED:
+        source = str(embedded.DEPTH)
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise InputError(f"{source}: no config.json there; give the folder of a transformers Depth Anything model")
     where = {"revision": revision, "cache_dir": cache_dir}

@@ -51,7 +51,7 @@ class InputSize(NamedTuple):
 
 
 class DepthDataset(Dataset):
-    """Samples ``{"image", "depth", "valid", "seed", "name"}`` of a sequence of frames.
+    """Samples ``{"image", "depth", "valid", "seed", "path"}`` of a sequence of frames.
 
     ``image`` is (3, h, w) in [0, 1]; ``depth`` metres and ``valid`` bool, both (H, W), 0 and False outside the caps.
 
@@ -66,6 +66,7 @@ class DepthDataset(Dataset):
         size: of the network's input.
         train: whether to augment and crop.
         random_flip, color_jitter: the augmentations, from each sample's own seed.
+        limit: use only that many frames, the first.
     """
 
     def __init__(
@@ -76,13 +77,15 @@ class DepthDataset(Dataset):
         train: bool = False,
         random_flip: bool = True,
         color_jitter: bool = True,
+        limit: int | None = None,
     ):
+        self.length = len(frames) if limit is None else min(limit, len(frames))
         self.frames, self.size, self.train = frames, size, train
         self.caps = caps._replace(crop="none") if train else caps
         self.random_flip, self.color_jitter = train and random_flip, train and color_jitter
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return self.length
 
     def __getitem__(self, ref: SampleRef | int) -> dict:
         index, seed = SampleRef.of(ref)
@@ -101,7 +104,7 @@ class DepthDataset(Dataset):
             "depth": torch.from_numpy(np.where(valid, depth, 0).astype(np.float32)),
             "valid": torch.from_numpy(np.ascontiguousarray(valid)),
             "seed": seed,
-            "name": frame.name,
+            "path": frame.name,
         }
 
     def __getitems__(self, refs: list[SampleRef | int]) -> list[dict]:
@@ -111,7 +114,7 @@ class DepthDataset(Dataset):
         for sample in samples[1:]:
             if sample["depth"].shape != first["depth"].shape or sample["image"].shape != first["image"].shape:
                 raise InputError(
-                    f"{sample['name']} and {first['name']} are of different sizes ({_size(sample)} and {_size(first)}), "
+                    f"{sample['path']} and {first['path']} are of different sizes ({_size(sample)} and {_size(first)}), "
                     "which one batch cannot hold: use batches of one for evaluation, and a single number as --resolution"
                 )
         return samples

@@ -1,0 +1,62 @@
+"""Data sets of pictures with metric depth, by name: ``open_frames("nyu", root, "test")``."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from onelora_vision.data.depth.diode import diode
+from onelora_vision.data.depth.frames import DepthFrame
+from onelora_vision.data.depth.hypersim import hypersim
+from onelora_vision.data.depth.jsonl import jsonl
+from onelora_vision.data.depth.kitti import kitti
+from onelora_vision.data.depth.nyu import nyu
+from onelora_vision.data.depth.vkitti import vkitti2
+from onelora_vision.data.scenes import SceneFrames
+from onelora_vision.errors import InputError, nearest
+
+
+class DepthFormat(NamedTuple):
+    """How a data set is read, the name of its caps (None: the model's range), its usual splits, if it has a folder."""
+
+    open: Callable[[str | None, str, str | None], Sequence[DepthFrame]]
+    caps: str | None
+    train_split: str = "train"
+    eval_split: str = "test"
+    needs_root: bool = True
+
+
+def _scenes(kind: str) -> Callable:
+    return lambda root, split, split_file: SceneFrames(kind, split, 400 if split == "train" else 200)
+
+
+FORMATS = {
+    "rooms": DepthFormat(_scenes("rooms"), "rooms", needs_root=False),
+    "streets": DepthFormat(_scenes("streets"), "streets", needs_root=False),
+    "nyu": DepthFormat(nyu, "nyu"),
+    "kitti": DepthFormat(kitti, "kitti"),
+    "diode_indoor": DepthFormat(diode, "diode_indoor", "train/indoors", "val/indoors"),
+    "diode_outdoor": DepthFormat(diode, "diode_outdoor", "train/outdoor", "val/outdoor"),
+    "hypersim": DepthFormat(hypersim, "hypersim"),
+    "vkitti2": DepthFormat(vkitti2, "vkitti2", "Scene01", "Scene20"),
+    "jsonl": DepthFormat(jsonl, None),
+}
+
+
+def find_format(name: str) -> DepthFormat:
+    """The row of `FORMATS`. Raises `InputError`, naming the nearest, when there is none."""
+    if name not in FORMATS:
+        raise InputError(f"there is no depth data set {name!r}{nearest(name, FORMATS, 'data set')}")
+    return FORMATS[name]
+
+
+def open_frames(name: str, root: str | None, split: str, split_file: str | None = None) -> Sequence[DepthFrame]:
+    """The frames of a data set's split, read when they are asked for.
+
+    Args:
+        name: a key of `FORMATS`; "rooms" and "streets" are rendered (400 scenes to train on, 200 of each other split).
+        root: the data set's folder (NYU: or the labelled .mat file; jsonl: or the file); None for the rendered ones.
+        split: a name or a path below the root, see each format's module.
+        split_file: a list of files, where the format has one.
+    """
+    if find_format(name).needs_root and not root:
+        raise InputError(f"the data set {name} needs its folder: give --train_data_dir (or --eval_data_dir)")
+    return FORMATS[name].open(root, split, split_file)

@@ -1,0 +1,73 @@
+"""Monocular depth: a loss in metres (or, for relative depth, up to scale and shift) and the field's metrics."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from onelora_vision.backbones.depth_anything import is_metric, predict
+from onelora_vision.data.depth.caps import Caps
+from onelora_vision.metrics.depth import align_scale_and_shift, as_evaluated, depth_metrics, resized_depth
+from onelora_vision.tasks.depth_losses import gradient_matching, scale_and_shift_invariant, silog
+
+
+class DepthTask:
+    """Depth Anything's training and evaluation.
+
+    Args:
+        model: a Depth Anything model, with or without adapters.
+        caps: the depths that count in an evaluation, metres; predictions are clamped to them.
+        loss: "silog" (metres, for a metric model) or "ssi" (scale and shift invariant, for a relative one).
+        silog_lambda, silog_factor: see `silog`; 0.5 and 1 are Depth Anything v2's, 0.85 and 10 ZoeDepth's.
+        gradient_weight: of the gradient matching loss beside SiLog; 0 leaves it out.
+        after_evaluation: called with the model at the end of every evaluation, on the main process, for pictures.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        caps: Caps,
+        loss: str = "silog",
+        silog_lambda: float = 0.5,
+        silog_factor: float = 1.0,
+        gradient_weight: float = 0.0,
+        after_evaluation: Callable[[nn.Module], None] | None = None,
+    ):
+        self.model, self.caps, self.loss = model, caps, loss
+        self.silog_lambda, self.silog_factor, self.gradient_weight = silog_lambda, silog_factor, gradient_weight
+        self.after_evaluation = after_evaluation
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        """``loss`` of a batch: image (B, 3, h, w), depth and valid (B, H, W). The prediction is resized to the truth."""
+        depth, valid = batch["depth"], batch["valid"]
+        prediction = resized_depth(predict(self.model, batch["image"]).float(), *depth.shape[1:])
+        if self.loss == "ssi":
+            return {"loss": scale_and_shift_invariant(prediction, depth, valid)}
+        losses = {"silog": silog(prediction, depth, valid, self.silog_lambda, self.silog_factor)}
+        if self.gradient_weight:
+            losses["gradient"] = self.gradient_weight * gradient_matching(prediction, depth, valid)
+        return {"loss": sum(losses.values()), **{name: value.detach() for name, value in losses.items()}}
+
+    def evaluate(self, loader, accelerator) -> dict[str, float]:
+        """The metrics of `depth_metrics`, averaged over the loader's images; of a relative model after alignment."""
+        parts: dict[str, list[torch.Tensor]] = {}
+        for batch in loader:
+            images, depth, valid = (batch[name].to(accelerator.device) for name in ("image", "depth", "valid"))
+            metrics = depth_metrics(compared(self.model, images, depth, valid, self.caps), depth, valid)
+            for name, values in accelerator.gather_for_metrics(metrics).items():
+                parts.setdefault(name, []).append(values)
+        if self.after_evaluation is not None and accelerator.is_main_process:
+            self.after_evaluation(self.model)
+        return {name: torch.cat(values).mean().item() for name, values in parts.items()}
+
+
+@torch.no_grad()
+def compared(
+    model: nn.Module, images: torch.Tensor, depth: torch.Tensor, valid: torch.Tensor, caps: Caps
+) -> torch.Tensor:
+    """Predictions as they are compared with the truth: metres, at its size, clamped to the caps; (B, H, W)."""
+    prediction = predict(model, images).float()
+    if not is_metric(model):
+        aligned = align_scale_and_shift(resized_depth(prediction, *depth.shape[1:]), depth, valid)
+        return aligned.clamp(caps.near, caps.far)
+    return as_evaluated(prediction, *depth.shape[1:], caps.near, caps.far)

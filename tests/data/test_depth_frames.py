@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from onelora_vision.data.depth.caps import CAPS, Caps, caps_by_name, counted, crop_mask
+from onelora_vision.data.depth.frames import (
+    DepthFrame,
+    FilePair,
+    FrameFiles,
+    make_frame,
+    read_depth_any,
+    read_depth_png,
+    read_hdf5,
+    read_npy,
+)
+from onelora_vision.errors import InputError
+
+
+def frame(depth, name: str = "d.png") -> DepthFrame:
+    depth = np.asarray(depth, np.float32)
+    return make_frame(np.zeros((*depth.shape, 3), np.uint8), depth, name, "i.png")
+
+
+def test_only_positive_finite_depth_is_valid():
+    made = frame([[1, 0, -2], [np.nan, np.inf, 3]])
+    np.testing.assert_array_equal(made.valid, [[True, False, False], [False, False, True]])
+
+
+def test_sizes_must_agree():
+    with pytest.raises(InputError, match=r"d\.npy: the depth is 3x2 pixels, but its image i\.png is 4x5"):
+        make_frame(np.zeros((5, 4, 3)), np.ones((2, 3)), "d.npy", "i.png")
+    with pytest.raises(InputError, match=r"d\.npy: the depth is 3x2 pixels, but its mask is 2x3"):
+        make_frame(np.zeros((2, 3, 3)), np.ones((2, 3)), "d.npy", "i.png", np.ones((3, 2)))
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x89PNG\r\n\x1a\n junk"])
+@pytest.mark.parametrize(
+    ("reader", "suffix"), [(read_depth_png, ".png"), (read_npy, ".npy"), (read_depth_any, ".npz")]
+)
+def test_unreadable_depth_files_are_named(tmp_path, content, reader, suffix):
+    path = tmp_path / f"broken{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"broken{suffix}: cannot be read") as caught:
+        reader(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="absent"):
+        reader(tmp_path / f"absent{suffix}")
+
+
+def test_pickled_arrays_are_refused(tmp_path):
+    np.save(tmp_path / "evil.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match=r"evil\.npy: cannot be read"):
+        read_npy(tmp_path / "evil.npy")
+
+
+def test_a_truncated_png_is_refused(tmp_path):
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 65536, (64, 64), dtype=np.uint16)).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(InputError, match=r"cut\.png: cannot be read"):
+        read_depth_png(path)
+
+
+def test_pictures_that_are_no_depth_are_refused(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "grey.png")
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "color.png")
+    with pytest.raises(InputError, match=r"grey\.png: a depth PNG has one channel of 16 bits, this is 1 of 8"):
+        read_depth_png(tmp_path / "grey.png")
+    with pytest.raises(InputError, match=r"color\.png: depth has one channel, this is 3 of 8"):
+        read_depth_any(tmp_path / "color.png")
+    np.save(tmp_path / "flat.npy", np.ones(4))
+    with pytest.raises(InputError, match=r"flat\.npy: an array of shape \(4,\)"):
+        read_npy(tmp_path / "flat.npy")
+    np.savez(tmp_path / "two.npz", a=np.ones((2, 2)), b=np.ones((2, 2)))
+    with pytest.raises(InputError, match=r"two\.npz: .*holds 2 arrays"):
+        read_npy(tmp_path / "two.npz")
+
+
+def test_float_tiff_is_read_exactly(tmp_path):
+    values = np.random.default_rng(1).uniform(0, 90, (5, 7)).astype(np.float32)
+    Image.fromarray(values).save(tmp_path / "d.tiff")
+    np.testing.assert_array_equal(read_depth_any(tmp_path / "d.tiff"), values)
+
+
+def test_hdf5_without_the_array_is_refused(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "d.hdf5", "w") as file:
+        file["other"] = np.ones((2, 2))
+    with pytest.raises(InputError, match=r"d\.hdf5: cannot read 'dataset'"):
+        read_hdf5(tmp_path / "d.hdf5", "dataset")
+
+
+def test_a_missing_mask_is_named(tmp_path):
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "i.png")
+    np.save(tmp_path / "d.npy", np.ones((2, 2)))
+    files = FrameFiles([FilePair(tmp_path / "i.png", tmp_path / "d.npy", 1.0, tmp_path / "m.npy")], read_npy)
+    with pytest.raises(InputError, match=r"m\.npy: no such"):
+        files[0]
+
+
+def test_caps_keep_what_lies_between_them():
+    np.testing.assert_array_equal(
+        counted(frame([[0.5, 1, 2, 10, 11]]), Caps(1, 10))[0], [False, True, True, True, False]
+    )
+
+
+@pytest.mark.parametrize(
+    ("depth", "caps", "message"),
+    [
+        (
+            [[1200, 4500]],
+            Caps(1e-3, 10),
+            r"d\.png: all depths, 1200 to 4500 m, lie beyond the cap of 10 m: is the scale",
+        ),
+        ([[0.0001, 0.0002]], Caps(1e-3, 10), r"d\.png: all depths lie below the cap of 0.001 m"),
+        ([[0, np.nan]], Caps(1e-3, 10), r"d\.png: no valid depth pixel \(none is positive"),
+        ([[0.5, 20]], Caps(1, 10), r"d\.png: no valid depth pixel inside the crop 'none' and the caps 1-10 m"),
+    ],
+)
+def test_frames_without_a_pixel_that_counts_say_why(depth, caps, message):
+    with pytest.raises(InputError, match=message):
+        counted(frame(depth), caps)
+
+
+def test_crops_are_the_published_ones():
+    eigen = crop_mask("nyu_eigen", 480, 640)
+    assert eigen[45, 41]
+    assert eigen[470, 600]
+    assert eigen.sum() == (471 - 45) * (601 - 41)
+    garg = crop_mask("garg", 352, 1216)
+    rows, columns = np.nonzero(garg)
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (143, 349, 43, 1172)
+    rows, columns = np.nonzero(crop_mask("kitti_eigen", 352, 1216))
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (117, 321, 43, 1172)
+    with pytest.raises(InputError, match="defined for 640x480 pixels, not for 320x240"):
+        crop_mask("nyu_eigen", 240, 320)
+    with pytest.raises(InputError, match="no crop 'grag'; did you mean 'garg'"):
+        crop_mask("grag", 10, 10)
+
+
+def test_caps_by_name():
+    assert caps_by_name("kitti") == Caps(1e-3, 80.0, "garg")
+    assert all(crop_mask(caps.crop, 480, 640).any() for caps in CAPS.values())
+    with pytest.raises(InputError, match="did you mean 'kitti'"):
+        caps_by_name("kiti")

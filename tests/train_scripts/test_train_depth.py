@@ -1,0 +1,205 @@
+"""The script as users run it, on tiny data sets in real formats and on the model's real class at a tiny size."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+
+from onelora_vision.adapters.files import read_adapter
+from onelora_vision.data.scenes import render_scene
+from onelora_vision.depth_maps import estimate_depth, load_depth_estimator
+from onelora_vision.errors import InputError
+from onelora_vision.training.config import parse_config
+from train_scripts import train_depth
+from train_scripts.train_depth import DepthConfig, main, run
+
+CONFIGS = sorted((Path(train_depth.__file__).parent / "configs" / "depth").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", params=["metric"])
+def base(request, tmp_path_factory):
+    return tiny_base(tmp_path_factory.mktemp("base"), request.param)
+
+
+def tiny_base(folder: Path, kind: str) -> Path:
+    torch.manual_seed(0)
+    backbone = Dinov2Config(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
+        out_indices=[1, 2, 3, 4],
+        reshape_hidden_states=False,
+    )
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        patch_size=4,
+        reassemble_hidden_size=16,
+        neck_hidden_sizes=[4, 8, 8, 8],
+        fusion_hidden_size=8,
+        head_hidden_size=4,
+        depth_estimation_type=kind,
+        max_depth=10,
+    )
+    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    """Six rendered streets as a metadata.jsonl with millimetres in npy files: four to train on, two to test."""
+    folder = tmp_path_factory.mktemp("streets")
+    lines = []
+    for index in range(6):
+        scene = render_scene("streets", index, 16, 16)
+        Image.fromarray(scene.image).save(folder / f"{index}.png")
+        np.save(folder / f"{index}.npy", scene.depth * 1000)
+        split = "train" if index < 4 else "test"
+        lines.append({"image": f"{index}.png", "depth": f"{index}.npy", "scale": 0.001, "split": split})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def arguments(base: Path, data: Path, output: Path, **changes) -> list[str]:
+    settings = {
+        "pretrained_model_name_or_path": base,
+        "dataset_name": "jsonl",
+        "train_data_dir": data,
+        "output_dir": output,
+        "max_train_steps": 6,
+        "lr_warmup_steps": 0,
+        "train_batch_size": 4,
+        "eval_batch_size": 2,
+        "report_to": "none",
+        "num_validation_images": 2,
+        **changes,
+    }
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def config_of(*args, **changes) -> DepthConfig:
+    return parse_config(DepthConfig, arguments(*args, **changes))
+
+
+def test_a_run_leaves_adapter_results_and_pictures(base, streets, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments(base, streets, tmp_path, max_depth=80, learning_rate=0.02, validation_steps=3))
+    assert ended.value.code == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["task"] == "depth"
+    assert results["trainable_parameters"] == 4 * (4 * 16 + 64 + 16)
+    assert results["metrics"]["after"]["rmse"] != results["metrics"]["before"]["rmse"]
+    assert "jsonl test, 2 images, 0.001-80 m" in results["protocol"]
+    for name in ("pictures.png", "loss.png", "config.yaml", "adapter/README.md"):
+        assert (tmp_path / name).stat().st_size > 100
+    info = read_adapter(tmp_path / "adapter").info
+    assert (info.task, info.method, info.extra["max_depth"]) == ("depth", "onelora", 80)
+    assert info.metrics["after"] == results["metrics"]["after"]
+
+
+def test_the_saved_adapter_gives_the_reported_figures(base, streets, tmp_path):
+    results = run(config_of(base, streets, tmp_path, max_depth=80, learning_rate=0.02, train_head=True))
+    model = load_depth_estimator(tmp_path / "adapter")
+    errors = []
+    for index in (4, 5):
+        scene = render_scene("streets", index, 16, 16)
+        predicted = np.clip(estimate_depth(model, Image.fromarray(scene.image)), 1e-3, 80)
+        errors.append(np.sqrt(np.mean((predicted - scene.depth)[scene.valid] ** 2)))
+    assert np.mean(errors) == pytest.approx(results["metrics"]["after"]["rmse"], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "vera", "mora1", "bitfit", "onelora_norms", "full", "sum+scale"])
+def test_every_kind_of_method_trains(base, streets, tmp_path, method):
+    results = run(config_of(base, streets, tmp_path, method=method, max_train_steps=2, num_validation_images=0))
+    assert results["trainable_parameters"] > 0
+    assert read_adapter(tmp_path / "adapter").info.method == method
+
+
+def test_training_lowers_the_loss(base, streets, tmp_path):
+    changes = {
+        "max_depth": 80,
+        "max_train_steps": 40,
+        "learning_rate": 0.02,
+        "train_head": True,
+        "resolution": "16x16",
+    }
+    results = run(config_of(base, streets, tmp_path, **changes, num_validation_images=0))
+    assert results["metrics"]["after"]["silog_05"] < 0.8 * results["metrics"]["before"]["silog_05"]
+
+
+def test_the_head_opens_to_the_caps(base, tmp_path, capsys):
+    changes = {"dataset_name": "streets", "max_train_steps": 1, "max_train_samples": 4, "max_eval_samples": 2}
+    results = run(config_of(base, "", tmp_path, **changes))
+    assert "opened from 10 m to the caps' 80 m" in capsys.readouterr().out
+    assert read_adapter(tmp_path / "adapter").info.extra["max_depth"] == 80
+    assert "streets test, 2 images, 2-80 m" in results["protocol"]
+
+
+def test_a_relative_checkpoint_is_refused_converted_or_trained_relative(streets, tmp_path, capsys):
+    base = tiny_base(tmp_path / "relative", "relative")
+    with pytest.raises(InputError, match=r"relative checkpoint .* give --max_depth .*--loss ssi"):
+        run(config_of(base, streets, tmp_path / "refused"))
+    run(config_of(base, streets, tmp_path / "converted", max_depth=80))
+    assert "head's last layer starts anew" in capsys.readouterr().out
+    assert any("head" in name for name in read_adapter(tmp_path / "converted" / "adapter").tensors)
+    results = run(config_of(base, streets, tmp_path / "relative-run", loss="ssi"))
+    assert "scale and shift aligned" in results["protocol"]
+    assert read_adapter(tmp_path / "relative-run" / "adapter").info.extra["max_depth"] is None
+
+
+def test_invariant_loss_refuses_a_metric_checkpoint(base, streets, tmp_path):
+    with pytest.raises(InputError, match="metric checkpoint, and --loss ssi"):
+        run(config_of(base, streets, tmp_path, loss="ssi"))
+
+
+def test_depth_of_a_wrong_scale_ends_in_one_line(base, streets, tmp_path, capsys):
+    lines = (streets / "metadata.jsonl").read_text().replace("0.001", "1")
+    (streets / "wrong.jsonl").write_text(lines)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments(base, streets / "wrong.jsonl", tmp_path, max_depth=80))
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "4.npy: all depths" in error
+    assert "is the scale wrong" in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset_name": "nyuv2"}, "no depth data set 'nyuv2'; did you mean 'nyu'"),
+        ({"dataset_name": "kitti", "train_data_dir": ""}, "needs its folder"),
+        ({"caps": "kiti"}, "no caps named 'kiti'; did you mean 'kitti'"),
+        ({"resolution": 15}, "no multiple of the patch size 4"),
+        ({"silog_lambda": 2}, "--silog_lambda is 2"),
+        ({"method": "onelroa"}, "did you mean 'onelora'"),
+        ({"max_depth": 0}, "--max_depth is 0, but must be at least 1"),
+    ],
+)
+def test_bad_settings_are_named(base, streets, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        run(config_of(base, streets, tmp_path, **changes))
+
+
+def test_a_dry_run_writes_nothing(base, streets, tmp_path, capsys):
+    assert run(config_of(base, streets, tmp_path / "dry", dry_run="true")) == {}
+    assert "trainable values" in capsys.readouterr().out
+    assert not (tmp_path / "dry").exists()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_papers_transfers_are_valid_configs(path):
+    config = parse_config(DepthConfig, ["--config", str(path), "--train_data_dir=/data"])
+    assert config.method == "onelora"
+    assert set(yaml.safe_load(path.read_text())) >= {"pretrained_model_name_or_path", "dataset_name", "resolution"}
+
+
+def test_there_are_four_transfers():
+    names = {path.stem for path in CONFIGS}
+    assert names == {"kitti_to_nyu", "nyu_to_kitti", "kitti_to_diode_outdoor", "nyu_to_diode_outdoor"}

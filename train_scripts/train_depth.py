@@ -1,0 +1,272 @@
+"""Fine-tune Depth Anything to metric depth: ``python train_scripts/train_depth.py``, or under ``accelerate launch``.
+
+Without arguments: the small model that ships with the package, from rendered rooms (up to 10 m) to rendered streets
+(2-80 m), on a CPU. With ``--pretrained_model_name_or_path`` any Depth Anything of transformers, with ``--dataset_name``
+and ``--train_data_dir`` NYU, KITTI, DIODE, Hypersim, Virtual KITTI 2 or a ``metadata.jsonl``. All depths are metres.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
+
+from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
+from onelora_vision.backbones.depth_anything import (
+    EMBEDDED,
+    depth_adaptation,
+    is_metric,
+    load_depth_anything,
+    require_metric,
+    set_max_depth,
+)
+from onelora_vision.data.depth.caps import Caps, caps_by_name
+from onelora_vision.data.depth.dataset import DepthDataset, InputSize
+from onelora_vision.data.depth.formats import FORMATS, find_format, open_frames
+from onelora_vision.data.stream import evaluation_loader
+from onelora_vision.depth_maps import ComparedDepth, save_depth_comparison
+from onelora_vision.errors import InputError, exits_cleanly
+from onelora_vision.methods import apply_method, find_method
+from onelora_vision.tasks.depth import DepthTask, compared
+from onelora_vision.training.config import TrainingConfig, option, parse_config
+from onelora_vision.training.loop import evaluate, train
+from onelora_vision.training.report import plot_loss, print_plan, write_results
+from onelora_vision.training.setup import start_run
+
+
+@dataclass(kw_only=True)
+class DepthConfig(TrainingConfig):
+    """Settings of the script; the defaults run the embedded job."""
+
+    output_dir: str = option("output/depth", "folder for adapter, pictures, results", may_change=True)
+    max_train_steps: int | None = option(300, "optimizer steps; overrides --num_train_epochs", may_change=True)
+    learning_rate: float = option(1e-2, "peak learning rate of the adapter's vectors")
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = option("cosine", "shape of the learning rate over the steps")
+    lr_warmup_steps: int = option(20, "optimizer steps over which the rate rises from zero")
+
+    pretrained_model_name_or_path: str = option(EMBEDDED, "folder or hub id of a transformers Depth Anything")
+    revision: str | None = option(None, "revision of the model on the hub")
+    variant: str | None = option(None, "variant of the model's files, such as fp16")
+    cache_dir: str | None = option(None, "where models from the hub are kept", may_change=True)
+    max_depth: int | None = option(
+        None, "metres that the head reaches (default: the model's, or more if the caps ask)"
+    )
+    train_head: bool = option(False, "train the head (three convolutions) whole, besides what the method trains")
+
+    dataset_name: str = option("streets", ", ".join(FORMATS))
+    train_data_dir: str | None = option(None, "folder of the training data (NYU: or the .mat file)", may_change=True)
+    train_split: str | None = option(None, "split to train on (default: the data set's)")
+    train_split_file: str | None = option(None, "list of the training files, as KITTI's Eigen split", may_change=True)
+    max_train_samples: int | None = option(None, "train on the first so many frames")
+    eval_dataset_name: str | None = option(None, "data set to evaluate on (default: --dataset_name)", may_change=True)
+    eval_data_dir: str | None = option(None, "its folder (default: --train_data_dir)", may_change=True)
+    eval_split: str | None = option(None, "split to evaluate on (default: the data set's)", may_change=True)
+    eval_split_file: str | None = option(None, "list of the files to evaluate on", may_change=True)
+    max_eval_samples: int | None = option(None, "evaluate on the first so many frames", may_change=True)
+    caps: str | None = option(None, "protocol that says which depths and crop count (default: the data set's)")
+    resolution: int | str | None = option(None, "network input: 518 (shorter side) or 392x518 (default: the model's)")
+    random_flip: bool = option(True, "mirror training images at random")
+    color_jitter: bool = option(True, "vary gamma, brightness and tint of training images by up to 10 percent")
+
+    loss: Literal["silog", "ssi"] = option("silog", "silog: metres; ssi: up to scale and shift, for relative models")
+    silog_lambda: float = option(0.5, "0.5: Depth Anything v2; 0.85: ZoeDepth")
+    silog_factor: float = option(1.0, "factor of the SiLog loss; 10: ZoeDepth")
+    gradient_weight: float = option(0.0, "weight of the gradient matching loss, which sharpens edges")
+    num_validation_images: int = option(6, "rows of the comparison picture; 0: no picture", may_change=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require("silog_lambda", 0 <= self.silog_lambda <= 1, "in [0, 1]")
+        self._require("silog_factor", self.silog_factor > 0, "greater than 0")
+        for name in ("gradient_weight", "num_validation_images"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("max_train_samples", "max_eval_samples", "max_depth"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+        for name in dataset_names(self):
+            find_format(name)
+
+
+def run(config: DepthConfig) -> dict:
+    """One training run from the config to its results."""
+    start, accelerator = time.perf_counter(), start_run(config)
+    output = Path(config.output_dir)
+
+    # Backbone, with a head that reaches as far as the data.
+    base = load_depth_anything(
+        config.pretrained_model_name_or_path,
+        revision=config.revision,
+        variant=config.variant,
+        cache_dir=config.cache_dir,
+    )
+    base_fingerprint = fingerprint(base, exclude=["head"])
+    train_head = fit_head(base, config, accelerator)
+
+    # Adapter: the encoder's linear layers, as in the paper.
+    if config.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    model = apply_method(
+        base,
+        config.method,
+        depth_adaptation(base, train_head),
+        rank=config.rank,
+        lora_alpha=config.lora_alpha,
+        compression=config.compression,
+        seed=config.seed,
+    ).to(accelerator.device)
+
+    # Data and task.
+    size = InputSize.parse(config.resolution or base.config.backbone_config.image_size, base.config.patch_size)
+    train_name, eval_name = dataset_names(config)
+    train_split = config.train_split or FORMATS[train_name].train_split
+    eval_split = config.eval_split or FORMATS[eval_name].eval_split
+    eval_root = config.eval_data_dir or config.train_data_dir
+    train_data = DepthDataset(
+        open_frames(train_name, config.train_data_dir, train_split, config.train_split_file),
+        caps_of(train_name, config, base),
+        size,
+        train=True,
+        random_flip=config.random_flip,
+        color_jitter=config.color_jitter,
+        limit=config.max_train_samples,
+    )
+    eval_data = DepthDataset(
+        open_frames(eval_name, eval_root, eval_split, config.eval_split_file),
+        caps_of(eval_name, config, base),
+        size,
+        limit=config.max_eval_samples,
+    )
+    if config.dry_run:
+        print_plan(config, model, len(train_data), accelerator.num_processes)
+        return {}
+    loader = accelerator.prepare(evaluation_loader(eval_data, config.eval_batch_size, config.dataloader_num_workers))
+    task = DepthTask(
+        model,
+        eval_data.caps,
+        config.loss,
+        config.silog_lambda,
+        config.silog_factor,
+        config.gradient_weight,
+        after_evaluation=lambda model: save_pictures(output / "pictures.png", model, eval_data, config),
+    )
+
+    # Train, with an evaluation before and after.
+    info = AdapterInfo(
+        task="depth",
+        method=config.method,
+        base=config.pretrained_model_name_or_path,
+        base_fingerprint=base_fingerprint,
+        protocol=protocol(config, eval_split, eval_data, size),
+        extra={"max_depth": base.config.max_depth if is_metric(base) else None, "resolution": config.resolution},
+    )
+    before = evaluate(task, loader, accelerator)
+    summary = train(
+        task,
+        train_data,
+        config,
+        accelerator,
+        loader,
+        save_adapter=lambda folder: save_adapter(model, folder, info),
+        hint=find_method(config.method).hint,
+    )
+    after = evaluate(task, loader, accelerator)
+
+    # Save.
+    info.metrics = {"before": before, "after": after}
+    results = {"metrics": info.metrics}
+    if accelerator.is_main_process:
+        save_adapter(model, output / "adapter", info)
+        plot_loss(output / "loss.png", summary.history)
+        results = write_results(
+            output / "results.json",
+            task="depth",
+            config=config,
+            model=model,
+            summary=summary,
+            before=before,
+            after=after,
+            protocol=info.protocol,
+            seconds_total=time.perf_counter() - start,
+        )
+    for name in ("rmse", "abs_rel", "delta1"):
+        accelerator.print(f"{name:8} {before[name]:8.4f} -> {after[name]:8.4f}")
+    accelerator.end_training()
+    return results
+
+
+def dataset_names(config: DepthConfig) -> tuple[str, str]:
+    """The data sets to train on and to evaluate on."""
+    return config.dataset_name, config.eval_dataset_name or config.dataset_name
+
+
+def fit_head(base: nn.Module, config: DepthConfig, accelerator: Accelerator) -> bool:
+    """Make the head metric, and long enough for the data, where the loss needs it; says whether to train it whole."""
+    if config.loss == "ssi":
+        if is_metric(base):
+            raise InputError(
+                f"{config.pretrained_model_name_or_path} is a metric checkpoint, and --loss ssi trains relative inverse "
+                "depth: use --loss silog, or a relative checkpoint"
+            )
+        return config.train_head
+    if config.max_depth is None:
+        require_metric(base, config.pretrained_model_name_or_path, config.loss)
+        far = max(caps_of(name, config, base).far for name in dataset_names(config))
+        if far > base.config.max_depth:
+            accelerator.print(f"the head's range is opened from {base.config.max_depth} m to the caps' {far:g} m")
+            set_max_depth(base, math.ceil(far))
+        return config.train_head
+    if not is_metric(base):
+        accelerator.print(
+            f"warning: {config.pretrained_model_name_or_path} is a relative checkpoint: its head's last layer starts "
+            f"anew for {config.max_depth} m and the head is trained whole and saved with the adapter"
+        )
+    relative = not is_metric(base)
+    set_max_depth(base, config.max_depth)
+    return config.train_head or relative
+
+
+def caps_of(name: str, config: DepthConfig, base: nn.Module) -> Caps:
+    """Which depths count: by ``--caps``, by the data set's protocol, or else within the model's range."""
+    protocol = config.caps or FORMATS[name].caps
+    return caps_by_name(protocol) if protocol else Caps(1e-3, float(config.max_depth or base.config.max_depth))
+
+
+def protocol(config: DepthConfig, split: str, data: DepthDataset, size: InputSize) -> str:
+    """How the figures are measured, in one line."""
+    caps, name = data.caps, dataset_names(config)[1]
+    shape = f"{size.height}x{size.width}" if size.width else f"shorter side {size.height}"
+    aligned = ", scale and shift aligned per image" if config.loss == "ssi" else ""
+    return (
+        f"{name} {split}, {len(data)} images, {caps.near:g}-{caps.far:g} m, crop {caps.crop}, "
+        f"input {shape}, prediction resized to the truth and clamped{aligned}, mean over images"
+    )
+
+
+@torch.no_grad()
+def save_pictures(path: Path, model: PeftModel, data: DepthDataset, config: DepthConfig) -> None:
+    """Image, truth, base, adapted and their errors, for frames spread over the evaluation data."""
+    count, rows = min(config.num_validation_images, len(data)), []
+    for index in (round(i * len(data) / count) for i in range(count)):
+        sample = data[index]
+        image, depth, valid = (sample[name][None].to(model.device) for name in ("image", "depth", "valid"))
+        adapted = compared(model, image, depth, valid, data.caps)
+        with model.disable_adapter():
+            base = compared(model, image, depth, valid, data.caps)
+        rows.append(ComparedDepth(image[0], depth[0], valid[0], base[0], adapted[0]))
+    if rows:
+        save_depth_comparison(path, rows, data.caps.far)
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    run(parse_config(DepthConfig, argv, __doc__))
+
+
+if __name__ == "__main__":
+    main()
