@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from onelora_vision import embedded
 from onelora_vision.data.digits import INK, PAPER, HandwrittenDigits, jitter
-from onelora_vision.data.glyphs import CLASS_NAMES, paint, random_colors, render_glyphs
+from onelora_vision.data.glyphs import CLASS_NAMES, FONTS, font_numbers, paint, random_colors, render_glyphs
 from onelora_vision.errors import InputError, exits_cleanly
 from onelora_vision.files import atomic_file
 from onelora_vision.metrics.classifier import GlyphClassifier
@@ -129,22 +129,36 @@ def pretrain_vae(output: Path, steps: int | None, seed: int) -> None:
 
 
 def pretrain_features(output: Path, steps: int | None, seed: int) -> None:
-    """The classifier of printed glyphs and of the handwriting's training split, in its own and in random colours."""
+    """The classifier of printed glyphs and of the handwriting's training split, in its own and in random colours.
+
+    A second output, not kept, tells the font (or handwriting) and the two colours: from the class alone the features
+    would learn to overlook the style, and a Fréchet distance in them would not see it either.
+    """
     model = GlyphClassifier(CLASS_NAMES)
+    style = nn.Linear(model.head.in_features, FONTS + 1 + 6)
     split = HandwrittenDigits("train")
 
-    def loss_at(step: int) -> torch.Tensor:
-        printed, labels = glyph_batch(seed, step, 64)
-        chosen = torch.randint(len(split), (64,), generator=torch.Generator().manual_seed(mix(seed, step, -1)))
-        seeds = [mix(seed, step, -2, i) for i in range(64)]
-        masks = jitter(split.masks[chosen], seeds)
-        written = paint(masks, INK, PAPER)
-        written[32:] = paint(masks[32:], *random_colors(seeds[32:]))
-        logits = model(torch.cat([printed, written]))[1].float()
+    def loss_at(step: int, half: int = 64) -> torch.Tensor:
+        printed_seeds, seeds = ([mix(seed, step, part, i) for i in range(half)] for part in (0, 1))
+        draw = torch.Generator().manual_seed(mix(seed, step))
+        labels = torch.randint(len(CLASS_NAMES), (half,), generator=draw)
+        chosen = torch.randint(len(split), (half,), generator=draw)
+        own = torch.arange(half)[:, None] < half // 2  # half of the handwriting is blue on cream
+        ink, paper = (torch.where(own, c, r) for c, r in zip((INK, PAPER), random_colors(seeds)))
+        written = paint(jitter(split.masks[chosen], seeds), ink, paper)
+        features, logits = model(torch.cat([render_glyphs(labels, printed_seeds), written]))
+        seen = style(features).float()
+        fonts = torch.cat([font_numbers(printed_seeds), torch.full((half,), FONTS)])
+        colors = torch.cat([torch.cat(random_colors(printed_seeds), 1), torch.cat([ink, paper], 1)])
         # class i of the handwriting is class i of the glyphs: both begin with the digits
-        return F.cross_entropy(logits, torch.cat([labels, split.labels[chosen]]), label_smoothing=0.05)
+        classes = torch.cat([labels, split.labels[chosen]])
+        return (
+            F.cross_entropy(logits.float(), classes, label_smoothing=0.05)
+            + 0.2 * F.cross_entropy(seen[:, :-6], fonts)
+            + 5 * F.mse_loss(seen[:, -6:], colors)
+        )
 
-    fit(model, loss_at, steps or 3000, learning_rate=2e-3, weight_decay=0.02)
+    fit(nn.ModuleList([model, style]), loss_at, steps or 2000, learning_rate=2e-3, weight_decay=0.02)
     model = model.half().float().eval()
     accuracy = {}
     with torch.no_grad():
@@ -156,8 +170,8 @@ def pretrain_features(output: Path, steps: int | None, seed: int) -> None:
         right = model(glyphs)[1].argmax(1) == labels
         accuracy["printed_accuracy"] = round(right.float().mean().item(), 4)
     print(accuracy)
-    data = "printed glyphs of random seeds; the handwriting's train split (its test split never seen)"
-    model.save(output / "features", training_data=data, **accuracy)
+    data = "printed glyphs; the handwriting's train split, its validation and test splits never seen"
+    model.save(output / "features", training_data=data, trained_for="class, font, ink and paper", **accuracy)
 
 
 # ---------------------------------------------------------------------------------------------------------------- dit

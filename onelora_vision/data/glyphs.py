@@ -26,6 +26,7 @@ _MATPLOTLIB_FONTS = (
     + [f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")]
     + ["cmr10", "cmb10", "cmss10", "cmtt10", "cmti10"]
 )
+FONTS = len(_MATPLOTLIB_FONTS) + 1  # and Pillow's own
 _FIELD = 64  # side of a distance field
 _MARGIN = 1.6  # the field spans 1.6 glyph heights, so that bold and warped outlines stay inside
 _WARP = 4  # control points of the elastic warp per side
@@ -79,7 +80,7 @@ def render_glyphs(labels: Sequence[int] | torch.Tensor, seeds: Sequence[int] | t
     labels = torch.as_tensor(labels)
     draws = torch.stack([torch.rand(_DRAWS, generator=g) for g in generators(seeds, stream=1)])
     fields, thickness = glyph_fields()
-    font = (draws[:, 0] * len(fields)).long()
+    font = (draws[:, 0] * FONTS).long()
     height = _between(draws[:, 1], 0.55, 0.90) * size  # pixels
     grid = _warped_grid(draws, height, size)
     distance = F.grid_sample(fields[font, labels][:, None], grid, padding_mode="border", align_corners=False)[:, 0]
@@ -95,6 +96,11 @@ def render_glyphs(labels: Sequence[int] | torch.Tensor, seeds: Sequence[int] | t
 def random_colors(seeds: Sequence[int] | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Ink and paper as the glyphs have them, (N, 3) each in [0, 1], one pair per seed."""
     return _colors(torch.stack([torch.rand(_DRAWS, generator=g) for g in generators(seeds, stream=1)])[:, 16:24])
+
+
+def font_numbers(seeds: Sequence[int] | torch.Tensor) -> torch.Tensor:
+    """Which font each seed's glyph is set in, (N,), from 0 to `FONTS` - 1."""
+    return (torch.stack([torch.rand((), generator=g) for g in generators(seeds, stream=1)]) * FONTS).long()
 
 
 def paint(mask: torch.Tensor, ink: torch.Tensor, paper: torch.Tensor) -> torch.Tensor:

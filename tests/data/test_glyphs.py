@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from onelora_vision.data.glyphs import CLASS_NAMES, PrintedGlyphs, glyph_fields, random_colors, render_glyphs
+from onelora_vision.data.glyphs import (
+    CLASS_NAMES,
+    FONTS,
+    PrintedGlyphs,
+    font_numbers,
+    glyph_fields,
+    random_colors,
+    render_glyphs,
+)
 from onelora_vision.data.stream import SampleRef
 
 
@@ -54,3 +62,14 @@ def test_size_scales_the_picture(size):
     small = torch.nn.functional.interpolate(image, size=(16, 16), mode="area")
     reference = torch.nn.functional.interpolate(render_glyphs([4], [5], 64), size=(16, 16), mode="area")
     assert (small - reference).abs().mean() < 0.05
+
+
+def test_font_numbers_name_the_font_that_is_drawn():
+    seeds = range(300)
+    fonts = font_numbers(seeds)
+    assert fonts.min() >= 0 and fonts.max() < FONTS == len(glyph_fields()[0])
+    # bold fonts are the ones whose strokes are thick, whatever else a seed changes
+    thickness = glyph_fields()[1].mean(1)
+    area = 1 - render_glyphs([8] * 300, seeds).mean((1, 2, 3))
+    spread = (area - area.mean()) / area.std()
+    assert torch.corrcoef(torch.stack([thickness[fonts], spread]))[0, 1] > 0.2
