@@ -1,8 +1,8 @@
 """Fine-tune image models with one trainable vector per layer. Importing this package registers 1LoRA and MoRA in PEFT."""
 
-from .errors import InputError
-from .methods import METHODS, apply_method
-from .tuners import MoraConfig, OneLoraConfig, probe_gradients
+from onelora_vision.errors import InputError
+from onelora_vision.methods import METHODS, apply_method
+from onelora_vision.tuners import MoraConfig, OneLoraConfig, probe_gradients
 
 __version__ = "0.1.0"
 

@@ -14,12 +14,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from .backbones.base import Adaptation
-from .errors import InputError, nearest
-from .seeding import seeded
-from .tuners import MoraConfig, OneLoraConfig
-from .tuners.base import listed, train_in_float32
-from .tuners.mora.functional import ROTATING, SHARING
+from onelora_vision.backbones.base import Adaptation
+from onelora_vision.errors import InputError, nearest
+from onelora_vision.seeding import seeded
+from onelora_vision.tuners import MoraConfig, OneLoraConfig
+from onelora_vision.tuners.base import listed, train_in_float32
+from onelora_vision.tuners.mora.functional import ROTATING, SHARING
 
 PARTS = ("sum", "bias", "scale", "norms")
 _DIVERGES = "scale (gamma) together with sum (b) can diverge (1LoRA paper, table of ablations): leave scale out, or lower the learning rate"
@@ -72,7 +72,9 @@ def _family(name: str, *parts: str) -> Method:
     uses = {f"use_{part}": part in parts for part in PARTS[:3]}
 
     def config(options: Options) -> PeftConfig:
-        compression = {"compression": options.compression, "compression_seed": options.seed} if "sum" in parts else {}
+        compression = (
+            {"compression": options.compression, "compression_seed": options.seed % 2**32} if "sum" in parts else {}
+        )
         return OneLoraConfig(**_targets(options), **uses, **compression)
 
     symbols = {"sum": "b (d)", "bias": "beta (d)", "scale": "gamma (d)", "norms": "norms"}

@@ -19,7 +19,7 @@ from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES, EMBEDDING_LAYER_NAMES
 from torch import nn
 
-from ..errors import InputError, nearest
+from onelora_vision.errors import InputError, nearest
 
 BASE_ADAPTER = "__base__"
 _ALL_LINEAR = "all-linear"
@@ -238,7 +238,9 @@ class WholeModule(ModulesToSaveWrapper):
         rows = {name: [i for i, n in enumerate(adapter_names) if n == name] for name in dict.fromkeys(adapter_names)}
         outputs, order = [], []
         for name, indices in rows.items():
-            module = self.modules_to_save[name] if name in self.modules_to_save else self.original_module
+            module = self.original_module
+            if name in self.modules_to_save:
+                module = self.modules_to_save[name]
             pick = partial(_rows_of, indices=indices, size=size)
             outputs.append(module(*recursively_apply(pick, args), **recursively_apply(pick, kwargs)))
             order += indices
@@ -330,7 +332,9 @@ class StrictTuner(BaseTuner):
         if not isinstance(targets, str):
             missing = [t for t in targets if not any(key == t or key.endswith(f".{t}") for key in modules)]
             if missing:
-                raise InputError(f"no module matches target_modules {listed(missing)}{nearest(missing[0], modules)}")
+                raise InputError(
+                    f"no module matches target_modules {listed(missing)}{_nearest_module(missing[0], modules)}"
+                )
         matched = [key for key in modules if self._check_target_module_exists(config, key)]
         if not matched:
             raise InputError(f"no module matches target_modules={targets!r} (after exclude_modules, modules_to_save)")
@@ -438,7 +442,7 @@ def is_plain_linear(module: nn.Module) -> bool:
         type(module).forward is nn.Linear.forward
         and "forward" not in module.__dict__
         and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
-        and not (module._backward_pre_hooks or module._buffers)
+        and not module._backward_pre_hooks
         and type(module.weight) in (torch.Tensor, nn.Parameter)
         and module.weight.is_floating_point()
     )
@@ -459,6 +463,12 @@ def _own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield name, module
 
 
+def _nearest_module(name: str, modules: Sequence[str]) -> str:
+    """A hint at the module that ``name`` was meant for: a full name, or the last part of one."""
+    known = list(modules) if "." in name else sorted({key.rpartition(".")[2] for key in modules})
+    return nearest(name, known, "module")
+
+
 def find_modules(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Full names of the modules that ``names`` mean: the module of exactly that name, else all that end with it.
 
@@ -470,6 +480,6 @@ def find_modules(model: nn.Module, names: Sequence[str]) -> list[str]:
     for name in names:
         matches = [name] if name in own else [key for key in own if key.endswith(f".{name}")]
         if not matches:
-            raise InputError(f"no module matches modules_to_save {name!r}{nearest(name, own)}")
+            raise InputError(f"no module matches modules_to_save {name!r}{_nearest_module(name, own)}")
         found.update(dict.fromkeys(matches))
     return list(found)

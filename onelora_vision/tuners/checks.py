@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..errors import InputError
-from .base import check_keys, listed
+from onelora_vision.errors import InputError
+from onelora_vision.tuners.base import check_keys, listed
 
 
 def probe_gradients(model: nn.Module) -> None:
@@ -32,8 +33,14 @@ def probe_gradients(model: nn.Module) -> None:
 
 
 def check_load_result(result: Any) -> None:
-    """Refuse the outcome of a load that did not fit (``missing_keys``, ``unexpected_keys``).
+    """Refuse the outcome of a load that did not fit: ``result`` has ``missing_keys`` and ``unexpected_keys``.
 
-    PEFT's own loaders of our methods raise by themselves; transformers' ``model.load_adapter`` only logs.
+    PEFT's own loading of our methods raises by itself; transformers' ``model.load_adapter`` only logs, and counts among
+    the missing what merely has the adapter's name in its own: only keys of adapters are looked at.
+
+    Raises:
+        InputError: names the keys.
     """
-    check_keys(missing=list(result.missing_keys), unexpected=list(result.unexpected_keys))
+    prefixes = tuple(f".{prefix}" for prefix in PEFT_TYPE_TO_PREFIX_MAPPING.values()) + (".modules_to_save.",)
+    missing = [key for key in result.missing_keys if any(prefix in key for prefix in prefixes)]
+    check_keys(missing=missing, unexpected=list(result.unexpected_keys))

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 from peft import PeftConfig
 
-from ...errors import InputError
-from ..base import check_choice, check_targets
-from ..registry import peft_type
-from .functional import ROTATING, SHARING
+from onelora_vision.errors import InputError
+from onelora_vision.tuners.base import check_choice, check_targets
+from onelora_vision.tuners.mora.functional import ROTATING, SHARING
+from onelora_vision.tuners.registry import peft_type
 
 
 @dataclass

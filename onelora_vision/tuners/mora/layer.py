@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from ...errors import InputError
-from ..base import LinearAdapter, VectorDict
-from . import functional
-from .config import MoraConfig
+from onelora_vision.errors import InputError
+from onelora_vision.tuners.base import LinearAdapter, VectorDict
+from onelora_vision.tuners.mora import functional
+from onelora_vision.tuners.mora.config import MoraConfig
 
 _RANDOM_INIT_STD = 0.02
 

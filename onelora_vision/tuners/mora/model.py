@@ -1,7 +1,7 @@
 """MoRA as a PEFT tuner."""
 
-from ..base import StrictTuner
-from .layer import MoraLayer
+from onelora_vision.tuners.base import StrictTuner
+from onelora_vision.tuners.mora.layer import MoraLayer
 
 
 class MoraModel(StrictTuner):

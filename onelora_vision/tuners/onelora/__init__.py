@@ -1,9 +1,9 @@
 """1LoRA and its family (arXiv 2503.08333) as a PEFT method."""
 
-from ..registry import register
-from .config import OneLoraConfig
-from .layer import OneLoraLayer
-from .model import OneLoraModel
+from onelora_vision.tuners.onelora.config import OneLoraConfig
+from onelora_vision.tuners.onelora.layer import OneLoraLayer
+from onelora_vision.tuners.onelora.model import OneLoraModel
+from onelora_vision.tuners.registry import register
 
 __all__ = ["OneLoraConfig", "OneLoraLayer", "OneLoraModel"]
 

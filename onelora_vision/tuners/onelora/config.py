@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from peft import PeftConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
-from ...errors import InputError
-from ..base import check_choice, check_targets
-from ..registry import peft_type
+from onelora_vision.errors import InputError
+from onelora_vision.tuners.base import check_choice, check_targets
+from onelora_vision.tuners.registry import peft_type
 
 COMPRESSIONS = ("sum", "random")
 
@@ -51,8 +51,9 @@ class OneLoraConfig(PeftConfig):
         for name in ("use_sum", "use_bias", "use_scale", "init_weights"):
             check_choice(name, getattr(self, name), (True, False))
         check_choice("compression", self.compression, COMPRESSIONS)
-        if isinstance(self.compression_seed, bool) or not isinstance(self.compression_seed, int):
-            raise InputError(f"compression_seed={self.compression_seed!r} is not possible: give an integer")
+        seed = self.compression_seed
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise InputError(f"compression_seed={seed!r} is not possible: give a whole number from 0, below 2^32")
         check_targets(self)
         if not self.has_vectors:
             self._target_nothing()

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -83,12 +84,12 @@ def _fold(operation, tensors: list[Tensor | None]) -> Tensor | None:
 def random_compression(in_features: int, seed: int) -> Tensor:
     """A fixed random vector (in_features,) with the norm of ones, sqrt(in_features): the paper's ablation.
 
-    It depends on the seed and the width alone, so every machine rebuilds it and no file has to hold it, and layers
-    that read the same input (q, k, v) share one compressed value, whether they are fused or split.
+    It depends on the seed and the width alone, so no file has to hold it, and layers that read the same input (q, k, v)
+    share one compressed value, whether they are fused or split. NumPy's ``RandomState`` is the one generator whose
+    stream is guaranteed never to change.
     """
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    vector = torch.randn(in_features, generator=generator, dtype=torch.float64, device="cpu")
-    return (vector * (math.sqrt(in_features) / vector.norm())).float()
+    vector = np.random.RandomState(seed).standard_normal(in_features)
+    return torch.from_numpy(vector * (math.sqrt(in_features) / np.linalg.norm(vector))).float()
 
 
 def merged(weight: Tensor, bias: Tensor | None, vectors: Sequence[Vectors]) -> tuple[Tensor, Tensor | None]:
@@ -247,9 +248,7 @@ class _SumLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, b, v, with_grad):
-        d, k = weight.shape
-        tokens = x.numel() // k
-        formed = _forming_pays(tokens, k, weight)
+        formed = _forming_pays(x.numel() // x.shape[-1], x.shape[-1], weight)
         trains_b = with_grad and ctx.needs_input_grad[3]
         s = compress(x, v) if trains_b or not formed else None
         if formed:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..base import CompressionDict, LinearAdapter, VectorDict, is_plain_linear
-from . import functional
-from .config import OneLoraConfig
-from .functional import Vectors
+from onelora_vision.tuners.base import CompressionDict, LinearAdapter, VectorDict, is_plain_linear
+from onelora_vision.tuners.onelora import functional
+from onelora_vision.tuners.onelora.config import OneLoraConfig
+from onelora_vision.tuners.onelora.functional import Vectors
 
 _RANDOM_INIT_STD = 0.02
 
@@ -54,9 +54,9 @@ class OneLoraLayer(LinearAdapter):
         """The parameters of one adapter, not yet weighted; all None for an adapter that this layer does not have."""
         seed = self.compression_seeds.get(adapter_name)
         return Vectors(
-            b=self.onelora_b[adapter_name] if adapter_name in self.onelora_b else None,
-            beta=self.onelora_beta[adapter_name] if adapter_name in self.onelora_beta else None,
-            gamma=self.onelora_gamma[adapter_name] if adapter_name in self.onelora_gamma else None,
+            b=self.onelora_b.get(adapter_name),
+            beta=self.onelora_beta.get(adapter_name),
+            gamma=self.onelora_gamma.get(adapter_name),
             v=None if seed is None else self.compression_vectors[str(seed)],
         )
 

@@ -1,7 +1,7 @@
 """1LoRA as a PEFT tuner."""
 
-from ..base import StrictTuner
-from .layer import OneLoraLayer
+from onelora_vision.tuners.base import StrictTuner
+from onelora_vision.tuners.onelora.layer import OneLoraLayer
 
 
 class OneLoraModel(StrictTuner):

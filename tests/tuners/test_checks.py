@@ -1,0 +1,63 @@
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from onelora_vision import InputError, OneLoraConfig, probe_gradients
+from onelora_vision.tuners import check_load_result
+
+TINY = {"img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 3}
+
+
+def backward(model):
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    return model
+
+
+@pytest.mark.parametrize("config", [OneLoraConfig, LoraConfig])
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "eva02_tiny_patch14_224"])
+def test_layers_that_the_host_passes_by_are_named(name, config):
+    model = timm.create_model(name, **TINY)
+    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "head"]
+    adapted = backward(get_peft_model(model, config(target_modules=linears)))
+    passed_by = [
+        n
+        for n in linears
+        if adapted.get_submodule(f"base_model.model.{n}").weight is not None and n.endswith("attn.qkv")
+    ]
+    if not passed_by:  # this architecture has separate projections and calls them
+        probe_gradients(adapted)
+        return
+    with pytest.raises(
+        InputError, match=r"no gradient reaches the adapters of blocks\.0\.attn\.qkv, blocks\.1\.attn\.qkv:"
+    ):
+        probe_gradients(adapted)
+
+
+def test_a_zero_gradient_is_legitimate():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.gate = nn.Linear(4, 4), nn.Parameter(torch.zeros(4))
+
+        def forward(self, x):
+            return self.gate * self.fc(x)
+
+    model = get_peft_model(Gated(), OneLoraConfig(target_modules=["fc"]))
+    with pytest.raises(InputError, match="fc"):
+        probe_gradients(model)
+    model(torch.randn(2, 4)).sum().backward()
+    assert model.get_submodule("base_model.model.fc").onelora_b["default"].grad.abs().sum() == 0
+    probe_gradients(model)
+
+
+def test_load_result_of_transformers():
+    key = "encoder.0.fc.onelora_b.default"
+    check_load_result(SimpleNamespace(missing_keys={"neck.resize.weight"}, unexpected_keys=set()))
+    with pytest.raises(InputError, match=r"lacks encoder\.0\.fc\.onelora_b"):
+        check_load_result(SimpleNamespace(missing_keys={key, "neck.resize.weight"}, unexpected_keys=set()))
+    with pytest.raises(InputError, match=r"no place for encoder\.0\.fc"):
+        check_load_result(SimpleNamespace(missing_keys=set(), unexpected_keys={key}))

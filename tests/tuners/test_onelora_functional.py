@@ -1,0 +1,245 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from onelora_vision.tuners.onelora import functional
+from onelora_vision.tuners.onelora.functional import Vectors, compose, delta_weight, merged, random_compression
+
+D, K = 6, 5
+PARTS = [set(c) for size in (1, 2, 3) for c in itertools.combinations(("b", "beta", "gamma"), size)]
+
+
+def problem(tokens, parts, dtype=torch.float32, v=None):
+    """A random input (2, tokens, K), weight (D, K), bias (D,) and the vectors of ``parts``."""
+    torch.manual_seed(0)
+    vector_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    x = torch.randn(2, tokens, K, dtype=dtype, requires_grad=True)
+    weight, bias = torch.randn(D, K, dtype=dtype), torch.randn(D, dtype=dtype)
+    vectors = [
+        torch.randn(D, dtype=vector_dtype, requires_grad=True) if p in parts else None for p in Vectors._fields[:3]
+    ]
+    return x, weight, bias, Vectors(*vectors, v)
+
+
+def run(x, weight, bias, vectors, autocast=False):
+    inputs = [tensor for tensor in (x, *vectors[:3]) if tensor is not None]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = functional.linear(x, weight, bias, [vectors])
+    torch.manual_seed(1)
+    return y, torch.autograd.grad(y, inputs, torch.randn_like(y))
+
+
+@pytest.mark.parametrize("tokens", [1, 40], ids=["touched_up", "formed"])
+@pytest.mark.parametrize("parts", PARTS, ids=lambda p: "+".join(sorted(p)))
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "tolerance"),
+    [
+        (torch.float64, False, 1e-12),
+        (torch.float32, False, 1e-5),
+        (torch.float32, True, 1e-2),
+        (torch.bfloat16, False, 1e-2),
+        (torch.float16, False, 1e-3),
+    ],
+)
+def test_fused_operator_gives_the_plain_formulas_numbers(dtype, autocast, tolerance, parts, tokens):
+    case = problem(tokens, parts, dtype)
+    y, gradients = run(*case, autocast)
+    with functional.plain_operations():
+        expected, expected_gradients = run(*case, autocast)
+    assert y.dtype == expected.dtype == (torch.bfloat16 if autocast else dtype)
+    torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
+    for got, wanted in zip(gradients, expected_gradients):
+        assert got.dtype == wanted.dtype
+        torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_formula_is_the_papers(bias):
+    x, weight, c, (b, beta, gamma, _) = problem(7, {"b", "beta", "gamma"}, torch.float64)
+    y = functional.linear(x, weight, c if bias else None, [Vectors(b, beta, gamma)])
+    wx = x @ weight.T + (c if bias else 0)
+    torch.testing.assert_close(y, gamma * (wx + beta) + b * x.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("tokens", [1, 9], ids=["touched_up", "formed"])
+@pytest.mark.parametrize("parts", PARTS, ids=lambda p: "+".join(sorted(p)))
+@pytest.mark.parametrize("random", [False, True])
+def test_gradcheck(parts, tokens, random):
+    v = random_compression(K, 3).double() if random else None
+    x, weight, bias, vectors = problem(tokens, parts, torch.float64, v)
+    bias.requires_grad_()
+
+    def f(x, bias, *tensors):
+        rebuilt = iter(tensors)
+        return functional.linear(
+            x, weight, bias, [Vectors(*[t if t is None else next(rebuilt) for t in vectors[:3]], v)]
+        )
+
+    assert torch.autograd.gradcheck(f, (x, bias, *[t for t in vectors[:3] if t is not None]))
+
+
+def test_small_b_is_not_rounded_away_on_a_half_precision_weight():
+    x = torch.full((64, K), 0.25, dtype=torch.bfloat16)
+    weight = torch.full((D, K), 8.0, dtype=torch.bfloat16)  # 8 + 0.01 is 8 in bf16
+    y = functional.linear(x, weight, None, [Vectors(torch.full((D,), 0.02))])
+    step = 2**-4  # the spacing of bf16 numbers near 10
+    assert (y - F.linear(x, weight)).abs().max() <= step
+    y = functional.linear(x, weight, None, [Vectors(torch.full((D,), 0.2))])
+    torch.testing.assert_close(y.float(), torch.full((64, D), 10.25), atol=step / 2, rtol=0)
+
+
+def saved_bytes(f, owned):
+    """Bytes of the storages that autograd keeps for backward, those of ``owned`` tensors apart."""
+    storages = {}
+    known = {tensor.untyped_storage().data_ptr() for tensor in owned}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        keep = f()  # held, so that no storage is freed and its address used again
+    del keep
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("tokens", [4, 200])
+def test_saves_one_value_per_token_beyond_the_frozen_layer(tokens, autocast):
+    k, d = 64, 96
+    x, weight, bias, b = torch.randn(tokens, k, requires_grad=True), torch.randn(d, k), torch.randn(d), torch.zeros(d)
+    b.requires_grad_()
+
+    def bytes_of(f):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return saved_bytes(f, [x, weight, bias, b])
+
+    frozen = bytes_of(lambda: F.linear(x, weight, bias))
+    assert bytes_of(lambda: functional.linear(x, weight, bias, [Vectors(b)])) == frozen + 4 * tokens
+    with functional.plain_operations():  # the plain formula also keeps b's broadcast operands
+        assert bytes_of(lambda: functional.linear(x, weight, bias, [Vectors(b)])) >= frozen + 4 * tokens
+
+
+def test_a_whole_network_saves_what_the_frozen_one_does_and_the_sums():
+    net = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)).requires_grad_(False)
+    vectors = [Vectors(torch.zeros(64, requires_grad=True)), Vectors(torch.zeros(32, requires_grad=True))]
+    x = torch.randn(500, 32, requires_grad=True)
+    owned = [x, *net.parameters(), *[v.b for v in vectors]]
+
+    def adapted():
+        h = functional.linear(x, net[0].weight, net[0].bias, [vectors[0]])
+        return functional.linear(F.gelu(h), net[2].weight, net[2].bias, [vectors[1]])
+
+    assert saved_bytes(adapted, owned) == saved_bytes(lambda: net(x), owned) + 2 * 4 * 500
+
+
+def test_trained_weight_gets_its_gradient():
+    x, weight, bias, vectors = problem(9, {"b", "gamma"}, torch.float64)
+    weight.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda w, b: functional.linear(x, w, bias, [vectors._replace(b=b)]), (weight, vectors.b)
+    )
+
+
+def test_second_derivative_is_refused_with_the_way_out():
+    x, weight, bias, vectors = problem(9, {"b"}, torch.float64)
+    y = functional.linear(x, weight, bias, [vectors]).square().sum()
+    with pytest.raises(RuntimeError, match="plain_operations"):
+        torch.autograd.grad(y, x, create_graph=True)
+    with functional.plain_operations():
+        assert torch.autograd.gradgradcheck(
+            lambda x, b: functional.linear(x, weight, bias, [Vectors(b)]), (x, vectors.b)
+        )
+
+
+def test_functorch_per_sample_gradients():
+    x, weight, bias, vectors = problem(9, {"b", "gamma"}, torch.float64)
+
+    def loss(b, sample):
+        return functional.linear(sample, weight, bias, [vectors._replace(b=b)]).square().sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(vectors.b, x)
+    for sample, got in zip(x, per_sample):
+        torch.testing.assert_close(got, torch.autograd.grad(loss(vectors.b, sample), vectors.b)[0])
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=lambda p: "+".join(sorted(p)))
+def test_compiles_without_a_graph_break(parts):
+    x, weight, bias, vectors = problem(9, parts)
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x, *v: functional.linear(x, weight, bias, [Vectors(*v)]), backend="aot_eager", fullgraph=True
+    )
+    torch.testing.assert_close(compiled(x, *vectors[:3]), functional.linear(x, weight, bias, [vectors]))
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    from torch.utils.checkpoint import checkpoint
+
+    x, weight, bias, vectors = problem(9, {"b"})
+    direct = torch.autograd.grad(functional.linear(x, weight, bias, [vectors]).square().sum(), (x, vectors.b))
+    y = checkpoint(functional.linear, x, weight, bias, [vectors], use_reentrant=False)
+    for got, wanted in zip(torch.autograd.grad(y.square().sum(), (x, vectors.b)), direct):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=lambda p: "+".join(sorted(p)))
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_merged_layer_and_delta_equal_the_adapted_layer(parts, with_bias):
+    x, weight, bias, vectors = problem(9, parts, torch.float64)
+    bias = bias if with_bias else None
+    expected = functional.linear(x, weight, bias, [vectors])
+    new_weight, new_bias = merged(weight, bias, [vectors])
+    torch.testing.assert_close(F.linear(x, new_weight, new_bias), expected)
+    torch.testing.assert_close(weight + delta_weight(weight, [vectors]), new_weight)
+    assert (new_bias is None) == (not with_bias and "beta" not in parts)
+
+
+def test_merging_never_shares_memory_with_the_original():
+    weight, bias = torch.randn(D, K), torch.randn(D)
+    new_weight, new_bias = merged(weight, bias, [Vectors(beta=torch.zeros(D))])
+    assert new_weight.data_ptr() != weight.data_ptr() and new_bias.data_ptr() != bias.data_ptr()
+
+
+def test_composition_is_the_documented_formula_in_any_order():
+    torch.manual_seed(0)
+    ones = [Vectors(*(torch.randn(D, dtype=torch.float64) for _ in range(3))) for _ in range(3)]
+    weights = [1.0, 0.5, -2.0]
+    weight, bias = torch.randn(D, K, dtype=torch.float64), torch.randn(D, dtype=torch.float64)
+    gamma = torch.stack([1 + s * (a.gamma - 1) for a, s in zip(ones, weights)]).prod(0)
+    expected_weight = gamma[:, None] * weight + sum(s * a.b for a, s in zip(ones, weights))[:, None]
+    expected_bias = gamma * (bias + sum(s * a.beta for a, s in zip(ones, weights)))
+    for order in itertools.permutations(range(3)):
+        composed = compose([ones[i] for i in order], [weights[i] for i in order])
+        assert len(composed) == 1
+        new_weight, new_bias = merged(weight, bias, composed)
+        torch.testing.assert_close(new_weight, expected_weight)
+        torch.testing.assert_close(new_bias, expected_bias)
+
+
+def test_composition_keeps_different_compressions_apart():
+    torch.manual_seed(0)
+    v = random_compression(K, 1)
+    adapters = [Vectors(b=torch.randn(D)), Vectors(b=torch.randn(D), v=v), Vectors(b=torch.randn(D), v=v)]
+    composed = compose(adapters)
+    assert [c.v is None for c in composed] == [True, False]
+    weight = torch.randn(D, K)
+    expected = weight + adapters[0].b[:, None] + (adapters[1].b + adapters[2].b)[:, None] * v
+    torch.testing.assert_close(merged(weight, None, composed)[0], expected)
+
+
+def test_random_compression_has_the_norm_of_ones_and_is_reproducible():
+    v = random_compression(768, 5)
+    assert v.dtype == torch.float32
+    torch.testing.assert_close(v.norm(), torch.tensor(768.0).sqrt())
+    assert torch.equal(v, random_compression(768, 5)) and not torch.equal(v, random_compression(768, 6))
+    # Pinned: a file stores the seed alone.
+    torch.testing.assert_close(
+        random_compression(4, 0),
+        torch.tensor([1.1599372625350952, 0.2631199061870575, 0.6435606479644775, 1.4734798669815063]),
+    )
