@@ -15,19 +15,50 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from safetensors import SafetensorError, safe_open
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save
 from torch import nn
 
 from onelora_vision.adapters.card import card
+from onelora_vision.adapters.container import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, one_line, read_contents
+from onelora_vision.adapters.layout import layout_of
+from onelora_vision.adapters.validate import check_tensors, parse_config
 from onelora_vision.errors import InputError
-from onelora_vision.files import atomic_directory
+from onelora_vision.files import atomic_directory, atomic_file
 
-CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
 FORMAT_VERSION = "1"
 HEADER_PREFIX = "onelora."
+_MAX_HEADER_TEXT = 1000
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _MAX_HEADER_TEXT and value.isprintable()
+
+
+def _is_number_or_none(value: object) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31)
+
+
+def _are_names(value: object) -> bool:
+    return value is None or (isinstance(value, list) and all(_is_text(name) for name in value))
+
+
+def _are_metrics(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(part, dict) for part in value.values())
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+_IS_POSSIBLE = {
+    **dict.fromkeys(("task", "method", "base", "base_fingerprint", "protocol"), _is_text),
+    "class_names": _are_names,
+    "null_class": _is_number_or_none,
+    "metrics": _are_metrics,
+    "extra": _is_dict,
+    "versions": _is_dict,
+}
 VERSIONED_PACKAGES = ("onelora_vision", "torch", "peft", "diffusers", "transformers", "timm")
 
 
@@ -80,8 +111,12 @@ class AdapterInfo:
             if text is not None:
                 try:
                     values[name] = json.loads(text)
-                except json.JSONDecodeError as error:
-                    raise InputError(f"{where}: header key {HEADER_PREFIX}{name} is not JSON ({error})") from error
+                except (ValueError, RecursionError) as error:
+                    raise InputError(
+                        f"{where}: header key {HEADER_PREFIX}{name} is not JSON ({one_line(error)})"
+                    ) from error
+                if not _IS_POSSIBLE[name](values[name]):
+                    raise InputError(f"{where}: header key {HEADER_PREFIX}{name} cannot be {one_line(text, 60)}")
         return cls(**{"task": "", "method": "", "base": "", **values})
 
 
@@ -100,23 +135,24 @@ class Adapter:
         Raises:
             InputError: when names or shapes do not match; the message lists them.
         """
-        from peft import get_peft_model, set_peft_model_state_dict
-
         # Without the base's name, which PEFT would warn about: it cannot tell the name of a timm or diffusers model.
-        config = copy.copy(self.config)
-        config.inference_mode, config.base_model_name_or_path = not is_trainable, None
+        config = copy.deepcopy(self.config)
+        config.inference_mode, config.base_model_name_or_path, config.task_type = not is_trainable, None, None
+        had_adapters = isinstance(model, PeftModel)
+        peft_model = model if had_adapters else None
         try:
-            if isinstance(model, PeftModel):
+            if had_adapters:
                 model.add_adapter(adapter_name, config)
             else:
-                model = get_peft_model(model, config, adapter_name=adapter_name)
-            self._check_shapes(model, adapter_name)
-            set_peft_model_state_dict(model, self.tensors, adapter_name=adapter_name)
-        except InputError:
-            raise
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise InputError(f"{self.path}: does not fit this base ({' '.join(str(error).split())[:300]})") from error
-        return model
+                peft_model = get_peft_model(model, config, adapter_name=adapter_name)
+            self._check_shapes(peft_model, adapter_name)
+            set_peft_model_state_dict(peft_model, self.tensors, adapter_name=adapter_name)
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            _take_off(peft_model, adapter_name, had_adapters)
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{self.path}: does not fit this base ({one_line(error, 300)})") from error
+        return peft_model
 
     def _check_shapes(self, model: PeftModel, adapter_name: str) -> None:
         expected = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
@@ -133,6 +169,16 @@ class Adapter:
         ]
         if problems:
             raise InputError(f"{self.path}: the adapter does not match this base; {'; '.join(problems)}")
+
+
+def _take_off(model: PeftModel | None, adapter_name: str, had_adapters: bool) -> None:
+    """Leave the base as it was before an adapter that does not fit."""
+    if model is None:
+        return
+    if not had_adapters:
+        model.base_model.unload()
+    elif adapter_name in model.peft_config:
+        model.delete_adapter(adapter_name)
 
 
 def save_adapter(
@@ -158,12 +204,19 @@ def write_adapter(
     *,
     pictures: Collection = (),
 ) -> Path:
-    """Write an adapter folder from its parts; ``adapter_config.json`` and the header's copy are the same text."""
+    """Write an adapter folder from its parts, or a single file if the name ends in ``.safetensors``.
+
+    ``adapter_config.json`` and the header's copy of it are the same text.
+    """
     record = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
     record["inference_mode"] = True
     record["base_model_name_or_path"] = info.base
     text = json.dumps(record, indent=2, sort_keys=True)
     header = {**info.to_header(), HEADER_PREFIX + "config": text}
+    if str(folder).endswith(".safetensors"):
+        with atomic_file(folder) as temporary:
+            temporary.write_bytes(serialize(tensors, header))
+        return Path(folder)
     with atomic_directory(folder) as temporary:
         (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         (temporary / WEIGHTS_FILE).write_bytes(serialize(tensors, header))
@@ -184,52 +237,23 @@ def serialize(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> bytes
     return len(encoded).to_bytes(8, "little") + encoded + data[8 + length :]
 
 
-def read_adapter(path: str | Path) -> Adapter:
-    """Read an adapter folder, or a single ``.safetensors`` file whose header holds the config.
+def read_adapter(path: str | Path, *, finite: bool = True) -> Adapter:
+    """Read an adapter folder, a single ``.safetensors`` file whose header holds the config, or a ``.zip`` of either.
+
+    ``finite=False`` lets NaN and infinities pass, for a look at a spoilt file.
 
     Raises:
         InputError: for a missing, damaged or foreign file; nothing is executed and nothing half-read is returned.
     """
     path = Path(path)
-    weights = path / WEIGHTS_FILE if path.is_dir() else path
-    if not weights.is_file():
-        looked = f"no {WEIGHTS_FILE} in this folder" if path.is_dir() else "no such file or folder"
-        raise InputError(f"{path}: {looked}; give an adapter folder or a .safetensors file")
-    tensors, header = read_tensors(weights)
-    config_file = weights.parent / CONFIG_FILE
-    if path.is_dir() and config_file.is_file():
-        text = config_file.read_text(encoding="utf-8", errors="replace")
-    else:
-        text = header.get(HEADER_PREFIX + "config", "")
-        if not text:
-            raise InputError(f"{path}: has no {CONFIG_FILE} beside it and no config in its header: not an adapter")
-    return Adapter(parse_config(text, str(path)), tensors, AdapterInfo.from_header(header, str(path)), path)
-
-
-def read_tensors(weights: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """All tensors of a safetensors file and its header strings."""
-    try:
-        with safe_open(weights, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-            return tensors, file.metadata() or {}
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{weights}: not a whole safetensors file ({reason})") from error
-
-
-def parse_config(text: str, where: str) -> PeftConfig:
-    """The PEFT config in a JSON text; an unknown method or field is an error that names it."""
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: its {CONFIG_FILE} is not JSON ({error})") from error
-    kind = record.get("peft_type") if isinstance(record, dict) else None
-    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise InputError(f"{where}: peft_type {kind!r} is none that PEFT or onelora_vision knows")
-    try:
-        return PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_peft_type(**record)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: bad {CONFIG_FILE} ({' '.join(str(error).split())[:200]})") from error
+    tensors, header, text = read_contents(path)
+    text = text or header.get(HEADER_PREFIX + "config", "")
+    if not text:
+        raise InputError(f"{path}: has no {CONFIG_FILE} beside it and no config in its header: not an adapter")
+    config = parse_config(text, str(path))
+    info = AdapterInfo.from_header(header, str(path))
+    check_tensors(config, layout_of(config, tensors, str(path)), str(path), finite=finite)
+    return Adapter(config, tensors, info, path)
 
 
 def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:

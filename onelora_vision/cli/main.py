@@ -13,6 +13,7 @@ from onelora_vision.errors import InputError, exits_cleanly, nearest
 
 COMMANDS = {
     "params": "count the parameters of a method on a backbone, without its weights",
+    "blend": "a weighted sum of adapters of one base, as an adapter of the same size",
 }
 
 

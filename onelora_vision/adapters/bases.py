@@ -1,0 +1,136 @@
+"""The base model that an adapter file names, loaded and made fit for the adapter: its classes, its range of depths."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from onelora_vision.adapters.files import Adapter, AdapterInfo, fingerprint
+from onelora_vision.errors import InputError, nearest
+
+TASKS = ("generation", "classification", "depth")
+
+
+@dataclass
+class Base:
+    """A base model without adapter.
+
+    Attributes:
+        model: what adapters are attached to.
+        host: the library it comes from: ``diffusers``, ``timm`` or ``transformers``.
+        source: where it was loaded from (folder, file, hub id or timm name).
+        fingerprint: `fingerprint` as training takes it, before the model was fitted to the adapter.
+        loaded: what the backbone's loader returned (`DiTBase`, `ViT` or the model itself).
+        own_classes: classes of the base's own head or label table, None where it has none.
+    """
+
+    model: nn.Module
+    host: str
+    source: str
+    fingerprint: str
+    loaded: object
+    own_classes: int | None = None
+
+    def example(self, batch: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
+        """Inputs by argument name, the same for every run: what two models are compared on."""
+        generator = torch.Generator().manual_seed(seed)
+        if self.host == "diffusers":
+            config = self.model.config
+            shape = (batch, config.in_channels, config.sample_size, config.sample_size)
+            times = torch.linspace(50, 850, batch).long()
+            labels = torch.arange(batch) % config.num_embeds_ada_norm
+            latents = torch.randn(shape, generator=generator)
+            return {"hidden_states": latents, "timestep": times, "class_labels": labels}
+        if self.host == "timm":
+            return {"x": torch.randn(batch, *self.loaded.data_config["input_size"], generator=generator)}
+        config = getattr(self.model.config, "backbone_config", self.model.config)
+        return {"pixel_values": torch.randn(batch, 3, config.image_size, config.image_size, generator=generator)}
+
+
+def output_of(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The model's answer as one tensor, whatever its host wraps it in."""
+    inputs = dict(inputs)
+    output = model(inputs.pop("x"), **inputs) if "x" in inputs else model(**inputs)
+    if isinstance(output, torch.Tensor):
+        return output
+    return next(getattr(output, name) for name in ("sample", "logits", "predicted_depth") if hasattr(output, name))
+
+
+def load_base(info: AdapterInfo, base: str | Path | None = None) -> Base:
+    """Load the base of an adapter in fp32, in eval mode, with the adapter's classes and settings.
+
+    Args:
+        info: what the adapter's file says.
+        base: where the base is, if not where the file says.
+
+    Raises:
+        InputError: the file does not say its task, or there is no such base.
+    """
+    place = str(base or info.base)
+    if not place:
+        raise InputError("the adapter's file does not name its base: give it with --base")
+    loaders = {"generation": _generation, "classification": _classification, "depth": _depth}
+    if info.task not in loaders:
+        hint = nearest(info.task, TASKS, "task") if info.task else f"; known tasks: {', '.join(TASKS)}"
+        raise InputError(f"the adapter's file names task {info.task!r}, so its base {place} cannot be loaded{hint}")
+    found = loaders[info.task](info, place)
+    found.model.eval().requires_grad_(False)
+    return found
+
+
+def require_same_base(adapter: Adapter, base: Base) -> None:
+    """Refuse a base that the adapter was not trained on."""
+    expected = adapter.info.base_fingerprint
+    if expected and base.fingerprint != expected:
+        raise InputError(
+            f"{adapter.path}: trained on another base than {base.source} (fingerprint {expected}, found "
+            f"{base.fingerprint}); the file names {adapter.info.base!r}"
+        )
+
+
+def _generation(info: AdapterInfo, place: str) -> Base:
+    from onelora_vision import embedded
+    from onelora_vision.backbones.dit import dit_adaptation, load_dit
+
+    source = str(embedded.DIT) if place == "embedded" else place
+    loaded = load_dit(source, stock_numerics=info.extra.get("stock_numerics", False))
+    model = loaded.transformer
+    mark, classes = fingerprint(model, dit_adaptation(model).whole_modules), model.num_classes
+    if info.class_names:
+        model.set_classes(info.class_names, loaded.class_names, torch.Generator().manual_seed(0))
+        loaded.class_names = list(info.class_names)
+    if info.extra.get("fuse_qkv"):
+        model.fuse_qkv()
+    return Base(model, "diffusers", source, mark, loaded, classes)
+
+
+def _classification(info: AdapterInfo, place: str) -> Base:
+    from onelora_vision import embedded
+    from onelora_vision.backbones.vit import EMBEDDED, classifier_names, load_vit, replace_head
+
+    options = {key: info.extra.get(key) for key in ("architecture", "resolution")}
+    loaded = load_vit(place, **options)
+    heads = classifier_names(loaded.model)
+    mark, classes = fingerprint(loaded.model, exclude=heads), _rows(loaded.model, heads)
+    if info.class_names:
+        loaded = replace_head(loaded, info.class_names)
+    host = "timm" if hasattr(loaded.model, "pretrained_cfg") else "transformers"
+    source = str(embedded.VIT) if place == EMBEDDED else place
+    return Base(loaded.model, host, source, mark, loaded, classes)
+
+
+def _rows(model: nn.Module, heads: list[str]) -> int | None:
+    return model.get_submodule(heads[0]).out_features if heads else None
+
+
+def _depth(info: AdapterInfo, place: str) -> Base:
+    from onelora_vision import embedded
+    from onelora_vision.backbones.depth_anything import EMBEDDED, load_depth_anything, set_max_depth
+
+    model = load_depth_anything(place)
+    mark = fingerprint(model, exclude=["head"])
+    max_depth = info.extra.get("max_depth")
+    if max_depth is not None:
+        set_max_depth(model, max_depth)
+    return Base(model, "transformers", str(embedded.DEPTH) if place == EMBEDDED else place, mark, model)

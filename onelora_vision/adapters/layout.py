@@ -1,0 +1,80 @@
+"""An adapter's tensors by module: what each adapted layer gets, and which modules are replaced whole."""
+
+import re
+from dataclasses import dataclass, field
+
+import torch
+from peft import PeftConfig
+
+from onelora_vision.errors import InputError
+
+PREFIX = "base_model.model."
+ONELORA, MORA, LORA, VERA = "ONELORA", "MORA", "LORA", "VERA"
+VECTOR_NAMES = {"onelora_b": "b", "onelora_beta": "beta", "onelora_gamma": "gamma"}
+
+
+@dataclass
+class Layout:
+    """The tensors of an adapter file, sorted.
+
+    Attributes:
+        layers: full module name -> part (``onelora_b``, ``lora_A.weight``, …) -> tensor.
+        whole: full module name -> parameter name inside the module -> tensor, for modules saved whole.
+        shared: what belongs to no module (VeRA's projections), by its key.
+    """
+
+    layers: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    whole: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    shared: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors by PEFT's names, as they are in an adapter file."""
+        places = {**self.layers, **self.whole}
+        named = {f"{PREFIX}{module}.{part}": t for module, parts in places.items() for part, t in parts.items()}
+        return {key: tensor.contiguous() for key, tensor in {**named, **self.shared}.items()}
+
+
+def kind_of(config: PeftConfig) -> str:
+    """The PEFT type in capitals: ``ONELORA``, ``LORA``, …"""
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
+def layout_of(config: PeftConfig, tensors: dict[str, torch.Tensor], where: str = "the adapter") -> Layout:
+    """Sort ``tensors`` (named as in an adapter file) by the modules that they belong to.
+
+    Raises:
+        InputError: a tensor belongs neither to the method nor to a module that the config saves whole.
+    """
+    layout, marker = Layout(), f".{kind_of(config).lower()}_"
+    saved = list(config.modules_to_save or [])
+    for key, tensor in tensors.items():
+        module, found, part = key.removeprefix(PREFIX).partition(marker)
+        if found and key.startswith(PREFIX):
+            layout.layers.setdefault(module, {})[marker[1:] + part] = tensor
+        elif found:
+            layout.shared[key] = tensor
+        elif (module := _whole_module(key.removeprefix(PREFIX), saved)) and key.startswith(PREFIX):
+            layout.whole.setdefault(module, {})[key.removeprefix(f"{PREFIX}{module}.")] = tensor
+        else:
+            raise InputError(
+                f"{where}: tensor {key!r} is no part of {kind_of(config)} and of no module that its config saves whole"
+            )
+    return layout
+
+
+def _whole_module(key: str, saved: list[str]) -> str:
+    """The module of ``saved`` (full names, or ends of names) that parameter ``key`` is in; empty if there is none."""
+    for name in sorted(saved, key=len, reverse=True):
+        if key.startswith(f"{name}."):
+            return name
+    for name in sorted(saved, key=len, reverse=True):
+        before, found, _ = key.partition(f".{name}.")
+        if found:
+            return f"{before}.{name}"
+    return ""
+
+
+def block_of(module: str) -> int | None:
+    """The number of the block that a module is in (``blocks.3.attn.qkv`` -> 3), None outside of the blocks."""
+    match = re.search(r"(?:^|\.)(\d+)\.", module)
+    return int(match[1]) if match else None

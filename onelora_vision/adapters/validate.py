@@ -1,0 +1,168 @@
+"""What an adapter's config and tensors must be before anything is built from them.
+
+A config decides what a library does when the adapter is loaded: PEFT's LoRA config can name a Python module to import,
+repeat layers, or rewrite the base's weights; a regular expression can run for ever; a rank can ask for all memory. Only
+plain configs pass, and only tensors that are all there, of the kind and shape that the config promises.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+
+import torch
+from peft import LoraConfig, PeftConfig, TaskType, VeraConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from onelora_vision.adapters.container import one_line
+from onelora_vision.adapters.layout import LORA, MORA, ONELORA, VERA, Layout, kind_of
+from onelora_vision.errors import InputError
+
+READABLE = (ONELORA, MORA, LORA, VERA)
+_HARMLESS = {  # fields of PEFT's own configs that may have any value of the right kind
+    LORA: {"r", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "use_dora", "lora_bias",
+           "rank_pattern", "alpha_pattern", "init_lora_weights"},
+    VERA: {"r", "projection_prng_key", "save_projection", "vera_dropout", "d_initial", "fan_in_fan_out", "bias",
+           "init_weights"},
+}  # fmt: skip
+_COMMON = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+           "inference_mode", "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform",
+           "layers_pattern"}  # fmt: skip
+_KINDS = {"r": int, "lora_alpha": (int, float), "lora_dropout": (int, float), "vera_dropout": (int, float),
+          "projection_prng_key": int, "d_initial": (int, float)}  # fmt: skip
+_PARTS = {
+    ONELORA: {"onelora_b", "onelora_beta", "onelora_gamma"},
+    MORA: {"mora_m"},
+    LORA: {"lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector"},
+    VERA: {"vera_lambda_b", "vera_lambda_d"},
+}
+_MAX_REPEATS = 4
+
+
+def parse_config(text: str, where: str) -> PeftConfig:
+    """The PEFT config in a JSON text.
+
+    Raises:
+        InputError: not JSON, an unknown method or field, or a field that does more than describe an adapter.
+    """
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: its adapter_config.json is not JSON ({one_line(error)})") from error
+    kind = record.get("peft_type") if isinstance(record, dict) else None
+    if not isinstance(kind, str) or kind not in READABLE:
+        raise InputError(
+            f"{where}: peft_type {one_line(repr(kind), 60)} is none that onelora_vision reads ({', '.join(READABLE)})"
+        )
+    _check_fields(record, kind, where)
+    try:
+        return PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_peft_type(**record)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where}: bad adapter_config.json ({one_line(error)})") from error
+
+
+def _check_fields(record: dict, kind: str, where: str) -> None:
+    if kind in _HARMLESS:
+        defaults = (LoraConfig if kind == LORA else VeraConfig)().to_dict()
+        for name, value in record.items():
+            if name not in _HARMLESS[kind] | _COMMON and (name not in defaults or not _same(value, defaults[name])):
+                raise InputError(f"{where}: config field {name[:60]!r} = {one_line(repr(value), 60)} is not accepted")
+    for name, types in _KINDS.items():
+        value = record.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, types) or not abs(value) < 2**63:
+            raise InputError(f"{where}: config field {name} = {one_line(repr(value), 60)} is not possible")
+    if record.get("init_lora_weights", True) not in (True, False, "gaussian"):
+        raise InputError(f"{where}: init_lora_weights = {one_line(record['init_lora_weights'], 60)!r} is not accepted")
+    if record.get("task_type") not in (None, *(task.value for task in TaskType)):
+        raise InputError(f"{where}: task_type {one_line(repr(record['task_type']), 60)} is unknown")
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(record.get(name), str):
+            check_pattern(record[name], f"{where}: {name}")
+    for name in ("rank_pattern", "alpha_pattern"):
+        patterns = record.get(name) or {}
+        if not isinstance(patterns, dict) or not all(isinstance(v, (int, float)) for v in patterns.values()):
+            raise InputError(f"{where}: {name} must map names to numbers")
+        for pattern in patterns:
+            check_pattern(pattern, f"{where}: {name}")
+    saved = record.get("modules_to_save")
+    if saved is not None and not (isinstance(saved, list) and all(isinstance(s, str) and s for s in saved)):
+        raise InputError(f"{where}: modules_to_save = {one_line(repr(saved), 60)} is no list of names")
+
+
+def _same(value: object, default: object) -> bool:
+    default = json.loads(json.dumps(default, default=lambda o: sorted(o) if isinstance(o, set) else vars(o)))
+    return value == default or (value in (None, {}, []) and default in (None, {}, []))
+
+
+def check_pattern(pattern: str, where: str) -> None:
+    """Refuse a regular expression that is wrong, or that could run for ever on a long name.
+
+    Lists of alternatives and a few ``.*`` are all that module names need; a repeated group is what explodes.
+    """
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise InputError(f"{where} is no regular expression ({one_line(error)})") from error
+    plain = re.sub(r"\\.|\[[^\]]*\]", "x", pattern)
+    repeats = re.findall(r"[*+{]", plain)
+    if re.search(r"\)[*+{]", plain) or len(repeats) > _MAX_REPEATS or "(?P=" in plain:
+        raise InputError(f"{where}: the expression {one_line(pattern, 60)!r} repeats too much to be safe")
+
+
+def check_tensors(config: PeftConfig, layout: Layout, where: str, *, finite: bool = True) -> None:
+    """Refuse tensors that are not what ``config`` promises.
+
+    Raises:
+        InputError: no tensors, foreign parts, parts that only some layers have, wrong shapes or types, or, with
+            ``finite``, NaN and infinity.
+    """
+    kind = kind_of(config)
+    if not layout.layers and not layout.whole:
+        raise InputError(f"{where}: holds no tensors")
+    expected = _expected_parts(config, kind)
+    for module, parts in layout.layers.items():
+        if expected is not None and set(parts) != expected:
+            missing, foreign = sorted(expected - set(parts)), sorted(set(parts) - expected)
+            raise InputError(f"{where}: {module} lacks {missing}" if missing else f"{where}: {module} has {foreign}")
+        if foreign := sorted(set(parts) - _PARTS[kind]):
+            raise InputError(f"{where}: {module} has {foreign}, which is no part of {kind}")
+        for part, tensor in parts.items():
+            _check_tensor(f"{where}: {module}.{part}", part, tensor)
+    _check_ranks(config, kind, layout, where)
+    everything = layout.to_tensors()
+    for name, tensor in everything.items():
+        if tensor.is_complex():
+            raise InputError(f"{where}: {name} has complex values")
+        if finite and tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            bad = int((~torch.isfinite(tensor.float())).sum())
+            raise InputError(f"{where}: {name} holds {bad} of {tensor.numel()} values that are NaN or infinite")
+
+
+def _expected_parts(config: PeftConfig, kind: str) -> set[str] | None:
+    if kind == ONELORA:
+        used = {"onelora_b": config.use_sum, "onelora_beta": config.use_bias, "onelora_gamma": config.use_scale}
+        return {name for name, is_used in used.items() if is_used}
+    if kind == LORA:
+        options = {"lora_B.bias": config.lora_bias, "lora_magnitude_vector": config.use_dora}
+        return {"lora_A.weight", "lora_B.weight"} | {name for name, is_used in options.items() if is_used}
+    return _PARTS[kind]
+
+
+def _check_tensor(where: str, part: str, tensor: torch.Tensor) -> None:
+    dimensions = {"lora_A.weight": (2, 4), "lora_B.weight": (2, 4), "mora_m": (2,)}.get(part, (1,))
+    if tensor.ndim not in dimensions or tensor.numel() == 0:
+        raise InputError(f"{where} has shape {tuple(tensor.shape)}, expected {dimensions[0]} dimension(s)")
+    if not tensor.is_floating_point():
+        raise InputError(f"{where} is {tensor.dtype}, expected a floating-point type")
+
+
+def _check_ranks(config: PeftConfig, kind: str, layout: Layout, where: str) -> None:
+    """The config's rank is the tensors': a greater one would ask for memory that the file does not justify."""
+    asked = {LORA: getattr(config, "r", None), VERA: getattr(config, "r", None), MORA: getattr(config, "r_hat", None)}
+    part = {LORA: "lora_A.weight", VERA: "vera_lambda_d", MORA: "mora_m"}.get(kind)
+    if part is None or asked[kind] is None or not layout.layers:
+        return
+    patterns: Mapping = getattr(config, "rank_pattern", None) or {}
+    found = {parts[part].shape[0] for parts in layout.layers.values()}
+    wanted = {asked[kind], *patterns.values()}
+    if not found <= wanted or max(wanted) > max(found):
+        raise InputError(f"{where}: the config's rank is {sorted(wanted)}, the tensors' {sorted(found)}")
