@@ -123,3 +123,52 @@ def make_adapter(
                 parameter.add_(size * torch.randn_like(parameter))
     info = AdapterInfo(method=method, base=f"tiny/{host}", base_fingerprint=base_fingerprint, **INFO[host])
     return read_adapter(save_adapter(adapted, folder, info))
+
+
+def save_base(host, folder):
+    """The tiny model in its host's own format, as users have bases; returns where it is."""
+    if host == "timm":
+        import timm
+
+        timm.models.save_for_hf(_vit(), folder, safe_serialization=True)
+    elif host == "transformers":
+        _depth().save_pretrained(folder)
+    else:
+        from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
+
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",),
+            up_block_types=("UpDecoderBlock2D",),
+            block_out_channels=(4,),
+            layers_per_block=1,
+            norm_num_groups=2,
+            latent_channels=4,
+            sample_size=8,
+        )
+        DiTPipeline(_dit().to_stock(), vae, DDIMScheduler(clip_sample=False)).save_pretrained(folder)
+    return str(folder)
+
+
+def trained_on(
+    base, host, folder, method="onelora", seed=1, *, class_names=("x", "y"), size=0.1, extra=None, **options
+):
+    """An adapter for new classes on a saved base, as the training scripts make them."""
+    from onelora_vision.adapters.bases import load_base
+    from onelora_vision.backbones.depth_anything import depth_adaptation
+    from onelora_vision.backbones.dit import dit_adaptation
+    from onelora_vision.backbones.vit import vit_adaptation
+
+    info = AdapterInfo(method=method, base=base, **{**INFO[host], "extra": extra or {}})
+    if info.class_names:
+        info.class_names = list(class_names)
+        info.null_class = len(class_names) if host == "diffusers" else None
+    loaded = load_base(info)
+    info.base_fingerprint = loaded.fingerprint
+    adaptation = {"timm": vit_adaptation, "diffusers": dit_adaptation, "transformers": depth_adaptation}[host]
+    adapted = apply_method(loaded.model, method, adaptation(loaded.model), **options)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(size * torch.randn_like(parameter))
+    return read_adapter(save_adapter(adapted, folder, info))

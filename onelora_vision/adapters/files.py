@@ -128,6 +128,7 @@ class Adapter:
     tensors: dict[str, torch.Tensor]
     info: AdapterInfo
     path: Path
+    header_config: str = ""  # the config's text in the header, which a folder's own file goes before
 
     def attach(self, model: nn.Module, adapter_name: str = "default", *, is_trainable: bool = False) -> PeftModel:
         """Put the adapter on a base model, or beside the adapters of a PeftModel; every tensor must find its place.
@@ -247,13 +248,14 @@ def read_adapter(path: str | Path, *, finite: bool = True) -> Adapter:
     """
     path = Path(path)
     tensors, header, text = read_contents(path)
-    text = text or header.get(HEADER_PREFIX + "config", "")
+    inside = header.get(HEADER_PREFIX + "config", "")
+    text = text or inside
     if not text:
         raise InputError(f"{path}: has no {CONFIG_FILE} beside it and no config in its header: not an adapter")
     config = parse_config(text, str(path))
     info = AdapterInfo.from_header(header, str(path))
     check_tensors(config, layout_of(config, tensors, str(path)), str(path), finite=finite)
-    return Adapter(config, tensors, info, path)
+    return Adapter(config, tensors, info, path, inside)
 
 
 def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:

@@ -1,18 +1,22 @@
 """``onelora COMMAND …``: finds the subcommand, runs it, prints its result for people or as JSON.
 
 A subcommand is a module with ``add_arguments(parser)``, ``run(args) -> result`` (plain lists, dicts, numbers) and
-``show(result, args)``, which prints the result as text.
+``show(result, args)``, which prints the result as text; ``exit_code(result)`` where success is not the only outcome.
+A name that is a Python keyword has its module under the name with an underscore (``import_``).
 """
 
 import argparse
 import importlib
 import json
+import keyword
 import sys
 
 from onelora_vision.errors import InputError, exits_cleanly, nearest
 
 COMMANDS = {
     "params": "count the parameters of a method on a backbone, without its weights",
+    "inspect": "what an adapter file holds: method, base, classes, metrics, norms per layer",
+    "doctor": "what is wrong with an adapter file; exit code 2 if anything is",
     "blend": "a weighted sum of adapters of one base, as an adapter of the same size",
 }
 
@@ -39,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         raise InputError(f"no command {name!r}{nearest(name, COMMANDS, 'command')}")
-    module = importlib.import_module(f"onelora_vision.cli.{name.replace('-', '_')}")
+    module_name = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
+    module = importlib.import_module(f"onelora_vision.cli.{module_name}")
     parser = _Parser(prog=f"onelora {name}", description=COMMANDS[name], allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     module.add_arguments(parser)
@@ -49,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(result, indent=2, ensure_ascii=False))
     else:
         module.show(result, args)
-    return 0
+    return module.exit_code(result) if hasattr(module, "exit_code") else 0
 
 
 def _overview() -> str:

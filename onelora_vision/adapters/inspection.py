@@ -1,0 +1,251 @@
+"""What is in an adapter file, and what is wrong with it."""
+
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from onelora_vision.adapters.bases import Base, load_base, output_of
+from onelora_vision.adapters.container import CONFIG_FILE
+from onelora_vision.adapters.files import Adapter, read_adapter
+from onelora_vision.adapters.layout import Layout, block_of, kind_of, layout_of
+from onelora_vision.errors import InputError
+from onelora_vision.files import atomic_file
+
+PROBLEM, NOTE = "problem", "note"
+EXPLODING = 100.0  # times the median of its kind
+HUGE = 1e3
+_STARTS_AT_ONE = "onelora_gamma"
+
+
+def inspect(path: str | Path) -> dict:
+    """Everything that the file alone says: method, base, classes, metrics, header, and the norms of each layer.
+
+    The ``rows`` have layer, part, size, dtype, norm and largest absolute value; a gamma's are those of gamma - 1.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    adapter = read_adapter(path, finite=False)
+    layout, info = layout_of(adapter.config, adapter.tensors), adapter.info
+    rows = [_row(module, part, tensor) for module, parts in layout.layers.items() for part, tensor in parts.items()]
+    whole = [_row(module, part, tensor) for module, parts in layout.whole.items() for part, tensor in parts.items()]
+    count = lambda parts: sum(tensor.numel() for tensors in parts.values() for tensor in tensors.values())  # noqa: E731
+    return {
+        "file": str(path),
+        "file_bytes": _size(adapter.path),
+        "method": info.method,
+        "peft_type": kind_of(adapter.config),
+        "task": info.task,
+        "base": info.base,
+        "base_fingerprint": info.base_fingerprint,
+        "layers": len(layout.layers),
+        "layer_values": count(layout.layers),
+        "whole_values": count(layout.whole),
+        "values": sum(tensor.numel() for tensor in adapter.tensors.values()),
+        "classes": info.class_names,
+        "null_class": info.null_class,
+        "metrics": info.metrics,
+        "protocol": info.protocol,
+        "extra": info.extra,
+        "versions": info.versions,
+        "rows": rows,
+        "whole": whole,
+    }
+
+
+def _row(module: str, part: str, tensor: Tensor) -> dict:
+    change = tensor.double() - 1 if part == _STARTS_AT_ONE else tensor.double()
+    norm, largest = change.norm().item(), change.abs().max().item()
+    return {
+        "layer": module,
+        "part": part,
+        "shape": list(tensor.shape),
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        # JSON has no NaN
+        "norm": norm if norm < float("inf") else None,
+        "largest": largest if largest < float("inf") else None,
+    }
+
+
+def _size(path: Path) -> int:
+    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def plot_norms(rows: Sequence[dict], path: str | os.PathLike, title: str) -> None:
+    """Write a PNG with a bar per adapted layer: the root mean square of its vector, a colour per part."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    figure = Figure(figsize=(8, 0.2 * len(layers) * max(1, len(parts)) ** 0.5 + 1.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    height = 0.8 / max(1, len(parts))
+    for number, part in enumerate(parts):
+        mine = {row["layer"]: row["norm"] or 0.0 for row in rows if row["part"] == part}
+        places = [k + number * height for k, layer in enumerate(layers) if layer in mine]
+        axes.barh(places, [mine[layer] for layer in layers if layer in mine], height, label=part)
+    axes.set(yticks=range(len(layers)), yticklabels=layers, xlabel="norm (of gamma: of gamma - 1)", title=title)
+    axes.tick_params(axis="y", labelsize=6)
+    axes.invert_yaxis()
+    if len(parts) > 1:
+        axes.legend()
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def examine(path: str | Path, base: str | Path | None = None) -> list[dict]:
+    """Findings about an adapter file: ``level`` (problem or note), ``check`` and ``text``; nothing wrong is no problem.
+
+    With ``base``, the adapter is also put on it: fingerprint, fit, coverage, and layers that its forward passes by.
+    """
+    try:
+        adapter = read_adapter(path, finite=False)
+    except InputError as error:
+        return [_finding("file", str(error))]
+    layout = layout_of(adapter.config, adapter.tensors)
+    findings = [
+        *_values(layout),
+        *_dead_and_exploding(layout),
+        *_precision(layout),
+        *_gaps(layout),
+        *_header(adapter, layout),
+    ]
+    return findings + (_on_base(adapter, layout, base) if base is not None else [])
+
+
+def _finding(check: str, text: str, level: str = PROBLEM) -> dict:
+    return {"level": level, "check": check, "text": text}
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
+
+
+def _values(layout: Layout) -> list[dict]:
+    spoilt = {
+        name: int((~torch.isfinite(tensor)).sum())
+        for name, tensor in layout.to_tensors().items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    }
+    return [_finding("nan", f"{name} holds {count} values that are NaN or infinite") for name, count in spoilt.items()]
+
+
+def _strength(part: str, tensor: Tensor) -> float:
+    """Root mean square of what a tensor changes."""
+    change = tensor.double() - 1 if part == _STARTS_AT_ONE else tensor.double()
+    return change.square().mean().sqrt().item()
+
+
+def _dead_and_exploding(layout: Layout) -> list[dict]:
+    """Vectors that never moved from the identity, and such that are far larger than the others of their kind."""
+    strengths: dict[str, dict[str, float]] = {}
+    for module, parts in layout.layers.items():
+        for part, tensor in parts.items():
+            if part not in ("lora_A.weight", "lora_magnitude_vector", "vera_lambda_d"):  # these do not start at 0
+                strengths.setdefault(part, {})[module] = _strength(part, tensor)
+    findings = []
+    for part, by_module in strengths.items():
+        dead = [module for module, strength in by_module.items() if strength == 0]
+        if dead:
+            findings.append(_finding("dead", f"{part} of {_named(dead)} changes nothing: it was never trained"))
+        alive = [strength for strength in by_module.values() if 0 < strength < float("inf")]
+        typical = statistics.median(alive) if alive else 0.0
+        for module, strength in by_module.items():
+            if strength < float("inf") and (strength > HUGE or (len(alive) > 2 and strength > EXPLODING * typical)):
+                findings.append(_finding("exploding", f"{part} of {module}: rms {strength:.3g}, median {typical:.3g}"))
+    return findings
+
+
+def _precision(layout: Layout) -> list[dict]:
+    low = [
+        module
+        for module, parts in layout.layers.items()
+        if any(tensor.element_size() < 4 for tensor in parts.values())
+    ]
+    if not low:
+        return []
+    return [
+        _finding("dtype", f"{len(low)} layers are below fp32 ({_named(low)}): fine for use, not for training", NOTE)
+    ]
+
+
+def _gaps(layout: Layout) -> list[dict]:
+    """Layers that most blocks have and some have not."""
+    places: dict[str, set[int]] = {}
+    for module in layout.layers:
+        block = block_of(module)
+        if block is not None:
+            places.setdefault(module.replace(f".{block}.", ".*.", 1), set()).add(block)
+    every = set().union(*places.values()) if places else set()
+    findings = []
+    for pattern, blocks in places.items():
+        if missing := sorted(every - blocks):
+            text = f"{pattern} is adapted in {len(blocks)} of {len(every)} blocks, not in {missing}"
+            findings.append(_finding("coverage", text, NOTE))
+    return findings
+
+
+def _header(adapter: Adapter, layout: Layout) -> list[dict]:
+    info, findings = adapter.info, []
+    missing = [name for name in ("task", "method", "base", "base_fingerprint") if not getattr(info, name)]
+    if missing:
+        findings.append(_finding("header", f"the header does not say {', '.join(missing)}", NOTE))
+    if info.null_class is not None and info.class_names and info.null_class != len(info.class_names):
+        findings.append(_finding("classes", f"null class {info.null_class} with {len(info.class_names)} classes"))
+    if info.class_names:
+        rows = [t.shape[0] for parts in layout.whole.values() for t in parts.values() if t.ndim > 1]
+        if rows and not {len(info.class_names), len(info.class_names) + 1} & set(rows):
+            findings.append(_finding("classes", f"{len(info.class_names)} class names, but rows {sorted(set(rows))}"))
+    inside, beside = adapter.header_config, adapter.path / CONFIG_FILE
+    if inside and beside.is_file():
+        records = [json.loads(inside), json.loads(beside.read_text(encoding="utf-8"))]
+        differ = sorted(key for key in records[0] | records[1] if records[0].get(key) != records[1].get(key))
+        if differ:
+            text = f"{CONFIG_FILE} and the copy in the header differ in {', '.join(differ)}"
+            findings.append(_finding("config", text))
+    return findings
+
+
+def _on_base(adapter: Adapter, layout: Layout, place: str | Path) -> list[dict]:
+    try:
+        base = load_base(adapter.info, place)
+    except InputError as error:
+        return [_finding("base", str(error))]
+    expected, findings = adapter.info.base_fingerprint, []
+    if expected and expected != base.fingerprint:
+        text = f"{place} is another base: fingerprint {base.fingerprint}, trained on {expected} ({adapter.info.base})"
+        findings.append(_finding("base", text))
+    linears = {name for name, module in base.model.named_modules() if isinstance(module, nn.Linear)}
+    inside = {name for name in linears if block_of(name) is not None}
+    if layout.layers and (bare := sorted(inside - set(layout.layers) - set(layout.whole))):
+        text = f"{len(bare)} of {len(inside)} linear layers in the base's blocks have no adapter: {_named(bare)}"
+        findings.append(_finding("coverage", text, NOTE))
+    try:
+        passed_by = _not_called(adapter, base)
+    except InputError as error:
+        return [*findings, _finding("fit", str(error))]
+    if passed_by:
+        text = f"the base does not call {_named(passed_by)} (it reads their weights), so these change nothing"
+        findings.append(_finding("bypassed", text))
+    return findings
+
+
+@torch.no_grad()
+def _not_called(adapter: Adapter, base: Base) -> list[str]:
+    """Adapted layers that a forward pass of the base leaves out."""
+    model, called = adapter.attach(base.model).eval(), set()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, module in layers.items():
+        module.register_forward_hook(lambda *_, name=name: called.add(name))
+    output_of(model, base.example())
+    return [name.removeprefix("base_model.model.") for name in layers if name not in called]

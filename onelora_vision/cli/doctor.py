@@ -1,0 +1,27 @@
+"""``onelora doctor``: what is wrong with an adapter file, alone or on its base."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", help="adapter folder, .safetensors file or .zip")
+    parser.add_argument("--base", help="the base model, to put the adapter on it")
+
+
+def run(args: argparse.Namespace) -> dict:
+    from onelora_vision.adapters.inspection import PROBLEM, examine
+
+    findings = examine(args.adapter, args.base)
+    problems = sum(finding["level"] == PROBLEM for finding in findings)
+    return {"file": args.adapter, "base": args.base, "problems": problems, "findings": findings}
+
+
+def show(result: dict, args: argparse.Namespace) -> None:
+    for finding in result["findings"]:
+        print(f"{finding['level']:<8} {finding['check']:<10} {finding['text']}")
+    where = f" on {result['base']}" if result["base"] else ""
+    print(f"{result['file']}{where}: {result['problems'] or 'no'} problem{'s' * (result['problems'] != 1)}")
+
+
+def exit_code(result: dict) -> int:
+    return 2 if result["problems"] else 0

@@ -1,0 +1,50 @@
+"""``onelora inspect``: what an adapter file holds, from the file alone."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", help="adapter folder, .safetensors file or .zip")
+    parser.add_argument("--plot", help="PNG file for a bar chart of the norms per layer")
+
+
+def run(args: argparse.Namespace) -> dict:
+    from onelora_vision.adapters.inspection import inspect, plot_norms
+
+    result = inspect(args.adapter)
+    if args.plot:
+        rows = result["rows"] or result["whole"]
+        plot_norms(rows, args.plot, f"{result['method']} on {result['base']}")
+    return result
+
+
+def show(result: dict, args: argparse.Namespace) -> None:
+    print(
+        f"{result['file']}: {result['method'] or 'unnamed method'} ({result['peft_type']}), {result['file_bytes']:,} bytes"
+    )
+    print(f"task     {result['task'] or 'unnamed'}")
+    print(f"base     {result['base'] or 'unnamed'}, fingerprint {result['base_fingerprint'] or 'none'}")
+    print(f"values   {result['layer_values']:,} in {result['layers']} layers, {result['whole_values']:,} saved whole")
+    if result["classes"]:
+        print(
+            f"classes  {len(result['classes'])}: {', '.join(result['classes'][:12])}{' …' * (len(result['classes']) > 12)}"
+        )
+    before, after = (result["metrics"].get(key, {}) for key in ("before", "after"))
+    for name, value in after.items():
+        print(f"metric   {name}: {before.get(name, '')} -> {value}")
+    if result["protocol"]:
+        print(f"protocol {result['protocol']}")
+    for key, value in {**result["extra"], **result["versions"]}.items():
+        print(f"header   {key}: {value}")
+    rows = result["rows"] + result["whole"]
+    width = max((len(f"{row['layer']}.{row['part']}") for row in rows), default=0)
+    print(f"\n{'tensor':<{width}} {'shape':>12} {'dtype':>9} {'norm':>10} {'largest':>10}")
+    for row in rows:
+        name, shape = f"{row['layer']}.{row['part']}", "x".join(map(str, row["shape"]))
+        print(
+            f"{name:<{width}} {shape:>12} {row['dtype']:>9} {_number(row['norm']):>10} {_number(row['largest']):>10}"
+        )
+
+
+def _number(value: float | None) -> str:
+    return "NaN" if value is None else f"{value:.4g}"
