@@ -124,4 +124,5 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
     # Ctrl-C and a batch system's SIGTERM reach the whole process group. The main process finishes its step and writes
     # a checkpoint, for which the workers must live on; they end when it ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Only the first SIGTERM: torch ends the workers of a run that failed with one of its own, and waits for them.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))

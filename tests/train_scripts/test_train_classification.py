@@ -1,0 +1,263 @@
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import save_file
+
+from onelora_vision.adapters.files import read_adapter
+from onelora_vision.backbones.vit import load_vit, predict_classes, replace_head
+from onelora_vision.data.class_images import open_class_images
+from onelora_vision.training.config import parse_config
+from train_scripts import train_classification
+from train_scripts.train_classification import ClassificationConfig
+
+ROOT = Path(__file__).parents[2]
+CLASSES = ["airplane", "automobile", "bird"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder as timm's hub repositories are, of a tiny VisionTransformer with random weights."""
+    folder = tmp_path_factory.mktemp("base") / "tiny-vit"
+    folder.mkdir()
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, weight_init="jax", **sizes)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    pretrained = {
+        "input_size": [3, 16, 16],
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "crop_pct": 1.0,
+        "classifier": "head",
+    }
+    pretrained |= {"num_classes": 5, "fixed_input_size": True, "first_conv": "patch_embed.proj", "custom_load": False}
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 5,
+        "model_args": sizes,
+        "pretrained_cfg": pretrained,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate keeps its settings for a whole process; each test is a process of its own to it."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def write_cifar(root, train=8, test=5):
+    """CIFAR-10's shape as class folders: 32 x 32 pixels, train/ and test/; the classes differ in color."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for label, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.normal(110, 50, (32, 32, 3))
+                pixels[..., label] += 45
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{number:04d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    return write_cifar(tmp_path_factory.mktemp("data") / "cifar")
+
+
+def arguments(base, cifar, output, **flags):
+    flags = {
+        "pretrained_model_name_or_path": base,
+        "dataset_name": "imagefolder",
+        "data_dir": cifar,
+        "output_dir": output,
+        "max_train_steps": 4,
+        "train_batch_size": 6,
+        "eval_batch_size": 4,
+        "checkpointing_steps": 2,
+        "learning_rate": 3e-2,
+        "report_to": "none",
+        **flags,
+    }
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+def run(*args) -> int:
+    with pytest.raises(SystemExit) as ended:
+        train_classification.main([*args])
+    return ended.value.code
+
+
+def results_of(output) -> dict:
+    return json.loads((output / "results.json").read_text())
+
+
+def test_a_user_trains_on_a_folder_and_predicts_with_the_adapter(base, cifar, tmp_path):
+    output = tmp_path / "out"
+    command = [
+        sys.executable,
+        "train_scripts/train_classification.py",
+        *arguments(base, cifar, output, max_train_steps=12),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    results = results_of(output)
+    assert {"top1", "top5", "nll", "ece"} == results["metrics"]["before"].keys() == results["metrics"]["after"].keys()
+    assert results["metrics"]["after"]["nll"] < results["metrics"]["before"]["nll"]
+    # per block 48 + 16 + 64 + 16 values, and a head for three classes
+    assert results["adapter_parameters"] == 2 * 144 and results["trainable_parameters"] == 2 * 144 + 3 * 17
+    expected = {"adapter", "confusion.png", "reliability.png", "loss.png", "per_class_accuracy.json", "config.yaml"}
+    assert expected <= {path.name for path in output.iterdir()}
+
+    adapter = read_adapter(output / "adapter")
+    assert adapter.info.class_names == CLASSES and adapter.info.metrics["after"] == results["metrics"]["after"]
+    vit = replace_head(load_vit(adapter.info.base), adapter.info.class_names)
+    adapter.attach(vit.model)
+    test = open_class_images("imagefolder", cifar, "test")
+    found = predict_classes(vit, [test.read(i) for i in range(len(test))])
+    right = sum(row[0][0] == CLASSES[label] for row, label in zip(found, test.labels))
+    assert right / len(test) == pytest.approx(results["metrics"]["after"]["top1"])
+
+
+def test_two_processes_measure_what_one_does(base, cifar, tmp_path):
+    """15 test images in batches of 4 do not divide by two processes: padding must not count."""
+    assert run(*arguments(base, cifar, tmp_path / "one")) == 0
+    # accelerate's own launcher starts a single process on a CPU; torchrun starts what accelerate takes as two.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["train_scripts/train_classification.py", *arguments(base, cifar, tmp_path / "two", train_batch_size=3)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (results_of(tmp_path / name)["metrics"] for name in ("one", "two"))
+    state = json.loads((tmp_path / "two" / "checkpoint-4" / "state.json").read_text())
+    assert state["settings"]["samples per step"] == 6  # of both processes
+    assert one["before"] == pytest.approx(two["before"], rel=1e-6)
+    assert one["after"] == pytest.approx(two["after"], rel=1e-3)
+
+
+def test_an_interrupted_run_ends_in_the_same_bytes(base, cifar, tmp_path):
+    flags = {"crop_scale": 0.5, "random_flip": "true", "drop_path": 0.3, "mixup": 0.5}
+    output = tmp_path / "out"
+    assert run(*arguments(base, cifar, output, **flags)) == 0
+    unbroken = (output / "adapter" / "adapter_model.safetensors").read_bytes()
+    for name in ("checkpoint-4", "adapter"):
+        (output / name).rename(tmp_path / name)
+    assert run(*arguments(base, cifar, output, **flags, resume_from_checkpoint="latest")) == 0
+    assert (output / "adapter" / "adapter_model.safetensors").read_bytes() == unbroken
+
+
+def test_every_training_option_at_once(base, cifar, tmp_path):
+    flags = {"cutmix": 1.0, "smoothing": 0.1, "reprob": 0.5, "aa": "rand-m5-n1", "drop_path": 0.1, "method": "full"}
+    flags |= {"mixed_precision": "bf16", "gradient_accumulation_steps": 2, "lr_scheduler": "constant"}
+    switches = ["--gradient_checkpointing", "--freeze_norms", "--use_ema"]
+    assert run(*arguments(base, cifar, tmp_path / "out", **flags), *switches) == 0
+    vit = replace_head(load_vit(str(base)), CLASSES)
+    norms = {name: p.clone() for name, p in vit.model.named_parameters() if "norm" in name}
+    trained = read_adapter(tmp_path / "out" / "adapter").tensors
+    frozen = {name.removeprefix("base_model.model."): value for name, value in trained.items() if "norm" in name}
+    assert len(frozen) == len(norms) == 10
+    assert all(torch.equal(value, norms[name]) for name, value in frozen.items())
+    assert not torch.equal(trained["base_model.model.blocks.0.attn.qkv.weight"], vit.model.blocks[0].attn.qkv.weight)
+
+
+def test_best_and_last_adapter_are_kept_with_their_own_figures(base, cifar, tmp_path, capsys):
+    flags = {
+        "validation_steps": 1,
+        "metric_for_best_model": "nll",
+        "greater_is_better": "false",
+        "head_learning_rate": 30.0,  # the first step is the best
+    }
+    flags |= {"validation_fraction": 0.3, "lr_scheduler": "constant"}
+    assert run(*arguments(base, cifar, tmp_path / "out", **flags)) == 0
+    best, last = (read_adapter(tmp_path / "out" / name) for name in ("best", "adapter"))
+    assert best.info.metrics["after"]["nll"] < last.info.metrics["after"]["nll"]
+    assert best.info.metrics["before"] == last.info.metrics["before"]
+    assert "best adapter" in capsys.readouterr().out
+
+
+def test_seeds_are_run_and_averaged(base, cifar, tmp_path):
+    output = tmp_path / "out"
+    assert run(*arguments(base, cifar, output, max_train_steps=1, few_shot=4), "--seeds=3,5") == 0
+    single = [results_of(output / f"seed-{seed}")["metrics"]["after"]["nll"] for seed in (3, 5)]
+    whole = results_of(output)
+    assert whole["seeds"] == [3, 5] and single[0] != single[1]
+    assert whole["metrics"]["nll"]["mean"] == pytest.approx(np.mean(single))
+    assert whole["metrics"]["nll"]["std"] == pytest.approx(np.std(single, ddof=1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_corrupt_image_is_named_and_training_stops_or_goes_on(base, tmp_path, capsys, caplog, split, workers):
+    cifar = write_cifar(tmp_path / "cifar", train=3, test=2)
+    bad = cifar / split / "bird" / "0001.png"
+    bad.write_bytes(bad.read_bytes()[:200])
+    flags = {"dataloader_num_workers": workers, "validation_fraction": 0}
+    assert run(*arguments(base, cifar, tmp_path / "error", **flags)) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and str(bad) in error[0] and "--on_bad_image skip" in error[0]
+    with caplog.at_level(logging.WARNING):
+        assert run(*arguments(base, cifar, tmp_path / "skip", **flags, on_bad_image="skip")) == 0
+    if workers == 0:
+        assert sum(str(bad) in message for message in caplog.messages) == 1
+    counts = json.loads((tmp_path / "skip" / "per_class_accuracy.json").read_text())["after"]
+    assert counts.keys() == set(CLASSES)
+
+
+def test_dry_run_says_what_would_be_trained_and_writes_nothing(base, cifar, tmp_path, capsys):
+    assert run(*arguments(base, cifar, tmp_path / "out"), "--dry_run") == 0
+    printed = capsys.readouterr().out
+    assert "339 of" in printed and "steps              4" in printed and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"method": "onelore"}, "did you mean 'onelora'"),
+        ({"data_dir": "/nowhere"}, "/nowhere"),
+        ({"pretrained_model_name_or_path": "/nowhere"}, "/nowhere"),
+        ({"mixupp": 1}, "mixup"),
+        ({"smoothing": 1.5}, "--smoothing is 1.5"),
+        ({"mixup": 1, "train_batch_size": 3}, "odd"),
+        ({"seeds": "0,x"}, "--seeds 0,x"),
+        ({"few_shot": 50}, "images, not 50"),
+        ({"method": "onelora_norms", "freeze_norms": "true"}, "contradicts"),
+        ({"validation_steps": 2, "validation_fraction": 0}, "--validation_fraction"),
+        ({"metric_for_best_model": "top2", "validation_steps": 2}, "did you mean 'top"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(base, cifar, tmp_path, capsys, flags, message):
+    assert run(*arguments(base, cifar, tmp_path / "out", **flags)) == 2
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0] and "Traceback" not in error
+    assert not list(tmp_path.rglob("results.json"))
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "train_scripts/configs/classification").glob("*.yaml")), ids=lambda f: f.stem
+)
+def test_shipped_configs_are_read(file):
+    config = parse_config(ClassificationConfig, ["--config", str(file), "--seeds", "0,1,2,3"])
+    assert config.pretrained_model_name_or_path == yaml.safe_load(file.read_text())["pretrained_model_name_or_path"]
+    if "cifar" in file.stem:  # the paper's settings
+        assert (config.learning_rate, config.adam_weight_decay, config.train_batch_size) == (2e-5, 0.01, 10)
+
+
+@pytest.mark.slow
+def test_the_embedded_job_beats_a_trained_head_by_three_points(tmp_path):
+    for method in ("onelora", "head"):
+        assert run(f"--output_dir={tmp_path / method}", f"--method={method}", "--seeds=0,1,2", "--report_to=none") == 0
+    top1 = {method: results_of(tmp_path / method)["metrics"]["top1"]["mean"] for method in ("onelora", "head")}
+    assert top1["onelora"] >= top1["head"] + 0.03
