@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from onelora_vision.adapters.files import read_adapter
 from onelora_vision.backbones.vit import load_vit, predict_classes, replace_head
 from onelora_vision.data.class_images import open_class_images
+from onelora_vision.prediction import load_classifier
 from onelora_vision.training.config import parse_config
 from train_scripts import train_classification
 from train_scripts.train_classification import ClassificationConfig
@@ -123,8 +124,7 @@ def test_a_user_trains_on_a_folder_and_predicts_with_the_adapter(base, cifar, tm
 
     adapter = read_adapter(output / "adapter")
     assert adapter.info.class_names == CLASSES and adapter.info.metrics["after"] == results["metrics"]["after"]
-    vit = replace_head(load_vit(adapter.info.base), adapter.info.class_names)
-    adapter.attach(vit.model)
+    vit = load_classifier(output / "adapter")
     test = open_class_images("imagefolder", cifar, "test")
     found = predict_classes(vit, [test.read(i) for i in range(len(test))])
     right = sum(row[0][0] == CLASSES[label] for row, label in zip(found, test.labels))
