@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model, 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
+from transformers import PreTrainedModel
 
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.errors import InputError, nearest
@@ -190,6 +191,7 @@ def apply_method(
     _check_outcome(adapted, row, targets, whole)
     for name in whole:
         train_in_float32(adapted.get_base_model().get_submodule(name).modules_to_save[adapter_name])
+    adapted.whole_modules = tuple(adaptation.whole_modules)
     return adapted
 
 
@@ -198,10 +200,28 @@ def trainable_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def adapter_parameters(model: PeftModel, adapter_name: str = "default") -> int:
+def saved_parameters(model: PeftModel, adapter_name: str = "default") -> int:
     """How many values the adapter file holds (with what is saved but not trained, as VeRA's shared projections)."""
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     return sum(tensor.numel() for tensor in state.values())
+
+
+def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters of ``adaptation.whole_modules`` (classification head, label table), by full name.
+
+    They are the task's, not the method's: they have a learning rate of their own and are counted apart. Norms that a
+    method trains, and all that ``full`` trains besides, are not among them. Empty for a model without `apply_method`.
+    """
+    heads = getattr(model, "whole_modules", ())
+    plain = {
+        name: re.sub(r"^base_model\.model\.|modules_to_save\.[^.]+\.", "", name)
+        for name, _ in model.named_parameters()
+    }
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and _is_under(plain[name], heads)
+    }
 
 
 def exact_pattern(names: Iterable[str]) -> str:
@@ -256,9 +276,14 @@ def _modules_trained_whole(model: nn.Module, row: Method, adaptation: Adaptation
 
 
 def _parts_of(model: nn.Module, prefix: str = "") -> Iterable[str]:
-    """Names of the children with parameters; lists and sequences are entered, since hosts iterate over them."""
+    """Names of the parts that ``full`` trains: the children with parameters.
+
+    Entered are lists and sequences, which hosts iterate over, and transformers models without parameters of their own,
+    of which hosts call other methods than ``forward``: a wrapper around these would be passed by.
+    """
     for name, child in model.named_children():
-        if isinstance(child, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+        is_model = isinstance(child, PreTrainedModel) and not any(True for _ in child.parameters(recurse=False))
+        if is_model or isinstance(child, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
             yield from _parts_of(child, f"{prefix}{name}.")
         elif not isinstance(child, (nn.ParameterList, nn.ParameterDict)) and any(True for _ in child.parameters()):
             yield f"{prefix}{name}"

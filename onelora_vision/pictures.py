@@ -35,7 +35,7 @@ def save_comparison(
     from matplotlib.figure import Figure
 
     first = next(iter(panels.values()))
-    rows, columns, _, height, width = first.shape
+    rows, columns, _, height, _ = first.shape
     cell = max(height, MIN_CELL) / 96  # inches at 96 dpi
     gap = max(1, height // 32)
     figure = Figure(figsize=(len(panels) * columns * cell + 1.2, rows * cell + 0.9), layout="constrained")

@@ -52,7 +52,7 @@ class ClassificationConfig(TrainingConfig):
     eval_batch_size: int = option(64, "samples per batch of an evaluation", may_change=True)
     max_train_steps: int | None = option(300, "optimizer steps; overrides --num_train_epochs", may_change=True)
     learning_rate: float = option(3e-3, "peak learning rate of the adapter's vectors")
-    head_learning_rate: float | None = option(3e-3, "the same for what is trained whole: head and norms")
+    head_learning_rate: float | None = option(3e-3, "the same for the head")
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = option("cosine", "shape of the learning rate over the steps")

@@ -158,7 +158,7 @@ def shown_classes(config: DiTConfig, base: DiTBase) -> list[int]:
     return class_ids(names, base.class_names)
 
 
-def draw_samples(config: DiTConfig, base: DiTBase, model, path: Path) -> None:
+def draw_samples(config: DiTConfig, base: DiTBase, model, steps: int, path: Path) -> None:
     """The picture: the base (with the new label table as it started) and the adapted model, on the same noise."""
     classes = shown_classes(config, base)
     if config.num_validation_images == 0:
@@ -169,7 +169,7 @@ def draw_samples(config: DiTConfig, base: DiTBase, model, path: Path) -> None:
     adapted = sample(*arguments, batch_size=config.eval_batch_size)
     with model.disable_adapter():
         plain = sample(*arguments, batch_size=config.eval_batch_size)
-    panels = {"base": plain, f"{config.method}, {config.max_train_steps} steps": adapted}
+    panels = {"base": plain, f"{config.method}, {steps} steps": adapted}
     shape, names = (len(classes), config.num_validation_images), [base.class_names[label] for label in classes]
     caption = f"same noise; {config.sampler}, {config.num_inference_steps} steps, guidance {config.guidance_scale}"
     save_comparison(path, {title: images.unflatten(0, shape) for title, images in panels.items()}, names, caption)
@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> None:
         info.metrics = {"before": before, "after": after}
         save_adapter(model, output / "adapter", info)
         plot_loss(output / "loss.png", summary.history)
-        draw_samples(config, base, model, output / "samples.png")
+        draw_samples(config, base, model, summary.steps, output / "samples.png")
         write_results(
             output / "results.json",
             task="generation",

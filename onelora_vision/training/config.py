@@ -43,7 +43,9 @@ class TrainingConfig:
     gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory", may_change=True)
 
     learning_rate: float = option(1e-3, "peak learning rate of the adapter's vectors")
-    head_learning_rate: float | None = option(None, "the same for modules trained whole (default: learning_rate)")
+    head_learning_rate: float | None = option(
+        None, "the same for the task's head or label table (default: learning_rate)"
+    )
     scale_lr: bool = option(False, "multiply the rates by processes x batch size x accumulation")
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"

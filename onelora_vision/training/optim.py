@@ -1,12 +1,11 @@
-"""AdamW over what is trained, with its own rate for modules trained whole, and the schedule of both."""
+"""AdamW over what is trained, with its own rate for the task's head, and the schedule of both."""
 
 import torch
 from torch import nn
 
 from onelora_vision.errors import InputError
+from onelora_vision.methods import head_parameters
 from onelora_vision.training.config import TrainingConfig
-
-WHOLE_MARK = "modules_to_save."  # PEFT keeps the trained copy of a whole module under this name
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -21,7 +20,7 @@ def to_fp32(model: nn.Module) -> None:
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig, num_processes: int = 1) -> torch.optim.AdamW:
-    """AdamW with the groups "vectors" (everything but) and "whole" (modules trained whole, such as a new classifier).
+    """AdamW with the groups "vectors" (what the method trains) and "head" (`methods.head_parameters`).
 
     Weight decay, if any, acts on all of them alike. With ``scale_lr`` the rates are multiplied by the samples per
     optimizer step, as in diffusers.
@@ -29,13 +28,13 @@ def build_optimizer(model: nn.Module, config: TrainingConfig, num_processes: int
     Raises:
         InputError: nothing in the model requires a gradient.
     """
-    groups: dict[str, list[nn.Parameter]] = {"vectors": [], "whole": []}
-    for name, parameter in trained_parameters(model).items():
-        groups["whole" if WHOLE_MARK in name else "vectors"].append(parameter)
+    head = head_parameters(model)
+    vectors = [parameter for name, parameter in trained_parameters(model).items() if name not in head]
+    groups = {"vectors": vectors, "head": list(head.values())}
     if not any(groups.values()):
         raise InputError(f"--method {config.method} trains nothing in this model: no parameter requires a gradient")
     factor = samples_per_step(config, num_processes) if config.scale_lr else 1
-    rates = {"vectors": config.learning_rate, "whole": config.head_learning_rate or config.learning_rate}
+    rates = {"vectors": config.learning_rate, "head": config.head_learning_rate or config.learning_rate}
     return torch.optim.AdamW(
         [{"name": name, "params": group, "lr": rates[name] * factor} for name, group in groups.items() if group],
         lr=config.learning_rate * factor,

@@ -13,20 +13,19 @@ from torch import nn
 
 from onelora_vision.errors import InputError
 from onelora_vision.files import atomic_file, write_json
+from onelora_vision.methods import head_parameters
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.loop import TrainingSummary
-from onelora_vision.training.optim import WHOLE_MARK, samples_per_step, total_steps, trained_parameters
+from onelora_vision.training.optim import samples_per_step, total_steps, trained_parameters
 
 _PACKAGES = ("onelora_vision", "torch", "peft", "accelerate", "transformers", "diffusers", "timm", "numpy")
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """``trainable_parameters``: all values trained; ``adapter_parameters``: those not in modules trained whole."""
-    sizes = {name: parameter.numel() for name, parameter in trained_parameters(model).items()}
-    return {
-        "trainable_parameters": sum(sizes.values()),
-        "adapter_parameters": sum(size for name, size in sizes.items() if WHOLE_MARK not in name),
-    }
+    """``trainable_parameters``: all values trained; ``adapter_parameters``: without the head or label table."""
+    total = sum(parameter.numel() for parameter in trained_parameters(model).values())
+    head = sum(parameter.numel() for parameter in head_parameters(model).values())
+    return {"trainable_parameters": total, "adapter_parameters": total - head}
 
 
 def peak_memory_bytes() -> int:

@@ -18,13 +18,6 @@ def fresh_accelerate():
     GradientState._reset_state()
 
 
-@pytest.fixture
-def file_size_limit():
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def job(folder, **settings):
     return run(TinyConfig(output_dir=str(folder), **{"max_train_steps": 4, "checkpointing_steps": 1, **settings}))
 
@@ -47,13 +40,16 @@ def test_the_oldest_checkpoints_are_deleted(tmp_path):
     assert checkpoints(tmp_path) == ["checkpoint-3", "checkpoint-4"]
 
 
-def test_a_full_disk_ends_in_an_error_and_the_last_checkpoint_stands(tmp_path, file_size_limit):
-    with pytest.raises(TrainingError) as error:
-        job(tmp_path, full_disk_in_step=2, checkpoints_total_limit=1)
+def test_a_full_disk_ends_in_an_error_and_the_last_checkpoint_stands(tmp_path):
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(TrainingError) as error:
+            job(tmp_path, full_disk_in_step=2, checkpoints_total_limit=1)
+    finally:  # before pytest writes its own log
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert f"the last good checkpoint is {tmp_path / 'checkpoint-2'}" in str(error.value)
     assert "File too large" in str(error.value)
     assert checkpoints(tmp_path) == ["checkpoint-2"]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert job(tmp_path, resume_from_checkpoint="latest")[0].steps == 4
 
 

@@ -142,7 +142,7 @@ def test_the_schedule_steps_once_per_optimizer_step(tmp_path):
     settings = {"lr_scheduler": "linear", "lr_warmup_steps": 2, "learning_rate": 1.0, "head_learning_rate": 0.1}
     history = job(tmp_path, gradient_accumulation_steps=3, **settings)[0].history
     assert history["lr_vectors"] == [0, 0.5, 1, 0.75, 0.5, 0.25]
-    assert history["lr_whole"] == pytest.approx([0, 0.05, 0.1, 0.075, 0.05, 0.025])
+    assert history["lr_head"] == pytest.approx([0, 0.05, 0.1, 0.075, 0.05, 0.025])
 
 
 def test_gradients_are_clipped_and_the_norm_before_is_logged(tmp_path, monkeypatch):
@@ -219,7 +219,7 @@ def test_figures_go_to_tensorboard(tmp_path):
     summary, _, _ = job(tmp_path, report_to="auto", max_train_steps=2, validation_steps=2)
     events = EventAccumulator(str(tmp_path / "logs" / "onelora_vision"))
     events.Reload()
-    assert {"train/loss", "train/grad_norm", "train/lr_whole", "evaluation/accuracy"} <= set(events.Tags()["scalars"])
+    assert {"train/loss", "train/grad_norm", "train/lr_head", "evaluation/accuracy"} <= set(events.Tags()["scalars"])
     losses = [event.value for event in events.Scalars("train/loss")]
     assert losses == pytest.approx(summary.history["loss"])
 

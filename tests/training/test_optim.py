@@ -40,9 +40,9 @@ def test_modules_trained_whole_have_their_own_rate():
     model = tiny_model(config)
     groups = {group["name"]: group for group in build_optimizer(model, config).param_groups}
     named = {id(p): name for name, p in model.named_parameters()}
-    assert [named[id(p)].split(".")[-1] for p in groups["whole"]["params"]] == ["weight", "bias"]
+    assert [named[id(p)].split(".")[-1] for p in groups["head"]["params"]] == ["weight", "bias"]
     assert all("lora_" in named[id(p)] for p in groups["vectors"]["params"])
-    assert (groups["vectors"]["lr"], groups["whole"]["lr"]) == (0.1, 0.01)
+    assert (groups["vectors"]["lr"], groups["head"]["lr"]) == (0.1, 0.01)
     assert {group["weight_decay"] for group in groups.values()} == {0.0}
     assert sum(len(group["params"]) for group in groups.values()) == len(trained_parameters(model))
 

@@ -64,7 +64,7 @@ class TinyTask:
         if micro == 0 and step == self.config.kill_in_step and self.rank == self.config.kill_rank:
             os.kill(os.getpid(), signal.SIGTERM)
         if step == self.config.full_disk_in_step:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
         self.forwards += 1
         logits = self.model(batch["image"])
         loss = torch.nn.functional.cross_entropy(logits, batch["label"])
@@ -90,7 +90,9 @@ def tiny_model(config: TinyConfig) -> peft.PeftModel:
     lora = peft.LoraConfig(
         r=1, lora_alpha=1, target_modules=["qkv", "fc1"], modules_to_save=["head"], lora_dropout=config.dropout
     )
-    return peft.get_peft_model(model, lora)
+    adapted = peft.get_peft_model(model, lora)
+    adapted.whole_modules = ("head",)  # as apply_method notes it
+    return adapted
 
 
 def run(config: TinyConfig) -> tuple[TrainingSummary, dict[str, torch.Tensor], dict[str, float]]:
