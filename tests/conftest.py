@@ -66,3 +66,38 @@ def dit_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub") / "tiny-dit"
     pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_depth_anything():
+    """Makes a Depth Anything of 4 blocks, width 16, patch 4, 16 x 16 pixels with lively random weights: call it."""
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+
+    def make(kind: str = "metric", max_depth: int = 10) -> DepthAnythingForDepthEstimation:
+        torch.manual_seed(0)
+        backbone = Dinov2Config(
+            hidden_size=16,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=4,
+            out_indices=[1, 2, 3, 4],
+            reshape_hidden_states=False,
+        )
+        config = DepthAnythingConfig(
+            backbone_config=backbone,
+            patch_size=4,
+            reassemble_hidden_size=16,
+            neck_hidden_sizes=[4, 8, 8, 8],
+            fusion_hidden_size=8,
+            head_hidden_size=4,
+            depth_estimation_type=kind,
+            max_depth=max_depth,
+        )
+        model = DepthAnythingForDepthEstimation(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim > 1:  # transformers' std of 0.02 would let no signal through so narrow a network
+                torch.nn.init.normal_(parameter, std=(2 / parameter[0].numel()) ** 0.5)
+        return model
+
+    return make

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from onelora_vision.adapters.files import AdapterInfo, save_adapter
-from onelora_vision.backbones.depth_anything import depth_adaptation, load_depth_anything, small_depth_anything
+from onelora_vision.backbones.depth_anything import depth_adaptation, load_depth_anything
 from onelora_vision.depth_maps import (
     ComparedDepth,
     colorize,
@@ -18,10 +18,9 @@ from onelora_vision.methods import apply_method
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    torch.manual_seed(0)
+def base(tiny_depth_anything, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    small_depth_anything(10).save_pretrained(folder)
+    tiny_depth_anything().save_pretrained(folder)
     return folder
 
 
@@ -53,7 +52,7 @@ def test_depth_of_a_picture_has_its_size(base):
     assert depth.shape == (70, 90)
     assert depth.dtype == np.float32
     assert 0 < depth.min() <= depth.max() < 10
-    coarse = estimate_depth(load_depth_anything(base).eval(), picture(), "32x40")
+    coarse = estimate_depth(load_depth_anything(base).eval(), picture(), "8x12")
     assert coarse.shape == (70, 90)
     assert not np.allclose(coarse, depth)
 
@@ -73,7 +72,7 @@ def test_an_adapter_is_loaded_with_its_base_and_range(base, tmp_path):
         estimate_depth(load_depth_estimator(tmp_path / "adapter"), picture()), expected, rtol=1e-5
     )
     plain = estimate_depth(load_depth_anything(base, max_depth=80).eval(), picture())
-    assert np.abs(plain - expected).max() > 0.1
+    assert np.abs(plain - expected).max() > 0.01
 
 
 def test_adapters_of_other_tasks_are_refused(base, tmp_path):

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 from transformers.utils import logging as transformers_logging
@@ -49,7 +50,7 @@ def load_depth_anything(
         model, report = _quietly(source, variant=variant, **where)
     except InputError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{source}: cannot be loaded as Depth Anything ({type(error).__name__}: {reason})") from error
     # no input ever reaches the mask token: converted checkpoints leave it out

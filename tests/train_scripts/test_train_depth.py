@@ -5,10 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
-from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from onelora_vision.adapters.files import read_adapter
 from onelora_vision.data.scenes import render_scene
@@ -21,33 +19,10 @@ from train_scripts.train_depth import DepthConfig, main, run
 CONFIGS = sorted((Path(train_depth.__file__).parent / "configs" / "depth").glob("*.yaml"))
 
 
-@pytest.fixture(scope="module", params=["metric"])
-def base(request, tmp_path_factory):
-    return tiny_base(tmp_path_factory.mktemp("base"), request.param)
-
-
-def tiny_base(folder: Path, kind: str) -> Path:
-    torch.manual_seed(0)
-    backbone = Dinov2Config(
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=4,
-        out_indices=[1, 2, 3, 4],
-        reshape_hidden_states=False,
-    )
-    config = DepthAnythingConfig(
-        backbone_config=backbone,
-        patch_size=4,
-        reassemble_hidden_size=16,
-        neck_hidden_sizes=[4, 8, 8, 8],
-        fusion_hidden_size=8,
-        head_hidden_size=4,
-        depth_estimation_type=kind,
-        max_depth=10,
-    )
-    DepthAnythingForDepthEstimation(config).save_pretrained(folder)
+@pytest.fixture(scope="module")
+def base(tiny_depth_anything, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    tiny_depth_anything().save_pretrained(folder)
     return folder
 
 
@@ -141,8 +116,11 @@ def test_the_head_opens_to_the_caps(base, tmp_path, capsys):
     assert "streets test, 2 images, 2-80 m" in results["protocol"]
 
 
-def test_a_relative_checkpoint_is_refused_converted_or_trained_relative(streets, tmp_path, capsys):
-    base = tiny_base(tmp_path / "relative", "relative")
+def test_a_relative_checkpoint_is_refused_converted_or_trained_relative(
+    tiny_depth_anything, streets, tmp_path, capsys
+):
+    base = tmp_path / "relative"
+    tiny_depth_anything("relative").save_pretrained(base)
     with pytest.raises(InputError, match=r"relative checkpoint .* give --max_depth .*--loss ssi"):
         run(config_of(base, streets, tmp_path / "refused"))
     run(config_of(base, streets, tmp_path / "converted", max_depth=80))
