@@ -128,6 +128,11 @@ def test_mixed_batches_give_each_sample_its_adapter(host, method):
     if method == "lora" and host != "transformers":
         pytest.skip("PEFT's own wrapper takes adapter names for inputs given by position only")
     model = shake(build(host, method))
+    if (host, method) == ("transformers", "full"):
+        # transformers records the outputs of its layers as they run, here each on a part of the batch.
+        with pytest.raises(ValueError, match="adapter_names"):
+            mixed_output(model, host, ["default", "__base__"])
+        return
     expected, base = output(model, host), base_output(host)
     for names, rows in ((["default", "__base__"], (expected, base)), (["__base__", "default"], (base, expected))):
         mixed = mixed_output(model, host, names)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import recursively_apply
+from accelerate.utils import concatenate, recursively_apply
 from peft import PeftConfig
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge, check_target_module_exists
@@ -233,6 +233,11 @@ class WholeModule(ModulesToSaveWrapper):
         if is_new:
             train_in_float32(self.modules_to_save[adapter_name])
 
+    def _check_forward_args(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's check of the first argument's length is for a tensor; a list of feature maps has none to check."""
+        if args and isinstance(args[0], torch.Tensor):
+            super()._check_forward_args(*args, **kwargs)
+
     def _mixed_batch_forward(self, *args: Any, adapter_names: list[str], **kwargs: Any) -> Any:
         size = len(adapter_names)
         rows = {name: [i for i, n in enumerate(adapter_names) if n == name] for name in dict.fromkeys(adapter_names)}
@@ -244,7 +249,8 @@ class WholeModule(ModulesToSaveWrapper):
             pick = partial(_rows_of, indices=indices, size=size)
             outputs.append(module(*recursively_apply(pick, args), **recursively_apply(pick, kwargs)))
             order += indices
-        return torch.cat(outputs)[torch.tensor(order, device=outputs[0].device).argsort()]
+        positions = sorted(range(size), key=order.__getitem__)
+        return recursively_apply(partial(_rows_of, indices=positions, size=size), concatenate(outputs))
 
 
 def _rows_of(tensor: torch.Tensor, indices: list[int], size: int) -> torch.Tensor:
@@ -365,6 +371,20 @@ class StrictTuner(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, AuxiliaryTrainingWrapper):  # unloading; PEFT's way needs a weight, which a norm may lack
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; if others were active they stay so, also where no layer is adapted (unlike in PEFT)."""
+        active = [name for name in self.active_adapters if name != adapter_name]
+        super().delete_adapter(adapter_name)
+        active = active or list(self.peft_config)[:1]
+        if active != self.active_adapters and active:
+            self.set_adapter(active, inference_mode=self.peft_config[active[0]].inference_mode)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
