@@ -1,6 +1,6 @@
 """The base model that an adapter file names, loaded and made fit for the adapter: its classes, its range of depths."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,7 +22,9 @@ class Base:
         source: where it was loaded from (folder, file, hub id or timm name).
         fingerprint: `fingerprint` as training takes it, before the model was fitted to the adapter.
         loaded: what the backbone's loader returned (`DiTBase`, `ViT` or the model itself).
-        own_classes: classes of the base's own head or label table, None where it has none.
+        own_table: the base's own label table (classes + 1, D), of a DiT.
+        options: what a host's own loader needs besides the source to give this model.
+        changed: modules whose values were changed to fit the adapter's settings, in a way that no option tells.
     """
 
     model: nn.Module
@@ -30,16 +32,18 @@ class Base:
     source: str
     fingerprint: str
     loaded: object
-    own_classes: int | None = None
+    own_table: torch.Tensor | None = None
+    options: dict = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
 
-    def example(self, batch: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
+    def example(self, batch: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:
         """Inputs by argument name, the same for every run: what two models are compared on."""
         generator = torch.Generator().manual_seed(seed)
         if self.host == "diffusers":
             config = self.model.config
             shape = (batch, config.in_channels, config.sample_size, config.sample_size)
             times = torch.linspace(50, 850, batch).long()
-            labels = torch.arange(batch) % config.num_embeds_ada_norm
+            labels = (torch.arange(batch) - 1) % (config.num_embeds_ada_norm + 1)  # the null class first
             latents = torch.randn(shape, generator=generator)
             return {"hidden_states": latents, "timestep": times, "class_labels": labels}
         if self.host == "timm":
@@ -96,13 +100,13 @@ def _generation(info: AdapterInfo, place: str) -> Base:
     source = str(embedded.DIT) if place == "embedded" else place
     loaded = load_dit(source, stock_numerics=info.extra.get("stock_numerics", False))
     model = loaded.transformer
-    mark, classes = fingerprint(model, dit_adaptation(model).whole_modules), model.num_classes
+    mark, table = fingerprint(model, dit_adaptation(model).whole_modules), model.label_table.weight.detach()
     if info.class_names:
         model.set_classes(info.class_names, loaded.class_names, torch.Generator().manual_seed(0))
         loaded.class_names = list(info.class_names)
     if info.extra.get("fuse_qkv"):
         model.fuse_qkv()
-    return Base(model, "diffusers", source, mark, loaded, classes)
+    return Base(model, "diffusers", source, mark, loaded, own_table=table)
 
 
 def _classification(info: AdapterInfo, place: str) -> Base:
@@ -111,26 +115,42 @@ def _classification(info: AdapterInfo, place: str) -> Base:
 
     options = {key: info.extra.get(key) for key in ("architecture", "resolution")}
     loaded = load_vit(place, **options)
-    heads = classifier_names(loaded.model)
-    mark, classes = fingerprint(loaded.model, exclude=heads), _rows(loaded.model, heads)
+    mark = fingerprint(loaded.model, exclude=classifier_names(loaded.model))
     if info.class_names:
         loaded = replace_head(loaded, info.class_names)
-    host = "timm" if hasattr(loaded.model, "pretrained_cfg") else "transformers"
     source = str(embedded.VIT) if place == EMBEDDED else place
-    return Base(loaded.model, host, source, mark, loaded, classes)
+    classes = len(info.class_names or []) or None
+    if hasattr(loaded.model, "pretrained_cfg"):
+        source, chosen = _timm_source(source, options)
+        return Base(loaded.model, "timm", source, mark, loaded, options=chosen | _given(num_classes=classes))
+    chosen = {"num_labels": classes, "ignore_mismatched_sizes": True} if classes else {}
+    return Base(loaded.model, "transformers", source, mark, loaded, options=chosen)
 
 
-def _rows(model: nn.Module, heads: list[str]) -> int | None:
-    return model.get_submodule(heads[0]).out_features if heads else None
+def _timm_source(place: str, settings: dict) -> tuple[str, dict]:
+    """What ``timm.create_model`` takes for a folder, a checkpoint file, a hub id or a name of its own."""
+    options = _given(img_size=settings["resolution"])
+    path = Path(place)
+    if path.is_file():
+        return settings["architecture"], {**options, "pretrained_cfg_overlay": {"file": place}}
+    if path.is_dir():
+        return f"local-dir:{path}", options
+    return (f"hf-hub:{place}" if place.count("/") == 1 else place), options
+
+
+def _given(**options) -> dict:
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _depth(info: AdapterInfo, place: str) -> Base:
     from onelora_vision import embedded
-    from onelora_vision.backbones.depth_anything import EMBEDDED, load_depth_anything, set_max_depth
+    from onelora_vision.backbones.depth_anything import EMBEDDED, is_metric, load_depth_anything, set_max_depth
 
     model = load_depth_anything(place)
     mark = fingerprint(model, exclude=["head"])
-    max_depth = info.extra.get("max_depth")
-    if max_depth is not None:
+    max_depth, changed, options = info.extra.get("max_depth"), (), {}
+    if max_depth is not None and (not is_metric(model) or max_depth != model.config.max_depth):
         set_max_depth(model, max_depth)
-    return Base(model, "transformers", str(embedded.DEPTH) if place == EMBEDDED else place, mark, model)
+        changed, options = ("head",), {"max_depth": int(max_depth), "depth_estimation_type": "metric"}
+    source = str(embedded.DEPTH) if place == EMBEDDED else place
+    return Base(model, "transformers", source, mark, model, options=options, changed=changed)

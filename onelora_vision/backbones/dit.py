@@ -308,7 +308,9 @@ def _class_names(pipeline: DiTPipeline, num_classes: int) -> list[str]:
     return [id2label.get(index, str(index)) for index in range(num_classes)]
 
 
-def save_pipeline(base: DiTBase, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+def save_pipeline(
+    base: DiTBase, folder: str | Path, dtype: torch.dtype = torch.float32, max_shard_size: str = "10GB"
+) -> None:
     """Write a pipeline folder that stock diffusers loads, ``id2label`` included.
 
     Stock diffusers samples it with its own timestep frequencies and, for other than 1000 classes, with a wrong null
@@ -317,7 +319,7 @@ def save_pipeline(base: DiTBase, folder: str | Path, dtype: torch.dtype = torch.
     pipeline = DiTPipeline(base.transformer.to_stock().to(dtype), copy.deepcopy(base.vae).to(dtype), base.scheduler)
     pipeline.register_to_config(id2label={str(i): name for i, name in enumerate(base.class_names)})
     with atomic_directory(folder) as temporary:
-        pipeline.save_pretrained(temporary)
+        pipeline.save_pretrained(temporary, max_shard_size=max_shard_size)
 
 
 def class_ids(names: Sequence[str | int], class_names: Sequence[str]) -> list[int]:

@@ -17,6 +17,8 @@ COMMANDS = {
     "params": "count the parameters of a method on a backbone, without its weights",
     "inspect": "what an adapter file holds: method, base, classes, metrics, norms per layer",
     "doctor": "what is wrong with an adapter file; exit code 2 if anything is",
+    "export": "an adapter for PEFT, diffusers or ComfyUI, or merged; reloaded and compared before it counts",
+    "import": "a rank-1 LoRA whose A is constant, back as a 1LoRA adapter",
     "blend": "a weighted sum of adapters of one base, as an adapter of the same size",
 }
 

@@ -1,0 +1,35 @@
+"""``onelora export``: an adapter for tools that do not know this package."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", help="adapter folder, .safetensors file or .zip")
+    parser.add_argument("--to", required=True, help="peft-lora, diffusers, comfy or merged")
+    parser.add_argument("-o", "--output", required=True, help="folder for the result")
+    parser.add_argument("--base", help="where the base model is, if not where the adapter says")
+    parser.add_argument("--dtype", default="fp32", help="fp32, fp16 or bf16")
+    parser.add_argument("--max_shard_size", "--max-shard-size", default="5GB", help="of a merged model's files")
+
+
+def run(args: argparse.Namespace) -> dict:
+    from onelora_vision.adapters.export import export
+
+    return export(
+        args.adapter,
+        args.to,
+        args.output,
+        base=args.base,
+        dtype=args.dtype,
+        max_shard_size=args.max_shard_size,
+    )
+
+
+def show(result: dict, args: argparse.Namespace) -> None:
+    print(f"{result['output']}: {result['to']}, {result['dtype']}")
+    if result["carried"]:
+        print(f"carried along: {', '.join(result['carried'])}")
+    print(
+        f"reloaded without onelora_vision: outputs differ by {result['error']:.1e} of the largest "
+        f"(the adapter changes them by {result['effect']:.1e})"
+    )

@@ -1,0 +1,26 @@
+"""``onelora import``: a rank-1 LoRA whose A is constant, as a 1LoRA adapter."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("lora", help="PEFT folder, or LoRA file of diffusers or ComfyUI/kohya")
+    parser.add_argument("-o", "--output", required=True, help="folder, or a single file NAME.safetensors")
+    parser.add_argument("--base", help="the base model, if the file does not name it or it is elsewhere")
+    parser.add_argument("--task", help="generation, classification or depth, if the file does not say")
+    parser.add_argument("--class_names", "--class-names", help="names with commas, if the file does not say")
+
+
+def run(args: argparse.Namespace) -> dict:
+    from onelora_vision.adapters.files import write_adapter
+    from onelora_vision.adapters.importing import import_lora
+
+    names = [name.strip() for name in args.class_names.split(",")] if args.class_names else None
+    adapter = import_lora(args.lora, base=args.base, task=args.task, class_names=names)
+    write_adapter(adapter.config, adapter.tensors, adapter.info, args.output)
+    values = sum(tensor.numel() for tensor in adapter.tensors.values())
+    return {"output": args.output, "method": adapter.info.method, "base": adapter.info.base, "values": values}
+
+
+def show(result: dict, args: argparse.Namespace) -> None:
+    print(f"{result['output']}: {result['values']:,} values, for {result['base']}")

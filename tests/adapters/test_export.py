@@ -1,0 +1,157 @@
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tiny_hosts import save_base, trained_on
+
+from onelora_vision.adapters.export import export
+from onelora_vision.adapters.files import read_adapter, write_adapter
+from onelora_vision.adapters.importing import import_lora
+from onelora_vision.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """The hosts' tiny bases on disk, each saved once."""
+    folder, made = tmp_path_factory.mktemp("bases"), {}
+
+    def get(host):
+        if host not in made:
+            made[host] = save_base(host, folder / host)
+        return made[host]
+
+    return get
+
+
+def same_tensors(first, second):
+    assert first.keys() == second.keys()
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], atol=1e-6, rtol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("host", "method", "options"),
+    [
+        ("timm", "sum+bias+norms", {}),
+        ("timm", "onelora", {"compression": "random"}),
+        ("transformers", "onelora", {"extra": {"max_depth": 20}}),
+        ("diffusers", "sum+bias", {"extra": {"fuse_qkv": True}}),
+    ],
+)
+def test_peft_loads_the_lora_without_us_and_it_comes_back(bases, host, method, options, tmp_path):
+    adapter = trained_on(bases(host), host, tmp_path / "a", method, **options)
+    result = export(adapter.path, "peft-lora", tmp_path / "lora")
+    assert result["error"] < 1e-5 and result["effect"] > 1e-3
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 1, 1)
+    if "random" in str(options):
+        with pytest.raises(InputError, match=r"no 1LoRA: .*A varies by"):
+            import_lora(tmp_path / "lora")
+        return
+    again = import_lora(tmp_path / "lora")
+    same_tensors(again.tensors, adapter.tensors)
+    assert again.info.class_names == adapter.info.class_names
+    assert (again.info.method, again.info.base_fingerprint) == (method, adapter.info.base_fingerprint)
+
+
+def test_diffusers_loads_the_lora_and_the_label_table_beside_it(bases, tmp_path):
+    adapter = trained_on(bases("diffusers"), "diffusers", tmp_path / "a", "sum+bias")
+    result = export(adapter.path, "diffusers", tmp_path / "lora")
+    assert result["error"] < 1e-5 and result["carried"] == ["beta", "conditioning.class_embedder.embedding_table"]
+    with safe_open(tmp_path / "lora" / "pytorch_lora_weights.safetensors", "pt") as file:
+        header = file.metadata()
+    assert header["format"] == "pt" and json.loads(header["lora_adapter_metadata"])["transformer.lora_alpha"] == 1
+    table = load_file(tmp_path / "lora" / "modules.safetensors")
+    assert len(table) == 2 and all(len(value) == 4 for value in table.values())  # two blocks; the base's 3 + 1 rows
+    same_tensors(import_lora(tmp_path / "lora").tensors, adapter.tensors)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_comfy_keys_are_the_original_dits_with_explicit_alphas(bases, fused, tmp_path):
+    extra = {"fuse_qkv": fused}
+    adapter = trained_on(bases("diffusers"), "diffusers", tmp_path / "a", "sum+bias", extra=extra)
+    result = export(adapter.path, "comfy", tmp_path / "lora")
+    assert result["error"] < 1e-5
+    file = load_file(tmp_path / "lora" / "lora.safetensors")
+    up = file["lora_unet_blocks_0_attn_qkv.lora_up.weight"]
+    assert up.shape == (72, 1) and (file["lora_unet_blocks_0_attn_qkv.lora_down.weight"] == 1).all()
+    assert file["lora_unet_blocks_0_attn_qkv.alpha"].item() == 1.0
+    assert "lora_unet_final_layer_linear.diff_b" in file
+    same_tensors(import_lora(tmp_path / "lora").tensors, adapter.tensors)
+
+
+@pytest.mark.parametrize(
+    ("host", "method", "dtype"),
+    [("timm", "difffit", "fp32"), ("transformers", "lora", "bf16"), ("diffusers", "sum+bias+scale", "fp32")],
+)
+def test_merged_models_load_as_their_library_saves_them(bases, host, method, dtype, tmp_path):
+    adapter = trained_on(bases(host), host, tmp_path / "a", method, size=0.2)
+    result = export(adapter.path, "merged", tmp_path / "m", dtype=dtype, max_shard_size="20KB")
+    assert result["error"] < (1e-5 if dtype == "fp32" else 0.05) < result["effect"]
+    if host == "timm":
+        assert json.loads((tmp_path / "m" / "config.json").read_text())["label_names"] == ["x", "y"]
+    else:
+        assert len(list((tmp_path / "m").rglob("*-of-*.safetensors"))) > 1
+
+
+def test_lora_of_any_rank_goes_to_comfy(bases, tmp_path):
+    adapter = trained_on(bases("diffusers"), "diffusers", tmp_path / "a", "lora", rank=2, lora_alpha=6)
+    assert export(adapter.path, "comfy", tmp_path / "lora", dtype="fp16")["error"] < 1e-2
+    file = load_file(tmp_path / "lora" / "lora.safetensors")
+    assert file["lora_unet_blocks_0_attn_qkv.lora_down.weight"].shape == (6, 24)
+    with pytest.raises(InputError, match=r"no 1LoRA: .*rank"):
+        import_lora(tmp_path / "lora")
+
+
+def test_what_a_format_cannot_hold_is_refused_and_leaves_nothing(bases, tmp_path):
+    vit = trained_on(bases("timm"), "timm", tmp_path / "v", "difffit")
+    dit = trained_on(bases("diffusers"), "diffusers", tmp_path / "d", class_names=tuple("abcdefg"))
+    dora = trained_on(bases("timm"), "timm", tmp_path / "o", "dora")
+    table = trained_on(bases("diffusers"), "diffusers", tmp_path / "t", "head")
+    for adapter, to, message in (
+        (vit, "peft-lora", r"cannot hold the gamma of blocks.0.attn.proj, .*--to merged"),
+        (vit, "comfy", "is for DiT"),
+        (dit, "diffusers", "7 classes do not fit into the base's label table of 3"),
+        (dora, "peft-lora", "no plain LoRA"),
+        (table, "diffusers", "changes no linear layer"),
+        (vit, "onnx", "no such format"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            export(adapter.path, to, tmp_path / "out")
+        assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="no such type"):
+        export(dit.path, "merged", tmp_path / "out", dtype="fp8")
+    vit.info.base_fingerprint = "0"
+    write_adapter(vit.config, vit.tensors, vit.info, tmp_path / "w")
+    with pytest.raises(InputError, match="another base"):
+        export(tmp_path / "w", "merged", tmp_path / "out")
+
+
+def test_an_export_that_does_not_give_the_same_outputs_is_refused(bases, tmp_path, monkeypatch):
+    from onelora_vision.adapters import export as module
+
+    adapter = trained_on(bases("timm"), "timm", tmp_path / "a")
+    good = module._lora_config
+
+    def eight_times_too_strong(changes):
+        config = good(changes)
+        config.lora_alpha = 8
+        return config
+
+    monkeypatch.setattr(module, "_lora_config", eight_times_too_strong)
+    with pytest.raises(InputError, match="its outputs differ by"):
+        export(adapter.path, "peft-lora", tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
+
+
+def test_import_says_what_is_missing(bases, tmp_path):
+    adapter = trained_on(bases("timm"), "timm", tmp_path / "a")
+    with pytest.raises(InputError, match="is ONELORA, not a LoRA"):
+        import_lora(adapter.path)
+    with pytest.raises(InputError, match="no such task; did you mean 'depth'"):
+        import_lora(adapter.path, task="dept")
+    with pytest.raises(InputError, match="0 LoRA files"):
+        import_lora(tmp_path)
+    read_adapter(adapter.path)
