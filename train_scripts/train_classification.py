@@ -51,8 +51,8 @@ class ClassificationConfig(TrainingConfig):
     train_batch_size: int = option(32, "samples per step and process, before accumulation", may_change=True)
     eval_batch_size: int = option(64, "samples per batch of an evaluation", may_change=True)
     max_train_steps: int | None = option(300, "optimizer steps; overrides --num_train_epochs", may_change=True)
-    learning_rate: float = option(3e-3, "peak learning rate of the adapter's vectors")
-    head_learning_rate: float | None = option(3e-3, "the same for the head")
+    learning_rate: float = option(1e-2, "peak learning rate of the adapter's vectors")
+    head_learning_rate: float | None = option(1e-2, "the same for the head")
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = option("cosine", "shape of the learning rate over the steps")
@@ -77,7 +77,7 @@ class ClassificationConfig(TrainingConfig):
     validation_fraction: float = option(0.1, "share of the training images held out, if there is no validation split")
     on_bad_image: Literal["error", "skip"] = option("error", "an unreadable image stops the run or is left out")
 
-    crop_scale: float = option(1.0, "least area of the random crop; 1: no random crop")
+    crop_scale: float = option(0.7, "least area of the random crop; 1: no random crop")
     random_flip: bool = option(False, "mirror images at random")
     aa: str | None = option(None, "timm's automatic augmentation, such as rand-m9-mstd0.5-inc1")
     reprob: float = option(0.0, "probability of erasing a random box")
