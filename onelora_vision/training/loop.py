@@ -9,21 +9,20 @@ import contextlib
 import math
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from onelora_vision.data.stream import TrainingBatchSampler, training_loader
-from onelora_vision.errors import InputError, TrainingError, nearest
+from onelora_vision.errors import InputError, nearest
 from onelora_vision.files import atomic_directory
-from onelora_vision.seeding import mix, seed_all
+from onelora_vision.seeding import seed_all
 from onelora_vision.tasks.base import Task
 from onelora_vision.training import checkpoint as ckpt
 from onelora_vision.training.config import TrainingConfig, save_config
@@ -35,11 +34,8 @@ from onelora_vision.training.optim import (
     samples_per_step,
     to_fp32,
     total_steps,
-    trained_parameters,
 )
-from onelora_vision.tuners import probe_gradients
-
-MAX_SKIPPED_IN_A_ROW = 20
+from onelora_vision.training.step import OptimizerStep
 
 
 @dataclass(frozen=True)
@@ -78,8 +74,9 @@ def train(
     Args:
         dataset: takes a `SampleRef`, gives a dictionary of tensors, numbers and strings.
         evaluation_loader: handed to ``task.evaluate`` every ``validation_steps``.
-        save_adapter: writes the adapter's files into a folder; called for the best one, kept in ``output_dir/best``.
-            By default PEFT's ``save_pretrained``.
+        save_adapter: writes the adapter's files into a folder; called for the best one, kept in ``output_dir/best``,
+            and with ``use_ema`` for the last one without the average, kept in ``output_dir/adapter_without_ema``. By
+            default PEFT's ``save_pretrained``.
         hint: what to try when the loss is no longer a number.
 
     Raises:
@@ -97,12 +94,13 @@ def train(
     ema = EMA(model, config.ema_decay) if config.use_ema else None
     run = ckpt.RunState(model, optimizer, scheduler, accelerator.scaler, ema)
     settings = ckpt.run_settings(config, len(dataset), samples_per_step(config, processes))
-    loop = _Loop(
-        task, config, accelerator, run, settings, evaluation_loader, save_adapter or model.save_pretrained, hint
-    )
+    loop = _Loop(task, config, accelerator, run, settings, evaluation_loader, save_adapter or model.save_pretrained)
     loop.resume()
-    loop.go(dataset, steps)
+    signal_number = loop.go(dataset, steps, OptimizerStep(task, config, accelerator, run, hint))
+    if signal_number:
+        loop.leave(signal_number)
     if ema is not None:
+        loop.save_to("adapter_without_ema")
         ema.copy_to_model()
     progress = run.progress
     return TrainingSummary(
@@ -140,10 +138,7 @@ class _Loop:
     settings: dict
     evaluation_loader: object
     save_adapter: Callable[[Path], None]
-    hint: str
     saved_step: int = 0
-    skipped_in_a_row: int = 0
-    probed: bool = False
 
     def resume(self) -> None:
         """Take the output folder, load the checkpoint that the config names, open the logs."""
@@ -164,8 +159,8 @@ class _Loop:
             again = {"tensorboard": {"purge_step": self.saved_step + 1}}
             accelerator.init_trackers("onelora_vision", init_kwargs=again)
 
-    def go(self, dataset: Dataset, steps: int) -> None:
-        """Steps, evaluations and checkpoints until ``steps``, or until a signal."""
+    def go(self, dataset: Dataset, steps: int, optimizer_step: OptimizerStep) -> int:
+        """Steps, evaluations and checkpoints until ``steps``, or until a signal, whose number is returned."""
         config, accelerator, progress = self.config, self.accelerator, self.run.progress
         sampler = TrainingBatchSampler(
             len(dataset),
@@ -185,77 +180,11 @@ class _Loop:
                     self._evaluate_if_due(interruption)
                 signal_number = self._signal_of_any_process(interruption)
                 self._save_if_due(now=signal_number != 0)
-                if signal_number:
-                    self._leave(signal_number)
-                if progress.step >= steps:
-                    return
-                figures = self._step(batches, sampler)
+                if signal_number or progress.step >= steps:
+                    return signal_number
+                figures = optimizer_step(batches, sampler)
                 bar.update()
                 bar.set_postfix(loss=f"{figures['loss']:.4g}", grad_norm=f"{figures['grad_norm']:.3g}")
-
-    def _step(self, batches: Iterator[dict], sampler: TrainingBatchSampler) -> dict[str, float]:
-        """One optimizer step. Returns what was logged: means over the batches of all processes."""
-        config, accelerator, run, start = self.config, self.accelerator, self.run, time.perf_counter()
-        step, outputs, names = run.progress.step, [], []
-        for micro in range(config.gradient_accumulation_steps):
-            batch = next(batches)
-            number = step * config.gradient_accumulation_steps + micro
-            names.append(batch.get("path") or [f"sample {ref.index}" for ref in sampler.batch(number)])
-            seed_all(mix(config.seed, step, micro, accelerator.process_index))
-            with accelerator.accumulate(self.task.model):
-                output = self.task.forward(send_to_device(batch, accelerator.device, skip_keys="seed"))
-                accelerator.backward(output["loss"])
-            outputs.append({name: value.detach().float() for name, value in output.items()})
-        if not self.probed:
-            probe_gradients(run.model)
-            self.probed = True
-        trained = list(trained_parameters(run.model).values())  # a list: a spent generator would clip nothing
-        norm = accelerator.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
-        means = torch.stack([torch.stack(list(output.values())) for output in outputs]).mean(0)
-        figures = dict(zip(outputs[0], accelerator.reduce(means, "mean").tolist()), grad_norm=float(norm))
-        figures |= {f"lr_{group['name']}": group["lr"] for group in run.optimizer.param_groups}
-        if self._is_usable(figures):
-            self._update()
-        else:
-            self._stop_or_skip(figures, outputs, names)
-        run.optimizer.zero_grad()
-        run.progress.step += 1
-        run.progress.seconds += time.perf_counter() - start
-        for name, value in figures.items():
-            run.progress.history.setdefault(name, []).append(value)
-        accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=run.progress.step)
-        return figures
-
-    def _update(self) -> None:
-        run = self.run
-        run.optimizer.step()
-        self.skipped_in_a_row = 0
-        if not run.optimizer.step_was_skipped:  # fp16's scaler skips a step whose gradients overflow
-            run.scheduler.step()
-            if run.ema is not None:
-                run.ema.update()
-
-    def _is_usable(self, figures: dict[str, float]) -> bool:
-        # Under fp16 an infinite gradient is how the loss scaler finds its scale, as long as that has room to sink.
-        sinking = self.run.scaler is not None and self.run.scaler.get_scale() > 1
-        return math.isfinite(figures["loss"]) and (math.isfinite(figures["grad_norm"]) or sinking)
-
-    def _stop_or_skip(self, figures: dict[str, float], outputs: list[dict], names: list[list[str]]) -> None:
-        """Leave this step's gradients unused, or raise `TrainingError` with all that helps to find the cause."""
-        self.run.progress.skipped_steps += 1
-        self.skipped_in_a_row += 1
-        if self.config.on_nan == "skip" and self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
-            if self.run.scaler is not None:
-                self.run.scaler.update()
-            return
-        bad = [name for output, batch in zip(outputs, names) if not output["loss"].isfinite() for name in batch]
-        bad = gather_object(bad) or gather_object([name for batch in names for name in batch])
-        raise TrainingError(
-            f"step {self.run.progress.step}: loss {figures['loss']}, gradient norm {figures['grad_norm']} at learning "
-            f"rate {self.run.optimizer.param_groups[0]['lr']:.3g}, in the batch of {', '.join(bad[:8])}"
-            f"{f' and {len(bad) - 8} more' if len(bad) > 8 else ''}; the last good checkpoint is "
-            f"{ckpt.latest_checkpoint(self.config.output_dir) or 'none'}; {self.hint}"
-        )
 
     def _evaluate_if_due(self, interruption: Interruption) -> None:
         config, progress, ema = self.config, self.run.progress, self.run.ema
@@ -266,14 +195,19 @@ class _Loop:
         with averaged, interruption.at_once(possible=self.accelerator.num_processes == 1):
             figures = evaluate(self.task, self.evaluation_loader, self.accelerator, config.seed)
             best = self._is_best(figures)
-            if best and self.accelerator.is_main_process:
-                with atomic_directory(Path(config.output_dir) / "best") as folder:
-                    self.save_adapter(folder)
+            if best:
+                self.save_to("best")
         progress.evaluated_step = progress.step
         progress.evaluations.append((progress.step, figures))
         if best:
             progress.best_step, progress.best_metric = progress.step, figures[config.metric_for_best_model]
         self.accelerator.log({f"evaluation/{name}": value for name, value in figures.items()}, step=progress.step)
+
+    def save_to(self, name: str) -> None:
+        """Write the adapter as it is now into a folder of ``output_dir``."""
+        if self.accelerator.is_main_process:
+            with atomic_directory(Path(self.config.output_dir) / name) as folder:
+                self.save_adapter(folder)
 
     def _is_best(self, figures: dict[str, float]) -> bool:
         name, best = self.config.metric_for_best_model, self.run.progress.best_metric
@@ -299,7 +233,8 @@ class _Loop:
             ckpt.save_checkpoint(self.config.output_dir, self.run, self.settings)
             ckpt.rotate(self.config.output_dir, self.config.checkpoints_total_limit)
 
-    def _leave(self, signal_number: int) -> None:
+    def leave(self, signal_number: int) -> NoReturn:
+        """Say how to go on, and exit with the code that a process ended by this signal has."""
         latest = ckpt.latest_checkpoint(self.config.output_dir) if self.accelerator.is_main_process else None
         if latest is not None:
             how = f"go on with the same command and --resume_from_checkpoint latest ({latest})"

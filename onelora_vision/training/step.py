@@ -1,0 +1,102 @@
+"""One optimizer step: the same whatever came before, and never taken with numbers gone wrong."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
+
+from onelora_vision.data.stream import TrainingBatchSampler
+from onelora_vision.errors import TrainingError
+from onelora_vision.seeding import mix, seed_all
+from onelora_vision.tasks.base import Task
+from onelora_vision.training.checkpoint import RunState, latest_checkpoint
+from onelora_vision.training.config import TrainingConfig
+from onelora_vision.training.optim import trained_parameters
+from onelora_vision.tuners import probe_gradients
+
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+@dataclass
+class OptimizerStep:
+    """Call it once per optimizer step; ``run`` is moved on by one step.
+
+    The global generators (drop-out) are seeded by (seed, step, batch, process), so the step needs no state of theirs.
+    ``hint`` is what the error about a NaN proposes.
+    """
+
+    task: Task
+    config: TrainingConfig
+    accelerator: Accelerator
+    run: RunState
+    hint: str
+    skipped_in_a_row: int = 0
+    probed: bool = False
+
+    def __call__(self, batches: Iterator[dict], sampler: TrainingBatchSampler) -> dict[str, float]:
+        """One optimizer step. Returns what was logged: means over the batches of all processes."""
+        config, accelerator, run, start = self.config, self.accelerator, self.run, time.perf_counter()
+        step, outputs, names = run.progress.step, [], []
+        for micro in range(config.gradient_accumulation_steps):
+            batch = next(batches)
+            number = step * config.gradient_accumulation_steps + micro
+            names.append(batch.get("path") or [f"sample {ref.index}" for ref in sampler.batch(number)])
+            seed_all(mix(config.seed, step, micro, accelerator.process_index))
+            with accelerator.accumulate(self.task.model):
+                output = self.task.forward(send_to_device(batch, accelerator.device, skip_keys="seed"))
+                accelerator.backward(output["loss"])
+            outputs.append({name: value.detach().float() for name, value in output.items()})
+        if not self.probed:
+            probe_gradients(run.model)
+            self.probed = True
+        trained = list(trained_parameters(run.model).values())  # a list: a spent generator would clip nothing
+        norm = accelerator.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
+        means = torch.stack([torch.stack(list(output.values())) for output in outputs]).mean(0)
+        figures = dict(zip(outputs[0], accelerator.reduce(means, "mean").tolist()), grad_norm=float(norm))
+        figures |= {f"lr_{group['name']}": group["lr"] for group in run.optimizer.param_groups}
+        if self._is_usable(figures):
+            self._update()
+        else:
+            self._stop_or_skip(figures, outputs, names)
+        run.optimizer.zero_grad()
+        run.progress.step += 1
+        run.progress.seconds += time.perf_counter() - start
+        for name, value in figures.items():
+            run.progress.history.setdefault(name, []).append(value)
+        accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=run.progress.step)
+        return figures
+
+    def _update(self) -> None:
+        run = self.run
+        run.optimizer.step()
+        self.skipped_in_a_row = 0
+        if not run.optimizer.step_was_skipped:  # fp16's scaler skips a step whose gradients overflow
+            run.scheduler.step()
+            if run.ema is not None:
+                run.ema.update()
+
+    def _is_usable(self, figures: dict[str, float]) -> bool:
+        # Under fp16 an infinite gradient is how the loss scaler finds its scale, as long as that has room to sink.
+        sinking = self.run.scaler is not None and self.run.scaler.get_scale() > 1
+        return math.isfinite(figures["loss"]) and (math.isfinite(figures["grad_norm"]) or sinking)
+
+    def _stop_or_skip(self, figures: dict[str, float], outputs: list[dict], names: list[list[str]]) -> None:
+        """Leave this step's gradients unused, or raise `TrainingError` with all that helps to find the cause."""
+        self.run.progress.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        if self.config.on_nan == "skip" and self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
+            if self.run.scaler is not None:
+                self.run.scaler.update()
+            return
+        bad = [name for output, batch in zip(outputs, names) if not output["loss"].isfinite() for name in batch]
+        bad = gather_object(bad) or gather_object([name for batch in names for name in batch])
+        raise TrainingError(
+            f"step {self.run.progress.step}: loss {figures['loss']}, gradient norm {figures['grad_norm']} at learning "
+            f"rate {self.run.optimizer.param_groups[0]['lr']:.3g}, in the batch of {', '.join(bad[:8])}"
+            f"{f' and {len(bad) - 8} more' if len(bad) > 8 else ''}; the last good checkpoint is "
+            f"{latest_checkpoint(self.config.output_dir) or 'none'}; {self.hint}"
+        )
