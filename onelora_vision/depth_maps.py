@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +12,9 @@ from peft import PeftModel
 from PIL import Image
 from torch import nn
 
+from onelora_vision.adapters.bases import load_base, require_same_base
 from onelora_vision.adapters.files import read_adapter
-from onelora_vision.backbones.depth_anything import load_depth_anything, predict
+from onelora_vision.backbones.depth_anything import is_metric, predict
 from onelora_vision.data.depth.dataset import InputSize, resized_image
 from onelora_vision.errors import InputError
 from onelora_vision.files import atomic_file
@@ -22,21 +24,39 @@ COLOR_MAP = "turbo"
 PNG_LIMIT = 65.535  # metres: the most that 16 bits of millimetres hold
 
 
-def load_depth_estimator(folder: str | Path, base: str | None = None) -> PeftModel:
-    """The Depth Anything model of an adapter folder with the adapter on it, in eval mode.
+@dataclass
+class DepthEstimator:
+    """A Depth Anything model with an adapter, and the network's input ``resolution`` that it was trained at."""
+
+    model: PeftModel
+    resolution: int | str | None = None
+
+    @property
+    def max_depth(self) -> int | None:
+        """Metres that the model reaches; None for relative depth (inverse, without scale)."""
+        return self.model.config.max_depth if is_metric(self.model) else None
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Depth (H, W) of a picture at its own size, see `estimate_depth`."""
+        return estimate_depth(self.model, image, self.resolution)
+
+
+def load_depth_estimator(folder: str | Path, base: str | Path | None = None) -> DepthEstimator:
+    """Load an adapter of `train_depth` together with its base, on the CPU in eval mode.
 
     Args:
         folder: the adapter.
-        base: another place of the base model than the one that the adapter names.
+        base: where the base is, if not where the adapter's file says.
 
     Raises:
-        InputError: not a depth adapter, or its base cannot be loaded or does not fit.
+        InputError: not a depth adapter, its base cannot be loaded, or it is another one than it was trained on.
     """
     adapter = read_adapter(folder)
     if adapter.info.task != "depth":
-        raise InputError(f"{folder}: an adapter for {adapter.info.task or 'an unnamed task'}, not for depth")
-    model = load_depth_anything(base or adapter.info.base, max_depth=adapter.info.extra.get("max_depth"))
-    return adapter.attach(model).eval()
+        raise InputError(f"{folder}: an adapter for {adapter.info.task or 'no task that is named'}, not for depth")
+    loaded = load_base(adapter.info, base)
+    require_same_base(adapter, loaded)
+    return DepthEstimator(adapter.attach(loaded.model).eval(), adapter.info.extra.get("resolution"))
 
 
 @torch.no_grad()

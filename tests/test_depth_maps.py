@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from onelora_vision.adapters.files import AdapterInfo, save_adapter
+from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
 from onelora_vision.backbones.depth_anything import depth_adaptation, load_depth_anything
 from onelora_vision.depth_maps import (
     ComparedDepth,
@@ -59,19 +59,21 @@ def test_depth_of_a_picture_has_its_size(base):
 
 def test_an_adapter_is_loaded_with_its_base_and_range(base, tmp_path):
     model = load_depth_anything(base, max_depth=80)
+    mark = fingerprint(model, exclude=["head"])
     adapted = apply_method(model, "onelora", depth_adaptation(model, train_head=True)).eval()
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter += 0.01 * torch.randn_like(parameter)
-    info = AdapterInfo(task="depth", method="onelora", base=str(base), extra={"max_depth": 80})
+    info = AdapterInfo(task="depth", method="onelora", base=str(base), base_fingerprint=mark)
+    info.extra = {"max_depth": 80, "resolution": "8x12"}
     save_adapter(adapted, tmp_path / "adapter", info)
-    expected = estimate_depth(adapted, picture())
-    np.testing.assert_allclose(
-        estimate_depth(load_depth_estimator(tmp_path / "adapter"), picture()), expected, rtol=1e-5
-    )
-    plain = estimate_depth(load_depth_anything(base, max_depth=80).eval(), picture())
+    expected = estimate_depth(adapted, picture(), "8x12")
+    estimator = load_depth_estimator(tmp_path / "adapter")
+    assert estimator.max_depth == 80
+    np.testing.assert_allclose(estimator(picture()), expected, rtol=1e-5)
+    plain = estimate_depth(load_depth_anything(base, max_depth=80).eval(), picture(), "8x12")
     assert np.abs(plain - expected).max() > 0.01
 
 
@@ -92,3 +94,15 @@ def test_comparison_is_one_picture_with_a_row_per_frame(tmp_path):
     with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "three.png") as three:
         assert three.height > 2 * one.height
         assert three.width == one.width
+
+
+def test_another_base_is_refused(base, tiny_depth_anything, tmp_path):
+    model = load_depth_anything(base)
+    info = AdapterInfo(task="depth", method="onelora", base=str(base), base_fingerprint=fingerprint(model, ["head"]))
+    save_adapter(apply_method(model, "onelora", depth_adaptation(model)), tmp_path / "adapter", info)
+    other = tiny_depth_anything()
+    with torch.no_grad():
+        other.backbone.embeddings.cls_token += 1
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match="trained on another base"):
+        load_depth_estimator(tmp_path / "adapter", tmp_path / "other")

@@ -40,6 +40,8 @@ def load_depth_anything(
     source = str(pretrained_model_name_or_path)
     if source == EMBEDDED:
         source = str(embedded.DEPTH)
+    if not Path(source).exists() and source.count("/") != 1:
+        raise InputError(f"{source}: no such folder, and no hub id, which reads owner/name")
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise InputError(f"{source}: no config.json there; give the folder of a transformers Depth Anything model")
     where = {"revision": revision, "cache_dir": cache_dir}

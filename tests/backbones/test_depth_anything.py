@@ -142,6 +142,8 @@ def test_ranges_that_are_none(tiny, max_depth):
 
 
 def test_what_is_no_depth_anything_is_refused(tmp_path, folder):
+    with pytest.raises(InputError, match="no such folder, and no hub id"):
+        load_depth_anything(tmp_path / "absent")
     with pytest.raises(InputError, match=r"no config\.json there"):
         load_depth_anything(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov2"}))

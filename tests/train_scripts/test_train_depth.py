@@ -10,7 +10,7 @@ from PIL import Image
 
 from onelora_vision.adapters.files import read_adapter
 from onelora_vision.data.scenes import render_scene
-from onelora_vision.depth_maps import estimate_depth, load_depth_estimator
+from onelora_vision.depth_maps import load_depth_estimator
 from onelora_vision.errors import InputError
 from onelora_vision.training.config import parse_config
 from train_scripts import train_depth
@@ -80,11 +80,11 @@ def test_a_run_leaves_adapter_results_and_pictures(base, streets, tmp_path):
 
 def test_the_saved_adapter_gives_the_reported_figures(base, streets, tmp_path):
     results = run(config_of(base, streets, tmp_path, max_depth=80, learning_rate=0.02, train_head=True))
-    model = load_depth_estimator(tmp_path / "adapter")
+    estimator = load_depth_estimator(tmp_path / "adapter")
     errors = []
     for index in (4, 5):
         scene = render_scene("streets", index, 16, 16)
-        predicted = np.clip(estimate_depth(model, Image.fromarray(scene.image)), 1e-3, 80)
+        predicted = np.clip(estimator(Image.fromarray(scene.image)), 1e-3, 80)
         errors.append(np.sqrt(np.mean((predicted - scene.depth)[scene.valid] ** 2)))
     assert np.mean(errors) == pytest.approx(results["metrics"]["after"]["rmse"], rel=1e-3)
 
