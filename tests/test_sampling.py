@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from onelora_vision.backbones.dit import load_dit
+from onelora_vision.diffusion import NoiseSchedule
 from onelora_vision.errors import InputError
-from onelora_vision.sampling import SamplingSettings, make_scheduler, sample, sample_latents
+from onelora_vision.sampling import SamplingSettings, make_scheduler, sample, sample_latents, set_timesteps
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,54 @@ def test_ddim_step_is_the_closed_form(base):
 
     noise = seeding.randn([5], (4, 8, 8))
     scheduler = make_scheduler("ddim", dict(base.scheduler.config), True)
-    scheduler.set_timesteps(1)
+    set_timesteps(scheduler, 1)
     t = scheduler.timesteps[0]
+    assert t == 999
     with torch.no_grad():
         eps = base.transformer(noise, t.expand(1), torch.tensor([4])).sample[:, :4]
     alpha_bar = scheduler.alphas_cumprod[t]
     torch.testing.assert_close(x, (noise - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt())
+
+
+LINEAR = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+
+
+@pytest.mark.parametrize("steps", [1000, 250, 30])
+def test_ddpm_steps_are_the_posterior_of_the_respaced_schedule(steps):
+    """Mean and learned variance against the closed forms for β'_i = 1 - ᾱ_{t_i} / ᾱ_{t_{i-1}} (Nichol & Dhariwal, 4)."""
+    scheduler = make_scheduler("ddpm", LINEAR, learned_variance=True)
+    set_timesteps(scheduler, steps)
+    alphas = NoiseSchedule(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).alphas_cumprod
+    kept = scheduler.timesteps.flip(0)
+    assert len(kept) == steps and kept[0] == 0 and kept[-1] == 999
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[kept][:-1]])
+    spaced = NoiseSchedule(1 - alphas[kept] / before)
+    generator = torch.Generator().manual_seed(0)
+    for index in (0, 1, steps // 2, steps - 1):
+        x, noise, v = torch.randn(3, 1, 4, 2, 2, generator=generator)
+        v, at = v.tanh(), torch.tensor([index])
+        draw = torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
+        output = torch.cat([noise, v], 1)
+        result = scheduler.step(output, kept[index], x, generator=torch.Generator().manual_seed(7)).prev_sample
+        mean = spaced.posterior_mean(spaced.predict_x0(x, noise, at), x, at)
+        deviation = (0.5 * spaced.learned_log_variance(v, at)).exp() if index else torch.zeros(())
+        torch.testing.assert_close(result, mean + deviation * draw, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [50, 30])
+def test_ddim_lands_where_it_goes_on(steps):
+    """With the true noise as the prediction, every step lies on the one path from x_T to x_0, whatever the spacing."""
+    scheduler = make_scheduler("ddim", LINEAR, learned_variance=False)
+    set_timesteps(scheduler, steps)
+    x0, noise = torch.randn(2, 1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    path = [
+        scheduler.alphas_cumprod[t].sqrt() * x0 + (1 - scheduler.alphas_cumprod[t]).sqrt() * noise
+        for t in scheduler.timesteps
+    ]
+    for t, here, there in zip(scheduler.timesteps, path, [*path[1:], x0]):
+        result = scheduler.step(noise, t, here)
+        torch.testing.assert_close(result.prev_sample, there, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(result.pred_original_sample, x0, rtol=1e-2, atol=1e-2)
 
 
 def test_ddpm_uses_the_learned_variance(base):
@@ -108,6 +151,10 @@ def test_bad_settings_are_named(base):
         SamplingSettings(sampler="dimm")
     with pytest.raises(InputError, match="steps=0"):
         SamplingSettings(steps=0)
+    with pytest.raises(InputError, match="1000 timesteps"):
+        latents(base, [0], [0], steps=1001)
+    with pytest.raises(InputError, match="guidance_channels=0"):
+        SamplingSettings(guidance_channels=0)
     with pytest.raises(InputError, match="guidance_interval"):
         dataclasses.replace(SamplingSettings(), guidance_interval=(0.8, 0.2))
     with pytest.raises(InputError, match="outside the model's classes 0 … 999"):

@@ -16,14 +16,16 @@ from onelora_vision import embedded, seeding
 from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
 from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, load_dit
 from onelora_vision.data.class_images import ClassImageDataset, open_class_images
+from onelora_vision.data.content import default_cache
 from onelora_vision.data.digits import HandwrittenDigits
 from onelora_vision.data.generation import SquareCrop
+from onelora_vision.data.latents import LatentDataset, cache_latents
 from onelora_vision.errors import exits_cleanly
 from onelora_vision.methods import apply_method, find_method
-from onelora_vision.metrics.generative import EmbeddedFeatures, Protocol, autoencoder_floor, measure
+from onelora_vision.metrics.generative import EmbeddedFeatures, Protocol, autoencoder_floor, measure, weights_hash
 from onelora_vision.pictures import save_comparison
 from onelora_vision.sampling import SamplingSettings, sample
-from onelora_vision.tasks.generation import GenerationTask, SampleEvaluator
+from onelora_vision.tasks.generation import GenerationTask, SampleEvaluator, lent
 from onelora_vision.training.config import TrainingConfig, option, parse_config
 from onelora_vision.training.loop import evaluate, train
 from onelora_vision.training.report import plot_loss, print_plan, write_results
@@ -53,11 +55,13 @@ class DiTConfig(TrainingConfig):
     resolution: int | None = option(None, "side of the training images in pixels (default: the model's)")
     center_crop: bool = option(True, "crop the centre; otherwise a random square")
     random_flip: bool = option(False, "mirror half of the training images")
+    cache_latents: bool = option(False, "encode the training images once and keep their latents", may_change=True)
+    latents_dir: str | None = option(None, "folder of these latents (default: in the user's cache)", may_change=True)
 
     class_dropout_prob: float = option(0.1, "share of samples trained without their class, for guidance")
     sampler: Literal["ddim", "dpm++", "ddpm"] = option("dpm++", "sampler of the evaluation and the picture")
     num_inference_steps: int = option(20, "its denoising steps")
-    guidance_scale: float = option(1.5, "its classifier-free guidance; 1: none")
+    guidance_scale: float = option(2.5, "its classifier-free guidance; 1: none")
     fid_features: Literal["auto", "none", "embedded"] = option("auto", "features of the Fréchet distance")
     fid_split: Literal["test", "validation", "train"] = option("test", "real images that samples are compared with")
     fid_num_samples: int = option(500, "images made for it, before and after; 0: none")
@@ -67,8 +71,8 @@ class DiTConfig(TrainingConfig):
     output_dir: str = option("output/dit", "folder for checkpoints, adapter and results", may_change=True)
     train_batch_size: int = option(64, "samples per step and process, before accumulation", may_change=True)
     eval_batch_size: int = option(125, "samples per batch of an evaluation", may_change=True)
-    learning_rate: float = option(3e-3, "peak learning rate of the adapter's vectors")
-    head_learning_rate: float | None = option(1e-2, "the same for the label table")
+    learning_rate: float = option(6e-3, "peak learning rate of the adapter's vectors")
+    head_learning_rate: float | None = option(3e-2, "the same for the label table")
 
     def __post_init__(self):
         super().__post_init__()
@@ -110,6 +114,14 @@ def open_data(config: DiTConfig, base: DiTBase, split: str):
     )
     transform = SquareCrop(side, config.center_crop or not training, config.random_flip and training)
     return ClassImageDataset(source, transform, config.on_bad_image)
+
+
+def with_cached_latents(config: DiTConfig, base: DiTBase, dataset, accelerator) -> LatentDataset:
+    folder = config.latents_dir or default_cache() / "latents"
+    mark = weights_hash(base.vae)
+    return cache_latents(
+        dataset, base.vae, mark, folder, accelerator, config.eval_batch_size, config.dataloader_num_workers
+    )
 
 
 def make_evaluator(config: DiTConfig, base: DiTBase) -> tuple[SampleEvaluator | None, str, dict[str, float]]:
@@ -165,10 +177,11 @@ def draw_samples(config: DiTConfig, base: DiTBase, model, steps: int, path: Path
         return
     labels = [label for label in classes for _ in range(config.num_validation_images)]
     seeds = [seeding.mix(config.seed, -1, index) for index in range(len(labels))]
-    arguments = (model, base.vae, dict(base.scheduler.config), labels, seeds, config.sampling())
-    adapted = sample(*arguments, batch_size=config.eval_batch_size)
-    with model.disable_adapter():
-        plain = sample(*arguments, batch_size=config.eval_batch_size)
+    arguments = (dict(base.scheduler.config), labels, seeds, config.sampling())
+    with lent(base.vae, next(model.parameters()).device) as vae:
+        adapted = sample(model, vae, *arguments, batch_size=config.eval_batch_size)
+        with model.disable_adapter():
+            plain = sample(model, vae, *arguments, batch_size=config.eval_batch_size)
     panels = {"base": plain, f"{config.method}, {steps} steps": adapted}
     shape, names = (len(classes), config.num_validation_images), [base.class_names[label] for label in classes]
     caption = f"same noise; {config.sampler}, {config.num_inference_steps} steps, guidance {config.guidance_scale}"
@@ -210,7 +223,19 @@ def main(argv: list[str] | None = None) -> None:
     base.vae.to(accelerator.device)
     model.to(accelerator.device)
     evaluator, protocol, floor = make_evaluator(config, base)
-    task = GenerationTask(model, base.vae, dict(base.scheduler.config), config.class_dropout_prob, evaluator)
+    scaling_factor = base.vae.config.scaling_factor
+    if config.cache_latents:
+        dataset = with_cached_latents(config, base, dataset, accelerator)
+        # Evaluations borrow the autoencoder; training has no use for it any more.
+        base.vae = base.vae.to("cpu") if evaluator is not None or config.num_validation_images else None
+    task = GenerationTask(
+        model,
+        None if config.cache_latents else base.vae,
+        dict(base.scheduler.config),
+        config.class_dropout_prob,
+        evaluator,
+        scaling_factor,
+    )
 
     # Train
     info = AdapterInfo(

@@ -27,9 +27,13 @@ class SquareCrop:
         share = (0.5, 0.5) if self.center_crop else torch.rand(2).tolist()
         left, top = round(left * share[0]), round(top * share[1])
         image = image.crop((left, top, left + self.resolution, top + self.resolution))
-        if self.random_flip and torch.rand(()) < 0.5:
+        if self.draw_flip():
             image = F.horizontal_flip(image)
         return F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)
+
+    def draw_flip(self) -> bool:
+        """Whether to mirror this sample: with a centred crop the one random choice, also where latents are cached."""
+        return self.random_flip and torch.rand(()).item() < 0.5
 
     def __str__(self) -> str:
         crop = "center crop" if self.center_crop else "random crop"

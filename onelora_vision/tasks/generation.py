@@ -1,6 +1,7 @@
 """Class-conditional image generation with a latent diffusion transformer."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -9,6 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from onelora_vision import seeding
+from onelora_vision.data.latents import posterior
 from onelora_vision.diffusion import NoiseSchedule, training_losses
 from onelora_vision.metrics.frechet import FeatureStatistics, frechet_distance
 from onelora_vision.metrics.generative import Features, class_accuracy, measure
@@ -23,41 +25,44 @@ class GenerationTask:
 
     Args:
         model: a `DiT` with adapters.
-        vae: the frozen autoencoder; images in, latents out.
+        vae: the frozen autoencoder; images in, latents out. ``None`` where batches hold latents already.
         scheduler_config: config of the noise schedule the base was trained with.
         class_dropout_prob: share of samples whose label becomes the null class, for classifier-free guidance. One
             draw per sample, from the sample's own seed.
         evaluator: called with the model by `evaluate`; ``None`` for a task that is only trained.
+        scaling_factor: makes latents of unit size; by default the autoencoder's.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        vae: nn.Module,
+        vae: nn.Module | None,
         scheduler_config: dict,
         class_dropout_prob: float = 0.1,
         evaluator=None,
+        scaling_factor: float | None = None,
     ):
         self.model = model
-        self.vae = vae.requires_grad_(False).eval()
+        self.vae = vae.requires_grad_(False).eval() if vae is not None else None
+        self.scaling_factor = scaling_factor or vae.config.scaling_factor
         self.class_dropout_prob = class_dropout_prob
         self.null_class = model.null_class
         self.evaluator = evaluator
         self.schedule = NoiseSchedule(make_scheduler("ddpm", scheduler_config, False).betas)
 
-    @torch.no_grad()
-    def encode(self, images: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-        """Latents (N, C, h, w), fp32 and of unit size, drawn from the posterior of images (N, 3, H, W) in [0, 1]."""
-        parameter = next(self.vae.parameters())
-        posterior = self.vae.encode((images * 2 - 1).to(parameter.device, parameter.dtype)).latent_dist
-        mean, std = posterior.mean.float(), posterior.std.float()
-        noise = seeding.randn(seeds, mean.shape[1:], LATENT).to(mean.device)
-        return (mean + std * noise) * self.vae.config.scaling_factor
+    def latents(self, batch: dict) -> torch.Tensor:
+        """Latents (N, C, h, w), fp32 and of unit size, drawn from the posteriors of a batch's images.
+
+        ``batch`` has ``image`` (N, 3, H, W) in [0, 1], or the posteriors' ``mean`` and ``std`` (N, C, h, w) from a cache.
+        """
+        mean, std = posterior(self.vae, batch["image"]) if "image" in batch else (batch["mean"], batch["std"])
+        noise = seeding.randn(batch["seed"].tolist(), mean.shape[1:], LATENT).to(mean.device)
+        return (mean + std * noise) * self.scaling_factor
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        """``loss`` (= mse + vlb where the variance is learned) of ``batch``: image, label, seed."""
+        """``loss`` (= mse + vlb where the variance is learned) of ``batch``: image or mean and std, label, seed."""
         seeds = batch["seed"].tolist()
-        x0 = self.encode(batch["image"], seeds)
+        x0 = self.latents(batch)
         t = (seeding.rand(seeds, TIMESTEP) * len(self.schedule)).long().to(x0.device)
         noise = seeding.randn(seeds, x0.shape[1:], NOISE).to(x0.device)
         dropped = (seeding.rand(seeds, DROPOUT) < self.class_dropout_prob).to(x0.device)
@@ -70,6 +75,16 @@ class GenerationTask:
     def evaluate(self, loader, accelerator) -> dict[str, float]:
         """The evaluator's figures for samples of the model; ``loader`` is not used."""
         return self.evaluator(accelerator.unwrap_model(self.model), accelerator) if self.evaluator else {}
+
+
+@contextlib.contextmanager
+def lent(vae: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """The autoencoder on ``device`` for a block, and back where it was after it."""
+    home = next(vae.parameters()).device
+    try:
+        yield vae.to(device)
+    finally:
+        vae.to(home)
 
 
 class SampleEvaluator:
@@ -108,12 +123,14 @@ class SampleEvaluator:
         """``fd_<features>`` and, where the features' model classifies, ``class_accuracy`` (a share, 0 to 1)."""
         own = slice(accelerator.process_index, None, accelerator.num_processes)
         labels, seeds = self.labels[own], self.seeds[own]
-        with tqdm(
-            total=len(labels), desc=desc, unit="image", leave=False, disable=not accelerator.is_main_process
-        ) as bar:
+        hidden = not accelerator.is_main_process
+        with (
+            tqdm(total=len(labels), desc=desc, unit="image", leave=False, disable=hidden) as bar,
+            lent(self.vae, accelerator.device) as vae,
+        ):
             images = sample(
                 model,
-                self.vae,
+                vae,
                 self.scheduler_config,
                 labels,
                 seeds,

@@ -56,7 +56,7 @@ def test_one_label_mask_per_sample(task, monkeypatch):
 
 def test_latents_are_drawn_from_the_posterior_and_scaled(task):
     images = torch.rand(2, 3, 16, 16)
-    first, second = task.encode(images, [1, 2]), task.encode(images, [3, 2])
+    first, second = (task.latents({"image": images, "seed": torch.tensor(seeds)}) for seeds in ([1, 2], [3, 2]))
     assert first.shape == (2, 4, 8, 8)
     assert not torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
     posterior = task.vae.encode(images * 2 - 1).latent_dist

@@ -100,6 +100,23 @@ def test_a_user_fine_tunes_a_pipeline_folder_on_food101_resumes_and_samples(dit_
     assert images.shape == (2, 3, 16, 16) and torch.isfinite(images).all()
 
 
+def losses(output) -> list[float]:
+    state = torch.load(output / "checkpoint-4" / "training_state.pt", weights_only=True)
+    return state["progress"]["history"]["loss"]
+
+
+def test_cached_latents_give_the_losses_of_images(dit_folder, food101, tmp_path):
+    common = {"random_flip": "true", "use_ema": "true", "num_validation_images": 0}
+    assert run(*arguments(dit_folder, food101, tmp_path / "plain", **common)) == 0
+    cache = {"cache_latents": "true", "latents_dir": tmp_path / "latents"}
+    assert run(*arguments(dit_folder, food101, tmp_path / "cached", **common, **cache)) == 0
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    assert len(list((tmp_path / "latents").rglob("latents-*.safetensors"))) == 1
+    trained, averaged = (read_adapter(tmp_path / "cached" / name) for name in ("adapter_without_ema", "adapter"))
+    assert trained.info.class_names == averaged.info.class_names
+    assert any(not torch.equal(trained.tensors[name], value) for name, value in averaged.tensors.items())
+
+
 def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food101, tmp_path, capsys):
     assert run(*arguments(dit_folder, food101, tmp_path / "out"), "--dry_run") == 0
     printed = capsys.readouterr().out

@@ -1,0 +1,60 @@
+"""Which images these are, by their content: what is computed from an image is kept under its hash."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from onelora_vision.data.class_images import ClassImages
+from onelora_vision.data.images import shown
+from onelora_vision.errors import InputError
+
+_THREADS = 8  # hashing frees the interpreter's lock, so files are read side by side
+
+
+def content_hash(image: str | os.PathLike | Image.Image) -> str:
+    """SHA-256, in hex, of a file's bytes, or of a picture's mode, size and pixels.
+
+    Raises:
+        InputError: the file cannot be opened.
+    """
+    if isinstance(image, Image.Image):
+        digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
+        digest.update(image.tobytes())
+        return digest.hexdigest()
+    try:
+        return hashlib.sha256(Path(image).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{shown(image)}: the image cannot be read ({error.strerror})") from None
+
+
+def content_hashes(source: ClassImages, progress: bool = False) -> list[str]:
+    """`content_hash` of every image, in order; a file that cannot be opened is hashed by its path instead, so that
+    reading it later says what is wrong with it."""
+
+    def hash_of(index: int) -> str:
+        try:
+            return content_hash(source.images[index])
+        except InputError:
+            return hashlib.sha256(f"unreadable {source.path(index)}".encode()).hexdigest()
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        hashes = pool.map(hash_of, range(len(source)))
+        return list(tqdm(hashes, "hashing images", len(source), leave=False, unit="image", disable=not progress))
+
+
+def combined_hash(parts: Sequence[str]) -> str:
+    """One SHA-256 in hex of several texts, which depends on their order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{len(part)} {part} ".encode())
+    return digest.hexdigest()
+
+
+def default_cache() -> Path:
+    """Where computed things are kept that runs share: ``onelora_vision`` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "onelora_vision"

@@ -1,0 +1,133 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from onelora_vision.data import latents
+from onelora_vision.data.class_images import ClassImageDataset, ClassImages
+from onelora_vision.data.generation import SquareCrop
+from onelora_vision.data.latents import LatentStore, cache_latents, posterior
+from onelora_vision.data.stream import SampleRef
+from onelora_vision.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    return AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, latent_channels=4).eval()
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / "images" / f"{index}.png" for index in range(7)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        Image.fromarray(rng.integers(0, 255, (18, 24, 3), dtype=np.uint8)).save(path)
+    return [str(path) for path in paths]
+
+
+FLIPPED = SquareCrop(16, random_flip=True)
+
+
+def dataset_of(files, transform=FLIPPED, on_bad_image="error"):
+    source = ClassImages(files, [index % 2 for index in range(len(files))], ["a", "b"], "set", "train")
+    return ClassImageDataset(source, transform, on_bad_image)
+
+
+@pytest.fixture
+def cached(vae, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "SHARD", 3)
+
+    def build(dataset, vae_hash="hash"):
+        return cache_latents(dataset, vae, vae_hash, tmp_path / "cache", Accelerator(), batch_size=2)
+
+    return build
+
+
+def encoded(monkeypatch):
+    """Counts the images that are encoded."""
+    counts = []
+    original = latents.posterior
+    monkeypatch.setattr(latents, "posterior", lambda vae, x: counts.append(len(x)) or original(vae, x))
+    return counts
+
+
+def test_items_are_the_posteriors_of_the_same_images_with_the_same_flips(cached, vae, files):
+    plain, fast = dataset_of(files), cached(dataset_of(files))
+    assert len(fast) == 7 and fast.class_names == ["a", "b"]
+    flips = set()
+    for index in range(7):
+        for seed in (1, 2, 3):
+            ref = SampleRef(index, seed)
+            expected, item = plain[ref], fast[ref]
+            mean, std = posterior(vae, expected.pop("image")[None])
+            torch.testing.assert_close(item.pop("mean"), mean[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(item.pop("std"), std[0], rtol=1e-4, atol=1e-5)
+            assert item == expected
+            flips.add(torch.equal(plain[ref]["image"], plain[SampleRef(index, 1)]["image"]))
+    assert flips == {True, False}
+
+
+def test_only_what_changed_is_encoded_again(cached, files, tmp_path, monkeypatch):
+    cached(dataset_of(files))
+    counts = encoded(monkeypatch)
+    cached(dataset_of(files))
+    assert counts == []
+    Image.new("RGB", (24, 18), "red").save(files[2])
+    assert cached(dataset_of(files))[2]["mean"].std() != 0 and sum(counts) == 2  # the image and its mirror image
+    cached(dataset_of(files, SquareCrop(16)))  # the flip is not part of what is kept
+    assert sum(counts) == 2
+    cached(dataset_of(files, SquareCrop(8)))
+    cached(dataset_of(files), vae_hash="another")
+    assert sum(counts) == 2 + 14 + 14 and len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_a_stopped_build_goes_on(cached, files, monkeypatch):
+    original, written = LatentStore.write, []
+
+    def dies_after_the_first(self, *args):
+        if written:
+            raise KeyboardInterrupt
+        written.append(args[0])
+        original(self, *args)
+
+    monkeypatch.setattr(LatentStore, "write", dies_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        cached(dataset_of(files))
+    monkeypatch.setattr(LatentStore, "write", original)
+    counts = encoded(monkeypatch)
+    assert len(cached(dataset_of(files)).store) == 7
+    assert sum(counts) == 2 * (7 - len(written[0])) == 8
+
+
+def test_a_bad_image_is_an_error_or_replaced_by_the_next(cached, files):
+    with open(files[3], "wb") as file:
+        file.write(b"no image")
+    with pytest.raises(InputError, match=r"3\.png"):
+        cached(dataset_of(files))
+    plain, fast = dataset_of(files, on_bad_image="skip"), cached(dataset_of(files, on_bad_image="skip"))
+    for key in ("index", "label", "path", "seed"):
+        assert fast[SampleRef(3, 5)][key] == plain[SampleRef(3, 5)][key]
+    assert fast[SampleRef(3, 5)]["index"] == 4
+
+
+def test_what_cannot_be_cached_is_refused(cached, files, tmp_path):
+    with pytest.raises(InputError, match="--center_crop"):
+        cached(dataset_of(files, SquareCrop(16, center_crop=False)))
+    with pytest.raises(InputError, match="drawn afresh"):
+        cached(torch.utils.data.TensorDataset(torch.zeros(3)))
+    shard = sorted(cached(dataset_of(files)).store.folder.iterdir())[0]
+    shard.write_bytes(shard.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"damaged.*delete it"):
+        cached(dataset_of(files))
+
+
+def test_workers_read_it_too(cached, files):
+    fast = cached(dataset_of(files))
+    again = pickle.loads(pickle.dumps(fast))
+    assert torch.equal(again[1]["mean"], fast[1]["mean"])
