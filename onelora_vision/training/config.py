@@ -70,6 +70,7 @@ class TrainingConfig:
     validation_steps: int = option(0, "steps between evaluations; 0: none during training", may_change=True)
     metric_for_best_model: str | None = option(None, "keep the best adapter, by this figure of the evaluations")
     greater_is_better: bool = option(True, "whether the best is the greatest")
+    early_stopping_patience: int = option(0, "stop after so many evaluations without a new best; 0: never")
     on_nan: Literal["stop", "skip"] = option("stop", "what to do about a NaN in loss or gradient", may_change=True)
 
     report_to: Literal["auto", "tensorboard", "wandb", "none"] = option(
@@ -96,6 +97,7 @@ class TrainingConfig:
             "dataloader_num_workers",
             "checkpointing_steps",
             "validation_steps",
+            "early_stopping_patience",
         ):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
@@ -104,6 +106,8 @@ class TrainingConfig:
             raise InputError("neither --max_train_steps nor --num_train_epochs is set: give one of them")
         if self.metric_for_best_model and not self.validation_steps:
             raise InputError("--metric_for_best_model needs evaluations during training: set --validation_steps")
+        if self.early_stopping_patience and not self.metric_for_best_model:
+            raise InputError("--early_stopping_patience needs to know what is best: set --metric_for_best_model")
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:  # also for NaN, which compares false

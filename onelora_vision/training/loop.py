@@ -160,7 +160,7 @@ class _Loop:
             accelerator.init_trackers("onelora_vision", init_kwargs=again)
 
     def go(self, dataset: Dataset, steps: int, optimizer_step: OptimizerStep) -> int:
-        """Steps, evaluations and checkpoints until ``steps``, or until a signal, whose number is returned."""
+        """Steps, evaluations and checkpoints until ``steps``, early stopping, or a signal, whose number is returned."""
         config, accelerator, progress = self.config, self.accelerator, self.run.progress
         sampler = TrainingBatchSampler(
             len(dataset),
@@ -180,7 +180,7 @@ class _Loop:
                     self._evaluate_if_due(interruption)
                 signal_number = self._signal_of_any_process(interruption)
                 self._save_if_due(now=signal_number != 0)
-                if signal_number or progress.step >= steps:
+                if signal_number or progress.step >= steps or self._has_stalled():
                     return signal_number
                 figures = optimizer_step(batches, sampler)
                 bar.update()
@@ -219,6 +219,12 @@ class _Loop:
         return math.isfinite(value) and (
             best is None or (value > best if self.config.greater_is_better else value < best)
         )
+
+    def _has_stalled(self) -> bool:
+        """Whether as many evaluations as the config's patience have gone by without a new best."""
+        patience, progress = self.config.early_stopping_patience, self.run.progress
+        since = [step for step, _ in progress.evaluations if step > (progress.best_step or 0)]
+        return 0 < patience <= len(since)
 
     def _signal_of_any_process(self, interruption: Interruption) -> int:
         number = torch.tensor([interruption.signal or 0], device=self.accelerator.device)

@@ -187,6 +187,25 @@ def test_best_and_last_adapter_are_kept_with_their_own_figures(base, cifar, tmp_
     assert "best adapter" in capsys.readouterr().out
 
 
+def test_early_stopping(base, cifar, tmp_path):
+    """The first step is the best one; two evaluations later the run ends, and a resumed one stays ended."""
+    flags = {"validation_steps": 1, "metric_for_best_model": "nll", "greater_is_better": "false", "max_train_steps": 9}
+    flags |= {
+        "early_stopping_patience": 2,
+        "head_learning_rate": 30.0,
+        "validation_fraction": 0.3,
+        "checkpointing_steps": 1,
+    }
+    assert run(*arguments(base, cifar, tmp_path / "out", **flags, lr_scheduler="constant")) == 0
+    results = results_of(tmp_path / "out")
+    assert results["steps"] == results["best_step"] + 2 < 9
+    resumed = arguments(
+        base, cifar, tmp_path / "out", **flags, lr_scheduler="constant", resume_from_checkpoint="latest"
+    )
+    assert run(*resumed) == 0
+    assert results_of(tmp_path / "out")["steps"] == results["steps"]
+
+
 def test_seeds_are_run_and_averaged(base, cifar, tmp_path):
     output = tmp_path / "out"
     assert run(*arguments(base, cifar, output, max_train_steps=1, few_shot=4), "--seeds=3,5") == 0
@@ -233,6 +252,7 @@ def test_dry_run_says_what_would_be_trained_and_writes_nothing(base, cifar, tmp_
         ({"few_shot": 50}, "images, not 50"),
         ({"method": "onelora_norms", "freeze_norms": "true"}, "contradicts"),
         ({"validation_steps": 2, "validation_fraction": 0}, "--validation_fraction"),
+        ({"early_stopping_patience": 2}, "--metric_for_best_model"),
         ({"metric_for_best_model": "top2", "validation_steps": 2}, "did you mean 'top"),
     ],
 )
