@@ -146,7 +146,7 @@ class Adapter:
                 model.add_adapter(adapter_name, config)
             else:
                 peft_model = get_peft_model(model, config, adapter_name=adapter_name)
-            self._check_shapes(peft_model, adapter_name)
+            self.check_fits(peft_model, adapter_name)
             set_peft_model_state_dict(peft_model, self.tensors, adapter_name=adapter_name)
         except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             _take_off(peft_model, adapter_name, had_adapters)
@@ -155,7 +155,8 @@ class Adapter:
             raise InputError(f"{self.path}: does not fit this base ({one_line(error, 300)})") from error
         return peft_model
 
-    def _check_shapes(self, model: PeftModel, adapter_name: str) -> None:
+    def check_fits(self, model: PeftModel, adapter_name: str) -> None:
+        """Refuse tensors that are not exactly those of the model's adapter, by name and shape."""
         expected = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
         missing, foreign = sorted(expected.keys() - self.tensors.keys()), sorted(self.tensors.keys() - expected.keys())
         wrong = [

@@ -8,6 +8,7 @@ plain configs pass, and only tensors that are all there, of the kind and shape t
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import fields as dataclass_fields
 
 import torch
 from peft import LoraConfig, PeftConfig, TaskType, VeraConfig
@@ -54,6 +55,13 @@ def parse_config(text: str, where: str) -> PeftConfig:
             f"{where}: peft_type {one_line(repr(kind), 60)} is none that onelora_vision reads ({', '.join(READABLE)})"
         )
     _check_fields(record, kind, where)
+    known = {f.name for f in dataclass_fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
+    foreign = sorted(
+        name for name, value in record.items() if name not in known and value not in (None, False, [], {})
+    )
+    if foreign:
+        raise InputError(f"{where}: config field {one_line(foreign[0], 60)!r} is none of {kind}")
+    record = {name: value for name, value in record.items() if name in known}  # what a newer PEFT leaves empty
     try:
         return PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_peft_type(**record)
     except (TypeError, ValueError, AttributeError) as error:
@@ -64,7 +72,7 @@ def _check_fields(record: dict, kind: str, where: str) -> None:
     if kind in _HARMLESS:
         defaults = (LoraConfig if kind == LORA else VeraConfig)().to_dict()
         for name, value in record.items():
-            if name not in _HARMLESS[kind] | _COMMON and (name not in defaults or not _same(value, defaults[name])):
+            if name not in _HARMLESS[kind] | _COMMON and not _same(value, defaults.get(name)):
                 raise InputError(f"{where}: config field {name[:60]!r} = {one_line(repr(value), 60)} is not accepted")
     for name, types in _KINDS.items():
         value = record.get(name, 1)
@@ -89,8 +97,10 @@ def _check_fields(record: dict, kind: str, where: str) -> None:
 
 
 def _same(value: object, default: object) -> bool:
+    if value in (None, False, [], {}) and default in (None, False, [], {}):
+        return True
     default = json.loads(json.dumps(default, default=lambda o: sorted(o) if isinstance(o, set) else vars(o)))
-    return value == default or (value in (None, {}, []) and default in (None, {}, []))
+    return value == default
 
 
 def check_pattern(pattern: str, where: str) -> None:

@@ -1,0 +1,359 @@
+"""Damaged and hostile adapter files: one line that names the cause, nothing executed, nothing loaded in part."""
+
+import io
+import json
+import pickle
+import struct
+import warnings
+import zipfile
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from tiny_hosts import fresh, make_adapter
+
+from onelora_vision.adapters.files import read_adapter, serialize, write_adapter
+from onelora_vision.adapters.validate import check_pattern
+from onelora_vision.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """Real files: method -> (bytes of the single file, text of the config)."""
+    folder, made = tmp_path_factory.mktemp("originals"), {}
+    for method in ("onelora", "sum+bias+scale", "lora", "mora6", "vera"):
+        make_adapter(folder / method, "timm", method)
+        made[method] = (
+            (folder / method / "adapter_model.safetensors").read_bytes(),
+            (folder / method / "adapter_config.json").read_bytes(),
+        )
+    return made
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("mutated")
+
+
+def parts_of(data):
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def joined(header, values):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + values
+
+
+def refused_or_whole(path):
+    """Reading either gives a whole adapter of finite values or one line that says why not."""
+    try:
+        adapter = read_adapter(path)
+    except InputError as error:
+        message = str(error)
+        assert message and "\n" not in message and len(message) < 1000 and message.isprintable()
+        return False
+    assert adapter.tensors and all(torch.isfinite(t.float()).all() for t in adapter.tensors.values())
+    return True
+
+
+BYTES = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ("r", "lora_alpha", "target_modules", "modules_to_save", "peft_type", "task_type", "layers_to_transform",
+          "rank_pattern", "compression", "use_sum", "use_scale", "mora_type", "r_hat", "megatron_config",
+          "layer_replication", "bias", "auto_mapping", "projection_prng_key", "init_lora_weights", "x")  # fmt: skip
+
+
+def mutated(draw_kind, data, where, values, name, value):
+    """One damaged copy of a file's bytes."""
+    if draw_kind == "flip":
+        changed = bytearray(data)
+        for at, byte in values:
+            changed[min(int(at * len(data)), len(data) - 1)] ^= byte or 1
+        return bytes(changed)
+    if draw_kind == "cut":
+        return data[: int(where * len(data))]
+    if draw_kind == "grow":
+        return data + bytes(byte for _, byte in values)
+    if draw_kind == "length":
+        return struct.pack("<Q", int(where * 2**64) % 2**64) + data[8:]
+    header, tensors = parts_of(data)
+    if draw_kind == "config":
+        config = json.loads(header["__metadata__"]["onelora.config"])
+        config[name] = value
+        header["__metadata__"]["onelora.config"] = json.dumps(config)
+    elif draw_kind == "info":
+        keys = [key for key in header["__metadata__"] if key.startswith("onelora.")]
+        header["__metadata__"][keys[int(where * (len(keys) - 1))]] = json.dumps(value)
+    else:
+        keys = [key for key in header if key != "__metadata__"]
+        entry = header[keys[int(where * (len(keys) - 1))]]
+        entry[("dtype", "shape", "data_offsets")[values[0][1] % 3]] = value
+    return joined(header, tensors)
+
+
+KINDS = ("flip", "cut", "grow", "length", "config", "info", "entry")
+ARGUMENTS = {
+    "kind": st.sampled_from(KINDS),
+    "method": st.sampled_from(("onelora", "sum+bias+scale", "lora", "mora6", "vera")),
+    "where": st.floats(0, 1, exclude_max=True),
+    "values": BYTES,
+    "name": st.sampled_from(FIELDS),
+    "value": JSON,
+}
+
+
+def check_one(originals, place, kind, method, where, values, name, value):
+    file = place / "x.safetensors"
+    file.write_bytes(mutated(kind, originals[method][0], where, values, name, value))
+    refused_or_whole(file)
+
+
+COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
+
+
+@settings(max_examples=2000, derandomize=True, **COMMON)
+@given(**ARGUMENTS)
+def test_two_thousand_damaged_files(originals, place, **arguments):
+    check_one(originals, place, **arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+@settings(max_examples=100_000, **COMMON)
+@given(**ARGUMENTS)
+def test_a_hundred_thousand_damaged_files(originals, place, **arguments):
+    check_one(originals, place, **arguments)
+
+
+@settings(max_examples=300, derandomize=True, **COMMON)
+@given(values=BYTES, where=st.floats(0, 1), is_cut=st.booleans())
+def test_damaged_zips(originals, place, values, where, is_cut):
+    file = place / "x.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("adapter_model.safetensors", originals["onelora"][0])
+        archive.writestr("adapter_config.json", originals["onelora"][1])
+    data = file.read_bytes()
+    file.write_bytes(mutated("cut" if is_cut else "flip", data, where, values, None, None))
+    refused_or_whole(file)
+
+
+def test_a_damaged_file_leaves_the_base_as_it_was(originals, tmp_path):
+    adapter = make_adapter(tmp_path / "a")
+    model = fresh("timm")[0]
+    before, keys = [type(m) for m in model.modules()], list(model.state_dict())
+    key = next(key for key in adapter.tensors if key.endswith("onelora_b"))
+    adapter.tensors[key] = adapter.tensors[key][:-1]
+    with pytest.raises(InputError, match="of another shape"):
+        adapter.attach(model)
+    assert [type(m) for m in model.modules()] == before and list(model.state_dict()) == keys
+    good = read_adapter(tmp_path / "a").attach(model, "good")
+    with pytest.raises(InputError):
+        adapter.attach(good, "bad")
+    assert list(good.peft_config) == ["good"] and not any(".bad" in name for name in good.state_dict())
+
+
+@settings(max_examples=150, derandomize=True, **COMMON)
+@given(**{**ARGUMENTS, "kind": st.just("config")})
+def test_configs_that_can_be_read_attach_or_are_refused(originals, place, **arguments):
+    file = place / "y.safetensors"
+    file.write_bytes(
+        mutated(
+            arguments["kind"],
+            originals[arguments["method"]][0],
+            *[arguments[k] for k in ("where", "values", "name", "value")],
+        )
+    )
+    if refused_or_whole(file):
+        try:
+            read_adapter(file).attach(fresh("timm")[0])
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('executed')",))
+
+
+def with_header(data, change):
+    header, values = parts_of(data)
+    change(header)
+    return joined(header, values)
+
+
+def with_doubled_key(data):
+    header, values = parts_of(data)
+    text = json.dumps(header)
+    name = next(key for key in header if key != "__metadata__")
+    entry = json.dumps({name: header[name]})[1:-1]
+    return joined(f"{text[:-1]}, {entry}}}".encode(), values)
+
+
+def renamed(data, new):
+    def change(header):
+        name = next(key for key in header if key.endswith("onelora_b"))
+        header[new] = header.pop(name)
+
+    return with_header(data, change)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: pickle.dumps(Bomb()), "it is a pickle"),
+        (lambda d: b"PK\x03\x04" + d[4:], "it is a zip archive"),
+        (lambda d: b"<!DOCTYPE html>", "it is a web page"),
+        (lambda d: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (lambda d: b"", "0 bytes, cut off"),
+        (lambda d: d[:-1], "not a whole safetensors file"),
+        (lambda d: d + b"\0", "not a whole safetensors file"),
+        (lambda d: struct.pack("<Q", 2**63) + d[8:], "cut off or damaged"),
+        (lambda d: joined(b"[" * 100_000, b""), "its header"),
+        (lambda d: joined(b'{"__metadata__": {"a": 1}}', b""), "strings only"),
+        (lambda d: joined(b"{}", b""), "no config in its header"),
+        (with_doubled_key, "is there twice"),
+        (lambda d: renamed(d, "../../etc/passwd"), "no name of a tensor"),
+        (lambda d: renamed(d, "base_model.model.other.weight"), "of no module that its config saves whole"),
+        (lambda d: renamed(d, "base_model.model.blocks.0.attn.qkv.onelora_x"), "onelora_x"),
+    ],
+)
+def test_frames_that_are_wrong(originals, tmp_path, make, message):
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(make(originals["onelora"][0]))
+    with pytest.raises(InputError, match=message) as caught:
+        read_adapter(file)
+    assert "\n" not in str(caught.value)
+
+
+def config_with(data, **fields):
+    def change(header):
+        config = json.loads(header["__metadata__"]["onelora.config"])
+        header["__metadata__"]["onelora.config"] = json.dumps({**config, **fields})
+
+    return with_header(data, change)
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "message"),
+    [
+        ("lora", {"megatron_config": {}, "megatron_core": "antigravity"}, "'megatron_core' = 'antigravity'"),
+        ("lora", {"layer_replication": [[0, 2], [0, 2]]}, "layer_replication"),
+        ("lora", {"init_lora_weights": "pissa"}, "pissa.* is not accepted"),
+        ("lora", {"r": 10**9}, r"rank is \[1000000000\], the tensors' \[1\]"),
+        ("lora", {"r": True}, "r = True"),
+        ("vera", {"r": 10**9}, "the tensors"),
+        ("lora", {"target_modules": "(a+)+b"}, "repeats too much"),
+        ("onelora", {"target_modules": "("}, "no regular expression"),
+        ("onelora", {"modules_to_save": [1]}, "no list of names"),
+        ("onelora", {"use_bias": True}, "lacks .'onelora_beta'"),
+        ("onelora", {"use_sum": False, "use_bias": False}, "bad adapter_config.json|lacks|has"),
+        ("onelora", {"unknown": 1}, "'unknown' is none of ONELORA"),
+        ("onelora", {"peft_type": "IA3"}, "none that onelora_vision reads"),
+        ("onelora", {"task_type": "X"}, "task_type"),
+    ],
+)
+def test_configs_that_ask_for_more_than_an_adapter(originals, tmp_path, method, fields, message):
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(config_with(originals[method][0], **fields))
+    with pytest.raises(InputError, match=message):
+        read_adapter(file)
+
+
+def test_expressions_of_our_own_pass():
+    check_pattern(r"blocks\.(?:0|1)\.(?:attn\.qkv|mlp\.fc1)", "x")
+    check_pattern(r".*\.(q|v)_proj", "x")
+    for pattern in (r"(a|a)*b", r".*.*.*.*.*x", r"(?:x{2,}){3,}", "a{9}{9}b*c*d*e*"):
+        with pytest.raises(InputError):
+            check_pattern(pattern, "x")
+
+
+def test_values_that_are_wrong(originals, tmp_path):
+    adapter = make_adapter(tmp_path / "a")
+    key = next(key for key in adapter.tensors if key.endswith("onelora_b"))
+    good = adapter.tensors[key]
+    for value, message in (
+        (good * float("nan"), "NaN or infinite"),
+        (good.clone().index_fill_(0, torch.tensor([1]), float("inf")), "1 of .* values"),
+        (good.int(), "floating-point"),
+        (good[None], "dimension"),
+        (good[:0], "dimension"),
+        (good.to(torch.complex64), "floating-point"),
+    ):
+        adapter.tensors[key] = value
+        write_adapter(adapter.config, adapter.tensors, adapter.info, tmp_path / "b")
+        with pytest.raises(InputError, match=message):
+            read_adapter(tmp_path / "b")
+    save_file({"base_model.model.blocks.0.attn.qkv.onelora_b": good}, tmp_path / "bare.safetensors")
+    with pytest.raises(InputError, match="no config in its header"):
+        read_adapter(tmp_path / "bare.safetensors")
+
+
+def test_a_zip_of_the_folder_is_an_adapter(originals, tmp_path):
+    file = tmp_path / "shared.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("my adapter/", "")
+        archive.writestr("my adapter/adapter_model.safetensors", originals["lora"][0])
+        archive.writestr("my adapter/adapter_config.json", originals["lora"][1])
+        archive.writestr("my adapter/README.md", "# card")
+    assert read_adapter(file).config.r == 1
+    with zipfile.ZipFile(tmp_path / "one.zip", "w") as archive:
+        archive.writestr("shared.safetensors", originals["onelora"][0])
+    assert read_adapter(tmp_path / "one.zip").info.task == "classification"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["../adapter_model.safetensors"], "no plain file of one folder"),
+        (["/etc/adapter_model.safetensors"], "no plain file of one folder"),
+        (["a\\..\\adapter_model.safetensors"], "no plain file of one folder"),
+        (["a/adapter_model.safetensors", "b/adapter_config.json"], "in 2 folders"),
+        (["adapter_model.safetensors", "adapter_model.safetensors"], "in it twice"),
+        (["model.bin"], "0 .safetensors files"),
+        (["a.safetensors", "b.safetensors"], "2 .safetensors files"),
+    ],
+)
+def test_zips_with_tricks(originals, tmp_path, names, message):
+    file = tmp_path / "x.zip"
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as archive:
+        warnings.simplefilter("ignore")
+        for name in names:
+            archive.writestr(zipfile.ZipInfo(name), originals["onelora"][0])
+    with pytest.raises(InputError, match=message):
+        read_adapter(file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.zip"]
+
+
+def test_zips_that_lie_about_sizes_or_hold_links(originals, tmp_path, monkeypatch):
+    from onelora_vision.adapters import container
+
+    link = zipfile.ZipInfo("adapter_model.safetensors")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(InputError, match="no plain file"):
+        read_adapter(tmp_path / "link.zip")
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("adapter_model.safetensors", bytes(100_000))
+    monkeypatch.setattr(container, "MAX_ZIPPED", 10_000)
+    with pytest.raises(InputError, match="larger than 10,000 bytes"):
+        read_adapter(tmp_path / "bomb.zip")
+    (tmp_path / "no.zip").write_bytes(io.BytesIO(b"PK nonsense").read())
+    with pytest.raises(InputError, match="not a whole zip archive"):
+        read_adapter(tmp_path / "no.zip")
+
+
+def test_the_writer_and_the_checks_agree(tmp_path):
+    """What `serialize` writes is what the reader of frames accepts."""
+    adapter = make_adapter(tmp_path / "a", "timm", "difffit")
+    data = serialize(adapter.tensors, adapter.info.to_header())
+    header, values = parts_of(data)
+    assert sum(len(t.flatten()) * 4 for t in adapter.tensors.values()) == len(values)
+    assert set(header) - {"__metadata__"} == set(adapter.tensors)
