@@ -1,4 +1,4 @@
-"""Fine-tune image models with one trainable vector per layer. Importing this package registers 1LoRA and MoRA in PEFT."""
+"""Fine-tune image models with one trainable vector per layer; importing registers 1LoRA and MoRA in PEFT."""
 
 from onelora_vision.errors import InputError
 from onelora_vision.methods import METHODS, apply_method

@@ -1,7 +1,7 @@
 """The methods by name: what each trains, and how to put it on a model. A new method is one row of the table.
 
-Besides the names of the table, every combination of {sum, bias, scale, norms} is a method (the 1LoRA paper's ablation):
-``sum+norms`` is onelora_norms, ``bias`` is bitfit, ``bias+scale+norms`` is difffit.
+Besides the names of the table, every combination of {sum, bias, scale, norms} is a method (the 1LoRA paper's
+ablation): ``sum+norms`` is onelora_norms, ``bias`` is bitfit, ``bias+scale+norms`` is difffit.
 """
 
 import re
@@ -23,7 +23,10 @@ from onelora_vision.tuners.base import listed, train_in_float32
 from onelora_vision.tuners.mora.functional import ROTATING, SHARING
 
 PARTS = ("sum", "bias", "scale", "norms")
-_DIVERGES = "scale (gamma) together with sum (b) can diverge (1LoRA paper, table of ablations): leave scale out, or lower the learning rate"
+_DIVERGES = (
+    "scale (gamma) together with sum (b) can diverge (the 1LoRA paper's ablation): "
+    "leave scale out, or lower the learning rate"
+)
 
 
 @dataclass(frozen=True)
@@ -157,8 +160,9 @@ def apply_method(
 ) -> PeftModel:
     """Freeze ``model`` and put a method on it; the result saves, loads, switches and merges as any PEFT model.
 
-    ``head`` trains ``adaptation.whole_modules`` alone. ``full`` trains a copy of every module with parameters; parameters
-    of the root itself (timm's ``pos_embed``, ``cls_token``) stay frozen. What is trained is fp32 also on a bf16 model.
+    ``head`` trains ``adaptation.whole_modules`` alone. ``full`` trains a copy of every module with parameters;
+    parameters of the root itself (timm's ``pos_embed``, ``cls_token``) stay frozen. What is trained is fp32 also on a
+    bf16 model.
 
     Args:
         method: a name of `METHODS` or a combination of parts, see `find_method`.

@@ -125,8 +125,6 @@ def test_merges_to_the_same_output_and_back(host, method):
 
 @pytest.mark.parametrize(("host", "method"), [case for case in CASES if case[1] not in ("dora", "vera")])
 def test_mixed_batches_give_each_sample_its_adapter(host, method):
-    if method == "lora" and host != "transformers":
-        pytest.skip("PEFT's own wrapper takes adapter names for inputs given by position only")
     model = shake(build(host, method))
     if (host, method) == ("transformers", "full"):
         # transformers records the outputs of its layers as they run, here each on a part of the batch.

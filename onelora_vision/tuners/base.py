@@ -1,4 +1,4 @@
-"""What every method of ours shares on top of PEFT: fp32 adapter parameters, exact merging, strict matching and loading.
+"""What our methods share on top of PEFT: fp32 adapter parameters, exact merging, strict matching and loading.
 
 PEFT matches ``modules_to_save`` by the letters a name ends with, is silent when the keys of an adapter file do not
 match, and makes half-precision adapters on half-precision models. The classes here are where these three end.
@@ -44,7 +44,7 @@ def check_choice(name: str, value: object, choices: tuple) -> None:
 
 
 def check_targets(config: PeftConfig) -> None:
-    """Refuse target fields of a wrong type or that contradict each other; make a list of targets a set, as PEFT does."""
+    """Refuse target fields of a wrong type or in contradiction; make a list of targets a set, as PEFT does."""
     for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
         value = getattr(config, name)
         is_names = isinstance(value, (list, tuple, set)) and all(isinstance(v, str) and v for v in value)
@@ -79,7 +79,7 @@ class _KeepsPrecision(nn.Module):
 
 
 class VectorDict(_KeepsPrecision, nn.ParameterDict):
-    """Adapter parameters by adapter name, never below fp32: an AdamW step of 1e-4 on a bf16 vector is mostly rounded away."""
+    """Adapter parameters by adapter name, never below fp32: bf16 would round most of an AdamW step away."""
 
 
 class CompressionDict(_KeepsPrecision, BufferDict):
@@ -408,7 +408,7 @@ class StrictTuner(BaseTuner):
 
     @contextlib.contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Hand ``adapter_names`` (one per sample, ``"__base__"`` for none) of a forward call to every adapted layer."""
+        """Hand ``adapter_names`` of a forward call (one per sample, ``"__base__"`` for none) to all adapted layers."""
         names = kwargs.pop("adapter_names", None)
         if names is None:
             yield
@@ -429,7 +429,7 @@ class StrictTuner(BaseTuner):
                 handle.remove()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Whether PEFT can convert the adapter to LoRA: there are adapted layers and each is a change of weight only."""
+        """Whether PEFT can convert the adapter to LoRA: layers are adapted, and each by a change of weight only."""
         layers = [module for module in self.modules() if isinstance(module, BaseTunerLayer)]
         return bool(layers) and all(layer.supports_lora_conversion(adapter_name) for layer in layers)
 

@@ -13,8 +13,8 @@ from onelora_vision.tuners.base import check_keys, listed
 def probe_gradients(model: nn.Module) -> None:
     """Refuse adapted layers that the model's forward does not go through; call it once after the first backward.
 
-    Some hosts use ``self.qkv.weight`` and pass the adapted layer by (timm's BEiT, EVA and Swin-V2): its parameters then
-    train nothing, in silence. Only a missing gradient counts: a zero one is legitimate (behind a closed gate).
+    Some hosts use ``self.qkv.weight`` and pass the adapted layer by (timm's BEiT, EVA and Swin-V2): its parameters
+    then train nothing, in silence. Only a missing gradient counts: a zero one is legitimate (behind a closed gate).
 
     Raises:
         InputError: lists the layers none of whose trainable parameters has a gradient.
@@ -35,8 +35,8 @@ def probe_gradients(model: nn.Module) -> None:
 def check_load_result(result: Any) -> None:
     """Refuse the outcome of a load that did not fit: ``result`` has ``missing_keys`` and ``unexpected_keys``.
 
-    PEFT's own loading of our methods raises by itself; transformers' ``model.load_adapter`` only logs, and counts among
-    the missing what merely has the adapter's name in its own: only keys of adapters are looked at.
+    PEFT's own loading of our methods raises by itself; transformers' ``model.load_adapter`` only logs, and counts
+    among the missing what merely has the adapter's name in its own: only keys of adapters are looked at.
 
     Raises:
         InputError: names the keys.

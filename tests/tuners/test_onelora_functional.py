@@ -91,6 +91,20 @@ def test_small_b_is_not_rounded_away_on_a_half_precision_weight():
     torch.testing.assert_close(y.float(), torch.full((64, D), 10.25), atol=step / 2, rtol=0)
 
 
+def test_dtypes_that_do_not_fit_are_refused_as_by_the_frozen_layer():
+    x, weight, bias, vectors = problem(9, {"b"})
+    with pytest.raises(RuntimeError, match="same dtype"):
+        functional.linear(x.bfloat16(), weight, bias, [vectors])
+
+
+def test_autocast_leaves_float64_alone():
+    x, weight, bias, vectors = problem(9, {"b"}, torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert F.linear(x, weight, bias).dtype == torch.float64
+        y = functional.linear(x, weight, bias, [vectors])
+    torch.testing.assert_close(y, functional.linear(x, weight, bias, [vectors]))
+
+
 def saved_bytes(f, owned):
     """Bytes of the storages that autograd keeps for backward, those of ``owned`` tensors apart."""
     storages = {}

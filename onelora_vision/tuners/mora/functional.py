@@ -1,7 +1,7 @@
 """The mathematics of MoRA (arXiv 2405.12130): a square matrix M between an input compression and an output expansion.
 
-``y = W0 x + f_expand(M f_compress(x))`` with M (r, r), r = r_hat; neither operator has parameters. An input width k that
-r does not divide is filled up with zeros, so that every input belongs to exactly one group or row.
+``y = W0 x + f_expand(M f_compress(x))`` with M (r, r), r = r_hat; neither operator has parameters. An input width k
+that r does not divide is filled up with zeros, so that every input belongs to exactly one group or row.
 """
 
 import math
@@ -58,7 +58,7 @@ def _sharing(x: Tensor, matrix: Tensor, out_features: int) -> Tensor:
 
 
 def _rotating(x: Tensor, matrix: Tensor, out_features: int) -> Tensor:
-    """Type 6, eq. 9: each row of r inputs is rotated by its position (as RoPE does), goes through M, and is laid out again."""
+    """Type 6, eq. 9: each row of r inputs is rotated by its position (as RoPE), goes through M, is laid out."""
     rows = _rows(x.to(matrix.dtype), len(matrix))  # (..., n, r)
     cos, sin = _rotation(rows.shape[-2], len(matrix), rows)
     first, second = rows.chunk(2, dim=-1)

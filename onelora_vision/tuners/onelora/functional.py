@@ -1,7 +1,7 @@
 """The mathematics of 1LoRA (arXiv 2503.08333) on tensors: no modules, no PEFT.
 
-One adapted linear layer computes ``y = gamma * (W0 x + beta0 + beta) + b * sum_i x_i``, each of b, beta, gamma optional
-(the paper's 1LoRA, BitFit and DiffFit and all that lies between). Shapes: W0 (d, k), x (..., k), y (..., d), vectors (d,).
+One adapted linear layer computes ``y = gamma * (W0 x + beta0 + beta) + b * sum_i x_i``, each of b, beta, gamma
+optional (1LoRA, BitFit, DiffFit and all that lies between). Shapes: W0 (d, k), x (..., k), y (..., d), vectors (d,).
 """
 
 import contextlib
@@ -84,8 +84,8 @@ def _fold(operation, tensors: list[Tensor | None]) -> Tensor | None:
 def random_compression(in_features: int, seed: int) -> Tensor:
     """A fixed random vector (in_features,) with the norm of ones, sqrt(in_features): the paper's ablation.
 
-    It depends on the seed and the width alone, so no file has to hold it, and layers that read the same input (q, k, v)
-    share one compressed value, whether they are fused or split. NumPy's ``RandomState`` is the one generator whose
+    It depends on the seed and the width alone, so no file has to hold it, and layers that read the same input (q, k,
+    v) share one compressed value, whether they are fused or split. NumPy's ``RandomState`` is the one generator whose
     stream is guaranteed never to change.
     """
     vector = np.random.RandomState(seed).standard_normal(in_features)
@@ -155,7 +155,7 @@ def plain_operations() -> Iterator[None]:
 
 
 def _use_plain() -> bool:
-    """Whether ordinary operations must be used: by request, under torch.compile (Inductor fuses them), tracing, functorch."""
+    """Whether to use plain operations: by request, under torch.compile (Inductor fuses them), tracing, functorch."""
     return (
         torch.compiler.is_compiling()
         or _force_plain
@@ -174,18 +174,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, vectors: Sequence[Vec
         x: (..., k) input. weight: (d, k). bias: (d,) or None. vectors: from `compose`.
     """
     first, rest = vectors[0], vectors[1:]
-    lowest = weight.dtype if not torch.is_autocast_enabled(x.device.type) else torch.get_autocast_dtype(x.device.type)
-    is_exact = x.dtype == weight.dtype == lowest and lowest in (torch.float32, torch.float64)
+    dtype = _product_dtype(x, weight)
+    is_exact = x.dtype == weight.dtype == dtype and dtype in (torch.float32, torch.float64)
     if first.beta is not None and first.gamma is None and is_exact:
         # In fp32 the shift joins the bias for nothing; a half-precision bias would round it away.
         bias = first.beta if bias is None else bias + first.beta
         first = first._replace(beta=None)
     is_plain = _use_plain() or (weight.requires_grad and torch.is_grad_enabled())
-    if is_plain or first.gamma is not None or first.beta is not None or first.b is None:
+    if is_plain or dtype is None or first.gamma is not None or first.beta is not None or first.b is None:
         y = epilogue(F.linear(x, weight, bias), x, [first])
     else:
-        y = _sum_linear(x, weight, bias, first.b, first.v, lowest)
+        y = _sum_linear(x, weight, bias, first.b, first.v, dtype)
     return epilogue(y, x, rest)
+
+
+def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
+    """The dtype ``F.linear`` uses: autocast's (it leaves fp64 alone), else that of both, None if they differ."""
+    if torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, weight.dtype):
+        return torch.get_autocast_dtype(x.device.type)
+    return weight.dtype if x.dtype == weight.dtype else None
 
 
 def epilogue(z: Tensor, x: Tensor, vectors: Sequence[Vectors]) -> Tensor:
@@ -227,10 +234,9 @@ def plain_epilogue(z: Tensor, s: Tensor | None, gamma: Tensor | None, beta: Tens
 def _sum_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor, v: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.is_autocast_enabled(x.device.type):
         return _SumLinear.apply(x, weight, bias, b, v, torch.is_grad_enabled())
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         bias = None if bias is None else bias.to(dtype)
         return _SumLinear.apply(x, weight.to(dtype), bias, b, v, torch.is_grad_enabled())
 
@@ -325,7 +331,7 @@ def _at_least_float32(tensor: Tensor) -> torch.dtype:
 
 
 def weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
-    """``rows^T weights`` (d,) for rows (tokens, d), in fp32 or better; half-precision rows are widened a block at a time."""
+    """``rows^T weights`` (d,) for rows (tokens, d), in fp32 or better; narrower rows are widened a block at a time."""
     if rows.dtype == weights.dtype:
         return torch.mv(rows.t(), weights)
     result = torch.zeros(rows.shape[1], dtype=weights.dtype, device=rows.device)
