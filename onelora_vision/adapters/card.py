@@ -2,31 +2,52 @@
 
 from collections.abc import Collection
 
+import yaml
+
 LOADING = {
     "generation": """\
 from onelora_vision.generator import load_generator
 
 generator = load_generator("{folder}")  # finds the base by its id; base="…" gives another place
 images = generator.sample(["{example}"], seeds=[0])  # (1, 3, H, W) in [0, 1]""",
+    "depth": """\
+from onelora_vision.depth_maps import estimate_depth, load_depth_estimator
+
+model = load_depth_estimator("{folder}")  # finds the base by its id; base="…" gives another place
+depth = estimate_depth(model, image)  # (H, W), of a Pillow image""",
     None: """\
 import onelora_vision  # registers the method in PEFT
 from peft import PeftModel
 
 model = PeftModel.from_pretrained(base_model, "{folder}")""",
 }
+_FOLDER = "path/to/this/folder"
+_PEFT_LORA = """\
+model = PeftModel.from_pretrained(base_model, "lora")  # onelora export {folder} --to peft-lora -o lora"""
+_DIFFUSERS = """\
+DiT = type("DiT", (DiTTransformer2DModel, PeftAdapterMixin), {{}})  # onelora export {folder} --to diffusers -o lora
+model = DiT.from_pretrained("{base}", subfolder="transformer")
+model.load_lora_adapter("lora", prefix="transformer", weight_name="pytorch_lora_weights.safetensors")"""
+_MERGED = {
+    "generation": 'pipeline = DiTPipeline.from_pretrained("merged")',
+    "classification": 'model = timm.create_model("local-dir:merged", pretrained=True)',
+    "depth": 'model = DepthAnythingForDepthEstimation.from_pretrained("merged")',
+}
 
 
 def card(info, config: dict, values: int, size: int, pictures: Collection[str] = ()) -> str:
     """Markdown for an adapter: what it is, how to load it, what was measured. ``info`` is its `AdapterInfo`."""
-    example = info.class_names[0] if info.class_names else ""
-    usage = LOADING.get(info.task, LOADING[None]).format(folder="path/to/this/folder", example=example)
+    kind = str(getattr(config.get("peft_type"), "value", config.get("peft_type")))
+    about = (
+        f"A {info.task or 'fine-tuning'} adapter of {values:,} values ({size:,} bytes), method **{info.method}** "
+        f"(`peft_type` {kind}), made with onelora_vision."
+    )
     parts = [
         _front_matter(info),
         f"# {info.method} adapter for {info.base or 'an unnamed base'}",
-        f"A {info.task or 'fine-tuning'} adapter of {values:,} values ({size:,} bytes), method **{info.method}** "
-        f"(`peft_type` {config.get('peft_type')}), made with onelora_vision.",
-        "## Use\n\nWithout `import onelora_vision`, PEFT does not know the method and stops with `KeyError`.\n\n"
-        f"```python\n{usage}\n```",
+        about + (f" Trained on {info.data}." if info.data else ""),
+        _blend(info),
+        _use(info, kind),
         _classes(info),
         _metrics(info),
         "\n\n".join(f"![{name}]({name})" for name in pictures),
@@ -36,7 +57,54 @@ def card(info, config: dict, values: int, size: int, pictures: Collection[str] =
 
 
 def _front_matter(info) -> str:
-    return f"---\nlibrary_name: peft\nbase_model: {info.base}\nlicense: other\ntags:\n- onelora_vision\n- {info.method}\n---"
+    fields = {
+        "library_name": "peft",
+        "base_model": info.base,
+        "license": info.license or "other",
+        "tags": ["onelora_vision", info.method],
+    }
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
+
+
+def _use(info, kind: str) -> str:
+    """How to load it here, and in each ecosystem that does not know this package."""
+    names = {"folder": _FOLDER, "example": info.class_names[0] if info.class_names else "", "base": info.base}
+    is_ours = kind in ("ONELORA", "MORA")
+    warning = "Without `import onelora_vision`, PEFT does not know the method and stops with `KeyError`.\n\n"
+    exported = info.extra.get("exported")
+    if exported:
+        return f"## Use\n\nA plain LoRA for the base as its own library loads it:\n\n{_code(_PEFT_LORA.partition('#')[0], names)}"
+    own = LOADING.get(info.task, LOADING[None])
+    blocks = [f"## Use\n\n{warning if is_ours else ''}{_code(own, names)}"]
+    if own is not LOADING[None]:
+        blocks.append(f"With PEFT alone:\n\n{_code(LOADING[None], names)}")
+    if info.task in _MERGED:
+        blocks.append(_elsewhere(info, names))
+    return "\n\n".join(blocks)
+
+
+def _elsewhere(info, names: dict) -> str:
+    lines = ["## Without onelora_vision", "PEFT:", _code(_PEFT_LORA, names)]
+    if info.task == "generation":
+        lines += ["diffusers:", _code(_DIFFUSERS, names)]
+        lines.append(f"ComfyUI: `onelora export {_FOLDER} --to comfy -o lora` writes `lora/lora.safetensors`.")
+    merged = f"{_MERGED[info.task]}  # onelora export {{folder}} --to merged -o merged"
+    return "\n\n".join([*lines, "Merged, no adapter library at all:", _code(merged, names)])
+
+
+def _code(text: str, names: dict) -> str:
+    return f"```python\n{text.strip().format(**names)}\n```"
+
+
+def _blend(info) -> str:
+    recipe = info.extra.get("blend")
+    if not isinstance(recipe, list) or not all(isinstance(term, dict) for term in recipe):
+        return ""
+    signs = [
+        ("−" if float(term["weight"]) < 0 else "+", abs(float(term["weight"])), term["adapter"]) for term in recipe
+    ]
+    text = " ".join(f"{sign} {weight:g} × {name}" for sign, weight, name in signs).removeprefix("+ ")
+    return f"A weighted sum of adapters: {text}."
 
 
 def _classes(info) -> str:

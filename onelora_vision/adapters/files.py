@@ -9,6 +9,7 @@ import copy
 import hashlib
 import importlib.metadata
 import json
+import shutil
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
@@ -52,7 +53,7 @@ def _is_dict(value: object) -> bool:
 
 
 _IS_POSSIBLE = {
-    **dict.fromkeys(("task", "method", "base", "base_fingerprint", "protocol"), _is_text),
+    **dict.fromkeys(("task", "method", "base", "base_fingerprint", "protocol", "data", "license"), _is_text),
     "class_names": _are_names,
     "null_class": _is_number_or_none,
     "metrics": _are_metrics,
@@ -77,6 +78,8 @@ class AdapterInfo:
         protocol: how the metrics were taken.
         extra: further settings that loading or using the adapter needs, such as ``{"fuse_qkv": true}``.
         versions: of the libraries that wrote it.
+        data: what it was trained on, in words.
+        license: of the adapter, as the hub spells it.
     """
 
     task: str
@@ -89,6 +92,8 @@ class AdapterInfo:
     protocol: str = ""
     extra: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)
+    data: str = ""
+    license: str = ""
 
     def to_header(self) -> dict[str, str]:
         """``onelora.*`` strings for a safetensors header, each value as JSON."""
@@ -191,7 +196,7 @@ def save_adapter(
     adapter_name: str = "default",
     pictures: Collection = (),
 ) -> Path:
-    """Write ``model``'s adapter as a folder, whole or not at all; ``pictures`` are file names that the card shows."""
+    """Write ``model``'s adapter as a folder, whole or not at all; ``pictures`` are files that the card shows."""
     tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     config = model.peft_config[adapter_name]
@@ -208,7 +213,11 @@ def write_adapter(
 ) -> Path:
     """Write an adapter folder from its parts, or a single file if the name ends in ``.safetensors``.
 
-    ``adapter_config.json`` and the header's copy of it are the same text.
+    ``adapter_config.json`` and the header's copy of it are the same text. ``pictures`` are copied into the folder and
+    shown by its card.
+
+    Raises:
+        InputError: a picture is not there.
     """
     record = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
     record["inference_mode"] = True
@@ -222,9 +231,14 @@ def write_adapter(
     with atomic_directory(folder) as temporary:
         (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         (temporary / WEIGHTS_FILE).write_bytes(serialize(tensors, header))
+        for picture in pictures:
+            if not Path(picture).is_file():
+                raise InputError(f"{picture}: no such picture for the card")
+            shutil.copyfile(picture, temporary / Path(picture).name)
+        names = [Path(picture).name for picture in pictures]
         values = sum(value.numel() for value in tensors.values())
         size = (temporary / WEIGHTS_FILE).stat().st_size
-        (temporary / CARD_FILE).write_text(card(info, record, values, size, pictures), encoding="utf-8")
+        (temporary / CARD_FILE).write_text(card(info, record, values, size, names), encoding="utf-8")
     return Path(folder)
 
 

@@ -19,6 +19,8 @@ COMMANDS = {
     "doctor": "what is wrong with an adapter file; exit code 2 if anything is",
     "export": "an adapter for PEFT, diffusers or ComfyUI, or merged; reloaded and compared before it counts",
     "import": "a rank-1 LoRA whose A is constant, back as a 1LoRA adapter",
+    "card": "write an adapter folder's README.md anew, with licence, data and pictures",
+    "push": "upload an adapter folder to the Hugging Face hub",
     "blend": "a weighted sum of adapters of one base, as an adapter of the same size",
 }
 

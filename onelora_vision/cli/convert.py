@@ -1,0 +1,44 @@
+"""``onelora convert``: an original DiT checkpoint as a pipeline folder to fine-tune, and back."""
+
+import argparse
+from pathlib import Path
+
+from onelora_vision.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="original .pt or .safetensors file; or a DiT pipeline folder, to go back")
+    parser.add_argument("output", help="the pipeline folder; or the original's .pt or .safetensors file")
+    parser.add_argument("--vae", help="folder or hub id of the autoencoder, such as stabilityai/sd-vae-ft-ema")
+    parser.add_argument("--class_names", "--class-names", help="text file of class names, one per line")
+    parser.add_argument("--num_heads", "--num-heads", type=int, help="attention heads, if not DiT-XL, L, B or S")
+
+
+def run(args: argparse.Namespace) -> dict:
+    from onelora_vision.backbones.dit import load_dit, save_pipeline
+    from onelora_vision.dit_original import original_base, save_original, to_original
+
+    if Path(args.source).is_dir():
+        base = load_dit(args.source)
+        save_original(to_original(base.transformer), args.output)
+    elif not Path(args.source).is_file():
+        raise InputError(f"{args.source}: no such file or folder")
+    elif args.vae is None:
+        raise InputError("--vae is needed: an original checkpoint holds no autoencoder, and a pipeline has one")
+    else:
+        names = _read_names(args.class_names) if args.class_names else None
+        base = original_base(args.source, args.vae, names, args.num_heads)
+        save_pipeline(base, args.output)
+    values = sum(parameter.numel() for parameter in base.transformer.parameters())
+    return {"source": args.source, "output": args.output, "values": values, "classes": base.transformer.num_classes}
+
+
+def show(result: dict, args: argparse.Namespace) -> None:
+    print(f"{result['output']}: {result['values']:,} values, {result['classes']} classes")
+
+
+def _read_names(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--class_names {path}: cannot be read ({error})") from None

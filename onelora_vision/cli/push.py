@@ -1,0 +1,19 @@
+"""``onelora push``: upload an adapter folder to the Hugging Face hub."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", help="adapter folder")
+    parser.add_argument("repo_id", metavar="USER/NAME", help="repository on the hub, made if it is not there")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+
+
+def run(args: argparse.Namespace) -> dict:
+    from onelora_vision.adapters.hub import push_adapter
+
+    return {"adapter": args.adapter, "address": push_adapter(args.adapter, args.repo_id, private=args.private)}
+
+
+def show(result: dict, args: argparse.Namespace) -> None:
+    print(f"{result['adapter']} -> {result['address']}")

@@ -1,0 +1,37 @@
+import torch
+
+from onelora_vision.backbones.dit import load_dit
+from onelora_vision.dit_original import read_original
+
+
+def test_there_and_back(onelora, dit_folder, tmp_path):
+    code, result, _ = onelora("convert", dit_folder, tmp_path / "original.pt", "--json")
+    assert code == 0 and result["classes"] == 1000
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"class {i}" for i in range(1000)))
+    code, text, _ = onelora(
+        "convert", tmp_path / "original.pt", tmp_path / "pipeline", "--vae", dit_folder / "vae",
+        "--num_heads", 2, "--class_names", names,
+    )  # fmt: skip
+    assert code == 0 and "1000 classes" in text
+    first, second = load_dit(dit_folder), load_dit(tmp_path / "pipeline")
+    assert second.class_names[7] == "class 7"
+    state = second.transformer.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in first.transformer.state_dict().items())
+    assert onelora("convert", tmp_path / "pipeline", tmp_path / "again.safetensors")[0] == 0
+    again = read_original(tmp_path / "again.safetensors")
+    assert all(torch.equal(again[key], value) for key, value in read_original(tmp_path / "original.pt").items())
+
+
+def test_bad_input_is_one_line(onelora, dit_folder, tmp_path):
+    onelora("convert", dit_folder, tmp_path / "original.pt")
+    for arguments, message in {
+        (tmp_path / "gone.pt", tmp_path / "out"): "gone.pt",
+        (tmp_path / "original.pt", tmp_path / "out"): "--vae is needed",
+        (tmp_path / "original.pt", tmp_path / "out", "--vae", tmp_path, "--num_heads", 2): "no autoencoder",
+        (dit_folder, tmp_path / "out.bin"): "NAME.pt",
+    }.items():
+        code, _, error = onelora("convert", *arguments)
+        lines = [line for line in error.splitlines() if line.startswith("error: ")]
+        assert code == 2 and len(lines) == 1 and message in lines[0]
+    assert not (tmp_path / "out").exists()
