@@ -70,6 +70,6 @@ def _standardized(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     count = valid.flatten(1).sum(1).clamp(min=1)
     known = torch.where(valid, values, torch.nan).flatten(1)
     shift = known.nanmedian(dim=1).values.nan_to_num(0.0)[:, None, None]
-    centered = torch.where(valid, torch.where(valid, values, 0) - shift, 0)
+    centered = torch.where(valid, values - shift, 0)
     scale = centered.abs().flatten(1).sum(1) / count
     return centered / scale.clamp(min=EPSILON)[:, None, None]
