@@ -37,7 +37,7 @@ from onelora_vision.errors import InputError, exits_cleanly
 from onelora_vision.files import write_json
 from onelora_vision.methods import apply_method, find_method
 from onelora_vision.tasks.classification import ClassificationTask, draw_report
-from onelora_vision.training.config import TrainingConfig, option, parse_config
+from onelora_vision.training.config import Schedule, TrainingConfig, option, parse_config
 from onelora_vision.training.loop import evaluate, train
 from onelora_vision.training.report import aggregate_seeds, plot_loss, print_plan, write_results
 from onelora_vision.training.setup import start_run
@@ -53,9 +53,7 @@ class ClassificationConfig(TrainingConfig):
     max_train_steps: int | None = option(300, "optimizer steps; overrides --num_train_epochs", may_change=True)
     learning_rate: float = option(1e-2, "peak learning rate of the adapter's vectors")
     head_learning_rate: float | None = option(1e-2, "the same for the head")
-    lr_scheduler: Literal[
-        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
-    ] = option("cosine", "shape of the learning rate over the steps")
+    lr_scheduler: Schedule = option("cosine", "shape of the learning rate over the steps")
     seeds: str | None = option(None, "comma-separated seeds: one run each, then mean and std in results.json")
 
     pretrained_model_name_or_path: str = option(EMBEDDED, "timm name, folder, hub id or checkpoint file of the base")

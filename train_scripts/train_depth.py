@@ -33,7 +33,7 @@ from onelora_vision.depth_maps import ComparedDepth, save_depth_comparison
 from onelora_vision.errors import InputError, exits_cleanly
 from onelora_vision.methods import apply_method, find_method
 from onelora_vision.tasks.depth import DepthTask, compared
-from onelora_vision.training.config import TrainingConfig, option, parse_config
+from onelora_vision.training.config import Schedule, TrainingConfig, option, parse_config
 from onelora_vision.training.loop import evaluate, train
 from onelora_vision.training.report import plot_loss, print_plan, write_results
 from onelora_vision.training.setup import start_run
@@ -46,9 +46,7 @@ class DepthConfig(TrainingConfig):
     output_dir: str = option("output/depth", "folder for adapter, pictures, results", may_change=True)
     max_train_steps: int | None = option(300, "optimizer steps; overrides --num_train_epochs", may_change=True)
     learning_rate: float = option(1e-2, "peak learning rate of the adapter's vectors")
-    lr_scheduler: Literal[
-        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
-    ] = option("cosine", "shape of the learning rate over the steps")
+    lr_scheduler: Schedule = option("cosine", "shape of the learning rate over the steps")
     lr_warmup_steps: int = option(20, "optimizer steps over which the rate rises from zero")
 
     pretrained_model_name_or_path: str = option(EMBEDDED, "folder or hub id of a transformers Depth Anything")

@@ -16,6 +16,7 @@ from onelora_vision.errors import InputError, nearest
 from onelora_vision.files import atomic_file
 
 Config = TypeVar("Config", bound="TrainingConfig")
+Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
 
 def option(default, help: str, may_change: bool = False):
@@ -47,9 +48,7 @@ class TrainingConfig:
         None, "the same for the task's head or label table (default: learning_rate)"
     )
     scale_lr: bool = option(False, "multiply the rates by processes x batch size x accumulation")
-    lr_scheduler: Literal[
-        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
-    ] = option("constant", "shape of the learning rate over the steps")
+    lr_scheduler: Schedule = option("constant", "shape of the learning rate over the steps")
     lr_warmup_steps: int = option(0, "optimizer steps over which the rate rises from zero")
     lr_num_cycles: int = option(1, "restarts of cosine_with_restarts")
     lr_power: float = option(1.0, "exponent of the polynomial schedule")
