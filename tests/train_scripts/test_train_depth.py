@@ -96,6 +96,14 @@ def test_every_kind_of_method_trains(base, streets, tmp_path, method):
     assert read_adapter(tmp_path / "adapter").info.method == method
 
 
+def test_workers_and_gradient_checkpointing_change_nothing(base, streets, tmp_path):
+    plain = run(config_of(base, streets, tmp_path / "plain", max_train_steps=3, num_validation_images=0))
+    changes = {"dataloader_num_workers": 2, "gradient_checkpointing": "true"}
+    other = run(config_of(base, streets, tmp_path / "other", max_train_steps=3, num_validation_images=0, **changes))
+    assert other["metrics"]["after"]["rmse"] != plain["metrics"]["before"]["rmse"]
+    assert other["metrics"]["after"] == pytest.approx(plain["metrics"]["after"], rel=1e-6)
+
+
 def test_training_lowers_the_loss(base, streets, tmp_path):
     changes = {
         "max_depth": 80,
