@@ -82,9 +82,13 @@ def _check_fields(record: dict, kind: str, where: str) -> None:
         raise InputError(f"{where}: init_lora_weights = {one_line(record['init_lora_weights'], 60)!r} is not accepted")
     if record.get("task_type") not in (None, *(task.value for task in TaskType)):
         raise InputError(f"{where}: task_type {one_line(repr(record['task_type']), 60)} is unknown")
-    for name in ("target_modules", "exclude_modules"):
-        if isinstance(record.get(name), str):
-            check_pattern(record[name], f"{where}: {name}")
+    for name in ("target_modules", "exclude_modules", "layers_pattern"):
+        patterns = record.get(name)
+        # PEFT puts the entries of layers_pattern, too, into an expression.
+        patterns = patterns if name == "layers_pattern" and isinstance(patterns, list) else [patterns]
+        for pattern in patterns:
+            if isinstance(pattern, str):
+                check_pattern(pattern, f"{where}: {name}")
     for name in ("rank_pattern", "alpha_pattern"):
         patterns = record.get(name) or {}
         if not isinstance(patterns, dict) or not all(isinstance(v, (int, float)) for v in patterns.values()):

@@ -1,3 +1,5 @@
+"""Each case that starts a process of its own imports PEFT and the host there; the rarer combinations are slow tests."""
+
 import json
 
 import pytest
@@ -34,9 +36,9 @@ def same_tensors(first, second):
 @pytest.mark.parametrize(
     ("host", "method", "options"),
     [
-        ("timm", "sum+bias+norms", {}),
-        ("timm", "onelora", {"compression": "random"}),
-        ("transformers", "onelora", {"extra": {"max_depth": 20}}),
+        pytest.param("timm", "sum+bias+norms", {}, marks=pytest.mark.slow),
+        pytest.param("timm", "onelora", {"compression": "random"}, marks=pytest.mark.slow),
+        pytest.param("transformers", "onelora", {"extra": {"max_depth": 20}}, marks=pytest.mark.slow),
         ("diffusers", "sum+bias", {"extra": {"fuse_qkv": True}}),
     ],
 )
@@ -68,7 +70,7 @@ def test_diffusers_loads_the_lora_and_the_label_table_beside_it(bases, tmp_path)
     same_tensors(import_lora(tmp_path / "lora").tensors, adapter.tensors)
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("fused", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_comfy_keys_are_the_original_dits_with_explicit_alphas(bases, fused, tmp_path):
     extra = {"fuse_qkv": fused}
     adapter = trained_on(bases("diffusers"), "diffusers", tmp_path / "a", "sum+bias", extra=extra)
@@ -84,7 +86,11 @@ def test_comfy_keys_are_the_original_dits_with_explicit_alphas(bases, fused, tmp
 
 @pytest.mark.parametrize(
     ("host", "method", "dtype"),
-    [("timm", "difffit", "fp32"), ("transformers", "lora", "bf16"), ("diffusers", "sum+bias+scale", "fp32")],
+    [
+        pytest.param("timm", "difffit", "fp32", marks=pytest.mark.slow),
+        pytest.param("transformers", "lora", "bf16", marks=pytest.mark.slow),
+        ("diffusers", "sum+bias+scale", "fp32"),
+    ],
 )
 def test_merged_models_load_as_their_library_saves_them(bases, host, method, dtype, tmp_path):
     adapter = trained_on(bases(host), host, tmp_path / "a", method, size=0.2)
@@ -96,6 +102,7 @@ def test_merged_models_load_as_their_library_saves_them(bases, host, method, dty
         assert len(list((tmp_path / "m").rglob("*-of-*.safetensors"))) > 1
 
 
+@pytest.mark.slow
 def test_lora_of_any_rank_goes_to_comfy(bases, tmp_path):
     adapter = trained_on(bases("diffusers"), "diffusers", tmp_path / "a", "lora", rank=2, lora_alpha=6)
     assert export(adapter.path, "comfy", tmp_path / "lora", dtype="fp16")["error"] < 1e-2

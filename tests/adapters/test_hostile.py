@@ -250,6 +250,7 @@ def config_with(data, **fields):
         ("lora", {"r": True}, "r = True"),
         ("vera", {"r": 10**9}, "the tensors"),
         ("lora", {"target_modules": "(a+)+b"}, "repeats too much"),
+        ("lora", {"layers_pattern": ["(a+)+b"]}, "repeats too much"),
         ("onelora", {"target_modules": "("}, "no regular expression"),
         ("onelora", {"modules_to_save": [1]}, "no list of names"),
         ("onelora", {"use_bias": True}, "lacks .'onelora_beta'"),
