@@ -110,7 +110,7 @@ def test_every_field_has_a_line_of_help(capsys):
         parse("--help")
     assert leaving.value.code == 0
     printed = capsys.readouterr().out
-    assert "--learning_rate" in printed and "peak learning rate" in " ".join(printed.split())
+    assert "--learning_rate" in printed and "another default" in printed
     assert all(field.metadata["help"] for field in TrainingConfig.__dataclass_fields__.values())
 
 
