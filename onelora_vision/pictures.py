@@ -52,3 +52,27 @@ def save_comparison(
         figure.supxlabel(caption, fontsize=8, color="#555555")
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=96)
+
+
+def save_curves(
+    path: str | os.PathLike, x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str, caption: str = ""
+) -> None:
+    """Write a PNG of curves over the same ``x``, each in a panel of its own with its name as the title."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(3 * columns, 2.4 * rows + 0.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, (name, values) in zip(panels, curves.items()):
+        axes.plot(x, values, marker="o", color="#1f4e8c")
+        axes.set(title=name, xlabel=xlabel)
+        axes.grid(alpha=0.2)
+    for axes in panels[len(curves) :]:
+        axes.set_axis_off()
+    if caption:
+        figure.supxlabel(caption, fontsize=5, color="#555555", wrap=True)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -16,22 +16,33 @@ from onelora_vision import embedded, seeding
 from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
 from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, load_dit
 from onelora_vision.data.class_images import ClassImageDataset, open_class_images
-from onelora_vision.data.content import default_cache
+from onelora_vision.data.content import combined_hash, content_hashes, default_cache
 from onelora_vision.data.digits import HandwrittenDigits
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import LatentDataset, cache_latents
-from onelora_vision.errors import exits_cleanly
+from onelora_vision.errors import InputError, exits_cleanly
 from onelora_vision.methods import apply_method, find_method
-from onelora_vision.metrics.generative import EmbeddedFeatures, Protocol, autoencoder_floor, measure, weights_hash
+from onelora_vision.metrics.dinov2 import MODEL
+from onelora_vision.metrics.features import cached_features, open_features
+from onelora_vision.metrics.generative import Features, FeatureSet, Protocol, autoencoder_floor, weights_hash
 from onelora_vision.pictures import save_comparison
 from onelora_vision.sampling import SamplingSettings, sample
-from onelora_vision.tasks.generation import GenerationTask, SampleEvaluator, lent
-from onelora_vision.training.config import TrainingConfig, option, parse_config
+from onelora_vision.tasks.generation import GenerationTask
+from onelora_vision.tasks.sample_evaluation import SampleEvaluator, lent, reference_features, sweep_guidance
+from onelora_vision.training.config import Schedule, TrainingConfig, option, parse_config
 from onelora_vision.training.loop import evaluate, train
 from onelora_vision.training.report import plot_loss, print_plan, write_results
 from onelora_vision.training.setup import start_run
 
 EMBEDDED = "embedded"
+
+
+def numbers(name: str, text: str) -> tuple[float, ...]:
+    """The numbers of a flag that takes several, with commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--{name} is {text!r}, but must be numbers with commas between them") from None
 
 
 @dataclass(kw_only=True)
@@ -62,7 +73,14 @@ class DiTConfig(TrainingConfig):
     sampler: Literal["ddim", "dpm++", "ddpm"] = option("dpm++", "sampler of the evaluation and the picture")
     num_inference_steps: int = option(20, "its denoising steps")
     guidance_scale: float = option(2.5, "its classifier-free guidance; 1: none")
-    fid_features: Literal["auto", "none", "embedded"] = option("auto", "features of the Fréchet distance")
+    guidance_channels: int | None = option(None, "latent channels that are guided; 3 in the original (default: all)")
+    guidance_interval: str = option("0,1", "share of the timesteps that is guided, such as 0.1,0.8")
+    guidance_scales: str | None = option(None, "scales to evaluate at in the end, such as 1.0,1.5,2.0, with a plot")
+    fid_features: Literal["auto", "none", "embedded", "inception", "dinov2"] = option(
+        "auto", "features of the Fréchet distance"
+    )
+    fid_weights: str | None = option(None, "weights of inception or dinov2", may_change=True)
+    fid_timm_model: str = option(MODEL, "timm's transformer behind dinov2")
     fid_split: Literal["test", "validation", "train"] = option("test", "real images that samples are compared with")
     fid_num_samples: int = option(500, "images made for it, before and after; 0: none")
     validation_classes: str | None = option(None, "classes in the picture, with commas (default: the first ten)")
@@ -73,6 +91,8 @@ class DiTConfig(TrainingConfig):
     eval_batch_size: int = option(125, "samples per batch of an evaluation", may_change=True)
     learning_rate: float = option(6e-3, "peak learning rate of the adapter's vectors")
     head_learning_rate: float | None = option(3e-2, "the same for the label table")
+    lr_scheduler: Schedule = option("linear", "shape of the learning rate over the steps")
+    lr_warmup_steps: int = option(50, "optimizer steps over which the rate rises from zero")
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,9 +101,17 @@ class DiTConfig(TrainingConfig):
         self._require("num_validation_images", self.num_validation_images >= 0, "0 or more")
         self._require("max_train_samples", self.max_train_samples is None or self.max_train_samples >= 1, "at least 1")
         self.sampling()  # refuses what cannot be sampled with
+        self.swept_scales()
 
     def sampling(self) -> SamplingSettings:
-        return SamplingSettings(self.sampler, self.num_inference_steps, self.guidance_scale)
+        interval = numbers("guidance_interval", self.guidance_interval)
+        self._require("guidance_interval", len(interval) == 2, "two numbers, such as 0,1")
+        return SamplingSettings(
+            self.sampler, self.num_inference_steps, self.guidance_scale, self.guidance_channels, interval
+        )
+
+    def swept_scales(self) -> tuple[float, ...]:
+        return numbers("guidance_scales", self.guidance_scales) if self.guidance_scales else ()
 
 
 def load_base(config: DiTConfig) -> DiTBase:
@@ -124,28 +152,32 @@ def with_cached_latents(config: DiTConfig, base: DiTBase, dataset, accelerator) 
     )
 
 
-def make_evaluator(config: DiTConfig, base: DiTBase) -> tuple[SampleEvaluator | None, str, dict[str, float]]:
-    """The evaluator, its protocol line, and the autoencoder's own distance, which no sampler can be better than."""
+def make_evaluator(
+    config: DiTConfig, base: DiTBase, accelerator
+) -> tuple[SampleEvaluator | None, Protocol | None, dict[str, float]]:
+    """The evaluator, its protocol, and for the embedded job the autoencoder's own distance, which no sampler can be
+    better than."""
     wanted = config.fid_features
     if wanted == "auto":
         wanted = EMBEDDED if config.dataset_name == EMBEDDED else "none"
     if wanted == "none" or config.fid_num_samples == 0:
-        return None, "not measured", {}
-    features = EmbeddedFeatures()
+        return None, None, {}
+    features = open_features(wanted, config.fid_weights, config.fid_timm_model)
     dataset = open_data(config, base, config.fid_split)
-    images = torch.stack([dataset[index]["image"] for index in range(len(dataset))])
-    reference, _ = measure(features, images)
-    floor = autoencoder_floor(base.vae, images, reference, features)
+    reference = measure_reference(config, features, dataset, accelerator)
     protocol = Protocol(
         generated=config.fid_num_samples,
-        reference=len(images),
+        reference=len(reference),
         split=f"{config.dataset_name}/{config.fid_split}",
-        crop="none" if config.dataset_name == EMBEDDED else "center",
+        crop="none" if config.dataset_name == EMBEDDED else f"center {dataset.transform.resolution}",
         resize="none" if config.dataset_name == EMBEDDED else "box+bicubic",
         sampler=config.sampler,
         steps=config.num_inference_steps,
         guidance=config.guidance_scale,
-        vae=config.pretrained_model_name_or_path,
+        guidance_channels=str(config.guidance_channels or "all"),
+        guidance_interval=config.guidance_interval,
+        precision="fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
+        vae=weights_hash(base.vae),
         seed=config.seed,
         ema=config.use_ema,
         features=features.name,
@@ -162,7 +194,25 @@ def make_evaluator(config: DiTConfig, base: DiTBase) -> tuple[SampleEvaluator | 
         config.seed,
         config.eval_batch_size,
     )
-    return evaluator, protocol.line(), {f"fd_{features.name}_floor": floor}
+    if config.dataset_name != EMBEDDED:
+        return evaluator, protocol, {}
+    floor = autoencoder_floor(base.vae, dataset.images(), reference.statistics, features)
+    return evaluator, protocol, {f"fd_{features.name}_floor": floor}
+
+
+def measure_reference(config: DiTConfig, features: Features, dataset, accelerator) -> FeatureSet:
+    """The features of the real images, those of a folder of images kept for the next run."""
+
+    def compute() -> FeatureSet:
+        return reference_features(
+            features, dataset, accelerator, config.eval_batch_size, config.dataloader_num_workers
+        )
+
+    if not isinstance(dataset, ClassImageDataset) or features.class_names:  # logits are not kept
+        return compute()
+    mark = [*content_hashes(dataset.source), str(dataset.transform), features.name, features.weights_hash]
+    path = default_cache() / "references" / f"{combined_hash(mark)[:16]}.safetensors"
+    return cached_features(path, compute, accelerator.is_main_process)
 
 
 def shown_classes(config: DiTConfig, base: DiTBase) -> list[int]:
@@ -222,7 +272,8 @@ def main(argv: list[str] | None = None) -> None:
     # Task
     base.vae.to(accelerator.device)
     model.to(accelerator.device)
-    evaluator, protocol, floor = make_evaluator(config, base)
+    evaluator, protocol, floor = make_evaluator(config, base, accelerator)
+    protocol_line = protocol.line() if protocol else "not measured"
     scaling_factor = base.vae.config.scaling_factor
     if config.cache_latents:
         dataset = with_cached_latents(config, base, dataset, accelerator)
@@ -245,7 +296,7 @@ def main(argv: list[str] | None = None) -> None:
         base_fingerprint=base_fingerprint,
         class_names=base.class_names,
         null_class=base.transformer.null_class,
-        protocol=protocol,
+        protocol=protocol_line,
         extra={
             "fuse_qkv": config.fuse_qkv,
             "stock_numerics": config.stock_numerics,
@@ -267,6 +318,9 @@ def main(argv: list[str] | None = None) -> None:
     after = {**evaluate(task, None, accelerator, config.seed), **floor}
     _show(accelerator, "after", after)
 
+    if evaluator is not None and config.swept_scales():
+        sweep_guidance(evaluator, model, config.swept_scales(), protocol, accelerator, output)
+
     # Save
     if accelerator.is_main_process:
         info.metrics = {"before": before, "after": after}
@@ -281,7 +335,7 @@ def main(argv: list[str] | None = None) -> None:
             summary=summary,
             before=before,
             after=after,
-            protocol=protocol,
+            protocol=protocol_line,
             seconds_total=time.perf_counter() - started,
         )
         print(f"adapter, results and pictures are in {output}")

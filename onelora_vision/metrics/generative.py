@@ -1,13 +1,15 @@
-"""How good generated images are: Fréchet distance and class accuracy in the features of a named model.
+"""How good generated images are: distances and class accuracy in the features of a named model.
 
-The two belong together: a distance falls when the style is right, whatever the pictures show; the class accuracy says
+They belong together: a distance falls when the style is right, whatever the pictures show; the class accuracy says
 how often the picture shows what was asked for.
 """
 
 import dataclasses
+import functools
 import hashlib
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
@@ -16,6 +18,10 @@ from onelora_vision import embedded
 from onelora_vision.errors import InputError
 from onelora_vision.metrics.classifier import GlyphClassifier
 from onelora_vision.metrics.frechet import FeatureStatistics, frechet_distance
+from onelora_vision.metrics.kid import kernel_distance
+from onelora_vision.metrics.manifold import density_coverage, precision_recall
+
+MIN_NEIGHBOURS = 6
 
 
 class Features(ABC):
@@ -23,10 +29,11 @@ class Features(ABC):
 
     Attributes:
         name: goes into the metric's name: ``fd_<name>``. weights_hash: of the weights, for the protocol line.
-        dim: number of features. class_names: of the logits, or empty where there are none.
+        dim: number of features. class_names: of the logits, or empty where there are none. model: the network.
     """
 
     name: str
+    model: nn.Module
     weights_hash: str
     dim: int
     class_names: Sequence[str] = ()
@@ -34,6 +41,11 @@ class Features(ABC):
     @abstractmethod
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images (N, 3, H, W) in [0, 1] -> features (N, dim), and logits (N, classes) or None."""
+
+    def to(self, device: torch.device | str) -> "Features":
+        """Move the network."""
+        self.model.to(device)
+        return self
 
 
 class EmbeddedFeatures(Features):
@@ -61,38 +73,75 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
+@dataclasses.dataclass(frozen=True)
+class FeatureSet:
+    """What a model says of a set of images.
+
+    Attributes:
+        features: (N, D), fp32 on CPU. logits: (N, classes), or None where the model does not classify.
+    """
+
+    features: torch.Tensor
+    logits: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @functools.cached_property
+    def statistics(self) -> FeatureStatistics:
+        """Mean and covariance, in float64."""
+        statistics = FeatureStatistics(self.features.shape[1])
+        for part in self.features.split(1000):
+            statistics.update(part)
+        return statistics
+
+    @classmethod
+    def interleaved(cls, parts: Sequence["FeatureSet"]) -> "FeatureSet":
+        """One set in the images' order, of which part ``r`` of ``n`` holds the images r, r + n, r + 2n, …"""
+        total, logits = sum(len(part) for part in parts), None
+        features = torch.empty(total, parts[0].features.shape[1])
+        for rank, part in enumerate(parts):
+            features[rank :: len(parts)] = part.features
+        if parts[0].logits is not None:
+            logits = torch.empty(total, parts[0].logits.shape[1])
+            for rank, part in enumerate(parts):
+                if len(part):
+                    logits[rank :: len(parts)] = part.logits
+        return cls(features, logits)
+
+
+def collect(features: Features, batches: Iterable[torch.Tensor]) -> FeatureSet:
+    """The features of images that come in batches (n, 3, H, W) in [0, 1], none of which is kept."""
+    values, logits = [torch.empty(0, features.dim)], []
+    for images in batches:
+        value, scores = features(images)
+        values.append(value.float().cpu())
+        if scores is not None:
+            logits.append(scores.float().cpu())
+    return FeatureSet(torch.cat(values), torch.cat(logits) if logits else None)
+
+
 def measure(
     features: Features, images: torch.Tensor, batch_size: int = 250
 ) -> tuple[FeatureStatistics, torch.Tensor | None]:
     """Statistics of the features of images (N, 3, H, W) in [0, 1], and their logits (N, classes) or None."""
-    statistics, logits = FeatureStatistics(features.dim), []
-    for part in images.split(batch_size):
-        values, scores = features(part)
-        statistics.update(values)
-        if scores is not None:
-            logits.append(scores.float().cpu())
-    return statistics, torch.cat(logits) if logits else None
+    found = collect(features, images.split(batch_size))
+    return found.statistics, found.logits
 
 
-def evaluate_images(
-    images: torch.Tensor,
-    labels: Sequence[int],
-    class_names: Sequence[str],
-    reference: FeatureStatistics,
-    features: Features,
-) -> dict[str, float]:
-    """``fd_<name>`` of generated images against the reference and, where the features' model classifies,
-    ``class_accuracy``.
+def compare(generated: FeatureSet, reference: FeatureSet, name: str) -> dict[str, float]:
+    """All figures of generated images against real ones, by the features called ``name``, in one pass over them.
 
-    Args:
-        images: (N, 3, H, W) in [0, 1]. labels: the class asked for in each image, as indices into ``class_names``.
-        reference: statistics of real images, from `measure`.
+    ``fd_<name>``; ``kid_<name>`` and its deviation over subsets ``kid_<name>_std``; and by nearest neighbours
+    ``precision_``, ``recall_``, ``density_`` and ``coverage_<name>``, which are left out for six images or fewer.
     """
-    statistics, logits = measure(features, images)
-    metrics = {f"fd_{features.name}": frechet_distance(statistics, reference)}
-    if logits is not None:
-        metrics["class_accuracy"] = class_accuracy(logits, labels, class_names, features.class_names)
-    return metrics
+    figures = {f"fd_{name}": frechet_distance(generated.statistics, reference.statistics)}
+    figures[f"kid_{name}"], figures[f"kid_{name}_std"] = kernel_distance(generated.features, reference.features)
+    if min(len(generated), len(reference)) > MIN_NEIGHBOURS:
+        pairs = precision_recall, density_coverage
+        values = [value for pair in pairs for value in pair(generated.features, reference.features)]
+        figures |= {f"{kind}_{name}": v for kind, v in zip(("precision", "recall", "density", "coverage"), values)}
+    return figures
 
 
 def class_accuracy(
@@ -141,8 +190,9 @@ class Protocol:
 
     Attributes:
         generated, reference: numbers of images. split: of the reference. crop, resize: how reference images were cut
-            and scaled. sampler, steps, guidance: how the images were made. vae: the autoencoder's name. seed: of the
-            samples. ema: whether averaged weights were sampled. features, weights_hash: the model that measured.
+            and scaled. sampler, steps, guidance, guidance_channels, guidance_interval: how the images were made.
+            precision: of the network while they were made. vae: hash of the autoencoder's weights. seed: of the samples. ema: whether averaged weights were sampled.
+            features, weights_hash: the model that measured.
     """
 
     generated: int
@@ -153,6 +203,9 @@ class Protocol:
     sampler: str
     steps: int
     guidance: float
+    guidance_channels: str
+    guidance_interval: str
+    precision: str
     vae: str
     seed: int
     ema: bool
@@ -162,6 +215,24 @@ class Protocol:
     def line(self) -> str:
         """All fields in one line, ``name=value``."""
         return " ".join(f"{name}={value}" for name, value in dataclasses.asdict(self).items())
+
+    @classmethod
+    def parse(cls, line: str) -> "Protocol":
+        """The protocol that `line` wrote.
+
+        Raises:
+            InputError: it is no such line.
+        """
+        fields = dataclasses.fields(cls)
+        pattern = " ".join(f"{field.name}=(.*)" for field in fields)
+        found = re.fullmatch(pattern, line)
+        if not found:
+            raise InputError(f"no protocol of a Fréchet distance: {line[:120]!r}")
+        kinds = {bool: lambda text: text == "True", int: int, float: float, str: str}
+        try:
+            return cls(*(kinds[field.type](text) for field, text in zip(fields, found.groups())))
+        except ValueError as error:
+            raise InputError(f"a damaged protocol ({error}): {line[:120]!r}") from None
 
     def require_comparable(self, other: "Protocol") -> None:
         """Refuse to compare figures of unlike protocols; only the seed may differ.

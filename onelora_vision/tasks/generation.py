@@ -1,20 +1,12 @@
 """Class-conditional image generation with a latent diffusion transformer."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
-
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
-from tqdm import tqdm
 
 from onelora_vision import seeding
 from onelora_vision.data.latents import posterior
 from onelora_vision.diffusion import NoiseSchedule, training_losses
-from onelora_vision.metrics.frechet import FeatureStatistics, frechet_distance
-from onelora_vision.metrics.generative import Features, class_accuracy, measure
-from onelora_vision.sampling import SamplingSettings, make_scheduler, sample
+from onelora_vision.sampling import make_scheduler
 
 # Independent uses of one sample's seed.
 LATENT, NOISE, TIMESTEP, DROPOUT = 10, 11, 12, 13
@@ -75,75 +67,3 @@ class GenerationTask:
     def evaluate(self, loader, accelerator) -> dict[str, float]:
         """The evaluator's figures for samples of the model; ``loader`` is not used."""
         return self.evaluator(accelerator.unwrap_model(self.model), accelerator) if self.evaluator else {}
-
-
-@contextlib.contextmanager
-def lent(vae: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """The autoencoder on ``device`` for a block, and back where it was after it."""
-    home = next(vae.parameters()).device
-    try:
-        yield vae.to(device)
-    finally:
-        vae.to(home)
-
-
-class SampleEvaluator:
-    """Makes samples of a model, as many of each class, and measures them against real images.
-
-    Several processes share the work: each makes every ``num_processes``-th image, and all get the same figures.
-
-    Args:
-        vae: the autoencoder. scheduler_config: of the schedule the model was trained with.
-        class_names: names of the model's classes.
-        features: what the images are measured with.
-        reference: statistics of the real images' features.
-        num_samples: images to make; image ``i`` is of class ``i % classes`` and has the seed ``mix(seed, i)``.
-        settings: how they are made. batch_size: images per batch.
-    """
-
-    def __init__(
-        self,
-        vae: nn.Module,
-        scheduler_config: dict,
-        class_names: Sequence[str],
-        features: Features,
-        reference: FeatureStatistics,
-        num_samples: int,
-        settings: SamplingSettings,
-        seed: int = 0,
-        batch_size: int = 64,
-    ):
-        self.vae, self.scheduler_config, self.class_names = vae, scheduler_config, list(class_names)
-        self.features, self.reference = features, reference
-        self.settings, self.batch_size = settings, batch_size
-        self.labels = [index % len(self.class_names) for index in range(num_samples)]
-        self.seeds = [seeding.mix(seed, index) for index in range(num_samples)]
-
-    def __call__(self, model: nn.Module, accelerator: Accelerator, desc: str = "sampling") -> dict[str, float]:
-        """``fd_<features>`` and, where the features' model classifies, ``class_accuracy`` (a share, 0 to 1)."""
-        own = slice(accelerator.process_index, None, accelerator.num_processes)
-        labels, seeds = self.labels[own], self.seeds[own]
-        hidden = not accelerator.is_main_process
-        with (
-            tqdm(total=len(labels), desc=desc, unit="image", leave=False, disable=hidden) as bar,
-            lent(self.vae, accelerator.device) as vae,
-        ):
-            images = sample(
-                model,
-                vae,
-                self.scheduler_config,
-                labels,
-                seeds,
-                self.settings,
-                batch_size=self.batch_size,
-                on_batch=bar.update,
-            )
-        statistics, logits = measure(self.features, images)
-        merged = FeatureStatistics(self.features.dim)
-        for packed in gather_object([statistics.pack()]):
-            merged.merge(FeatureStatistics.unpack(packed))
-        figures = {f"fd_{self.features.name}": frechet_distance(merged, self.reference)}
-        if logits is not None:
-            right = class_accuracy(logits, labels, self.class_names, self.features.class_names) * len(labels)
-            figures["class_accuracy"] = sum(gather_object([right])) / len(self.labels)
-        return figures

@@ -9,10 +9,12 @@ from onelora_vision.errors import InputError
 from onelora_vision.metrics.frechet import frechet_distance
 from onelora_vision.metrics.generative import (
     Features,
+    FeatureSet,
     Protocol,
     autoencoder_floor,
     class_accuracy,
-    evaluate_images,
+    collect,
+    compare,
     measure,
     weights_hash,
 )
@@ -35,19 +37,30 @@ def colored(channel: int, count: int, seed: int = 0) -> torch.Tensor:
     return images
 
 
-def test_figures_of_right_and_of_wrong_images():
-    reference = measure(MeanColor(), torch.cat([colored(0, 40), colored(2, 40)]))[0]
-    images = torch.cat([colored(0, 30, seed=1), colored(2, 10, seed=1)])
-    names = ["blue", "red"]
-    right = evaluate_images(images, [1] * 30 + [0] * 10, names, reference, MeanColor())
-    assert right["class_accuracy"] == 1.0 and set(right) == {"fd_color", "class_accuracy"}
-    swapped = evaluate_images(images, [0] * 40, names, reference, MeanColor())
-    assert swapped["class_accuracy"] == 0.25
-    assert swapped["fd_color"] == right["fd_color"] > 0
-    even = evaluate_images(
-        torch.cat([colored(0, 40), colored(2, 40)]), [1] * 40 + [0] * 40, names, reference, MeanColor()
-    )
-    assert even["fd_color"] < 1e-9
+def test_figures_of_like_and_of_unlike_images():
+    reference = collect(MeanColor(), [colored(0, 40), colored(2, 40)])
+    same = compare(reference, reference, "color")
+    other = compare(collect(MeanColor(), [colored(1, 60, seed=1)]), reference, "color")
+    names = {f"{kind}_color" for kind in ("fd", "kid", "precision", "recall", "density", "coverage")} | {
+        "kid_color_std"
+    }
+    assert set(same) == set(other) == names
+    assert same["fd_color"] < 1e-9 and other["fd_color"] > 0.1
+    assert same["kid_color"] < 0.01 < other["kid_color"]
+    assert same["precision_color"] == same["recall_color"] == same["coverage_color"] == 1
+    assert other["precision_color"] == other["recall_color"] == other["coverage_color"] == other["density_color"] == 0
+    few = compare(collect(MeanColor(), [colored(0, 6)]), reference, "color")
+    assert set(few) == {"fd_color", "kid_color", "kid_color_std"}
+
+
+def test_features_of_several_processes_come_in_the_images_order():
+    images = torch.rand(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole = collect(MeanColor(), images.split(2))
+    parts = [collect(MeanColor(), images[rank::3].split(2)) for rank in range(3)]
+    joined = FeatureSet.interleaved(parts)
+    assert torch.equal(joined.features, whole.features) and torch.equal(joined.logits, whole.logits)
+    empty = collect(MeanColor(), images[7:].split(2))
+    assert len(FeatureSet.interleaved([collect(MeanColor(), [images[:1]]), empty])) == 1
 
 
 def test_only_the_classes_asked_for_compete():
@@ -97,7 +110,10 @@ PROTOCOL = Protocol(
     sampler="dpm++",
     steps=20,
     guidance=1.5,
-    vae="embedded",
+    guidance_channels="all",
+    guidance_interval="0,1",
+    precision="fp32",
+    vae="ba9876543210",
     seed=0,
     ema=False,
     features="embedded",
@@ -109,6 +125,16 @@ def test_the_protocol_line_holds_every_field():
     line = PROTOCOL.line()
     assert "\n" not in line
     assert all(f"{name}={value}" in line for name, value in dataclasses.asdict(PROTOCOL).items())
+
+
+def test_the_line_is_read_back():
+    assert Protocol.parse(PROTOCOL.line()) == PROTOCOL
+    odd = dataclasses.replace(PROTOCOL, split="my steps=3 photos/test", ema=True)
+    assert Protocol.parse(odd.line()) == odd
+    with pytest.raises(InputError, match="no protocol"):
+        Protocol.parse("not measured")
+    with pytest.raises(InputError, match="damaged"):
+        Protocol.parse(PROTOCOL.line().replace("steps=20", "steps=many"))
 
 
 def test_unlike_protocols_are_not_compared():

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from onelora_vision.adapters.files import read_adapter
 from onelora_vision.backbones.dit import load_dit
+from onelora_vision.metrics.generative import Protocol
 from onelora_vision.sampling import SamplingSettings, sample
 from train_scripts import train_dit
 
@@ -46,6 +49,7 @@ def arguments(dit_folder, food101, output, **flags):
         "max_train_steps": 4,
         "train_batch_size": 4,
         "checkpointing_steps": 2,
+        "lr_warmup_steps": 1,
         "num_inference_steps": 2,
         "num_validation_images": 1,
         "report_to": "none",
@@ -117,6 +121,37 @@ def test_cached_latents_give_the_losses_of_images(dit_folder, food101, tmp_path)
     assert any(not torch.equal(trained.tensors[name], value) for name, value in averaged.tensors.items())
 
 
+def test_samples_are_measured_and_guidance_is_swept(dit_folder, food101, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", num_classes=0, img_size=224).state_dict(), tmp_path / "vit.safetensors")
+    flags = {
+        "max_train_steps": 1,
+        "fid_features": "dinov2",
+        "fid_weights": tmp_path / "vit.safetensors",
+        "fid_timm_model": "test_vit",
+        "fid_num_samples": 4,
+        "guidance_scale": 1.5,
+        "guidance_scales": "1,2.5",
+        "guidance_channels": 3,
+        "guidance_interval": "0,0.9",
+    }
+    assert run(*arguments(dit_folder, food101, tmp_path / "out", **flags)) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    protocol = Protocol.parse(results["protocol"])
+    assert (protocol.generated, protocol.reference, protocol.crop) == (4, 6, "center 16")
+    assert (protocol.guidance, protocol.guidance_channels, protocol.guidance_interval) == (1.5, "3", "0,0.9")
+    assert set(results["metrics"]["after"]) == {"fd_dinov2", "kid_dinov2", "kid_dinov2_std"}
+    rows = json.loads((tmp_path / "out" / "guidance.json").read_text())
+    assert [Protocol.parse(row["protocol"]).guidance for row in rows] == [1.0, 2.5]
+    assert rows[0]["metrics"]["fd_dinov2"] != rows[1]["metrics"]["fd_dinov2"]
+    assert (tmp_path / "out" / "guidance.png").is_file()
+    (kept,) = (tmp_path / "cache" / "onelora_vision" / "references").iterdir()
+    assert read_adapter(tmp_path / "out" / "adapter").info.extra["sampling"]["guidance_interval"] == [0, 0.9]
+    kept.write_bytes(b"damaged")  # the next run reads it instead of measuring again
+    assert run(*arguments(dit_folder, food101, tmp_path / "again", **flags)) == 2
+
+
 def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food101, tmp_path, capsys):
     assert run(*arguments(dit_folder, food101, tmp_path / "out"), "--dry_run") == 0
     printed = capsys.readouterr().out
@@ -135,6 +170,10 @@ def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food1
         ({"sampler": "plms"}, "sampler"),
         ({"validation_classes": "pizza"}, "pizza"),
         ({"fid_features": "embedded"}, "does not know the classes"),
+        ({"fid_features": "dinov2"}, "--fid_weights"),
+        ({"guidance_interval": "0.5"}, "guidance_interval"),
+        ({"guidance_scales": "1,two"}, "guidance_scales"),
+        ({"cache_latents": "true", "center_crop": "false"}, "--center_crop"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(dit_folder, food101, tmp_path, capsys, flags, message):

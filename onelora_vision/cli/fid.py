@@ -1,0 +1,112 @@
+"""``onelora fid``: generated images measured against real ones, and figures of two runs compared if they may be."""
+
+import argparse
+import json
+from pathlib import Path
+
+from onelora_vision.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "onelora fid REF GEN [--features …] | onelora fid compare A B"
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="two sets of images: folders or npz files, real first"
+    )
+    parser.add_argument("--features", default="inception", help="inception, dinov2 or embedded")
+    parser.add_argument("--fid_weights", "--fid-weights", help="weights of inception or dinov2")
+    parser.add_argument("--fid_timm_model", "--fid-timm-model", help="timm's transformer behind dinov2")
+    parser.add_argument("--batch_size", "--batch-size", type=int, default=50, help="images at a time")
+    parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
+
+
+def run(args: argparse.Namespace) -> dict:
+    if args.paths[0] == "compare" and len(args.paths) == 3:
+        return compare_runs(*args.paths[1:])
+    if len(args.paths) != 2:
+        raise InputError("give two sets of images, real first, or compare and two results.json")
+    if args.batch_size < 1:
+        raise InputError(f"--batch_size is {args.batch_size}, but must be at least 1")
+    return measure_sets(args)
+
+
+def measure_sets(args: argparse.Namespace) -> dict:
+    """All figures of the second set against the first, whose features are kept for the next time."""
+    import torch
+    from tqdm import tqdm
+
+    from onelora_vision.data.content import combined_hash, default_cache
+    from onelora_vision.data.image_sets import ImageSet
+    from onelora_vision.metrics.dinov2 import MODEL
+    from onelora_vision.metrics.features import cached_features, open_features
+    from onelora_vision.metrics.generative import collect, compare
+
+    reference, generated = (ImageSet(path) for path in args.paths)
+    features = open_features(args.features, args.fid_weights, args.fid_timm_model or MODEL)
+    features.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def measured(images: ImageSet):
+        with tqdm(total=len(images), desc=f"{images.path}", unit="image", leave=False) as bar:
+
+            def watched():
+                for batch in images.batches(args.batch_size):
+                    yield batch
+                    bar.update(len(batch))
+
+            return collect(features, watched())
+
+    mark = combined_hash([*reference.hashes, features.name, features.weights_hash])
+    kept = default_cache() / "references" / f"{mark[:16]}.safetensors"
+    figures = compare(measured(generated), cached_features(kept, lambda: measured(reference)), features.name)
+    return {
+        "reference": args.paths[0],
+        "reference_images": len(reference),
+        "generated": args.paths[1],
+        "generated_images": len(generated),
+        "features": features.name,
+        "weights_hash": features.weights_hash,
+        "metrics": figures,
+    }
+
+
+def compare_runs(first: str, second: str) -> dict:
+    """The figures of two runs side by side.
+
+    Raises:
+        InputError: they were taken under unlike protocols; the message says which fields differ.
+    """
+    from onelora_vision.metrics.generative import Protocol
+
+    results = [_read_results(path) for path in (first, second)]
+    protocols = [Protocol.parse(result["protocol"]) for result in results]
+    protocols[0].require_comparable(protocols[1])
+    figures = [result["metrics"]["after"] for result in results]
+    return {
+        "runs": [{"path": path, "method": result.get("method")} for path, result in zip((first, second), results)],
+        "metrics": {name: [part.get(name) for part in figures] for name in {**figures[0], **figures[1]}},
+        "protocol": protocols[0].line(),
+    }
+
+
+def _read_results(path: str) -> dict:
+    file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        results["protocol"], results["metrics"]["after"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: not the results.json of a run ({type(error).__name__}: {error})") from None
+    return results
+
+
+def show(result: dict, args: argparse.Namespace) -> None:
+    if "runs" in result:
+        print(f"{'':<24}" + "".join(f"{run['path']:>28}" for run in result["runs"]))
+        print(f"{'method':<24}" + "".join(f"{run['method']:>28}" for run in result["runs"]))
+        for name, values in result["metrics"].items():
+            print(f"{name:<24}" + "".join(f"{'none' if value is None else f'{value:.6g}':>28}" for value in values))
+        print(result["protocol"])
+        return
+    print(f"{result['generated_images']:,} images of {result['generated']}")
+    print(f"against {result['reference_images']:,} of {result['reference']}")
+    for name, value in result["metrics"].items():
+        print(f"{name:<24}{value:>14.6g}")
+    print(f"features {result['features']}, weights {result['weights_hash']}")

@@ -1,0 +1,75 @@
+"""Sets of images without classes, to be measured: a folder of files, or one npz file as ADM writes it."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from onelora_vision.data.content import content_hash
+from onelora_vision.data.images import list_images, read_image, shown
+from onelora_vision.errors import InputError
+from onelora_vision.files import atomic_file
+
+
+class ImageSet:
+    """All images below a folder, or those of an npz file (``arr_0``, uint8, (N, H, W, 3), the layout of arXiv 2105.05233).
+
+    Attributes:
+        path: where they are. hashes: what they are, one per image or file.
+
+    Raises:
+        InputError: there is nothing at ``path``, it holds no images, or it cannot be read.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._pixels, self._files = None, []
+        if self.path.suffix == ".npz":
+            self._pixels = _read_npz(self.path)
+        else:
+            self._files = list_images(self.path)
+        if len(self) == 0:
+            raise InputError(f"{shown(self.path)}: no images there")
+
+    def __len__(self) -> int:
+        return len(self._files) if self._pixels is None else len(self._pixels)
+
+    @property
+    def hashes(self) -> list[str]:
+        return [content_hash(file) for file in self._files or [self.path]]
+
+    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """The images in order, (n, 3, H, W) in [0, 1], up to ``batch_size`` of one size at a time."""
+        waiting: list[torch.Tensor] = []
+        for index in range(len(self)):
+            image = self._read(index)
+            if waiting and (len(waiting) == batch_size or waiting[0].shape != image.shape):
+                yield torch.stack(waiting)
+                waiting = []
+            waiting.append(image)
+        yield torch.stack(waiting)
+
+    def _read(self, index: int) -> torch.Tensor:
+        pixels = np.array(read_image(self._files[index])) if self._pixels is None else self._pixels[index]
+        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def write_npz(path: str | Path, pixels: np.ndarray, labels: np.ndarray) -> None:
+    """Write images (N, H, W, 3) uint8 as ``arr_0`` and their classes (N,) as ``arr_1``."""
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, pixels, labels)
+
+
+def _read_npz(path: Path) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            pixels = archive["arr_0"]
+    except FileNotFoundError:
+        raise InputError(f"{shown(path)}: no such file") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{shown(path)}: cannot be read as images in arr_0 ({error})") from None
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+        raise InputError(f"{shown(path)}: arr_0 is {pixels.dtype} {pixels.shape}, not uint8 (N, H, W, 3)")
+    return pixels

@@ -1,0 +1,59 @@
+"""DINOv2 as the features of a Fréchet distance (Stein et al. 2023, arXiv 2306.04675), by timm."""
+
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from onelora_vision.errors import InputError
+from onelora_vision.metrics.generative import Features, weights_hash
+
+MODEL = "vit_large_patch14_dinov2.lvd142m"
+SIDE = 224  # pixels
+
+
+class DinoFeatures(Features):
+    """The class token of DINOv2 ViT-L/14 at 224 pixels, or of another of timm's vision transformers.
+
+    Args:
+        weights: the model's weights, as timm has them on the hub (``model.safetensors``).
+        model: timm's name of it.
+
+    Raises:
+        InputError: no weights were named or found, they do not fit, or timm has no such transformer.
+    """
+
+    name = "dinov2"
+
+    def __init__(self, weights: str | Path | None = None, model: str = MODEL):
+        import timm
+
+        if weights is None or not Path(weights).is_file():
+            raise InputError(
+                f"--fid_weights {weights}: no file; --fid_features dinov2 needs timm's weights of {model}: download "
+                f"https://huggingface.co/timm/{model}/resolve/main/model.safetensors and give --fid_weights its path"
+            )
+        try:
+            self.model = timm.create_model(
+                model,
+                pretrained=True,
+                pretrained_cfg_overlay={"file": str(weights)},
+                num_classes=0,
+                img_size=SIDE,
+                global_pool="token",
+            )
+        except Exception as error:  # timm answers names and files that do not fit with many kinds of error
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{weights}: cannot be loaded into timm's {model} ({reason})") from error
+        self.model.eval().requires_grad_(False)
+        self.dim = self.model.num_features
+        self.weights_hash = weights_hash(self.model)
+        mean, std = (self.model.pretrained_cfg[key] for key in ("mean", "std"))
+        self.mean, self.std = (torch.tensor(value)[:, None, None] for value in (mean, std))
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        device = next(self.model.parameters()).device
+        images = (images * 255).round().to(device) / 255
+        images = F.interpolate(images, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
+        return self.model((images - self.mean.to(device)) / self.std.to(device)), None

@@ -1,0 +1,54 @@
+"""Models that images are measured with, by name; and the features of a reference set, computed once."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from onelora_vision.errors import InputError, nearest
+from onelora_vision.files import atomic_file
+from onelora_vision.metrics.dinov2 import MODEL, DinoFeatures
+from onelora_vision.metrics.generative import EmbeddedFeatures, Features, FeatureSet
+from onelora_vision.metrics.inception import InceptionFeatures
+
+FEATURES = ("embedded", "inception", "dinov2")
+
+
+def open_features(name: str, weights: str | Path | None = None, timm_model: str = MODEL) -> Features:
+    """The model behind ``--fid_features``.
+
+    Args:
+        weights: its file, for ``inception`` and ``dinov2``.
+        timm_model: which of timm's transformers ``dinov2`` is.
+
+    Raises:
+        InputError: there is no model of this name, or its weights are not there.
+    """
+    models: dict[str, Callable[[], Features]] = {
+        "embedded": EmbeddedFeatures,
+        "inception": functools.partial(InceptionFeatures, weights),
+        "dinov2": functools.partial(DinoFeatures, weights, timm_model),
+    }
+    if name not in models:
+        raise InputError(f"no features {name!r}{nearest(name, models, 'feature')}")
+    return models[name]()
+
+
+def cached_features(path: Path, compute: Callable[[], FeatureSet], write: bool = True) -> FeatureSet:
+    """The feature set kept in ``path``, or what ``compute`` gives, which is then kept there if ``write``.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if path.is_file():
+        try:
+            return FeatureSet(load_file(path)["features"])
+        except (SafetensorError, KeyError) as error:
+            raise InputError(f"{path} is damaged ({error}): delete it, and it is computed anew") from None
+    found = compute()
+    if write:
+        with atomic_file(path) as temporary:
+            save_file({"features": found.features.contiguous()}, temporary)
+    return found

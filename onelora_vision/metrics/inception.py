@@ -1,0 +1,64 @@
+"""InceptionV3 as FID means it: TensorFlow's weights of 2015, its resize and its pooling, from torch-fidelity."""
+
+import io
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from onelora_vision.errors import InputError
+from onelora_vision.metrics.generative import Features, weights_hash
+
+FILE = "weights-inception-2015-12-05-6726825d.pth"
+SOURCE = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
+
+
+class InceptionFeatures(Features):
+    """The pooled features of the Fréchet Inception distance: 2048 of them, or an earlier layer's.
+
+    Args:
+        weights: a ``.pth`` or ``.safetensors`` file; by default where torch keeps what it downloads.
+        layer: "2048", or "64", "192", "768" of the layers before.
+
+    Raises:
+        InputError: there is no such file, or it holds other weights.
+    """
+
+    name = "inception"
+
+    def __init__(self, weights: str | Path | None = None, layer: str = "2048"):
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        path = Path(weights or Path(torch.hub.get_dir()) / "checkpoints" / FILE)
+        if not path.is_file():
+            raise InputError(
+                f"{path}: no InceptionV3 weights there; download {SOURCE} to that place, or give --fid_weights FILE"
+            )
+        # torch-fidelity unpickles whatever its file holds: it is handed the tensors alone, read safely here.
+        tensors = io.BytesIO()
+        torch.save(_read_tensors(path), tensors)
+        tensors.seek(0)
+        try:
+            self.model = FeatureExtractorInceptionV3(
+                "inception-v3-compat", [layer], feature_extractor_weights_path=tensors
+            )
+        except RuntimeError as error:
+            raise InputError(f"{path}: not the weights of FID's InceptionV3; take {SOURCE}") from error
+        self.dim = int(layer)
+        self.weights_hash = weights_hash(self.model)
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        device = next(self.model.parameters()).device
+        return self.model((images * 255).round().to(device, torch.uint8))[0], None
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path}: cannot be read as weights ({' '.join(str(error).split())[:200]})") from error

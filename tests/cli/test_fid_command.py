@@ -1,0 +1,64 @@
+import json
+
+import numpy as np
+import pytest
+
+from onelora_vision.data.image_sets import write_npz
+from onelora_vision.metrics.generative import Protocol
+
+PROTOCOL = Protocol(10, 9, "set/test", "none", "none", "ddim", 50, 1.5, "all", "0,1", "fp32", "ab", 0, True, "inception", "cd")
+
+
+@pytest.fixture
+def sets(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for name, low in (("real", 0), ("made", 90)):
+        write_npz(tmp_path / f"{name}.npz", rng.integers(low, 255, (12, 32, 32, 3), dtype=np.uint8), np.zeros(12))
+    return tmp_path
+
+
+def test_two_sets_are_measured(onelora, sets):
+    arguments = ("--features", "embedded", "--device", "cpu", "--batch_size", 5)
+    code, result, _ = onelora("fid", sets / "real.npz", sets / "made.npz", *arguments, "--json")
+    assert code == 0 and (result["reference_images"], result["generated_images"]) == (12, 12)
+    assert result["metrics"]["fd_embedded"] > 0.01 and "coverage_embedded" in result["metrics"]
+    (kept,) = (sets / "cache" / "onelora_vision" / "references").iterdir()
+    code, text, _ = onelora("fid", sets / "real.npz", sets / "real.npz", *arguments)
+    assert (code == 0 and f"{0:>14.6g}" in text.split("fd_embedded")[1].splitlines()[0]) or "e-" in text
+    kept.write_bytes(b"damaged")
+    assert onelora("fid", sets / "real.npz", sets / "made.npz", *arguments)[0] == 2
+
+
+def test_runs_are_compared_only_under_one_protocol(onelora, tmp_path):
+    import dataclasses
+
+    def write(name, protocol, value):
+        (tmp_path / name).mkdir()
+        results = {"method": name, "protocol": protocol, "metrics": {"after": {"fd_inception": value, "x": None}}}
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+        return tmp_path / name
+
+    first = write("onelora", PROTOCOL.line(), 12.5)
+    second = write("lora", dataclasses.replace(PROTOCOL, seed=1).line(), 13.25)
+    code, result, _ = onelora("fid", "compare", first, second / "results.json", "--json")
+    assert code == 0 and result["metrics"] == {"fd_inception": [12.5, 13.25], "x": [None, None]}
+    code, text, _ = onelora("fid", "compare", first, second)
+    assert code == 0 and "13.25" in text and "sampler=ddim" in text
+    other = write("other", dataclasses.replace(PROTOCOL, steps=250, guidance=4.0).line(), 1)
+    code, _, error = onelora("fid", "compare", first, other)
+    assert code == 2 and "steps 50 and 250; guidance 1.5 and 4.0" in error
+    code, _, error = onelora("fid", "compare", first, write("none", "not measured", 1))
+    assert code == 2 and "no protocol" in error
+
+
+def test_bad_input_is_one_line(onelora, sets):
+    for arguments, message in {
+        (sets / "real.npz",): "two sets of images",
+        (sets / "real.npz", sets / "gone"): "no such folder",
+        (sets / "real.npz", sets / "made.npz", "--features", "inceptio"): "did you mean 'inception'",
+        (sets / "real.npz", sets / "made.npz", "--fid_weights", sets / "gone.pth"): "gone.pth: no InceptionV3 weights",
+        ("compare", sets / "a", sets / "b"): "not the results.json",
+    }.items():
+        code, _, error = onelora("fid", *arguments)
+        assert code == 2 and message in error and error.count("error:") == 1

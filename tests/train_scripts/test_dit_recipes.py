@@ -1,0 +1,20 @@
+from pathlib import Path
+
+import pytest
+
+from onelora_vision.methods import METHODS
+from onelora_vision.training.config import parse_config
+from train_scripts.train_dit import DiTConfig
+
+FOLDER = Path(__file__).parents[2] / "train_scripts" / "configs" / "dit"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_recipe_that_differs_in_what_it_must_alone(method):
+    config = parse_config(DiTConfig, ["--config", str(FOLDER / f"food101-xl2-{method}.yaml")])
+    assert (config.method, config.output_dir) == (method, f"output/dit-food101-{method}")
+    assert config.learning_rate == config.head_learning_rate == (1e-4 if method == "full" else 1e-3)
+    assert config.swept_scales() == (1.0, 1.5, 2.0) and config.cache_latents
+    other = parse_config(DiTConfig, ["--config", str(FOLDER / "food101-xl2-onelora.yaml")])
+    changed = {name for name, value in vars(config).items() if value != vars(other)[name]}
+    assert changed <= {"method", "output_dir", "learning_rate", "head_learning_rate"}
