@@ -35,7 +35,6 @@ def inspect(path: str | Path) -> dict:
     layout, info = layout_of(adapter.config, adapter.tensors), adapter.info
     rows = [_row(module, part, tensor) for module, parts in layout.layers.items() for part, tensor in parts.items()]
     whole = [_row(module, part, tensor) for module, parts in layout.whole.items() for part, tensor in parts.items()]
-    count = lambda parts: sum(tensor.numel() for tensors in parts.values() for tensor in tensors.values())  # noqa: E731
     return {
         "file": str(path),
         "file_bytes": _size(adapter.path),
@@ -45,8 +44,8 @@ def inspect(path: str | Path) -> dict:
         "base": info.base,
         "base_fingerprint": info.base_fingerprint,
         "layers": len(layout.layers),
-        "layer_values": count(layout.layers),
-        "whole_values": count(layout.whole),
+        "layer_values": _count(layout.layers),
+        "whole_values": _count(layout.whole),
         "values": sum(tensor.numel() for tensor in adapter.tensors.values()),
         "classes": info.class_names,
         "null_class": info.null_class,
@@ -57,6 +56,10 @@ def inspect(path: str | Path) -> dict:
         "rows": rows,
         "whole": whole,
     }
+
+
+def _count(modules: dict[str, dict[str, Tensor]]) -> int:
+    return sum(tensor.numel() for parts in modules.values() for tensor in parts.values())
 
 
 def _row(module: str, part: str, tensor: Tensor) -> dict:
