@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths", nargs="+", metavar="PATH", help="two sets of images: folders or npz files, real first"
     )
     parser.add_argument("--features", default="inception", help="inception, dinov2 or embedded")
-    parser.add_argument("--fid_weights", "--fid-weights", help="weights of inception or dinov2")
+    parser.add_argument("--fid_weights", "--fid-weights", help="weights of inception or dinov2: a file, or download")
     parser.add_argument("--fid_timm_model", "--fid-timm-model", help="timm's transformer behind dinov2")
     parser.add_argument("--batch_size", "--batch-size", type=int, default=50, help="images at a time")
     parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")

@@ -22,6 +22,7 @@ COMMANDS = {
     "card": "write an adapter folder's README.md anew, with licence, data and pictures",
     "push": "upload an adapter folder to the Hugging Face hub",
     "sample": "images of an adapter's classes, as PNG files, a grid and an npz file",
+    "predict": "classes, or depth, of pictures with an adapter",
     "fid": "FID, KID, precision and recall of two sets of images; or two runs compared",
     "convert": "an original DiT checkpoint as a pipeline folder to fine-tune, and back",
     "blend": "a weighted sum of adapters of one base, as an adapter of the same size",

@@ -6,7 +6,9 @@ import pytest
 from onelora_vision.data.image_sets import write_npz
 from onelora_vision.metrics.generative import Protocol
 
-PROTOCOL = Protocol(10, 9, "set/test", "none", "none", "ddim", 50, 1.5, "all", "0,1", "fp32", "ab", 0, True, "inception", "cd")
+PROTOCOL = Protocol(
+    10, 9, "set/test", "none", "none", "ddim", 50, 1.5, "all", "0,1", "fp32", "ab", 0, True, "inception", "cd"
+)
 
 
 @pytest.fixture
