@@ -58,8 +58,6 @@ class SampleEvaluator:
         features: what the images are measured with. reference: the real images' features.
         num_samples: images to make; image ``i`` is of class ``i % classes`` and has the seed ``mix(seed, i)``.
         settings: how they are made. batch_size: images per batch.
-
-    The model is expected in eval mode.
     """
 
     def __init__(
@@ -91,12 +89,15 @@ class SampleEvaluator:
         (a share, 0 to 1). ``settings`` overrides the evaluator's own."""
         own = slice(accelerator.process_index, None, accelerator.num_processes)
         labels, seeds, hidden = self.labels[own], self.seeds[own], not accelerator.is_main_process
+        training = model.training
+        model.eval()
         with (
             tqdm(total=len(labels), desc=desc, unit="image", leave=False, disable=hidden) as bar,
             lent(self.vae, accelerator.device) as vae,
         ):
             images = self._images(model, vae, labels, seeds, settings or self.settings, accelerator, bar)
             found = _of_all(collect(self.features.to(accelerator.device), images), self.features, accelerator)
+        model.train(training)
         figures = compare(found, self.reference, self.features.name)
         if found.logits is not None:
             figures["class_accuracy"] = class_accuracy(
