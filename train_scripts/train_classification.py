@@ -39,7 +39,7 @@ from onelora_vision.methods import apply_method, find_method
 from onelora_vision.tasks.classification import ClassificationTask, draw_report
 from onelora_vision.training.config import Schedule, TrainingConfig, option, parse_config
 from onelora_vision.training.loop import evaluate, train
-from onelora_vision.training.report import aggregate_seeds, plot_loss, print_plan, write_results
+from onelora_vision.training.report import aggregate_seeds, plot_loss, print_plan, publish, write_results
 from onelora_vision.training.setup import start_run
 
 
@@ -217,6 +217,7 @@ def run(config: ClassificationConfig) -> dict:
             seconds_total=time.perf_counter() - start,
         )
         print_figures(results)
+        publish(config)
     if summary.best_step is not None:
         judge_best(task, info, output / "best", test_loader, accelerator)
     accelerator.end_training()

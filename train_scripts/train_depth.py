@@ -35,7 +35,7 @@ from onelora_vision.methods import apply_method, find_method
 from onelora_vision.tasks.depth import DepthTask, compared
 from onelora_vision.training.config import Schedule, TrainingConfig, option, parse_config
 from onelora_vision.training.loop import evaluate, train
-from onelora_vision.training.report import plot_loss, print_plan, write_results
+from onelora_vision.training.report import plot_loss, print_plan, publish, write_results
 from onelora_vision.training.setup import start_run
 
 
@@ -192,6 +192,7 @@ def run(config: DepthConfig) -> dict:
             protocol=info.protocol,
             seconds_total=time.perf_counter() - start,
         )
+        publish(config)
     for name in ("rmse", "abs_rel", "delta1"):
         accelerator.print(f"{name:8} {before[name]:8.4f} -> {after[name]:8.4f}")
     accelerator.end_training()

@@ -31,7 +31,7 @@ from onelora_vision.tasks.generation import GenerationTask
 from onelora_vision.tasks.sample_evaluation import SampleEvaluator, lent, reference_features, sweep_guidance
 from onelora_vision.training.config import Schedule, TrainingConfig, option, parse_config
 from onelora_vision.training.loop import evaluate, train
-from onelora_vision.training.report import plot_loss, print_plan, write_results
+from onelora_vision.training.report import plot_loss, print_plan, publish, write_results
 from onelora_vision.training.setup import start_run
 
 EMBEDDED = "embedded"
@@ -79,7 +79,7 @@ class DiTConfig(TrainingConfig):
     fid_features: Literal["auto", "none", "embedded", "inception", "dinov2"] = option(
         "auto", "features of the Fréchet distance"
     )
-    fid_weights: str | None = option(None, "weights of inception or dinov2", may_change=True)
+    fid_weights: str | None = option(None, "weights of inception or dinov2: a file, or download", may_change=True)
     fid_timm_model: str = option(MODEL, "timm's transformer behind dinov2")
     fid_split: Literal["test", "validation", "train"] = option("test", "real images that samples are compared with")
     fid_num_samples: int = option(500, "images made for it, before and after; 0: none")
@@ -339,6 +339,7 @@ def main(argv: list[str] | None = None) -> None:
             seconds_total=time.perf_counter() - started,
         )
         print(f"adapter, results and pictures are in {output}")
+        publish(config)
     accelerator.end_training()
 
 

@@ -86,6 +86,15 @@ def write_results(
     return results
 
 
+def publish(config: TrainingConfig) -> None:
+    """Upload the run's adapter to the hub, if ``push_to_hub`` asks for it; the run's own files stand whatever happens."""
+    if config.push_to_hub:
+        from onelora_vision.adapters.hub import push_adapter
+
+        output = Path(config.output_dir)
+        print(f"adapter uploaded to {push_adapter(output / 'adapter', config.hub_model_id or output.resolve().name)}")
+
+
 def _finite(figures: dict[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 

@@ -5,7 +5,14 @@ from tiny_run import TinyConfig, tiny_model
 
 from onelora_vision.errors import InputError
 from onelora_vision.training.loop import TrainingSummary
-from onelora_vision.training.report import aggregate_seeds, count_parameters, plot_loss, print_plan, write_results
+from onelora_vision.training.report import (
+    aggregate_seeds,
+    count_parameters,
+    plot_loss,
+    print_plan,
+    publish,
+    write_results,
+)
 
 SUMMARY = TrainingSummary(3, 0, 0.3, 0.1, {"loss": [3.0, 2.0, 1.0]}, [], None, None)
 
@@ -75,3 +82,16 @@ def test_the_plan_counts_epochs_and_bytes(capsys):
     printed = capsys.readouterr().out
     assert f"{count_parameters(model)['trainable_parameters']:,} of" in printed
     assert "10, 2.00 epochs" in printed
+
+
+def test_the_adapter_is_uploaded_when_asked(tmp_path, monkeypatch, capsys):
+    from onelora_vision.adapters import hub
+
+    sent = []
+    monkeypatch.setattr(hub, "push_adapter", lambda folder, name: sent.append((folder, name)) or "https://hub/x")
+    publish(TinyConfig(output_dir=str(tmp_path / "run")))
+    assert not sent
+    publish(TinyConfig(output_dir=str(tmp_path / "run"), push_to_hub=True))
+    publish(TinyConfig(output_dir=str(tmp_path / "run"), push_to_hub=True, hub_model_id="me/digits"))
+    assert sent == [(tmp_path / "run" / "adapter", "run"), (tmp_path / "run" / "adapter", "me/digits")]
+    assert "https://hub/x" in capsys.readouterr().out
