@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from onelora_vision.errors import InputError
 from onelora_vision.metrics.generative import Features, weights_hash
+from onelora_vision.metrics.inception import DOWNLOAD
 
 MODEL = "vit_large_patch14_dinov2.lvd142m"
 SIDE = 224  # pixels
@@ -16,7 +17,7 @@ class DinoFeatures(Features):
     """The class token of DINOv2 ViT-L/14 at 224 pixels, or of another of timm's vision transformers.
 
     Args:
-        weights: the model's weights, as timm has them on the hub (``model.safetensors``).
+        weights: the model's weights, as timm has them on the hub (``model.safetensors``); "download" fetches them.
         model: timm's name of it.
 
     Raises:
@@ -28,16 +29,17 @@ class DinoFeatures(Features):
     def __init__(self, weights: str | Path | None = None, model: str = MODEL):
         import timm
 
-        if weights is None or not Path(weights).is_file():
+        if weights is None or not (weights == DOWNLOAD or Path(weights).is_file()):
             raise InputError(
                 f"--fid_weights {weights}: no file; --fid_features dinov2 needs timm's weights of {model}: download "
-                f"https://huggingface.co/timm/{model}/resolve/main/model.safetensors and give --fid_weights its path"
+                f"https://huggingface.co/timm/{model}/resolve/main/model.safetensors and give --fid_weights its path, "
+                f"or --fid_weights {DOWNLOAD}"
             )
         try:
             self.model = timm.create_model(
                 model,
                 pretrained=True,
-                pretrained_cfg_overlay={"file": str(weights)},
+                pretrained_cfg_overlay=None if weights == DOWNLOAD else {"file": str(weights)},
                 num_classes=0,
                 img_size=SIDE,
                 global_pool="token",

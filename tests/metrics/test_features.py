@@ -79,6 +79,16 @@ def test_inception_loads_safely_and_says_what_is_missing(inception_file, tmp_pat
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     with pytest.raises(InputError, match=r"hub/checkpoints/weights-inception.*download https"):
         open_features("inception")
+    fetched = []
+
+    def fetch(url, path, hash_prefix):
+        fetched.append(url)
+        torch.save(torch.load(inception_file, weights_only=True), path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    for _ in range(2):
+        assert open_features("inception", "download").weights_hash == first.weights_hash
+    assert len(fetched) == 1
     torch.save({"a": print}, tmp_path / "evil.pth")
     with pytest.raises(InputError, match="cannot be read as weights"):
         InceptionFeatures(tmp_path / "evil.pth")
