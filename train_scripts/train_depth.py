@@ -121,38 +121,13 @@ def run(config: DepthConfig) -> dict:
 
     # Data and task.
     size = InputSize.parse(config.resolution or base.config.backbone_config.image_size, base.config.patch_size)
-    train_name, eval_name = dataset_names(config)
-    train_split = config.train_split or FORMATS[train_name].train_split
-    eval_split = config.eval_split or FORMATS[eval_name].eval_split
-    eval_root = config.eval_data_dir or config.train_data_dir
-    train_data = DepthDataset(
-        open_frames(train_name, config.train_data_dir, train_split, config.train_split_file),
-        caps_of(train_name, config, base),
-        size,
-        train=True,
-        random_flip=config.random_flip,
-        color_jitter=config.color_jitter,
-        limit=config.max_train_samples,
-    )
-    eval_data = DepthDataset(
-        open_frames(eval_name, eval_root, eval_split, config.eval_split_file),
-        caps_of(eval_name, config, base),
-        size,
-        limit=config.max_eval_samples,
-    )
+    train_data, eval_data = open_data(config, base, size)
     if config.dry_run:
         print_plan(config, model, len(train_data), accelerator.num_processes)
         return {}
     loader = accelerator.prepare(evaluation_loader(eval_data, config.eval_batch_size, config.dataloader_num_workers))
-    task = DepthTask(
-        model,
-        eval_data.caps,
-        config.loss,
-        config.silog_lambda,
-        config.silog_factor,
-        config.gradient_weight,
-        after_evaluation=lambda model: save_pictures(output / "pictures.png", model, eval_data, config),
-    )
+    losses = (config.loss, config.silog_lambda, config.silog_factor, config.gradient_weight)
+    task = DepthTask(model, eval_data.caps, *losses)
 
     # Train, with an evaluation before and after.
     info = AdapterInfo(
@@ -160,10 +135,11 @@ def run(config: DepthConfig) -> dict:
         method=config.method,
         base=config.pretrained_model_name_or_path,
         base_fingerprint=base_fingerprint,
-        protocol=protocol(config, eval_split, eval_data, size),
+        protocol=protocol(config, eval_data, size),
         extra={"max_depth": base.config.max_depth if is_metric(base) else None, "resolution": config.resolution},
     )
     before = evaluate(task, loader, accelerator)
+    task.after_evaluation = lambda model: save_pictures(output / "pictures.png", model, eval_data, config)
     summary = train(
         task,
         train_data,
@@ -220,12 +196,12 @@ def fit_head(base: nn.Module, config: DepthConfig, accelerator: Accelerator) -> 
             accelerator.print(f"the head's range is opened from {base.config.max_depth} m to the caps' {far:g} m")
             set_max_depth(base, math.ceil(far))
         return config.train_head
-    if not is_metric(base):
+    relative = not is_metric(base)
+    if relative:
         accelerator.print(
             f"warning: {config.pretrained_model_name_or_path} is a relative checkpoint: its head's last layer starts "
             f"anew for {config.max_depth} m and the head is trained whole and saved with the adapter"
         )
-    relative = not is_metric(base)
     set_max_depth(base, config.max_depth)
     return config.train_head or relative
 
@@ -236,13 +212,33 @@ def caps_of(name: str, config: DepthConfig, base: nn.Module) -> Caps:
     return caps_by_name(protocol) if protocol else Caps(1e-3, float(config.max_depth or base.config.max_depth))
 
 
-def protocol(config: DepthConfig, split: str, data: DepthDataset, size: InputSize) -> str:
+def open_data(config: DepthConfig, base: nn.Module, size: InputSize) -> tuple[DepthDataset, DepthDataset]:
+    """The data to train on and to evaluate on."""
+    train_name, eval_name = dataset_names(config)
+    train_split = config.train_split or FORMATS[train_name].train_split
+    train_frames = open_frames(train_name, config.train_data_dir, train_split, config.train_split_file)
+    eval_root = config.eval_data_dir or config.train_data_dir
+    eval_frames = open_frames(eval_name, eval_root, eval_split(config), config.eval_split_file)
+    augmentation = {"random_flip": config.random_flip, "color_jitter": config.color_jitter}
+    train_caps, eval_caps = caps_of(train_name, config, base), caps_of(eval_name, config, base)
+    return (
+        DepthDataset(train_frames, train_caps, size, train=True, limit=config.max_train_samples, **augmentation),
+        DepthDataset(eval_frames, eval_caps, size, limit=config.max_eval_samples),
+    )
+
+
+def eval_split(config: DepthConfig) -> str:
+    """The split to evaluate on."""
+    return config.eval_split or FORMATS[dataset_names(config)[1]].eval_split
+
+
+def protocol(config: DepthConfig, data: DepthDataset, size: InputSize) -> str:
     """How the figures are measured, in one line."""
     caps, name = data.caps, dataset_names(config)[1]
     shape = f"{size.height}x{size.width}" if size.width else f"shorter side {size.height}"
     aligned = ", scale and shift aligned per image" if config.loss == "ssi" else ""
     return (
-        f"{name} {split}, {len(data)} images, {caps.near:g}-{caps.far:g} m, crop {caps.crop}, "
+        f"{name} {eval_split(config)}, {len(data)} images, {caps.near:g}-{caps.far:g} m, crop {caps.crop}, "
         f"input {shape}, prediction resized to the truth and clamped{aligned}, mean over images"
     )
 
