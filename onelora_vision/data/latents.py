@@ -158,8 +158,10 @@ def cache_latents(
     keys = content_hashes(dataset.source, accelerator.is_local_main_process)
     store = LatentStore(folder)
     missing = {key: index for index, key in enumerate(keys) if key not in store}
-    accelerator.wait_for_everyone()  # all see the same entries missing before the first writes one
-    own = list(missing.values())[accelerator.process_index :: accelerator.num_processes]
+    # An image's process is told by its hash, so that none is left out when another run adds entries at the same time.
+    own = [
+        i for key, i in missing.items() if int(key[:15], 16) % accelerator.num_processes == accelerator.process_index
+    ]
     images = ClassImageDataset(dataset.source, plain, dataset.on_bad_image)
     try:
         _encode(images, own, keys, vae, store, batch_size, num_workers, accelerator.is_local_main_process)
