@@ -89,6 +89,7 @@ class DiTConfig(TrainingConfig):
     output_dir: str = option("output/dit", "folder for checkpoints, adapter and results", may_change=True)
     train_batch_size: int = option(64, "samples per step and process, before accumulation", may_change=True)
     eval_batch_size: int = option(125, "samples per batch of an evaluation", may_change=True)
+    max_train_steps: int | None = option(600, "optimizer steps; overrides --num_train_epochs", may_change=True)
     learning_rate: float = option(6e-3, "peak learning rate of the adapter's vectors")
     head_learning_rate: float | None = option(3e-2, "the same for the label table")
     lr_scheduler: Schedule = option("linear", "shape of the learning rate over the steps")
