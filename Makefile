@@ -1,5 +1,5 @@
 PYTHON ?= python
-SOURCES = onelora_vision train_scripts app tests benchmarks
+SOURCES = onelora_vision train_scripts benchmarks tests
 
 .PHONY: quality style test
 

@@ -47,7 +47,7 @@ class DepthConfig(TrainingConfig):
     max_train_steps: int | None = option(300, "optimizer steps; overrides --num_train_epochs", may_change=True)
     learning_rate: float = option(1e-2, "peak learning rate of the adapter's vectors")
     lr_scheduler: Schedule = option("cosine", "shape of the learning rate over the steps")
-    lr_warmup_steps: int = option(20, "optimizer steps over which the rate rises from zero")
+    lr_warmup_steps: int = option(20, "optimizer steps over which the rate rises from zero, at most the run")
 
     pretrained_model_name_or_path: str = option(EMBEDDED, "folder or hub id of a transformers Depth Anything")
     revision: str | None = option(None, "revision of the model on the hub")

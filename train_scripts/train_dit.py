@@ -93,7 +93,7 @@ class DiTConfig(TrainingConfig):
     learning_rate: float = option(6e-3, "peak learning rate of the adapter's vectors")
     head_learning_rate: float | None = option(3e-2, "the same for the label table")
     lr_scheduler: Schedule = option("linear", "shape of the learning rate over the steps")
-    lr_warmup_steps: int = option(50, "optimizer steps over which the rate rises from zero")
+    lr_warmup_steps: int = option(50, "optimizer steps over which the rate rises from zero, at most the run")
 
     def __post_init__(self):
         super().__post_init__()

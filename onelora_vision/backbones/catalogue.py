@@ -172,7 +172,9 @@ def _from_config(where: str, config: dict, num_classes: int | None, fuse_qkv: bo
         return _llama(num_classes, fuse_qkv, **{k: v for k, v in config.items() if k in _LLAMA_FIELDS})
     if "architecture" in config:  # a timm folder
         return _timm(config["architecture"], num_classes)
-    raise InputError(f"{where}: a {kind or config.get('_class_name')!r} model; known are DiT, ViT, Depth Anything, LLaMA")
+    raise InputError(
+        f"{where}: a {kind or config.get('_class_name')!r} model; known are DiT, ViT, Depth Anything, LLaMA"
+    )
 
 
 _DIT_FIELDS = (
@@ -209,9 +211,7 @@ def _dit_sizes() -> dict[str, Callable]:
 NAMED: dict[str, Callable[[int | None, bool], Backbone]] = {
     **_dit_sizes(),
     "vit-b-16": _sized(_vit),  # ViTConfig's defaults are ViT-B/16 at 224 pixels
-    "vit-l-16": _sized(
-        _vit, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
-    ),
+    "vit-l-16": _sized(_vit, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
     "depth-anything-s": _depth_anything_sized(384, 12, 6, [48, 96, 192, 384], 64),
     "depth-anything-b": _depth_anything_sized(768, 12, 12, [96, 192, 384, 768], 128),
     "depth-anything-l": _depth_anything_sized(1024, 24, 16, [256, 512, 1024, 1024], 256),

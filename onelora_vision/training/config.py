@@ -49,7 +49,7 @@ class TrainingConfig:
     )
     scale_lr: bool = option(False, "multiply the rates by processes x batch size x accumulation")
     lr_scheduler: Schedule = option("constant", "shape of the learning rate over the steps")
-    lr_warmup_steps: int = option(0, "optimizer steps over which the rate rises from zero")
+    lr_warmup_steps: int = option(0, "optimizer steps over which the rate rises from zero, at most the run")
     lr_num_cycles: int = option(1, "restarts of cosine_with_restarts")
     lr_power: float = option(1.0, "exponent of the polynomial schedule")
     adam_beta1: float = option(0.9, "AdamW's decay of the gradient's mean")

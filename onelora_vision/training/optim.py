@@ -53,12 +53,10 @@ def build_scheduler(
     """
     from diffusers.optimization import get_scheduler
 
-    if config.lr_warmup_steps > num_steps:
-        raise InputError(f"--lr_warmup_steps {config.lr_warmup_steps} is more than the run's {num_steps} steps")
     return get_scheduler(
         config.lr_scheduler,
         optimizer,
-        num_warmup_steps=config.lr_warmup_steps,
+        num_warmup_steps=min(config.lr_warmup_steps, num_steps),  # a short trial run is all warm-up
         num_training_steps=num_steps,
         num_cycles=config.lr_num_cycles,
         power=config.lr_power,

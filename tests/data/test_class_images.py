@@ -254,7 +254,9 @@ def test_nothing_readable_is_an_error(tmp_path):
 
 def test_validation_images_are_the_data_sets_own_or_a_part_of_the_training_images(folder):
     train, validation = open_training_images("embedded", validation_fraction=0.5)
-    assert validation.split == "validation" and len(validation) == len(open_class_images("embedded", split="validation"))
+    assert validation.split == "validation" and len(validation) == len(
+        open_class_images("embedded", split="validation")
+    )
     assert len(train) == len(open_class_images("embedded"))
     train, validation = open_training_images("imagefolder", folder, validation_fraction=0.25)
     assert (len(train), len(validation)) == (18, 6) and validation.split == "validation"

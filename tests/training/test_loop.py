@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 from tiny_run import NoisyColors, TinyConfig, TinyTask, run, tiny_model
 
 from onelora_vision.errors import InputError, TrainingError
+from onelora_vision.training import setup
 from onelora_vision.training.loop import train
 from onelora_vision.training.setup import start_run
 
@@ -238,11 +239,15 @@ def test_an_adapter_that_gets_no_gradient_is_named(tmp_path):
         train(Detached(tiny_model(config), config), NoisyColors(config), config, accelerator)
 
 
-def test_the_settings_of_accelerate_that_do_not_work_are_one_line(tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("fp16 works on a GPU")
-    with pytest.raises(InputError, match="accelerate refuses"):
-        start_run(TinyConfig(output_dir=str(tmp_path), mixed_precision="fp16"))
+def test_the_settings_of_accelerate_that_do_not_work_are_one_line(tmp_path, monkeypatch):
+    def refuse(**settings):
+        raise ValueError("fp8 mixed precision\nrequires another GPU")
+
+    monkeypatch.setattr(setup, "Accelerator", refuse)
+    with pytest.raises(
+        InputError, match="accelerate refuses these settings: fp8 mixed precision requires another GPU"
+    ):
+        start_run(TinyConfig(output_dir=str(tmp_path)))
 
 
 def test_a_dry_run_touches_no_folder(tmp_path):
