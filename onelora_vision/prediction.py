@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from onelora_vision.adapters.files import fingerprint, read_adapter
+from onelora_vision.backbones.fuse import fuse_qkv
 from onelora_vision.backbones.vit import ViT, classifier_names, load_vit, replace_head
 from onelora_vision.errors import InputError
 
@@ -36,5 +37,7 @@ def load_classifier(
             f"{adapter}: trained on another base than {place} (fingerprint {info.base_fingerprint}, found {found}); "
             f"the file names {info.base!r}"
         )
+    if info.extra.get("fuse_qkv"):
+        fuse_qkv(vit.model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return replace(vit, model=loaded.attach(vit.model).to(device).eval())

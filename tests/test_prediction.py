@@ -5,12 +5,21 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import ViTConfig, ViTForImageClassification
 
 from onelora_vision import embedded
 from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
-from onelora_vision.backbones.vit import load_vit, logits_of, predict_classes, replace_head, vit_adaptation
+from onelora_vision.backbones.fuse import fuse_qkv
+from onelora_vision.backbones.vit import (
+    classifier_names,
+    load_vit,
+    logits_of,
+    predict_classes,
+    replace_head,
+    vit_adaptation,
+)
 from onelora_vision.errors import InputError
-from onelora_vision.methods import apply_method
+from onelora_vision.methods import apply_method, trainable_parameters
 from onelora_vision.prediction import load_classifier
 
 
@@ -43,6 +52,27 @@ def test_a_loaded_classifier_answers_as_the_trained_one(trained, file):
     found = predict_classes(vit, [Image.new("RGB", (50, 40), "red")])
     assert {name for name, _ in found[0]} == {"ä", "b", "c"}
     assert sum(probability for _, probability in found[0]) == pytest.approx(1, abs=1e-5)
+
+
+def test_fused_attention_is_fused_again(tmp_path):
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "base")
+    vit = replace_head(load_vit(str(tmp_path / "base")), ["a", "b"], seed=0)
+    mark = fingerprint(vit.model, classifier_names(vit.model))
+    fuse_qkv(vit.model)
+    model = apply_method(vit.model, "lora", vit_adaptation(vit.model)).eval()
+    assert trainable_parameters(model) == (16 + 48) + (16 + 16) + 2 * (16 + 32) + 2 * 17
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    info = AdapterInfo("classification", "lora", vit.base, mark, class_names=["a", "b"], extra={"fuse_qkv": True})
+    save_adapter(model, tmp_path / "adapter", info)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = logits_of(model, images)
+        assert torch.equal(logits_of(load_classifier(tmp_path / "adapter", device="cpu").model, images), expected)
 
 
 def test_another_base_is_refused(trained, tmp_path):

@@ -17,6 +17,7 @@ from timm.data import create_transform
 
 from onelora_vision.adapters.files import AdapterInfo, fingerprint, read_adapter, save_adapter
 from onelora_vision.backbones.base import norms_with_parameters
+from onelora_vision.backbones.fuse import fuse_qkv
 from onelora_vision.backbones.vit import (
     EMBEDDED,
     ViT,
@@ -61,6 +62,7 @@ class ClassificationConfig(TrainingConfig):
     resolution: int | None = option(None, "side of the images in pixels (default: the base's)")
     fresh_head: bool = option(False, "start from a new head even where the base's head knows the classes")
     drop_path: float = option(0.0, "stochastic depth rate while training (timm)")
+    fuse_qkv: bool = option(False, "adapt one fused qkv per block where the host (transformers) keeps q, k, v apart")
     freeze_norms: bool = option(False, "keep normalisation layers as they are, also with --method full")
 
     dataset_name: str = option(
@@ -172,6 +174,8 @@ def run(config: ClassificationConfig) -> dict:
     training, validation, test = open_images(config)
     vit = load_base(config, training.class_names)
     base_fingerprint = fingerprint(vit.model, exclude=classifier_names(vit.model))
+    if config.fuse_qkv:
+        fuse_qkv(vit.model)
     model = adapt(vit, config).to(accelerator.device)
     if config.dry_run:
         if accelerator.is_main_process:
@@ -189,7 +193,7 @@ def run(config: ClassificationConfig) -> dict:
         base_fingerprint=base_fingerprint,
         class_names=vit.class_names,
         protocol=f"{len(test)} images of {test.name} {test.split} at {vit.data_config['input_size'][-1]} pixels",
-        extra={"architecture": config.architecture, "resolution": config.resolution},
+        extra={name: getattr(config, name) for name in ("architecture", "resolution", "fuse_qkv")},
     )
     save = partial(save_adapter, model, info=info)
 

@@ -25,6 +25,7 @@ from onelora_vision.backbones.depth_anything import (
     require_metric,
     set_max_depth,
 )
+from onelora_vision.backbones.fuse import fuse_qkv
 from onelora_vision.data.depth.caps import Caps, caps_by_name
 from onelora_vision.data.depth.dataset import DepthDataset, InputSize
 from onelora_vision.data.depth.formats import FORMATS, find_format, open_frames
@@ -56,6 +57,7 @@ class DepthConfig(TrainingConfig):
     max_depth: int | None = option(
         None, "metres that the head reaches (default: the model's, or more if the caps ask)"
     )
+    fuse_qkv: bool = option(False, "adapt one fused qkv per block instead of q, k, v")
     train_head: bool = option(False, "train the head (three convolutions) whole, besides what the method trains")
 
     dataset_name: str = option("streets", ", ".join(FORMATS))
@@ -107,6 +109,8 @@ def run(config: DepthConfig) -> dict:
     train_head = fit_head(base, config, accelerator)
 
     # Adapter: the encoder's linear layers, as in the paper.
+    if config.fuse_qkv:
+        fuse_qkv(base)
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     model = apply_method(
@@ -136,7 +140,11 @@ def run(config: DepthConfig) -> dict:
         base=config.pretrained_model_name_or_path,
         base_fingerprint=base_fingerprint,
         protocol=protocol(config, eval_data, size),
-        extra={"max_depth": base.config.max_depth if is_metric(base) else None, "resolution": config.resolution},
+        extra={
+            "max_depth": base.config.max_depth if is_metric(base) else None,
+            "resolution": config.resolution,
+            "fuse_qkv": config.fuse_qkv,
+        },
     )
     before = evaluate(task, loader, accelerator)
     task.after_evaluation = lambda model: save_pictures(output / "pictures.png", model, eval_data, config)

@@ -111,6 +111,7 @@ def _generation(info: AdapterInfo, place: str) -> Base:
 
 def _classification(info: AdapterInfo, place: str) -> Base:
     from onelora_vision import embedded
+    from onelora_vision.backbones.fuse import fuse_qkv
     from onelora_vision.backbones.vit import EMBEDDED, classifier_names, load_vit, replace_head
 
     options = {key: info.extra.get(key) for key in ("architecture", "resolution")}
@@ -118,6 +119,8 @@ def _classification(info: AdapterInfo, place: str) -> Base:
     mark = fingerprint(loaded.model, exclude=classifier_names(loaded.model))
     if info.class_names:
         loaded = replace_head(loaded, info.class_names)
+    if info.extra.get("fuse_qkv"):
+        fuse_qkv(loaded.model)
     source = str(embedded.VIT) if place == EMBEDDED else place
     classes = len(info.class_names or []) or None
     if hasattr(loaded.model, "pretrained_cfg"):
@@ -145,6 +148,7 @@ def _given(**options) -> dict:
 def _depth(info: AdapterInfo, place: str) -> Base:
     from onelora_vision import embedded
     from onelora_vision.backbones.depth_anything import EMBEDDED, is_metric, load_depth_anything, set_max_depth
+    from onelora_vision.backbones.fuse import fuse_qkv
 
     model = load_depth_anything(place)
     mark = fingerprint(model, exclude=["head"])
@@ -152,5 +156,7 @@ def _depth(info: AdapterInfo, place: str) -> Base:
     if max_depth is not None and (not is_metric(model) or max_depth != model.config.max_depth):
         set_max_depth(model, max_depth)
         changed, options = ("head",), {"max_depth": int(max_depth), "depth_estimation_type": "metric"}
+    if info.extra.get("fuse_qkv"):
+        fuse_qkv(model)
     source = str(embedded.DEPTH) if place == EMBEDDED else place
     return Base(model, "transformers", source, mark, model, options=options, changed=changed)

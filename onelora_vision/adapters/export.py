@@ -245,7 +245,9 @@ def _save_timm(job: Job, merged: torch.nn.Module, folder: Path) -> None:
 
 
 def _save_transformers(job: Job, merged: torch.nn.Module, folder: Path) -> None:
-    merged.to(DTYPES[job.dtype]).save_pretrained(folder, max_shard_size=job.max_shard_size)
+    from onelora_vision.backbones.fuse import unfuse_qkv
+
+    unfuse_qkv(merged).to(DTYPES[job.dtype]).save_pretrained(folder, max_shard_size=job.max_shard_size)
     processor = Path(job.base.source) / "preprocessor_config.json"
     if processor.is_file():
         (folder / processor.name).write_bytes(processor.read_bytes())

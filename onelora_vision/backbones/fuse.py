@@ -11,6 +11,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Attention
 from transformers.models.vit.modeling_vit import ViTAttention, eager_attention_forward
 
+from onelora_vision.errors import InputError
+
 FUSABLE = (ViTAttention, Dinov2Attention)
 _SHARED = ("config", "num_attention_heads", "head_dim", "attention_dropout", "scaling", "is_causal")
 
@@ -48,7 +50,13 @@ class FusedAttention(nn.Module):
 
 
 def fuse_qkv(model: nn.Module) -> nn.Module:
-    """Replace every split attention under ``model`` by a `FusedAttention`, in place."""
+    """Replace every split attention under ``model`` by a `FusedAttention`, in place.
+
+    Raises:
+        InputError: there is none: q, k, v are one linear already (timm), or the attention is of another kind.
+    """
+    if not any(isinstance(module, (*FUSABLE, FusedAttention)) for module in model.modules()):
+        raise InputError(f"fuse_qkv: {type(model).__name__} has no attention with q, k, v apart; leave the option out")
     return _replace(model, FUSABLE, FusedAttention)
 
 

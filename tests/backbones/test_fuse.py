@@ -4,6 +4,7 @@ from torch import nn
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from onelora_vision.backbones.fuse import FusedAttention, fuse_qkv, unfuse_qkv
+from onelora_vision.errors import InputError
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
 
@@ -14,6 +15,11 @@ def model(request):
     if request.param == "dinov2":
         return Dinov2Model(Dinov2Config(**SMALL)).eval()
     return ViTModel(ViTConfig(**SMALL, intermediate_size=64, qkv_bias=request.param == "vit")).eval()
+
+
+def test_a_model_without_split_attention_is_refused():
+    with pytest.raises(InputError, match="Linear has no attention with q, k, v apart"):
+        fuse_qkv(nn.Linear(2, 2))
 
 
 @torch.no_grad()

@@ -78,8 +78,10 @@ def test_a_run_leaves_adapter_results_and_pictures(base, streets, tmp_path):
     assert info.metrics["after"] == results["metrics"]["after"]
 
 
-def test_the_saved_adapter_gives_the_reported_figures(base, streets, tmp_path):
-    results = run(config_of(base, streets, tmp_path, max_depth=80, learning_rate=0.02, train_head=True))
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_saved_adapter_gives_the_reported_figures(base, streets, tmp_path, fused):
+    flags = {"max_depth": 80, "learning_rate": 0.02, "train_head": True, "fuse_qkv": fused}
+    results = run(config_of(base, streets, tmp_path, **flags))
     estimator = load_depth_estimator(tmp_path / "adapter")
     errors = []
     for index in (4, 5):
