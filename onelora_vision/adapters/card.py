@@ -11,10 +11,10 @@ from onelora_vision.generator import load_generator
 generator = load_generator("{folder}")  # finds the base by its id; base="…" gives another place
 images = generator.sample(["{example}"], seeds=[0])  # (1, 3, H, W) in [0, 1]""",
     "depth": """\
-from onelora_vision.depth_maps import estimate_depth, load_depth_estimator
+from onelora_vision.depth_maps import load_depth_estimator
 
-model = load_depth_estimator("{folder}")  # finds the base by its id; base="…" gives another place
-depth = estimate_depth(model, image)  # (H, W), of a Pillow image""",
+estimator = load_depth_estimator("{folder}")  # finds the base by its id; base="…" gives another place
+depth = estimator(image)  # (H, W) metres, of a Pillow image""",
     None: """\
 import onelora_vision  # registers the method in PEFT
 from peft import PeftModel
