@@ -208,7 +208,7 @@ def run(config: ClassificationConfig) -> dict:
     if accelerator.is_main_process:
         draw_report(first, task.predictions, vit.class_names, output)
         plot_loss(output / "loss.png", summary.history)
-        save(output / "adapter")
+        save(output / "adapter", pictures=[output / "confusion.png", output / "reliability.png", output / "loss.png"])
         results = write_results(
             output / "results.json",
             task=info.task,

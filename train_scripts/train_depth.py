@@ -163,8 +163,9 @@ def run(config: DepthConfig) -> dict:
     info.metrics = {"before": before, "after": after}
     results = {"metrics": info.metrics}
     if accelerator.is_main_process:
-        save_adapter(model, output / "adapter", info)
         plot_loss(output / "loss.png", summary.history)
+        pictures = [path for path in (output / "pictures.png", output / "loss.png") if path.exists()]
+        save_adapter(model, output / "adapter", info, pictures=pictures)
         results = write_results(
             output / "results.json",
             task="depth",

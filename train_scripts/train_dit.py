@@ -325,9 +325,10 @@ def main(argv: list[str] | None = None) -> None:
     # Save
     if accelerator.is_main_process:
         info.metrics = {"before": before, "after": after}
-        save_adapter(model, output / "adapter", info)
         plot_loss(output / "loss.png", summary.history)
         draw_samples(config, base, model, summary.steps, output / "samples.png")
+        pictures = [path for path in (output / "samples.png", output / "loss.png") if path.exists()]
+        save_adapter(model, output / "adapter", info, pictures=pictures)
         write_results(
             output / "results.json",
             task="generation",

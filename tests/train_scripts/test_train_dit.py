@@ -83,7 +83,7 @@ def test_a_user_fine_tunes_a_pipeline_folder_on_food101_resumes_and_samples(dit_
     assert results["adapter_parameters"] == 2 * 480 + 96
     assert results["trainable_parameters"] == results["adapter_parameters"] + 4 * 32
     assert sorted(p.name for p in (output / "adapter").iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "loss.png", "samples.png",
     ]  # fmt: skip
     assert yaml.safe_load((output / "config.yaml").read_text())["dataset_name"] == "food101"
     assert {"samples.png", "loss.png", "checkpoint-2", "checkpoint-4"} <= {p.name for p in output.iterdir()}
