@@ -1,8 +1,9 @@
 """Fine-tune Depth Anything to metric depth: ``python train_scripts/train_depth.py``, or under ``accelerate launch``.
 
 Without arguments: the small model that ships with the package, from rendered rooms (up to 10 m) to rendered streets
-(2-80 m), on a CPU. With ``--pretrained_model_name_or_path`` any Depth Anything of transformers, with ``--dataset_name``
-and ``--train_data_dir`` NYU, KITTI, DIODE, Hypersim, Virtual KITTI 2 or a ``metadata.jsonl``. All depths are metres.
+(2-80 m), on a CPU. With ``--pretrained_model_name_or_path`` any Depth Anything of transformers; with
+``--dataset_name`` and ``--train_data_dir`` NYU, KITTI, DIODE, Hypersim, Virtual KITTI 2 or a ``metadata.jsonl``. All
+depths are metres.
 """
 
 import math
@@ -194,8 +195,8 @@ def fit_head(base: nn.Module, config: DepthConfig, accelerator: Accelerator) -> 
     if config.loss == "ssi":
         if is_metric(base):
             raise InputError(
-                f"{config.pretrained_model_name_or_path} is a metric checkpoint, and --loss ssi trains relative inverse "
-                "depth: use --loss silog, or a relative checkpoint"
+                f"{config.pretrained_model_name_or_path} is a metric checkpoint, and --loss ssi trains relative "
+                "inverse depth: use --loss silog, or a relative checkpoint"
             )
         return config.train_head
     if config.max_depth is None:

@@ -57,7 +57,7 @@ class Scene:
     ball_surfaces: list[tuple] = field(default_factory=list)
 
     def box(self, center, half, color, yaw: float = 0.0, texture: int = PLAIN, scale: float = 1.0) -> None:
-        """A box turned by ``yaw`` about the vertical; ``half`` is half its size; ``scale`` the texture's, in metres."""
+        """A box turned by ``yaw`` about the vertical; ``half`` is half its size; ``scale`` the texture's."""
         self.boxes.append((*center, *half, yaw))
         self.box_surfaces.append((*color, texture, scale))
 

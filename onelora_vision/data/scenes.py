@@ -21,7 +21,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class RenderedScene(NamedTuple):
-    """One picture: ``image`` (H, W, 3) uint8, ``depth`` (H, W) fp32 metres (0 where invalid), ``valid`` (H, W) bool."""
+    """One picture: ``image`` (H, W, 3) uint8, ``depth`` (H, W) metres (0 where invalid), ``valid`` (H, W) bool."""
 
     image: np.ndarray
     depth: np.ndarray

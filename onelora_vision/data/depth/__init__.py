@@ -1,1 +1,1 @@
-"""Data sets of pictures with metric depth: `formats.open_frames` opens them, `dataset.DepthDataset` feeds a network."""
+"""Pictures with metric depth: `formats.open_frames` opens them, `dataset.DepthDataset` feeds a network."""

@@ -81,8 +81,8 @@ def _why_empty(frame: DepthFrame, caps: Caps) -> str:
         return "no valid depth pixel (none is positive and finite inside the mask): leave this frame out"
     if known.min() > caps.far:
         return (
-            f"all depths, {known.min():.4g} to {known.max():.4g} m, lie beyond the cap of {caps.far:g} m: is the scale "
-            "wrong (millimetres need 0.001), or --max_depth too small?"
+            f"all depths, {known.min():.4g} to {known.max():.4g} m, lie beyond the cap of {caps.far:g} m: "
+            "is the scale wrong (millimetres need 0.001), or --max_depth too small?"
         )
     if known.max() < caps.near:
         return f"all depths lie below the cap of {caps.near:g} m (largest {known.max():.4g} m): is the scale wrong?"

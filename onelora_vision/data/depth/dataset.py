@@ -40,7 +40,7 @@ class InputSize(NamedTuple):
         return cls(numbers[0], numbers[1] if len(numbers) == 2 else None, multiple)
 
     def of(self, height: int, width: int) -> tuple[int, int]:
-        """The (height, width) that a whole picture of this size is resized to; the aspect is kept if only one is set."""
+        """The (height, width) that a whole picture is resized to; the aspect is kept if only one is set."""
         if self.width is not None:
             return self.height, self.width
         scale = self.height / min(height, width)
@@ -114,8 +114,8 @@ class DepthDataset(Dataset):
         for sample in samples[1:]:
             if sample["depth"].shape != first["depth"].shape or sample["image"].shape != first["image"].shape:
                 raise InputError(
-                    f"{sample['path']} and {first['path']} are of different sizes ({_size(sample)} and {_size(first)}), "
-                    "which one batch cannot hold: use batches of one for evaluation, and a single number as --resolution"
+                    f"{sample['path']} and {first['path']} are of different sizes "
+                    f"({_size(sample)} and {_size(first)}), which one batch cannot hold: use batches of one for evaluation, and one number as --resolution"
                 )
         return samples
 

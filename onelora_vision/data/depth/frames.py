@@ -63,9 +63,7 @@ def make_frame(
 ) -> DepthFrame:
     """Check that the parts are of one size and mark as valid the positive finite depths that ``mask`` lets through."""
     if image.shape[:2] != depth.shape:
-        raise InputError(
-            f"{name}: the depth is {_size(depth)} pixels, but its image {image_name} is {_size(image)}: they must agree"
-        )
+        raise InputError(f"{name}: the depth is {_size(depth)} pixels, but its image {image_name} is {_size(image)}")
     if mask is not None and mask.shape != depth.shape:
         raise InputError(f"{name}: the depth is {_size(depth)} pixels, but its mask is {_size(mask)}: they must agree")
     depth = depth.astype(np.float32)
@@ -96,7 +94,7 @@ def read_depth_any(path: Path) -> np.ndarray:
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """The array (H, W) or (H, W, 1) of a .npy file or of a .npz with one array, as (H, W) fp32; pickles are refused."""
+    """The array (H, W) or (H, W, 1) of a .npy, or of a .npz with one array, as (H, W) fp32; pickles are refused."""
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):

@@ -1,4 +1,4 @@
-"""KITTI depth (Geiger et al. 2012, Uhrig et al. 2017) by Eigen split lists: 16-bit PNG, metres times 256, 0 unknown."""
+"""KITTI depth (Geiger 2012, Uhrig 2017) by Eigen split lists: 16-bit PNG, 256ths of a metre, 0 unknown."""
 
 from collections.abc import Sequence
 from pathlib import Path

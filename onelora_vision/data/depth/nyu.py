@@ -1,4 +1,4 @@
-"""NYU Depth v2 (Silberman et al. 2012): the labelled .mat file, or folders of images with 16-bit depth in millimetres."""
+"""NYU Depth v2 (Silberman et al. 2012): the labelled .mat file, or folders with 16-bit depth in millimetres."""
 
 from collections.abc import Sequence
 from pathlib import Path
