@@ -9,6 +9,7 @@ depths are metres.
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -148,7 +149,7 @@ def run(config: DepthConfig) -> dict:
         },
     )
     before = evaluate(task, loader, accelerator)
-    task.after_evaluation = lambda model: save_pictures(output / "pictures.png", model, eval_data, config)
+    draw = partial(save_pictures, model=model, data=eval_data, config=config)
     summary = train(
         task,
         train_data,
@@ -156,15 +157,18 @@ def run(config: DepthConfig) -> dict:
         accelerator,
         loader,
         save_adapter=lambda folder: save_adapter(model, folder, info),
+        draw=lambda path, step: draw(path),
         hint=find_method(config.method).hint,
     )
     after = evaluate(task, loader, accelerator)
+    model.eval()
 
     # Save.
     info.metrics = {"before": before, "after": after}
     results = {"metrics": info.metrics}
     if accelerator.is_main_process:
         plot_loss(output / "loss.png", summary.history)
+        draw(output / "pictures.png")
         pictures = [path for path in (output / "pictures.png", output / "loss.png") if path.exists()]
         save_adapter(model, output / "adapter", info, pictures=pictures)
         results = write_results(

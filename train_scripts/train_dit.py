@@ -312,6 +312,7 @@ def main(argv: list[str] | None = None) -> None:
         config,
         accelerator,
         save_adapter=lambda folder: save_adapter(model, folder, info),
+        draw=lambda path, step: draw_samples(config, base, model, step, path),
         hint=find_method(config.method).hint,
     )
 

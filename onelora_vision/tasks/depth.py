@@ -1,7 +1,5 @@
 """Monocular depth: a loss in metres (or, for relative depth, up to scale and shift) and the field's metrics."""
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -20,7 +18,6 @@ class DepthTask:
         loss: "silog" (metres, for a metric model) or "ssi" (scale and shift invariant, for a relative one).
         silog_lambda, silog_factor: see `silog`; 0.5 and 1 are Depth Anything v2's, 0.85 and 10 ZoeDepth's.
         gradient_weight: of the gradient matching loss beside SiLog; 0 leaves it out.
-        after_evaluation: called with the model at the end of every evaluation, on the main process, for pictures.
     """
 
     def __init__(
@@ -31,11 +28,9 @@ class DepthTask:
         silog_lambda: float = 0.5,
         silog_factor: float = 1.0,
         gradient_weight: float = 0.0,
-        after_evaluation: Callable[[nn.Module], None] | None = None,
     ):
         self.model, self.caps, self.loss = model, caps, loss
         self.silog_lambda, self.silog_factor, self.gradient_weight = silog_lambda, silog_factor, gradient_weight
-        self.after_evaluation = after_evaluation
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         """``loss`` of a batch: image (B, 3, h, w), depth and valid (B, H, W). The prediction is resized to the truth."""
@@ -56,8 +51,6 @@ class DepthTask:
             metrics = depth_metrics(compared(self.model, images, depth, valid, self.caps), depth, valid)
             for name, values in accelerator.gather_for_metrics(metrics).items():
                 parts.setdefault(name, []).append(values)
-        if self.after_evaluation is not None and accelerator.is_main_process:
-            self.after_evaluation(self.model)
         return {name: torch.cat(values).mean().item() for name, values in parts.items()}
 
 

@@ -9,7 +9,7 @@ import contextlib
 import math
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -67,6 +67,7 @@ def train(
     accelerator: Accelerator,
     evaluation_loader=None,
     save_adapter: Callable[[Path], None] | None = None,
+    draw: Callable[[Path, int], None] | None = None,
     hint: str = "try a lower --learning_rate",
 ) -> TrainingSummary:
     """Train what in ``task.model`` requires gradients; after it the model holds the result (the average, if any).
@@ -77,6 +78,8 @@ def train(
         save_adapter: writes the adapter's files into a folder; called for the best one, kept in ``output_dir/best``,
             and with ``use_ema`` for the last one without the average, kept in ``output_dir/adapter_without_ema``. By
             default PEFT's ``save_pretrained``.
+        draw: makes a picture of what the model does now, at the path and for the step it is given; called after each
+            evaluation, on the main process, with the model as the evaluation had it. Kept in ``output_dir/validation``.
         hint: what to try when the loss is no longer a number.
 
     Raises:
@@ -94,7 +97,8 @@ def train(
     ema = EMA(model, config.ema_decay) if config.use_ema else None
     run = ckpt.RunState(model, optimizer, scheduler, accelerator.scaler, ema)
     settings = ckpt.run_settings(config, len(dataset), samples_per_step(config, processes))
-    loop = _Loop(task, config, accelerator, run, settings, evaluation_loader, save_adapter or model.save_pretrained)
+    save_adapter = save_adapter or model.save_pretrained
+    loop = _Loop(task, config, accelerator, run, settings, evaluation_loader, save_adapter, draw)
     loop.resume()
     signal_number = loop.go(dataset, steps, OptimizerStep(task, config, accelerator, run, hint))
     if signal_number:
@@ -117,13 +121,19 @@ def train(
 
 def evaluate(task: Task, loader, accelerator: Accelerator, seed: int = 0) -> dict[str, float]:
     """``task.evaluate`` with the bare model in eval mode, without gradients, under seeded generators."""
+    with _evaluation(task, accelerator, seed):
+        return task.evaluate(loader, accelerator)
+
+
+@contextlib.contextmanager
+def _evaluation(task: Task, accelerator: Accelerator, seed: int) -> Iterator[None]:
     wrapped, training = task.model, task.model.training
     task.model = accelerator.unwrap_model(wrapped)  # DDP's forward would wait for processes that have no batch left
     task.model.eval()
     seed_all(seed)
     try:
         with torch.no_grad():
-            return task.evaluate(loader, accelerator)
+            yield
     finally:
         task.model = wrapped
         task.model.train(training)
@@ -138,6 +148,7 @@ class _Loop:
     settings: dict
     evaluation_loader: object
     save_adapter: Callable[[Path], None]
+    draw: Callable[[Path, int], None] | None
     saved_step: int = 0
 
     def resume(self) -> None:
@@ -197,11 +208,19 @@ class _Loop:
             best = self._is_best(figures)
             if best:
                 self.save_to("best")
+            self._draw_validation()
         progress.evaluated_step = progress.step
         progress.evaluations.append((progress.step, figures))
         if best:
             progress.best_step, progress.best_metric = progress.step, figures[config.metric_for_best_model]
         self.accelerator.log({f"evaluation/{name}": value for name, value in figures.items()}, step=progress.step)
+
+    def _draw_validation(self) -> None:
+        if self.draw is None or not self.accelerator.is_main_process:
+            return
+        path = Path(self.config.output_dir) / "validation" / f"step-{self.run.progress.step:06}.png"
+        with _evaluation(self.task, self.accelerator, self.config.seed):
+            self.draw(path, self.run.progress.step)
 
     def save_to(self, name: str) -> None:
         """Write the adapter as it is now into a folder of ``output_dir``."""
