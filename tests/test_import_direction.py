@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up: a part of the package imports only from parts on lines above its own.
 LAYERS = [
-    {"errors", "files", "seeding", "embedded"},
+    {"errors", "files", "seeding", "embedded", "registration"},
     {"tuners", "backbones", "data", "metrics", "diffusion", "pictures"},
     {"methods", "sampling"},
     {"adapters"},

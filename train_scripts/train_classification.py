@@ -5,43 +5,13 @@ images per class, on a CPU. With ``--pretrained_model_name_or_path`` and ``--dat
 transformers on any data set of `onelora_vision.data.class_images`.
 """
 
-import time
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
-from accelerate import Accelerator
-from peft import PeftModel, set_peft_model_state_dict
-from timm.data import create_transform
+from onelora_vision.errors import InputError
+from onelora_vision.training.config import Schedule, TrainingConfig, option, show_help_if_asked
 
-from onelora_vision.adapters.files import AdapterInfo, fingerprint, read_adapter, save_adapter
-from onelora_vision.backbones.base import norms_with_parameters
-from onelora_vision.backbones.fuse import fuse_qkv
-from onelora_vision.backbones.vit import (
-    EMBEDDED,
-    ViT,
-    classifier_names,
-    enable_gradient_checkpointing,
-    load_vit,
-    replace_head,
-    vit_adaptation,
-)
-from onelora_vision.data.class_images import (
-    ClassImageDataset,
-    ClassImages,
-    open_class_images,
-    open_training_images,
-)
-from onelora_vision.data.stream import evaluation_loader
-from onelora_vision.errors import InputError, exits_cleanly
-from onelora_vision.files import write_json
-from onelora_vision.methods import apply_method, find_method
-from onelora_vision.tasks.classification import ClassificationTask, draw_report
-from onelora_vision.training.config import Schedule, TrainingConfig, option, parse_config
-from onelora_vision.training.loop import evaluate, train
-from onelora_vision.training.report import aggregate_seeds, plot_loss, print_plan, publish, write_results
-from onelora_vision.training.setup import start_run
+EMBEDDED = "embedded"
 
 
 @dataclass(kw_only=True)
@@ -75,6 +45,7 @@ class ClassificationConfig(TrainingConfig):
     label_column: str = option("label", "column of the classes, for data sets of `datasets`")
     few_shot: int | None = option(None, "training images per class; 0: all (default: 20 for embedded, else all)")
     validation_fraction: float = option(0.1, "share of the training images held out, if there is no validation split")
+    eval_split: Literal["test", "validation"] = option("test", "images that the figures before and after are of")
     on_bad_image: Literal["error", "skip"] = option("error", "an unreadable image stops the run or is left out")
 
     crop_scale: float = option(0.7, "least area of the random crop; 1: no random crop")
@@ -96,8 +67,48 @@ class ClassificationConfig(TrainingConfig):
             raise InputError(f"--freeze_norms contradicts --method {self.method}, which trains the norms")
 
 
+if __name__ == "__main__":
+    show_help_if_asked(ClassificationConfig, __doc__)  # before the imports that take seconds
+
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from accelerate import Accelerator
+from peft import PeftModel, set_peft_model_state_dict
+from timm.data import create_transform
+
+from onelora_vision.adapters.files import AdapterInfo, fingerprint, read_adapter, save_adapter
+from onelora_vision.backbones.base import norms_with_parameters
+from onelora_vision.backbones.fuse import fuse_qkv
+from onelora_vision.backbones.vit import (
+    ViT,
+    classifier_names,
+    enable_gradient_checkpointing,
+    load_vit,
+    replace_head,
+    vit_adaptation,
+)
+from onelora_vision.data.class_images import (
+    ClassImageDataset,
+    ClassImages,
+    open_class_images,
+    open_training_images,
+)
+from onelora_vision.data.stream import evaluation_loader
+from onelora_vision.errors import exits_cleanly
+from onelora_vision.files import write_json
+from onelora_vision.methods import apply_method, find_method
+from onelora_vision.tasks.classification import ClassificationTask, draw_report
+from onelora_vision.training.config import parse_config
+from onelora_vision.training.loop import evaluate, train
+from onelora_vision.training.report import aggregate_seeds, plot_loss, print_plan, publish, write_results
+from onelora_vision.training.setup import start_run
+
+
 def open_images(config: ClassificationConfig) -> tuple[ClassImages, ClassImages | None, ClassImages]:
-    """Images to train on, to choose settings by, and to report figures of."""
+    """Images to train on, to choose settings by, and to report figures of (a validation split, to choose between runs)."""
     place = {"dataset_name": config.dataset_name, "data_dir": config.data_dir}
     options = {
         "download": config.download,
@@ -112,7 +123,11 @@ def open_images(config: ClassificationConfig) -> tuple[ClassImages, ClassImages 
     few = config.few_shot if config.few_shot is not None else 20 if config.dataset_name == EMBEDDED else 0
     if few:
         training = training.few_shot(few, config.seed)
-    return training, validation, open_class_images(**place, split="test", **options)
+    if config.eval_split == "test":
+        return training, validation, open_class_images(**place, split="test", **options)
+    if validation is None:
+        raise InputError("--eval_split validation needs images held out: set --validation_fraction, such as 0.1")
+    return training, validation, validation
 
 
 def load_base(config: ClassificationConfig, class_names: list[str]) -> ViT:

@@ -6,40 +6,14 @@ Without arguments: the small model that ships with the package, from rendered ro
 depths are metres.
 """
 
-import math
-import time
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Literal
 
-import torch
-from accelerate import Accelerator
-from peft import PeftModel
-from torch import nn
+from onelora_vision.errors import InputError
+from onelora_vision.training.config import Schedule, TrainingConfig, option, show_help_if_asked
 
-from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
-from onelora_vision.backbones.depth_anything import (
-    EMBEDDED,
-    depth_adaptation,
-    is_metric,
-    load_depth_anything,
-    require_metric,
-    set_max_depth,
-)
-from onelora_vision.backbones.fuse import fuse_qkv
-from onelora_vision.data.depth.caps import Caps, caps_by_name
-from onelora_vision.data.depth.dataset import DepthDataset, InputSize
-from onelora_vision.data.depth.formats import FORMATS, find_format, open_frames
-from onelora_vision.data.stream import evaluation_loader
-from onelora_vision.depth_maps import ComparedDepth, save_depth_comparison
-from onelora_vision.errors import InputError, exits_cleanly
-from onelora_vision.methods import apply_method, find_method
-from onelora_vision.tasks.depth import DepthTask, compared
-from onelora_vision.training.config import Schedule, TrainingConfig, option, parse_config
-from onelora_vision.training.loop import evaluate, train
-from onelora_vision.training.report import plot_loss, print_plan, publish, write_results
-from onelora_vision.training.setup import start_run
+EMBEDDED = "embedded/depth"
+DATASETS = "rooms, streets, nyu, kitti, diode_indoor, diode_outdoor, hypersim, vkitti2, jsonl"
 
 
 @dataclass(kw_only=True)
@@ -62,7 +36,7 @@ class DepthConfig(TrainingConfig):
     fuse_qkv: bool = option(False, "adapt one fused qkv per block instead of q, k, v")
     train_head: bool = option(False, "train the head (three convolutions) whole, besides what the method trains")
 
-    dataset_name: str = option("streets", ", ".join(FORMATS))
+    dataset_name: str = option("streets", DATASETS)
     train_data_dir: str | None = option(None, "folder of the training data (NYU: or the .mat file)", may_change=True)
     train_split: str | None = option(None, "split to train on (default: the data set's)")
     train_split_file: str | None = option(None, "list of the training files, as KITTI's Eigen split", may_change=True)
@@ -93,6 +67,42 @@ class DepthConfig(TrainingConfig):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         for name in dataset_names(self):
             find_format(name)
+
+
+if __name__ == "__main__":
+    show_help_if_asked(DepthConfig, __doc__)  # before the imports that take seconds
+
+import math
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
+
+from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
+from onelora_vision.backbones.depth_anything import (
+    depth_adaptation,
+    is_metric,
+    load_depth_anything,
+    require_metric,
+    set_max_depth,
+)
+from onelora_vision.backbones.fuse import fuse_qkv
+from onelora_vision.data.depth.caps import Caps, caps_by_name
+from onelora_vision.data.depth.dataset import DepthDataset, InputSize
+from onelora_vision.data.depth.formats import FORMATS, find_format, open_frames
+from onelora_vision.data.stream import evaluation_loader
+from onelora_vision.depth_maps import ComparedDepth, save_depth_comparison
+from onelora_vision.errors import exits_cleanly
+from onelora_vision.methods import apply_method, find_method
+from onelora_vision.tasks.depth import DepthTask, compared
+from onelora_vision.training.config import parse_config
+from onelora_vision.training.loop import evaluate, train
+from onelora_vision.training.report import plot_loss, print_plan, publish, write_results
+from onelora_vision.training.setup import start_run
 
 
 def run(config: DepthConfig) -> dict:

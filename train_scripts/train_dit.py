@@ -5,36 +5,14 @@ in minutes on two CPU cores, without network. With --pretrained_model_name_or_pa
 --dataset_name food101 the same code is the real thing; train_scripts/configs/dit/ has its settings.
 """
 
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import torch
-
-from onelora_vision import embedded, seeding
-from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
-from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, load_dit
-from onelora_vision.data.class_images import ClassImageDataset, open_class_images
-from onelora_vision.data.content import combined_hash, content_hashes, default_cache
-from onelora_vision.data.digits import HandwrittenDigits
-from onelora_vision.data.generation import SquareCrop
-from onelora_vision.data.latents import LatentDataset, cache_latents
-from onelora_vision.errors import InputError, exits_cleanly
-from onelora_vision.methods import apply_method, find_method
-from onelora_vision.metrics.dinov2 import MODEL
-from onelora_vision.metrics.features import cached_features, open_features
-from onelora_vision.metrics.generative import Features, FeatureSet, Protocol, autoencoder_floor, weights_hash
-from onelora_vision.pictures import save_comparison
-from onelora_vision.sampling import SamplingSettings, sample
-from onelora_vision.tasks.generation import GenerationTask
-from onelora_vision.tasks.sample_evaluation import SampleEvaluator, lent, reference_features, sweep_guidance
-from onelora_vision.training.config import Schedule, TrainingConfig, option, parse_config
-from onelora_vision.training.loop import evaluate, train
-from onelora_vision.training.report import plot_loss, print_plan, publish, write_results
-from onelora_vision.training.setup import start_run
+from onelora_vision.errors import InputError
+from onelora_vision.training.config import Schedule, TrainingConfig, option, show_help_if_asked
 
 EMBEDDED = "embedded"
+DINOV2 = "vit_large_patch14_dinov2.lvd142m"
 
 
 def numbers(name: str, text: str) -> tuple[float, ...]:
@@ -80,7 +58,7 @@ class DiTConfig(TrainingConfig):
         "auto", "features of the Fréchet distance"
     )
     fid_weights: str | None = option(None, "weights of inception or dinov2: a file, or download", may_change=True)
-    fid_timm_model: str = option(MODEL, "timm's transformer behind dinov2")
+    fid_timm_model: str = option(DINOV2, "timm's transformer behind dinov2")
     fid_split: Literal["test", "validation", "train"] = option("test", "real images that samples are compared with")
     fid_num_samples: int = option(500, "images made for it, before and after; 0: none")
     validation_classes: str | None = option(None, "classes in the picture, with commas (default: the first ten)")
@@ -104,7 +82,7 @@ class DiTConfig(TrainingConfig):
         self.sampling()  # refuses what cannot be sampled with
         self.swept_scales()
 
-    def sampling(self) -> SamplingSettings:
+    def sampling(self) -> "SamplingSettings":
         interval = numbers("guidance_interval", self.guidance_interval)
         self._require("guidance_interval", len(interval) == 2, "two numbers, such as 0,1")
         return SamplingSettings(
@@ -113,6 +91,36 @@ class DiTConfig(TrainingConfig):
 
     def swept_scales(self) -> tuple[float, ...]:
         return numbers("guidance_scales", self.guidance_scales) if self.guidance_scales else ()
+
+
+if __name__ == "__main__":
+    show_help_if_asked(DiTConfig, __doc__)  # before the imports that take seconds
+
+import time
+from pathlib import Path
+
+import torch
+
+from onelora_vision import embedded, seeding
+from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
+from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, load_dit
+from onelora_vision.data.class_images import ClassImageDataset, open_class_images
+from onelora_vision.data.content import combined_hash, content_hashes, default_cache
+from onelora_vision.data.digits import HandwrittenDigits
+from onelora_vision.data.generation import SquareCrop
+from onelora_vision.data.latents import LatentDataset, cache_latents
+from onelora_vision.errors import exits_cleanly
+from onelora_vision.methods import apply_method, find_method
+from onelora_vision.metrics.features import cached_features, open_features
+from onelora_vision.metrics.generative import Features, FeatureSet, Protocol, autoencoder_floor, weights_hash
+from onelora_vision.pictures import save_comparison
+from onelora_vision.sampling import SamplingSettings, sample
+from onelora_vision.tasks.generation import GenerationTask
+from onelora_vision.tasks.sample_evaluation import SampleEvaluator, lent, reference_features, sweep_guidance
+from onelora_vision.training.config import parse_config
+from onelora_vision.training.loop import evaluate, train
+from onelora_vision.training.report import plot_loss, print_plan, publish, write_results
+from onelora_vision.training.setup import start_run
 
 
 def load_base(config: DiTConfig) -> DiTBase:

@@ -3,8 +3,6 @@
 import argparse
 
 from onelora_vision.errors import InputError
-from onelora_vision.methods import METHODS, find_method
-from onelora_vision.parameters import count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict]:
+    from onelora_vision.methods import METHODS, find_method
+    from onelora_vision.parameters import count
+
     names = list(METHODS) if args.method == "all" else [name.strip() for name in args.method.split(",")]
     for name in names:
         find_method(name)  # all names are checked before the first is counted

@@ -134,6 +134,15 @@ def parse_config(config_class: type[Config], argv: list[str] | None = None, desc
     return config_class(**{field.name: values[field.name] for field in dataclasses.fields(config_class)})
 
 
+def show_help_if_asked(config_class: type[TrainingConfig], description: str | None) -> None:
+    """Print the help and exit if the command line asks for it.
+
+    A script calls it between its settings and its other imports, so that its help need not wait for torch.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        parse_config(config_class, None, description)
+
+
 def save_config(config: TrainingConfig, path: str | Path) -> None:
     """Write the config as YAML that ``--config`` reads back."""
     import yaml

@@ -1,0 +1,45 @@
+"""Registers the methods of this package as soon as PEFT is imported, without importing PEFT, which takes seconds."""
+
+import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+TUNERS = "onelora_vision.tuners"  # registers on import, see `tuners.registry`
+
+
+def register_with_peft() -> None:
+    """Register now if PEFT is imported already, else right after it is."""
+    if "peft" in sys.modules:
+        importlib.import_module(TUNERS)
+    else:
+        sys.meta_path.insert(0, _PeftFinder())
+
+
+class _PeftFinder(MetaPathFinder):
+    """Finds PEFT where the other finders do; only its loading is followed by our registration."""
+
+    def find_spec(self, name: str, path=None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != "peft":
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next((found for finder in others if (found := finder.find_spec(name, path, target))), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegisteringLoader(spec.loader)
+        return spec
+
+
+class _RegisteringLoader(Loader):
+    """The loader of PEFT, which it leaves on the module as if it had never been here itself."""
+
+    def __init__(self, loader: Loader):
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        importlib.import_module(TUNERS)

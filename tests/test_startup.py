@@ -1,0 +1,78 @@
+"""What starting up leaves unimported, and that the methods are registered in PEFT all the same."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import onelora_vision
+from onelora_vision.data.depth.formats import FORMATS
+from onelora_vision.metrics.dinov2 import MODEL
+from train_scripts import train_depth, train_dit
+
+ROOT = Path(__file__).parents[1]
+SLOW = {"torch", "numpy", "peft", "transformers", "diffusers", "timm", "accelerate", "matplotlib", "sklearn"}
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["onelora", "--help"],
+        ["onelora", "params", "--help"],
+        ["onelora", "plan", "--help"],
+        ["train_scripts/train_dit.py", "--help"],
+        ["train_scripts/train_classification.py", "--help"],
+        ["train_scripts/train_depth.py", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_help_imports_nothing_slow(command):
+    start = (
+        "from onelora_vision.cli import main; main()"
+        if command[0] == "onelora"
+        else f"import runpy; runpy.run_path({command[0]!r}, run_name='__main__')"
+    )
+    code = f"""
+import json, sys
+sys.argv = {command}
+try:
+    {start}
+except SystemExit as stop:
+    assert stop.code == 0
+print(json.dumps(sorted({SLOW} & set(sys.modules))))
+"""
+    assert json.loads(run(code)) == []
+
+
+def test_importing_the_package_imports_nothing_slow_and_offers_all_its_names():
+    assert json.loads(run(f"import json, sys, onelora_vision; print(json.dumps(list({SLOW} & set(sys.modules))))")) == []
+    assert set(onelora_vision.__all__) <= set(dir(onelora_vision))
+    assert all(getattr(onelora_vision, name) is not None for name in onelora_vision.__all__)
+    with pytest.raises(AttributeError, match="OneLoraConfg"):
+        _ = onelora_vision.OneLoraConfg
+
+
+def test_methods_are_registered_when_peft_is_imported_later():
+    code = """
+import importlib.util
+import onelora_vision
+assert importlib.util.find_spec("peft") is not None  # as transformers asks whether there is PEFT
+from peft import PeftConfig, PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+import peft
+assert type(peft.__spec__.loader).__module__.startswith("_frozen_importlib"), peft.__spec__.loader
+print(sorted(str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind in ("ONELORA", "MORA")))
+"""
+    assert run(code) == "['MORA', 'ONELORA']"
+
+
+def test_settings_name_what_they_could_not_import():
+    assert train_depth.DATASETS.split(", ") == list(FORMATS)
+    assert train_dit.DINOV2 == MODEL
