@@ -1,13 +1,47 @@
-"""Pictures for people: grids of samples with their classes named."""
+"""Pictures for people: grids of samples with their classes named, and samples that say how they were drawn."""
 
 import os
 from collections.abc import Mapping, Sequence
 
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from onelora_vision.errors import InputError
 from onelora_vision.files import atomic_file
 
+NOTE_PREFIX = "onelora."
+
 MIN_CELL = 96  # pixels; smaller images are enlarged, without smoothing, so that their own pixels show
+
+
+def save_sample(path: str | os.PathLike, image: torch.Tensor, notes: Mapping[str, str]) -> None:
+    """Write an image (3, H, W) in [0, 1] as a PNG whose text fields ``onelora.<key>`` hold ``notes``."""
+    pixels = (image.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+    text = PngInfo()
+    for key, value in notes.items():
+        text.add_itxt(f"{NOTE_PREFIX}{key}", value)
+    with atomic_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="png", pnginfo=text)
+
+
+def read_notes(path: str | os.PathLike) -> dict[str, str]:
+    """The notes of a PNG that `save_sample` wrote; its pixels are not decoded.
+
+    Raises:
+        InputError: no PNG, or one without notes.
+    """
+    name = os.path.basename(path)
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            fields = {key: value for key, value in image.info.items() if isinstance(key, str)}
+    # Pillow's decoder answers broken files with OSError, SyntaxError, ValueError and more.
+    except Exception as error:
+        raise InputError(f"{name}: cannot be read as a PNG ({' '.join(str(error).split())[:100]})") from error
+    notes = {key.removeprefix(NOTE_PREFIX): str(v) for key, v in fields.items() if key.startswith(NOTE_PREFIX)}
+    if not notes:
+        raise InputError(f"{name}: this PNG does not say how it was drawn; take one as it was saved, not a screenshot")
+    return notes
 
 
 def tile(images: torch.Tensor, columns: int, gap: int = 2) -> torch.Tensor:

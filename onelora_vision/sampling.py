@@ -4,8 +4,9 @@ Each image has its own seed: its initial noise, and the noise of stochastic samp
 image does not depend on the batch it is made in, and a base and an adapted model can be compared on the same noise.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
@@ -97,24 +98,23 @@ def set_timesteps(scheduler, steps: int, device: torch.device | str = "cpu") -> 
         scheduler.timesteps = timesteps.to(device)
 
 
+class Step(NamedTuple):
+    """One denoising step: its ``number`` from 0, the latents ``x`` after it, and the ``clean`` ones that it predicts."""
+
+    number: int
+    x: torch.Tensor
+    clean: torch.Tensor
+
+
 @torch.no_grad()
-def sample_latents(
+def denoise(
     transformer: nn.Module,
     scheduler_config: dict,
     labels: Sequence[int],
     seeds: Sequence[int],
     settings: SamplingSettings = SamplingSettings(),
-    *,
-    on_step: Callable[[int, torch.Tensor], None] | None = None,
-) -> torch.Tensor:
-    """Latents (N, C, H, W) of classes ``labels``, one per seed, on the transformer's device.
-
-    Args:
-        transformer: a `DiT`, or a PEFT model around one, in eval mode.
-        scheduler_config: config of the scheduler the model was trained with.
-        on_step: called after each step with its number and the predicted clean latents, for previews and progress;
-            an exception from it ends the sampling.
-    """
+) -> Iterator[Step]:
+    """`sample_latents` step by step, for previews and progress; whoever stops asking stops the sampling."""
     config, parameter = transformer.config, next(transformer.parameters())
     channels, device, dtype = config.in_channels, parameter.device, parameter.dtype
     learned = transformer.out_channels == 2 * channels
@@ -125,20 +125,38 @@ def sample_latents(
     noise = seeding.generators(seeds, stream=1)  # of stochastic samplers
     extra = {"generator": noise} if settings.sampler == "ddpm" else {}
     horizon = scheduler.config.num_train_timesteps
-    for step, t in enumerate(scheduler.timesteps):
+    for number, t in enumerate(scheduler.timesteps):
         low, high = settings.guidance_interval
         guided = settings.guidance_scale != 1 and low * horizon <= t < high * horizon
-        output = _denoise(transformer, x.to(dtype), t, labels, settings if guided else None).float()
+        output = _predict(transformer, x.to(dtype), t, labels, settings if guided else None).float()
         if settings.sampler != "ddpm":
             output = output[:, :channels]
         result = scheduler.step(output, t, x, **extra)
         x = result.prev_sample
-        if on_step is not None:
-            on_step(step, getattr(result, "pred_original_sample", x))
+        # DPM-Solver++ keeps its prediction of the clean latents instead of returning it.
+        clean = result.pred_original_sample if settings.sampler != "dpm++" else scheduler.model_outputs[-1]
+        yield Step(number, x, clean)
+
+
+def sample_latents(
+    transformer: nn.Module,
+    scheduler_config: dict,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    settings: SamplingSettings = SamplingSettings(),
+) -> torch.Tensor:
+    """Latents (N, C, H, W) of classes ``labels``, one per seed, on the transformer's device.
+
+    Args:
+        transformer: a `DiT`, or a PEFT model around one, in eval mode.
+        scheduler_config: config of the scheduler the model was trained with.
+    """
+    for step in denoise(transformer, scheduler_config, labels, seeds, settings):
+        x = step.x
     return x
 
 
-def _denoise(transformer, x, t, labels, guidance: SamplingSettings | None) -> torch.Tensor:
+def _predict(transformer, x, t, labels, guidance: SamplingSettings | None) -> torch.Tensor:
     timesteps = t.expand(len(x))
     if guidance is None:
         return transformer(x, timestep=timesteps, class_labels=labels).sample

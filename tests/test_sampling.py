@@ -6,7 +6,15 @@ import torch
 from onelora_vision.backbones.dit import load_dit
 from onelora_vision.diffusion import NoiseSchedule
 from onelora_vision.errors import InputError
-from onelora_vision.sampling import SamplingSettings, make_scheduler, sample, sample_latents, set_timesteps
+from onelora_vision.sampling import (
+    SAMPLERS,
+    SamplingSettings,
+    denoise,
+    make_scheduler,
+    sample,
+    sample_latents,
+    set_timesteps,
+)
 
 
 @pytest.fixture(scope="module")
@@ -133,17 +141,15 @@ def test_images_come_in_range_and_batched(base):
     assert done == [2, 1]
 
 
-def test_previews_are_handed_out_each_step(base):
-    steps = []
-    sample_latents(
-        base.transformer,
-        dict(base.scheduler.config),
-        [1],
-        [0],
-        SamplingSettings(sampler="ddim", steps=3),
-        on_step=lambda step, preview: steps.append((step, tuple(preview.shape))),
-    )
-    assert steps == [(0, (1, 4, 8, 8)), (1, (1, 4, 8, 8)), (2, (1, 4, 8, 8))]
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_each_step_hands_out_a_preview_that_ends_in_the_sample(base, sampler):
+    settings = SamplingSettings(sampler=sampler, steps=3, guidance_scale=2.0)
+    steps = list(denoise(base.transformer, dict(base.scheduler.config), [1], [0], settings))
+    assert [step.number for step in steps] == [0, 1, 2]
+    assert torch.equal(steps[-1].x, latents(base, [1], [0], sampler=sampler, steps=3))
+    # at the first step the latents are still noise, their clean prediction is not
+    assert not torch.allclose(steps[0].clean, steps[0].x, atol=1e-2)
+    torch.testing.assert_close(steps[-1].clean, steps[-1].x, rtol=1e-3, atol=1e-3)
 
 
 def test_bad_settings_are_named(base):

@@ -68,6 +68,8 @@ def _draw(generator, labels, seeds, settings, args, notes: dict | None):
     import numpy as np
     from tqdm import tqdm
 
+    from onelora_vision.pictures import save_sample
+
     drawn = []
     with tqdm(total=len(labels), unit="image", leave=False) as bar:
         for start in range(0, len(labels), args.batch_size):
@@ -76,25 +78,17 @@ def _draw(generator, labels, seeds, settings, args, notes: dict | None):
                 labels[part], seeds[part], settings, adapted=not args.without_adapter, batch_size=args.batch_size
             )
             drawn.append((images.permute(0, 2, 3, 1) * 255).round().byte().numpy())
-            for image, label, seed in zip(drawn[-1], labels[part], seeds[part]):
+            for image, label, seed in zip(images, labels[part], seeds[part]):
                 if notes is not None:
-                    _write_png(Path(args.output), image, label, generator.class_names[label], seed, notes)
+                    path = Path(args.output) / f"{label:04d}-{seed:05d}.png"
+                    save_sample(path, image, _notes(seed, label, generator.class_names[label], notes))
             bar.update(len(images))
     return np.concatenate(drawn)
 
 
-def _write_png(folder: Path, pixels, label: int, name: str, seed: int, notes: dict) -> None:
-    """``<label>-<seed>.png``; its text says all that it takes to draw it again."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    from onelora_vision.files import atomic_file
-
-    text = PngInfo()
-    for key, value in {"seed": seed, "class": name, "label": label, "settings": json.dumps(notes)}.items():
-        text.add_itxt(f"onelora.{key}", str(value))
-    with atomic_file(folder / f"{label:04d}-{seed:05d}.png") as temporary:
-        Image.fromarray(pixels).save(temporary, format="png", pnginfo=text)
+def _notes(seed: int, label: int, name: str, settings: dict) -> dict[str, str]:
+    """All that it takes to draw an image again."""
+    return {"seed": str(seed), "class": name, "label": str(label), "settings": json.dumps(settings)}
 
 
 def _write_sheets(pixels, labels, formats, args: argparse.Namespace) -> None:
