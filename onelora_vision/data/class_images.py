@@ -334,7 +334,7 @@ def _open_imagefolder(root: Path, split: str, *, download: bool, seed: int) -> C
     if there is None:
         raise MissingSplit(f"{shown(root)}: has train/ but no other folder that could be its {split} split")
     train_names = list_folders(root / folders["train"])
-    return _class_folders(root / there, split, train_names)
+    return replace(_class_folders(root / there, split, train_names), name=shown(root.name))
 
 
 def _own_split(images: ClassImages, split: str, seed: int) -> ClassImages:

@@ -239,6 +239,12 @@ def test_dry_run_says_what_would_be_trained_and_writes_nothing(base, cifar, tmp_
     assert "339 of" in printed and "steps              4" in printed and not (tmp_path / "out").exists()
 
 
+def test_settings_are_chosen_on_the_validation_split(base, cifar, tmp_path):
+    flags = {"eval_split": "validation", "validation_fraction": 0.25, "max_train_steps": 1}
+    assert run(*arguments(base, cifar, tmp_path / "out", **flags)) == 0
+    assert results_of(tmp_path / "out")["protocol"].startswith("6 images of cifar validation")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -252,6 +258,7 @@ def test_dry_run_says_what_would_be_trained_and_writes_nothing(base, cifar, tmp_
         ({"few_shot": 50}, "images, not 50"),
         ({"method": "onelora_norms", "freeze_norms": "true"}, "contradicts"),
         ({"validation_steps": 2, "validation_fraction": 0}, "--validation_fraction"),
+        ({"eval_split": "validation", "validation_fraction": 0}, "--validation_fraction"),
         ({"early_stopping_patience": 2}, "--metric_for_best_model"),
         ({"metric_for_best_model": "top2", "validation_steps": 2}, "did you mean 'top"),
     ],
