@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from onelora_vision.adapters.dit_names import facebook_module
 from onelora_vision.backbones.dit import DiT, DiTBase
 from onelora_vision.errors import InputError
-from onelora_vision.files import atomic_file
+from onelora_vision.files import atomic_file, torch_save
 
 POSITIONS = "pos_embed"
 #: Heads of DiT-XL, L, B and S by (blocks, width): a checkpoint's shapes do not tell them.
@@ -93,7 +93,7 @@ def save_original(state: dict[str, torch.Tensor], path: str | Path) -> None:
         raise InputError(f"{path}: an original checkpoint is named NAME.pt or NAME.safetensors")
     with atomic_file(path) as temporary:
         if path.suffix == ".pt":
-            torch.save(state, temporary)
+            torch_save(state, temporary)
         else:
             save_file({key: value.contiguous() for key, value in state.items()}, temporary)
 

@@ -13,8 +13,17 @@ class TrainingError(RuntimeError):
     """A run that cannot go on for a reason that is not bad input (NaN loss, full disk): one line, exit code 1."""
 
 
+class WriteError(OSError):
+    """A file that could not be written (full disk, quota, rights): one line that names it, exit code 1."""
+
+    def __init__(self, path, reason):
+        super().__init__(f"could not write {path}: {reason}")
+        self.strerror = str(reason)
+
+
 def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., None]:
-    """Make ``main`` a command: exit 0 on success, 2 with one line on stderr for `InputError`, 1 for `TrainingError`."""
+    """Make ``main`` a command: exit 0 on success, else one line on stderr and 2 for `InputError`, 1 for `TrainingError`
+    and `WriteError`."""
 
     @functools.wraps(main)
     def command(*args, **kwargs) -> None:
@@ -23,7 +32,7 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., None]:
         except InputError as error:
             print(f"error: {_one_line(error)}", file=sys.stderr)
             sys.exit(2)
-        except TrainingError as error:
+        except (TrainingError, WriteError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
 

@@ -1,4 +1,7 @@
-"""Files that are either whole or absent: written under a temporary name in the same folder, synced, then renamed."""
+"""Files that are either whole or absent: written under a temporary name in the same folder, synced, then renamed.
+
+What cannot be written (a full disk) ends in a `WriteError` that names the file, and what stood there before stands.
+"""
 
 import contextlib
 import json
@@ -8,13 +11,38 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from onelora_vision.errors import WriteError
+
 TEMPORARY_PREFIX = ".partial-"
 
 
 @contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Tell what prevents the block from writing as a `WriteError` that names ``path``; of nested ones, the outermost."""
+    try:
+        yield
+    except SafetensorError as error:  # safetensors' own kind, also for a full disk
+        raise WriteError(path, error) from error
+    except OSError as error:
+        raise WriteError(path, error.strerror or error) from error
+
+
+@contextlib.contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``, on error removed."""
+    """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``, on error removed.
+
+    Raises:
+        WriteError: it cannot be written; what stood at ``path`` stands.
+    """
     path = Path(path)
+    with writing(path), _atomic_file(path) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def _atomic_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -36,8 +64,17 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
 
     An existing folder at ``path`` is replaced: it is moved aside first and removed last, so that a reader sees the
     old folder or the new one, or for an instant none, and never a mixture.
+
+    Raises:
+        WriteError: it cannot be written; what stood at ``path`` stands.
     """
     path = Path(path)
+    with writing(path), _atomic_directory(path) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def _atomic_directory(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
     old = None
@@ -63,6 +100,16 @@ def write_json(path: str | os.PathLike, value) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def torch_save(value, path: str | os.PathLike) -> None:
+    """``torch.save`` that fails with an `OSError`, as other writers do; torch's own error for a full disk is another."""
+    import torch
+
+    try:
+        torch.save(value, path)
+    except RuntimeError as error:
+        raise OSError(f"torch.save: {str(error).splitlines()[0]}") from error
 
 
 def _sync(path: Path) -> None:

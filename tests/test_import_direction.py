@@ -11,11 +11,13 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up: a part of the package imports only from parts on lines above its own.
 LAYERS = [
-    {"errors", "files", "seeding", "embedded", "registration"},
+    {"errors", "seeding", "embedded", "registration"},
+    {"files"},
     {"tuners", "backbones", "data", "metrics", "diffusion", "pictures"},
     {"methods", "sampling"},
     {"adapters"},
     {"parameters", "generator", "prediction", "depth_maps"},
+    {"planner"},
     {"tasks"},
     {"training"},
 ]

@@ -22,7 +22,7 @@ from onelora_vision import embedded
 from onelora_vision.data.digits import INK, PAPER, HandwrittenDigits, jitter
 from onelora_vision.data.glyphs import CLASS_NAMES, FONTS, font_numbers, paint, random_colors, render_glyphs
 from onelora_vision.errors import InputError, exits_cleanly
-from onelora_vision.files import atomic_file, write_json
+from onelora_vision.files import atomic_file, torch_save, write_json
 from onelora_vision.metrics.classifier import GlyphClassifier
 from onelora_vision.seeding import mix, seed_all
 
@@ -71,7 +71,7 @@ def fit(
         progress.set_postfix(loss=f"{shown:.4f}", lr=f"{rate:.1e}", refresh=False)
         if checkpoint and (step + 1) % 1000 == 0:
             with atomic_file(checkpoint) as temporary:
-                torch.save({"step": step + 1, **{k: part.state_dict() for k, part in parts.items()}}, temporary)
+                torch_save({"step": step + 1, **{k: part.state_dict() for k, part in parts.items()}}, temporary)
     return average
 
 

@@ -147,7 +147,8 @@ def cache_latents(
 
     Raises:
         InputError: the transform is random beyond mirroring, an image cannot be read (unless the dataset skips such
-            images), or the cache is damaged or cannot be written.
+            images), or the cache is damaged.
+        WriteError: the cache cannot be written.
     """
     if not (isinstance(dataset, ClassImageDataset) and isinstance(dataset.transform, SquareCrop)):
         raise InputError("--cache_latents: these training images are drawn afresh at each pass; train without it")
@@ -163,10 +164,7 @@ def cache_latents(
         i for key, i in missing.items() if int(key[:15], 16) % accelerator.num_processes == accelerator.process_index
     ]
     images = ClassImageDataset(dataset.source, plain, dataset.on_bad_image)
-    try:
-        _encode(images, own, keys, vae, store, batch_size, num_workers, accelerator.is_local_main_process)
-    except OSError as error:
-        raise InputError(f"--latents_dir {folder} cannot be written: {error.strerror or error}") from error
+    _encode(images, own, keys, vae, store, batch_size, num_workers, accelerator.is_local_main_process)
     accelerator.wait_for_everyone()
     return LatentDataset(dataset, keys, LatentStore(folder))
 

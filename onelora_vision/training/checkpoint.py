@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from onelora_vision.errors import InputError, TrainingError
+from onelora_vision.errors import InputError, TrainingError, WriteError
 from onelora_vision.files import TEMPORARY_PREFIX, atomic_directory
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.ema import EMA
@@ -79,11 +79,9 @@ def save_checkpoint(output_dir: str | Path, run: RunState, settings: dict) -> Pa
         with atomic_directory(folder) as temporary:
             for name, content in files.items():
                 (temporary / name).write_bytes(content)
-    except OSError as error:
+    except WriteError as error:
         last = latest_checkpoint(output_dir)
-        raise TrainingError(
-            f"could not write {folder}: {error.strerror or error}; the last good checkpoint is {last or 'none'}"
-        ) from error
+        raise TrainingError(f"{error}; the last good checkpoint is {last or 'none'}") from error
     return folder
 
 

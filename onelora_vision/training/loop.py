@@ -36,6 +36,7 @@ from onelora_vision.training.optim import (
     total_steps,
 )
 from onelora_vision.training.step import OptimizerStep
+from onelora_vision.training.trackers import log_figures, open_trackers
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def train(
     Raises:
         InputError: an unusable setting, a folder in use, a checkpoint of a run with other settings.
         TrainingError: a NaN under ``on_nan="stop"``, or a checkpoint that cannot be written.
+        WriteError: another file that cannot be written.
         SystemExit: 143 or 130 after SIGTERM or SIGINT, with a checkpoint written.
     """
     processes = accelerator.num_processes
@@ -165,10 +167,7 @@ class _Loop:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             save_config(config, Path(config.output_dir) / "config.yaml")
-        if accelerator.log_with:
-            # What a killed run logged after its last checkpoint is logged again.
-            again = {"tensorboard": {"purge_step": self.saved_step + 1}}
-            accelerator.init_trackers("onelora_vision", init_kwargs=again)
+        open_trackers(accelerator, self.saved_step)
 
     def go(self, dataset: Dataset, steps: int, optimizer_step: OptimizerStep) -> int:
         """Steps, evaluations and checkpoints until ``steps``, early stopping, or a signal, whose number is returned."""
@@ -213,7 +212,7 @@ class _Loop:
         progress.evaluations.append((progress.step, figures))
         if best:
             progress.best_step, progress.best_metric = progress.step, figures[config.metric_for_best_model]
-        self.accelerator.log({f"evaluation/{name}": value for name, value in figures.items()}, step=progress.step)
+        log_figures(self.accelerator, "evaluation", figures, progress.step)
 
     def _draw_validation(self) -> None:
         if self.draw is None or not self.accelerator.is_main_process:

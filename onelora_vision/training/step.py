@@ -16,6 +16,7 @@ from onelora_vision.tasks.base import Task
 from onelora_vision.training.checkpoint import RunState, latest_checkpoint
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.optim import trained_parameters
+from onelora_vision.training.trackers import log_figures
 from onelora_vision.tuners import probe_gradients
 
 MAX_SKIPPED_IN_A_ROW = 20
@@ -67,7 +68,7 @@ class OptimizerStep:
         run.progress.seconds += time.perf_counter() - start
         for name, value in figures.items():
             run.progress.history.setdefault(name, []).append(value)
-        accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=run.progress.step)
+        log_figures(accelerator, "train", figures, run.progress.step)
         return figures
 
     def _update(self) -> None:
