@@ -1,4 +1,5 @@
-"""Small bases that ship with the package, made by ``train_scripts/pretrain_embedded.py``. Here are their paths."""
+"""Small bases that ship with the package, made by ``train_scripts/pretrain_embedded.py``, and adapters of them, made by
+``make adapters``. Here are their paths."""
 
 from pathlib import Path
 
@@ -11,3 +12,5 @@ FEATURES = FOLDER / "features"
 DEPTH = FOLDER / "depth"
 #: A timm folder: a VisionTransformer for 32 x 32 pixels that tells 36 printed characters apart.
 VIT = FOLDER / "vit"
+#: Adapter folders: what the three training scripts make without arguments.
+ADAPTERS = FOLDER / "adapters"

@@ -1,0 +1,152 @@
+"""Base models shared by every user: loaded once, never written to, seen through cheap copies of their module tree.
+
+A view has modules of its own over the base's tensors. An adapter is attached to a view, so a request of one user
+cannot reach another's, and no weight of a base is ever changed or merged.
+"""
+
+import copy
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from onelora_vision.adapters.bases import Base, load_base, require_same_base
+from onelora_vision.adapters.container import one_line
+from onelora_vision.adapters.files import Adapter, AdapterInfo
+from onelora_vision.errors import InputError
+
+EMBEDDED = {"generation": "embedded", "classification": "embedded", "depth": "embedded/depth"}
+HUB_ID = re.compile(r"[\w\-]+/[\w\-.]+")
+_SETTINGS = ("fuse_qkv", "stock_numerics", "max_depth", "architecture", "resolution")
+MAX_VIEWS = 8
+
+
+@dataclass(frozen=True)
+class View:
+    """A model of one mix: the network with its adapter attached, and what its base's loader gave besides."""
+
+    model: nn.Module
+    base: Base
+    class_names: list[str]
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of the module tree over the same parameters and buffers."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
+
+
+def share_equal(model: nn.Module, other: nn.Module) -> None:
+    """Let ``model`` use the memory of ``other`` wherever they have the same values under the same name."""
+    theirs = dict(other.named_parameters())
+    for name, parameter in model.named_parameters():
+        twin = theirs.get(name)
+        if twin is not None and torch.equal(parameter, twin):
+            parameter.data = twin.data
+
+
+class Bases:
+    """The bases in memory, and the views that were used last.
+
+    Args:
+        folders: pipeline and model folders that may be used, by the names that people choose them by.
+        fetch: gets a hub id as a folder of safetensors files.
+    """
+
+    def __init__(self, folders: Mapping[str, Path], fetch: Callable[[str], Path], device: str | None = None):
+        self.folders = {name: Path(path).resolve() for name, path in folders.items()}
+        self._fetch = fetch
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._lock = threading.RLock()
+        self._bases: dict[tuple, Base] = {}
+        self._views: OrderedDict[tuple, View] = OrderedDict()
+
+    def source(self, task: str, name: str) -> str:
+        """What the library's loaders take for a base that a person chose or an adapter's file names.
+
+        Raises:
+            InputError: a folder that this app was not started with: files from strangers do not choose paths.
+        """
+        if name in ("", EMBEDDED[task]):
+            return EMBEDDED[task]
+        if name in self.folders:
+            return str(self.folders[name])
+        if (found := Path(name).expanduser()).is_absolute() and found.resolve() in self.folders.values():
+            return str(found.resolve())
+        if HUB_ID.fullmatch(name):
+            return str(self._fetch(name))
+        if task == "classification" and _is_timm_name(name):
+            return name
+        known = ", ".join([EMBEDDED[task], *self.folders])
+        raise InputError(
+            f"base {one_line(name, 100)!r} is none of this app's ({known}); start the app with --bases FOLDER to add it"
+        )
+
+    def base(self, info: AdapterInfo, name: str = "") -> Base:
+        """The base of adapters with ``info``'s task and settings, loaded when it is first asked for."""
+        source = self.source(info.task, name or info.base)
+        settings = {key: info.extra[key] for key in _SETTINGS if info.extra.get(key) not in (None, False)}
+        key = (info.task, source, *sorted(settings.items()))
+        with self._lock:
+            if key not in self._bases:
+                plain = replace(info, class_names=None, extra=settings, base=source)
+                loaded = load_base(plain, source)
+                loaded.model.to(self.device)
+                for (task, place, *_), other in self._bases.items():
+                    if (task, place) == key[:2]:
+                        share_equal(loaded.model, other.model)
+                if info.task == "generation":
+                    loaded.loaded.vae.to(self.device).eval().requires_grad_(False)
+                self._bases[key] = loaded
+            return self._bases[key]
+
+    def view(self, info: AdapterInfo, mix: Adapter | None, mark: tuple, name: str = "") -> View:
+        """The base of ``info``, fitted to its classes, with the adapter ``mix`` attached (None: the base alone).
+
+        ``mark`` identifies the mix, so that a view that was used before is used again.
+
+        Raises:
+            InputError: no such base, or not the adapter's.
+        """
+        base = self.base(info, name)
+        key = (id(base), mark, tuple(info.class_names or ()))
+        with self._lock:
+            if key not in self._views:
+                if mix is not None:
+                    require_same_base(mix, base)
+                self._views[key] = _fitted(base, info, mix, self.device)
+                while len(self._views) > MAX_VIEWS:
+                    self._views.popitem(last=False)
+            self._views.move_to_end(key)
+            return self._views[key]
+
+
+def _fitted(base: Base, info: AdapterInfo, mix: Adapter | None, device: str) -> View:
+    """A view of ``base`` with the classes of ``info``, in the way of the library's own loaders."""
+    from onelora_vision.backbones.vit import replace_head
+
+    model, names = shared_copy(base.model), list(getattr(base.loaded, "class_names", None) or [])
+    loaded = base.loaded
+    if info.task == "generation":
+        if info.class_names:
+            model.set_classes(info.class_names, names, torch.Generator().manual_seed(0))
+        loaded = replace(base.loaded, transformer=model)
+    elif info.task == "classification":
+        loaded = replace(base.loaded, model=model)
+        if info.class_names:
+            loaded = replace_head(loaded, info.class_names)
+    names = list(info.class_names or names)
+    if mix is not None:
+        model = mix.attach(model).to(device)
+    model.eval().requires_grad_(False)
+    return View(model, replace(base, loaded=loaded), names)
+
+
+def _is_timm_name(name: str) -> bool:
+    import timm
+
+    return bool(re.fullmatch(r"[\w.]+", name)) and timm.is_model(name.split(".")[0])

@@ -1,0 +1,89 @@
+"""Classes of pictures: what the base's own head says, and what each enabled adapter says."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from app.bases import Bases
+from app.sessions import Session, Term, mark_of, mixed
+from onelora_vision.adapters.files import AdapterInfo
+from onelora_vision.backbones.vit import predict_classes
+from onelora_vision.data.digits import HandwrittenDigits
+from onelora_vision.data.images import read_image
+from onelora_vision.errors import InputError
+from onelora_vision.pictures import save_sample
+
+TOP = 5
+MAX_PICTURES = 256
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The most probable classes of one picture by one model: (name, probability), most probable first."""
+
+    model: str
+    classes: list[tuple[str, float]]
+
+
+class Classifier:
+    """Classifies for sessions on the shared bases."""
+
+    def __init__(self, bases: Bases):
+        self.bases = bases
+
+    def classify(self, session: Session, pictures: Sequence[Path], base: str = "") -> list[list[Answer]]:
+        """For each picture the answers of the base's head and of each enabled adapter alone, at its weight.
+
+        Raises:
+            InputError: no pictures, too many, or one that cannot be read.
+        """
+        if not pictures:
+            raise InputError("choose a picture first, or take the example")
+        if len(pictures) > MAX_PICTURES:
+            raise InputError(f"{len(pictures)} pictures: at most {MAX_PICTURES} at a time")
+        images = [read_image(path) for path in pictures]
+        terms = session.terms("classification")
+        models = [("base", self._base_info(terms), [])]
+        models += [(_title(term), term.entry.adapter.info, [term]) for term in terms]
+        columns = []
+        for title, info, part in models:
+            found = predict_classes(self._vit(info, part, base), images, top=TOP)
+            columns.append([Answer(title, classes) for classes in found])
+        return [list(row) for row in zip(*columns)]
+
+    @staticmethod
+    def _base_info(terms: list[Term]) -> AdapterInfo:
+        """The base that the adapters were trained on, with the head that it came with."""
+        place = terms[0].entry.adapter.info.base if terms else ""
+        return AdapterInfo("classification", "", place)
+
+    def _vit(self, info: AdapterInfo, terms: list[Term], base: str):
+        plain = self.bases.base(info, base)
+        view = self.bases.view(info, mixed(terms, plain.model), mark_of(terms), base)
+        if not view.class_names:
+            view.class_names.extend(f"class {number}" for number in range(view.base.model.num_classes))
+        return replace(view.base.loaded, model=view.model, class_names=view.class_names)
+
+
+def _title(term: Term) -> str:
+    return term.entry.name + (f" × {term.weight:g}" if term.weight != 1 else "")
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[Answer]]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of a table with one row per picture."""
+    headers = ["picture", *(answer.model for answer in rows[0])]
+    cells = [
+        [name, *(f"{answer.classes[0][0]} ({100 * answer.classes[0][1]:.1f} %)" for answer in answers)]
+        for name, answers in zip(names, rows)
+    ]
+    return headers, cells
+
+
+def write_examples(folder: Path, count: int = 3) -> list[Path]:
+    """Handwritten digits that no training has seen."""
+    images, paths = HandwrittenDigits("test"), []
+    for index in range(count):
+        item = images[index * 61 + 7]
+        paths.append(folder / f"handwriting-{index + 1}.png")
+        save_sample(paths[-1], item["image"], {"class": str(item["label"])})
+    return paths

@@ -1,0 +1,129 @@
+"""Depth of a picture: what the base sees, what the enabled adapters make of it, and where the two differ."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from app.bases import Bases
+from app.sessions import Session, Term, mark_of, mixed
+from onelora_vision.adapters.files import AdapterInfo
+from onelora_vision.backbones.depth_anything import is_metric
+from onelora_vision.data.images import read_image
+from onelora_vision.data.scenes import SceneFrames
+from onelora_vision.depth_maps import COLOR_MAP, colorize, estimate_depth, save_depth_png
+from onelora_vision.errors import InputError
+from onelora_vision.files import atomic_file
+
+MAX_SIDE = 1536  # pixels of a picture that is taken as it is
+DIFFERENCE_MAP = "RdBu_r"
+_INK = "#7a7f87"  # readable on white and on black
+
+
+@dataclass(frozen=True)
+class DepthMaps:
+    """Files of one picture's depth.
+
+    Attributes:
+        base, adapted: maps with a colour bar. difference: adapted minus base, with its own. None without an adapter.
+        plain_base, plain_adapted: the same colours alone, at the picture's size, to lay one over the other.
+        millimetres: 16-bit PNG of the adapted depth (of the base's, without an adapter); None for relative depth.
+        text: the ranges in words.
+    """
+
+    base: Path
+    plain_base: Path
+    adapted: Path | None
+    plain_adapted: Path | None
+    difference: Path | None
+    millimetres: Path | None
+    text: str
+
+
+class DepthMapper:
+    """Estimates depth for sessions on the shared bases."""
+
+    def __init__(self, bases: Bases):
+        self.bases = bases
+
+    def estimate(self, session: Session, picture: Path | None, base: str = "") -> DepthMaps:
+        """The depth of a picture by the base and by the enabled depth adapters.
+
+        Raises:
+            InputError: no picture, or adapters that have no sum.
+        """
+        if picture is None:
+            raise InputError("choose a picture first, or take the example")
+        image = read_image(picture)
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+        terms, folder = session.terms("depth"), session.output()
+        info = terms[0].entry.adapter.info if terms else AdapterInfo("depth", "", "")
+        first, is_in_metres = self._depth(info, [], image, base)
+        second = self._depth(info, terms, image, base)[0] if terms else None
+        return _draw(folder, first, second, is_in_metres)
+
+    def _depth(self, info: AdapterInfo, terms: list[Term], image: Image.Image, base: str) -> tuple[np.ndarray, bool]:
+        plain = self.bases.base(info, base)
+        view = self.bases.view(info, mixed(terms, plain.model), mark_of(terms), base)
+        return estimate_depth(view.model, image, info.extra.get("resolution")), is_metric(view.base.model)
+
+
+def write_example(path: Path) -> Path:
+    """A rendered street, 192 x 192, that no training has seen."""
+    frame = SceneFrames("streets", "test", 12, 192, 192)[11]
+    with atomic_file(path) as temporary:
+        Image.fromarray(frame.image).save(temporary, format="png")
+    return path
+
+
+def _draw(folder: Path, base: np.ndarray, adapted: np.ndarray | None, in_metres: bool) -> DepthMaps:
+    unit = "metres" if in_metres else "inverse depth, without scale"
+    shown = [base] if adapted is None else [base, adapted]
+    near, far = min(float(d.min()) for d in shown), max(float(d.max()) for d in shown)
+    files = {"base": None, "adapted": None, "plain_base": None, "plain_adapted": None, "difference": None}
+    for name, depth in zip(("base", "adapted"), shown):
+        files[name] = _with_bar(folder / f"depth-{name}.png", depth, COLOR_MAP, near, far, unit)
+        files[f"plain_{name}"] = _plain(folder / f"plain-{name}.png", depth, near, far)
+    lines = [f"{name} {_range(depth, in_metres)}" for name, depth in zip(("base", "adapted"), shown)]
+    if adapted is not None:
+        change = adapted - base
+        reach = max(float(np.abs(change).max()), 1e-6)
+        files["difference"] = _with_bar(folder / "difference.png", change, DIFFERENCE_MAP, -reach, reach, unit)
+        lines.append(f"difference {_range(change, in_metres)}")
+    millimetres = None
+    if in_metres:
+        millimetres = folder / "depth-16bit.png"
+        clipped = save_depth_png(millimetres, shown[-1])
+        lines += [f"{clipped} pixels are beyond 65.535 m, the most that the 16-bit file holds"] if clipped else []
+    return DepthMaps(**files, millimetres=millimetres, text="; ".join(lines))
+
+
+def _range(depth: np.ndarray, in_metres: bool) -> str:
+    unit = " m" if in_metres else ""
+    return f"{depth.min():.2f} to {depth.max():.2f}{unit} (median {np.median(depth):.2f}{unit})"
+
+
+def _plain(path: Path, depth: np.ndarray, near: float, far: float) -> Path:
+    with atomic_file(path) as temporary:
+        Image.fromarray(colorize(depth, near, far)).save(temporary, format="png")
+    return path
+
+
+def _with_bar(path: Path, values: np.ndarray, colors: str, low: float, high: float, unit: str) -> Path:
+    """A map with its colour bar below, on a transparent ground."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((4.2, 4.2 * values.shape[0] / values.shape[1] + 0.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    drawn = axes.imshow(values, cmap=colors, vmin=low, vmax=high, interpolation="nearest")
+    axes.set_axis_off()
+    bar = figure.colorbar(drawn, ax=axes, orientation="horizontal", fraction=0.06, pad=0.02)
+    bar.set_label(unit, color=_INK)
+    bar.ax.tick_params(colors=_INK)
+    bar.outline.set_edgecolor(_INK)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, transparent=True)
+    return path

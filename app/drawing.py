@@ -1,0 +1,378 @@
+"""Drawing classes with a DiT: step by step with previews, base and adapted on the same noise, and grids of settings."""
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from app.bases import Bases, View
+from app.sessions import Session, Term, mark_of, mixed
+from onelora_vision.adapters.files import AdapterInfo
+from onelora_vision.backbones.dit import class_ids
+from onelora_vision.errors import InputError, nearest
+from onelora_vision.files import atomic_file
+from onelora_vision.pictures import read_notes, save_sample, tile
+from onelora_vision.sampling import SAMPLERS, SamplingSettings, decode, denoise
+
+MAX_IMAGES = 64
+MAX_CELLS = 36
+MAX_SEED = 2**31 - 1
+AXES = ("adapter weight", "guidance", "steps", "adapter", "seed")
+PREVIEWS = 8  # of one drawing
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw.
+
+    Attributes:
+        classes: names; each is drawn ``num_images`` times, the k-th with the noise of ``seed + k``.
+        base: name of the base, empty for the one that the enabled adapters were trained on.
+        compare: draw what the base draws, too.
+    """
+
+    classes: tuple[str, ...]
+    seed: int = 0
+    num_images: int = 1
+    sampler: str = "dpm++"
+    steps: int = 20
+    guidance: float = 2.5
+    base: str = ""
+    compare: bool = True
+
+    def __post_init__(self):
+        if not self.classes:
+            raise InputError("choose at least one class to draw")
+        if not 1 <= self.num_images * len(self.classes) <= MAX_IMAGES:
+            raise InputError(f"{self.num_images * len(self.classes)} images: draw from 1 to {MAX_IMAGES} at a time")
+        if not 0 <= self.seed <= MAX_SEED - self.num_images:
+            raise InputError(f"seed {self.seed}: must be from 0 to {MAX_SEED - self.num_images}")
+        if not 0 <= self.guidance <= 30:
+            raise InputError(f"guidance {self.guidance}: must be from 0 to 30")
+        if self.steps > 1000:
+            raise InputError(f"{self.steps} steps: at most 1000")
+
+    def seeds(self) -> list[int]:
+        return [self.seed + number for _ in self.classes for number in range(self.num_images)]
+
+    def names(self) -> list[str]:
+        return [name for name in self.classes for _ in range(self.num_images)]
+
+
+@dataclass
+class Picture:
+    """One drawn image: its file once it is done, until then a preview; and what it shows."""
+
+    image: Path | Image.Image
+    caption: str
+
+
+@dataclass
+class Drawing:
+    """The state of a drawing: ``done`` of ``total`` steps, in words, and the pictures so far."""
+
+    done: int
+    total: int
+    text: str
+    base: list[Picture] = field(default_factory=list)
+    adapted: list[Picture] = field(default_factory=list)
+    archive: Path | None = None
+
+
+class Drawer:
+    """Draws for sessions on the shared bases."""
+
+    def __init__(self, bases: Bases):
+        self.bases = bases
+
+    def classes(self, session: Session, base: str = "") -> list[str]:
+        """The names that can be drawn with what is enabled."""
+        info = _info(session.terms("generation"))
+        return list(info.class_names or self._view(info, [], base).class_names)
+
+    def settings(self, session: Session) -> SamplingSettings:
+        """How the first enabled adapter was evaluated, or the library's defaults."""
+        return _settings_of(_info(session.terms("generation")))
+
+    def draw(self, session: Session, request: Request) -> Iterator[Drawing]:
+        """Draw step by step; the last `Drawing` has every picture as a file and all of them in an archive."""
+        terms, folder = session.terms("generation"), session.output()
+        info = _info(terms)
+        settings = _settings_for(info, request)
+        variants = [(BASE, [])] if request.compare or not terms else []
+        variants += [("adapted", terms)] if terms else []
+        total, state = settings.steps * len(variants), Drawing(0, settings.steps * len(variants), "loading")
+        yield state
+        for number, (variant, part) in enumerate(variants):
+            view = self._view(info, part, request.base)
+            for step, images in self._steps(view, request, settings):
+                state = replace(state, done=number * settings.steps + step + 1, total=total)
+                state.text = f"{variant}: step {step + 1} of {settings.steps}"
+                if images is not None:
+                    setattr(state, variant, _previews(images, request, variant))
+                yield state
+            notes = _notes(request, settings, terms, variant)
+            files = _save(folder, images, request, view, variant, notes)
+            state = replace(state, **{variant: files})
+        state.archive = _archive(folder / "images.zip", [p.image for p in [*state.base, *state.adapted]])
+        state.text = "done"
+        yield state
+
+    def grid(self, session: Session, request: Request, x: "Axis", y: "Axis") -> Iterator[Drawing]:
+        """Draw every combination of two settings into one picture, a cell at a time."""
+        if x.name == y.name:
+            raise InputError(f"both axes are {x.name!r}: choose two different ones")
+        if not 1 <= len(x.values) * len(y.values) <= MAX_CELLS:
+            raise InputError(f"{len(x.values) * len(y.values)} cells: a grid has from 1 to {MAX_CELLS}")
+        folder, cells, total = session.output(), [], len(x.values) * len(y.values)
+        plans = [_changed(session, request, {x.name: right, y.name: down}) for down in y.values for right in x.values]
+        for number, (terms, changed) in enumerate(plans):
+            yield Drawing(number, total, f"cell {number + 1} of {total}", adapted=_sheet(cells, x, y))
+            view = self._view(_info(terms, session), terms, request.base)
+            settings = _settings_for(_info(terms, session), changed)
+            *_, (_, images) = self._steps(view, changed, settings)  # of a grid only finished cells are shown
+            cells.append(tile(images, changed.num_images))
+        record = {"x": asdict(x), "y": asdict(y), **_record(request, _settings_for(_info([], session), request))}
+        picture = folder / "grid.png"
+        _draw_grid(picture, cells, x, y, record)
+        yield Drawing(total, total, "done", adapted=[Picture(picture, f"{y.name} by {x.name}")], archive=picture)
+
+    def _view(self, info: AdapterInfo, terms: list[Term], base: str) -> View:
+        plain = self.bases.base(info, base)
+        return self.bases.view(info, mixed(terms, plain.model), mark_of(terms), base)
+
+    def _steps(
+        self, view: View, request: Request, settings: SamplingSettings
+    ) -> Iterator[tuple[int, torch.Tensor | None]]:
+        """Number of the step and, at the last and now and then, images (N, 3, H, W)."""
+        dit = view.base.loaded
+        labels = class_ids(request.names(), view.class_names)
+        every = max(1, -(-settings.steps // PREVIEWS))
+        steps = denoise(view.model, dict(dit.scheduler.config), labels, request.seeds(), settings)
+        for step in steps:
+            is_last = step.number == settings.steps - 1
+            shown = step.x if is_last else step.clean if step.number % every == every - 1 else None
+            yield step.number, None if shown is None else decode(dit.vae, shown)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One direction of a grid: a setting and the values that it takes."""
+
+    name: str
+    values: tuple
+
+
+def parse_axis(session: Session, name: str, text: str) -> Axis:
+    """The values of an axis, written with commas between them, such as ``0, 0.5, 1`` or ``1, 2, 3``.
+
+    Raises:
+        InputError: an unknown axis, or a value that the setting cannot have.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if name == "adapter":
+        known = [BASE, *(e.name for e in session.entries().values() if e.adapter.info.task == "generation")]
+        for part in parts:
+            if part not in known:
+                raise InputError(f"adapter axis: no adapter {part[:60]!r}{nearest(part, known, 'adapter')}")
+        return Axis(name, tuple(parts or known))
+    if name not in AXES:
+        raise InputError(f"axis {name[:40]!r}{nearest(name, AXES, 'axis')}")
+    if not parts:
+        raise InputError(f"{name}: write its values with commas between them, such as 1, 2, 3")
+    kind = int if name in ("steps", "seed") else float
+    try:
+        return Axis(name, tuple(kind(part) for part in parts))
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{name}: {text[:60]!r} must be {what} with commas between them") from None
+
+
+def _changed(session: Session, request: Request, values: dict) -> tuple[list[Term], Request]:
+    """The mix and the request of one cell."""
+    terms = session.terms("generation")
+    if "adapter" in values:
+        name = values["adapter"]
+        terms = [] if name == BASE else [Term(session.entry(name), session.weight(name))]
+    if "adapter weight" in values:
+        if len(terms) > 1:
+            names = ", ".join(term.entry.name for term in terms)
+            raise InputError(f"adapter weight: {names} are enabled; enable one, or take the adapter as the other axis")
+        if not abs(values["adapter weight"]) <= 2:
+            raise InputError(f"adapter weight {values['adapter weight']:g}: must be from -2 to 2")
+        terms = [replace(term, weight=values["adapter weight"]) for term in terms]
+    fields = {key: values[key] for key in ("guidance", "steps", "seed") if key in values}
+    return terms, replace(request, **fields)
+
+
+def _info(terms: list[Term], session: Session | None = None) -> AdapterInfo:
+    """What the mix is for; a mix of nothing keeps the classes of what is enabled, if there is a session."""
+    if not terms and session is not None:
+        terms = session.terms("generation")
+    if not terms:
+        return AdapterInfo("generation", "", "")
+    return terms[0].entry.adapter.info
+
+
+def _settings_of(info: AdapterInfo) -> SamplingSettings:
+    record = info.extra.get("sampling") or {}
+    known = {key: value for key, value in record.items() if key in SamplingSettings.__dataclass_fields__}
+    try:
+        if "guidance_interval" in known:
+            known["guidance_interval"] = tuple(known["guidance_interval"])
+        return SamplingSettings(**known)
+    except (TypeError, ValueError):  # a file may say anything
+        return SamplingSettings()
+
+
+def _settings_for(info: AdapterInfo, request: Request) -> SamplingSettings:
+    return replace(_settings_of(info), sampler=request.sampler, steps=request.steps, guidance_scale=request.guidance)
+
+
+def _record(request: Request, settings: SamplingSettings) -> dict:
+    fields = {"classes": list(request.classes), "seed": request.seed, "num_images": request.num_images}
+    return {**fields, "base": request.base, "compare": request.compare, **asdict(settings)}
+
+
+def _notes(request: Request, settings: SamplingSettings, terms: list[Term], variant: str) -> dict:
+    adapters = [{"name": t.entry.name, "digest": t.entry.digest, "weight": t.weight} for t in terms]
+    return {**_record(request, settings), "adapters": adapters, "adapted": variant != BASE}
+
+
+def _previews(images: torch.Tensor, request: Request, variant: str) -> list[Picture]:
+    pixels = (images.permute(0, 2, 3, 1) * 255).round().byte().numpy()
+    captions = _captions(request, variant)
+    return [Picture(Image.fromarray(one), caption) for one, caption in zip(pixels, captions)]
+
+
+def _captions(request: Request, variant: str) -> list[str]:
+    return [f"{name}, seed {seed}, {variant}" for name, seed in zip(request.names(), request.seeds())]
+
+
+def _save(
+    folder: Path, images: torch.Tensor, request: Request, view: View, variant: str, notes: dict
+) -> list[Picture]:
+    """Write each image as a PNG that says how it was drawn."""
+    pictures, labels = [], class_ids(request.names(), view.class_names)
+    captions = _captions(request, variant)
+    for image, label, name, seed, caption in zip(images, labels, request.names(), request.seeds(), captions):
+        path = folder / f"{label:04d}-{seed:05d}-{variant}.png"
+        text = {"seed": str(seed), "class": name, "label": str(label), "settings": json.dumps(notes)}
+        save_sample(path, image, text)
+        pictures.append(Picture(path, caption))
+    return pictures
+
+
+def _archive(path: Path, files: Sequence[Path]) -> Path:
+    with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for file in files:
+            archive.write(file, file.name)
+    return path
+
+
+def _sheet(cells: list[torch.Tensor], x: Axis, y: Axis) -> list[Picture]:
+    """The finished cells of a grid as a preview."""
+    if not cells:
+        return []
+    blanks = [torch.ones_like(cells[0])] * (len(x.values) * len(y.values) - len(cells))
+    sheet = tile(torch.stack([*cells, *blanks]), len(x.values))
+    pixels = (sheet.permute(1, 2, 0) * 255).round().byte().numpy()
+    return [Picture(Image.fromarray(pixels), f"{y.name} by {x.name}")]
+
+
+def _draw_grid(path: Path, cells: list[torch.Tensor], x: Axis, y: Axis, record: dict) -> None:
+    """One PNG of all cells with the values at their rows and columns; its text says how it was drawn."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height, width = cells[0].shape[1:]
+    side = max(96, width) / 96  # inches at 96 dpi
+    figure = Figure((side * len(x.values) + 1.2, side * height / width * len(y.values) + 0.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(y.values), len(x.values), squeeze=False)
+    for axes, cell in zip(panels.flat, cells):
+        axes.imshow(cell.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+    for axes, value in zip(panels[0], x.values):
+        axes.set_title(_shown(value), fontsize=9)
+    for axes, value in zip(panels[:, 0], y.values):
+        axes.set_ylabel(_shown(value), fontsize=9)
+    figure.suptitle(x.name, fontsize=10)
+    figure.supylabel(y.name, fontsize=10)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=96, metadata={"onelora.grid": json.dumps(record)})
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The settings of a PNG: the request, its adapters as (name, weight), and what could not be restored."""
+
+    request: Request
+    adapters: list[tuple[str, float]]
+    missing: list[str]
+
+
+def restore(session: Session, path: Path) -> Restored:
+    """Read the settings of a PNG back and enable its adapters, at their weights, in ``session``.
+
+    Raises:
+        InputError: no PNG of this app or of ``onelora sample``, or settings that are none.
+    """
+    notes = read_notes(path)
+    try:
+        record = json.loads(notes["settings"])
+        request = _request_of(record, notes)
+        named = [(str(a["name"]), str(a.get("digest", "")), float(a["weight"])) for a in _adapters_of(record)]
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path.name}: the settings in this PNG are damaged") from error
+    entries, found, missing = session.entries(), [], []
+    for name, digest, weight in named:
+        same = [entry.name for entry in entries.values() if entry.digest == digest]
+        if not same and not digest and name in entries:
+            same = [name]
+        if not same or not abs(weight) <= 2:
+            missing.append(re.sub(r"[^\w\-. ]", "", name)[:60])
+            continue
+        found.append((same[0], weight))
+    for entry in entries.values():
+        if entry.adapter.info.task == "generation":
+            session.enabled.discard(entry.name)
+    for name, weight in found:
+        session.set(name, True, weight)
+    return Restored(request, found, missing)
+
+
+def _request_of(record: dict, notes: dict) -> Request:
+    classes = record.get("classes") or [notes["class"]]
+    sampler = str(record["sampler"])
+    if sampler not in SAMPLERS:
+        raise InputError(f"sampler {sampler[:40]!r}{nearest(sampler, SAMPLERS, 'sampler')}")
+    return Request(
+        classes=tuple(str(name) for name in classes),
+        seed=int(record.get("seed", notes["seed"])),
+        num_images=int(record.get("num_images", 1)),
+        sampler=sampler,
+        steps=int(record["steps"]),
+        guidance=float(record["guidance_scale"]),
+        base=str(record.get("base", "")),
+        compare=bool(record.get("compare", True)),
+    )
+
+
+def _adapters_of(record: dict) -> list[dict]:
+    """The adapters of a picture of this app, or the one of a picture of ``onelora sample``."""
+    if "adapters" in record:
+        return record["adapters"]
+    return [{"name": Path(record["adapter"]).stem, "weight": 1.0}] if record.get("adapted") else []

@@ -1,0 +1,184 @@
+"""Adapters that the app offers: those shipped, those of a folder, and what a user uploads; each read and checked."""
+
+import hashlib
+import re
+import shutil
+import threading
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from onelora_vision import embedded
+from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE, one_line
+from onelora_vision.adapters.files import Adapter, read_adapter
+from onelora_vision.adapters.layout import kind_of
+from onelora_vision.errors import InputError
+
+TASKS = ("generation", "classification", "depth")
+_SUFFIXES = (".safetensors", ".zip")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An adapter that can be used: ``source`` is ``shipped``, ``folder``, ``upload`` or ``hub``."""
+
+    name: str
+    adapter: Adapter
+    digest: str
+    source: str
+    path: Path
+    file_bytes: int
+
+    def facts(self) -> dict:
+        """What a list shows of it, as plain values."""
+        info = self.adapter.info
+        return {
+            "name": self.name,
+            "source": self.source,
+            "task": info.task,
+            "base": info.base,
+            "method": info.method or kind_of(self.adapter.config),
+            "values": sum(tensor.numel() for tensor in self.adapter.tensors.values()),
+            "bytes": self.file_bytes,
+            "metrics": _changes(info.metrics),
+            "class_names": list(info.class_names or []),
+        }
+
+
+def _changes(metrics: dict) -> list[tuple[str, float | None, float]]:
+    """The figures that a file names, before and after: (name, before, after)."""
+    before, after = metrics.get("before", {}), metrics.get("after", {})
+    numbers = {key: value for key, value in after.items() if _is_number(value)}
+    return [(key, before[key] if _is_number(before.get(key)) else None, value) for key, value in numbers.items()]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def read_entry(path: Path, name: str, source: str) -> Entry:
+    """Read an adapter that can be used in the app.
+
+    Raises:
+        InputError: no adapter, or one that does not say what it is for; the message names the file, not its place.
+    """
+    try:
+        adapter = read_adapter(path)
+    except InputError as error:
+        raise InputError(str(error).replace(str(path), path.name)) from error
+    if adapter.info.task not in TASKS or not adapter.info.base:
+        raise InputError(
+            f"{path.name}: does not say its task and base, so the app cannot tell what it goes on; "
+            "`onelora import` writes a file that does"
+        )
+    adapter.path = Path(name)  # what messages of the library call it
+    weights = path / WEIGHTS_FILE if path.is_dir() else path
+    return Entry(name, adapter, _digest(adapter), source, path, weights.stat().st_size)
+
+
+def _digest(adapter: Adapter) -> str:
+    """A short hash of an adapter's values: the same file under another name is the same adapter."""
+    digest = hashlib.sha256(repr(sorted(adapter.config.to_dict().items(), key=lambda item: item[0])).encode())
+    for key in sorted(adapter.tensors):
+        digest.update(key.encode())
+        digest.update(adapter.tensors[key].contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Library:
+    """The adapters that every user sees: shipped ones, and those of a folder, which is looked at again on demand."""
+
+    def __init__(self, folder: str | Path | None = None):
+        self.folder = Path(folder).resolve() if folder else None
+        if self.folder and not self.folder.is_dir():
+            raise InputError(f"--adapters {folder}: no such folder")
+        self._read: dict[tuple, Entry] = {}
+        self._lock = threading.Lock()
+
+    def entries(self) -> tuple[list[Entry], list[str]]:
+        """All readable adapters, and a line for each file that is none."""
+        shipped = [(path, "shipped") for path in sorted(embedded.ADAPTERS.iterdir()) if path.is_dir()]
+        found, problems, taken = [], [], set()
+        for path, source in [*shipped, *((path, "folder") for path in self._candidates())]:
+            try:
+                entry = self._entry(path, unique_name(path.stem if path.is_file() else path.name, taken), source)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            taken.add(entry.name)
+            found.append(entry)
+        return found, problems
+
+    def _candidates(self) -> Iterable[Path]:
+        for path in sorted(self.folder.iterdir()) if self.folder else []:
+            inside = path.resolve().is_relative_to(self.folder)  # a link may lead anywhere
+            if inside and (path.suffix in _SUFFIXES or (path / WEIGHTS_FILE).is_file()):
+                yield path
+
+    def _entry(self, path: Path, name: str, source: str) -> Entry:
+        weights = path / WEIGHTS_FILE if path.is_dir() else path
+        status = weights.stat()
+        key = (path, name, status.st_mtime_ns, status.st_size)
+        with self._lock:
+            if key not in self._read:
+                self._read = {old: entry for old, entry in self._read.items() if old[0] != path}
+                self._read[key] = read_entry(path, name, source)
+            return self._read[key]
+
+
+def unique_name(wanted: str, taken: Iterable[str]) -> str:
+    """A short printable name that is not taken yet."""
+    base = re.sub(r"[^\w\-. ]", "", wanted).strip(" .")[:48] or "adapter"
+    names, number = [base], 2
+    while names[-1] in taken:
+        names.append(f"{base}-{number}")
+        number += 1
+    return names[-1]
+
+
+def receive(files: Sequence[Path], folder: Path, limit: int) -> list[Path]:
+    """Copy uploaded files into ``folder`` as adapters: single files, zips, and the two files of a PEFT folder.
+
+    Raises:
+        InputError: nothing among them can be an adapter, or they are larger than ``limit`` bytes.
+    """
+    paths = [Path(file) for file in files]
+    if (size := sum(path.stat().st_size for path in paths)) > limit:
+        raise InputError(f"the upload has {size / 1e6:.1f} MB, more than this app takes ({limit / 1e6:.0f} MB)")
+    adapters = [path for path in paths if path.suffix.lower() in _SUFFIXES]
+    if not adapters:
+        given = ", ".join(path.name for path in paths[:3]) or "nothing"
+        raise InputError(
+            f"{one_line(given, 100)}: not an adapter; upload a .safetensors file, a .zip, or an adapter folder's "
+            f"{CONFIG_FILE} and {WEIGHTS_FILE} together"
+        )
+    configs, received = [path for path in paths if path.name == CONFIG_FILE], []
+    for path in adapters:
+        place = folder / f"{len(list(folder.iterdir()))}-{unique_name(path.stem, ())}"
+        if path.suffix.lower() == ".zip":
+            _check_zip(path, limit)
+        if configs and path.name == WEIGHTS_FILE:
+            place.mkdir()
+            shutil.copyfile(configs[0], place / CONFIG_FILE)
+            shutil.copyfile(path, place / WEIGHTS_FILE)
+        else:
+            place = place.with_name(place.name + path.suffix.lower())
+            shutil.copyfile(path, place)
+        received.append(place)
+    return received
+
+
+def _check_zip(path: Path, limit: int) -> None:
+    """Refuse an archive that would unpack to more than may be uploaded; the reader holds each entry to its word."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{path.name}: not a whole zip archive ({one_line(error)})") from error
+    if size > limit:
+        raise InputError(
+            f"{path.name}: unpacks to {size / 1e6:.0f} MB, more than this app takes ({limit / 1e6:.0f} MB)"
+        )

@@ -1,0 +1,178 @@
+"""What one user has open: adapters, their weights, and files of their own; nothing of it is seen by another."""
+
+import shutil
+import tempfile
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.library import Entry, Library, unique_name
+from onelora_vision.adapters.algebra import belongs_to_classes, blend
+from onelora_vision.adapters.files import Adapter
+from onelora_vision.adapters.layout import LORA, MORA, ONELORA, kind_of, layout_of
+from onelora_vision.errors import InputError, nearest
+
+MAX_SESSIONS = 100
+MAX_OWN = 24  # adapters that one user may add
+WEIGHT_LIMIT = 2.0
+KEPT_OUTPUTS = 8
+
+
+@dataclass(frozen=True)
+class Term:
+    """An adapter in a mix with its weight."""
+
+    entry: Entry
+    weight: float
+
+
+@dataclass
+class Session:
+    """One user's adapters: ``own`` those added, ``weights`` of all, ``enabled`` the names that take part."""
+
+    folder: Path
+    library: Library
+    own: dict[str, Entry] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    enabled: set[str] = field(default_factory=set)
+    draws: int = 0
+
+    def __post_init__(self):
+        self.enabled |= {entry.name for entry in self.entries().values() if entry.source == "shipped"}
+
+    def entries(self) -> dict[str, Entry]:
+        """All adapters by name."""
+        return {entry.name: entry for entry in self.library.entries()[0]} | self.own
+
+    def entry(self, name: str) -> Entry:
+        """The adapter of a name, or an InputError that names the nearest."""
+        entries = self.entries()
+        if name not in entries:
+            raise InputError(f"no adapter {name[:60]!r} here{nearest(name, entries, 'adapter')}")
+        return entries[name]
+
+    def add(self, entry: Entry) -> None:
+        """Add an adapter, at weight 1 and enabled if it can take part in what is enabled now."""
+        if len(self.own) >= MAX_OWN:
+            raise InputError(f"{MAX_OWN} adapters are open already; remove one first")
+        self.own[entry.name] = entry
+        info = entry.adapter.info
+        others = [self.entries()[name].adapter.info for name in self.enabled if name in self.entries()]
+        if not any(other.task == info.task for other in others):
+            self.enabled.add(entry.name)
+
+    def free_name(self, wanted: str) -> str:
+        """A name that no adapter has yet."""
+        return unique_name(wanted, self.entries())
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter that the user added."""
+        if name not in self.own:
+            raise InputError(f"{name}: only adapters that you added can be removed")
+        del self.own[name]
+        self.enabled.discard(name)
+
+    def set(self, name: str, enabled: bool, weight: float) -> None:
+        """Enable or disable an adapter, and give it a weight."""
+        self.entry(name)
+        if not abs(weight) <= WEIGHT_LIMIT:
+            raise InputError(f"weight {weight} of {name}: must be from {-WEIGHT_LIMIT:g} to {WEIGHT_LIMIT:g}")
+        self.weights[name] = float(weight)
+        (self.enabled.add if enabled else self.enabled.discard)(name)
+
+    def weight(self, name: str) -> float:
+        return self.weights.get(name, 1.0)
+
+    def terms(self, task: str) -> list[Term]:
+        """The enabled adapters of a task with their weights."""
+        return [
+            Term(entry, self.weight(name))
+            for name, entry in self.entries().items()
+            if name in self.enabled and entry.adapter.info.task == task
+        ]
+
+    def output(self) -> Path:
+        """A fresh folder for the files of one request; those of older requests are removed."""
+        self.draws += 1
+        shutil.rmtree(self.folder / "out" / str(self.draws - KEPT_OUTPUTS), ignore_errors=True)
+        folder = self.folder / "out" / str(self.draws)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def mark_of(terms: list[Term]) -> tuple:
+    """What tells mixes apart; adapters at weight 0 take no part."""
+    return tuple((term.entry.digest, term.weight) for term in terms if term.weight)
+
+
+def mixed(terms: list[Term], base=None) -> Adapter | None:
+    """The weighted sum of ``terms`` as one adapter, by the library's algebra; None where all weights are 0.
+
+    Args:
+        base: the base model, whose values the sum of modules saved whole needs.
+
+    Raises:
+        InputError: the adapters have no sum; the message says why.
+    """
+    parts = [(term.entry.adapter, term.weight) for term in terms if term.weight]
+    if not parts:
+        return None
+    if len(parts) == 1 and parts[0][1] == 1:
+        return parts[0][0]
+    for adapter, _ in parts:
+        kind = kind_of(adapter.config)
+        kind = "DoRA" if getattr(adapter.config, "use_dora", False) else kind
+        if kind not in (ONELORA, MORA, LORA):
+            raise InputError(
+                f"{adapter.path}: {kind} has no weights and no sums; use it alone, at weight 1, or disable it"
+            )
+    return blend(parts, base=base, whole_from=_owner_of_classes(parts))
+
+
+def _owner_of_classes(parts: list[tuple[Adapter, float]]) -> Adapter | None:
+    """Weights that sum to 0 cannot interpolate heads and label tables: those of the first adapter are taken."""
+    if abs(sum(weight for _, weight in parts)) > 1e-6:
+        return None
+    for adapter, _ in parts:
+        whole = layout_of(adapter.config, adapter.tensors).whole
+        if not all(belongs_to_classes(values, adapter.info.class_names) for values in whole.values()):
+            raise InputError(
+                f"{adapter.path}: trains whole modules, which have no sum with weights that add up to 0; "
+                "move a slider a little"
+            )
+    return parts[0][0]
+
+
+class Sessions:
+    """The users' sessions by id, in folders below ``root``; the one that was idle longest gives way to a new one."""
+
+    def __init__(self, library: Library, root: Path):
+        self.library, self.root = library, root
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, Session] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def get(self, key: str | None) -> Session:
+        """The session of an id, made when it is first asked for."""
+        with self._lock:
+            if key not in self._open:
+                folder = Path(tempfile.mkdtemp(prefix="session-", dir=self.root))
+                (folder / "adapters").mkdir()
+                self._open[key] = Session(folder, self.library)
+                while len(self._open) > MAX_SESSIONS:
+                    self._discard(self._open.popitem(last=False)[1])
+            self._open.move_to_end(key)
+            return self._open[key]
+
+    def close(self, key: str | None) -> None:
+        """Forget a session and its files."""
+        with self._lock:
+            if key in self._open:
+                self._discard(self._open.pop(key))
+
+    @staticmethod
+    def _discard(session: Session) -> None:
+        shutil.rmtree(session.folder, ignore_errors=True)

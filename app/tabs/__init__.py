@@ -1,0 +1,1 @@
+"""The widgets, a file per part of the page. They know texts, files and `app.inference.Studio`, and no tensors."""

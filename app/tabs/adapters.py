@@ -1,0 +1,155 @@
+"""The panel of adapters: what is open, what takes part at which weight, and how to add more."""
+
+import html
+from dataclasses import dataclass
+
+import gradio as gr
+
+from app.inference import Studio
+from app.tabs.common import MODEL, QUICK, hint, toasts
+
+SHOWN_METRICS = 2
+TASKS = {"generation": "draws", "depth": "sees depth", "classification": "classifies"}
+
+
+@dataclass
+class AdapterPanel:
+    """Widgets of the panel that other tabs listen to.
+
+    Attributes:
+        version: a number that changes when adapters come or go, or are switched from outside of the list.
+        changed: a number that changes with everything that takes part in a mix.
+        chosen: the adapter whose details were asked for.
+    """
+
+    version: gr.State
+    changed: gr.State
+    chosen: gr.State
+
+
+def build_panel(studio: Studio) -> AdapterPanel:
+    """Lay the panel out and connect it."""
+    panel = AdapterPanel(gr.State(0), gr.State(0), gr.State(""))
+    gr.Markdown("## Adapters")
+
+    @gr.render(inputs=[panel.version])
+    def listed(version: int, request: gr.Request):
+        _list(studio, panel, request)
+
+    with gr.Group():
+        files = gr.File(
+            label="Add adapters: .safetensors, .zip, or a PEFT folder's two files",
+            file_count="multiple",
+            file_types=[".safetensors", ".zip", ".json"],
+            height=120,
+            elem_id="upload",
+        )
+        with gr.Row():
+            hub = gr.Textbox(label="Or from the hub", placeholder="owner/name", scale=3, elem_id="hub")
+            fetch = gr.Button("Fetch", scale=1, min_width=80)
+        again = gr.Button("Look at the adapters folder again", size="sm", visible=studio.library.folder is not None)
+    with gr.Group():
+        with gr.Row():
+            task = gr.Dropdown(list(TASKS), value="generation", label="Mix of", scale=2, elem_id="mix-task")
+            save = gr.Button("Save this mix", scale=1, min_width=120)
+        mix = gr.File(label="The mix as one adapter file", interactive=False, visible=False, elem_id="mix-file")
+
+    @toasts
+    def upload(paths: list[str] | None, version: int, changed: int, request: gr.Request):
+        if paths:
+            names = studio.upload(studio.session(request.session_hash), paths)
+            gr.Info(html.escape(f"Added {', '.join(names)}"), title="Adapters")
+        return None, version + 1, changed + 1
+
+    @toasts
+    def from_hub(repo_id: str, version: int, changed: int, request: gr.Request):
+        name = studio.add_from_hub(studio.session(request.session_hash), repo_id)
+        gr.Info(html.escape(f"Added {name}"), title="Adapters")
+        return "", version + 1, changed + 1
+
+    @toasts
+    def look_again(version: int):
+        for problem in studio.problems():
+            gr.Warning(html.escape(problem), title="Not an adapter")
+        return version + 1
+
+    @toasts
+    def save_mix(kind: str, request: gr.Request):
+        path = studio.save_mix(studio.session(request.session_hash), kind)
+        return gr.update(value=str(path), visible=True)
+
+    state = [panel.version, panel.changed]
+    files.upload(upload, [files, *state], [files, *state], api_name="upload", show_progress="minimal")
+    gr.on([fetch.click, hub.submit], from_hub, [hub, *state], [hub, *state], api_name="hub", show_progress="minimal")
+    again.click(look_again, panel.version, panel.version, api_visibility="private")
+    save.click(save_mix, task, mix, api_name="save_mix", **MODEL)
+
+    def adapters(request: gr.Request) -> list:
+        """Every adapter of this session with its facts and its state."""
+        return studio.rows(studio.session(request.session_hash))
+
+    @toasts
+    def set_adapter(name: str, enabled: bool, weight: float, request: gr.Request) -> list:
+        """Enable or disable an adapter, and give it a weight from -2 to 2."""
+        session = studio.session(request.session_hash)
+        session.set(name, enabled, weight)
+        return studio.rows(session)
+
+    gr.api(adapters, api_name="adapters", queue=False)
+    gr.api(set_adapter, api_name="set_adapter", queue=False)
+    return panel
+
+
+def _list(studio: Studio, panel: AdapterPanel, request: gr.Request) -> None:
+    rows = studio.rows(studio.session(request.session_hash))
+    if not rows:
+        gr.HTML(hint("No adapters yet: add a file below, or start the app with --adapters FOLDER."))
+    for row in rows:
+        with gr.Group(elem_classes="adapter", key=f"group-{row['name']}"):
+            _row(studio, panel, row)
+
+
+def _row(studio: Studio, panel: AdapterPanel, row: dict) -> None:
+    name = row["name"]
+    enabled = gr.Checkbox(row["enabled"], label=name, key=f"on-{name}", preserved_by_key=None)
+    gr.HTML(_facts(row), key=f"facts-{name}", padding=False)
+    weight = gr.Slider(
+        -2, 2, row["weight"], step=0.05, label=f"Weight of {name}", key=f"weight-{name}", preserved_by_key=None
+    )
+    with gr.Row():
+        details = gr.Button("Details", size="sm", key=f"details-{name}", min_width=80)
+        remove = gr.Button("Remove", size="sm", key=f"remove-{name}", visible=row["removable"], min_width=80)
+
+    @toasts
+    def switch(is_on: bool, number: float, changed: int, request: gr.Request):
+        studio.session(request.session_hash).set(name, is_on, number)
+        return changed + 1
+
+    @toasts
+    def forget(version: int, changed: int, request: gr.Request):
+        studio.session(request.session_hash).remove(name)
+        return version + 1, changed + 1
+
+    inputs, hidden = [enabled, weight, panel.changed], {"api_visibility": "private"}
+    enabled.input(switch, inputs, panel.changed, key=f"switch-{name}", **hidden, **QUICK)
+    weight.input(switch, inputs, panel.changed, trigger_mode="always_last", key=f"move-{name}", **hidden, **QUICK)
+    details.click(lambda: name, None, panel.chosen, key=f"look-{name}", **hidden, **QUICK)
+    state = [panel.version, panel.changed]
+    remove.click(forget, state, state, key=f"forget-{name}", **hidden, **QUICK)
+
+
+def _facts(row: dict) -> str:
+    size = row["bytes"]
+    size = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+    what = [TASKS[row["task"]], row["method"], f"{row['values']:,} values", size, f"on {row['base']}"]
+    lines = [" · ".join(what)]
+    shown = [
+        f"{name} {'' if old is None else f'{old:.4g} → '}{new:.4g}"
+        for name, old, new in row["metrics"][:SHOWN_METRICS]
+    ]
+    lines += [", ".join(shown)] if shown else []
+    names = row["class_names"]
+    if names:
+        more = f" … ({len(names)} classes)" if len(names) > 12 else ""
+        lines.append(f"classes: {', '.join(names[:12])}{more}")
+    return '<div class="facts">' + "".join(f"<p>{html.escape(line)}</p>" for line in lines) + "</div>"

@@ -1,0 +1,76 @@
+"""Classify: the top classes of a picture by the base's head and by each adapter; a table for many pictures."""
+
+import html
+from pathlib import Path
+
+import gradio as gr
+
+from app.classify import Answer, table
+from app.inference import Studio
+from app.tabs.common import MODEL, QUICK, hint, toasts
+
+START = hint("Choose a picture, or take an example, and press Classify.")
+
+
+def build_classify(studio: Studio) -> None:
+    """Lay the tab out and connect it."""
+    with gr.Row():
+        with gr.Column(scale=1, min_width=240):
+            picture = gr.Image(
+                label="Picture",
+                type="filepath",
+                format="png",
+                elem_id="class-picture",
+                elem_classes="drawn",
+                height=280,
+            )
+            with gr.Row():
+                example = gr.Button("Example", elem_id="class-example", min_width=100)
+                classify = gr.Button("Classify", variant="primary", elem_id="classify", min_width=100)
+        with gr.Column(scale=2, min_width=280):
+            answers = gr.HTML(START, elem_id="answers")
+    with gr.Accordion("Many pictures: a table", open=False, elem_id="class-batch"):
+        many = gr.File(
+            label="Pictures", file_count="multiple", file_types=["image"], height=110, elem_id="class-files"
+        )
+        start = gr.Button("Classify all", elem_id="classify-all")
+        found = gr.Dataframe(
+            headers=["picture"], label="Most probable class", interactive=False, wrap=True, elem_id="class-table"
+        )
+    turn = gr.State(0)
+
+    @toasts
+    def run(path: str | None, request: gr.Request):
+        session = studio.session(request.session_hash)
+        rows = studio.classifier.classify(session, [Path(path)] if path else [])
+        more = "" if len(rows[0]) > 1 else hint("Enable a classification adapter to compare.")
+        return _answers(rows[0]) + more
+
+    @toasts
+    def run_all(paths: list[str] | None, request: gr.Request):
+        files = [Path(path) for path in paths or []]
+        rows = studio.classifier.classify(studio.session(request.session_hash), files)
+        headers, cells = table([file.name for file in files], rows)
+        return gr.update(value={"headers": headers, "data": cells})
+
+    def next_example(number: int):
+        files = studio.digit_examples
+        return str(files[number % len(files)]), number + 1
+
+    classify.click(run, picture, answers, api_name="classify", **MODEL)
+    start.click(run_all, many, found, api_name="classify_all", **MODEL)
+    example.click(next_example, turn, [picture, turn], api_visibility="private", **QUICK)
+
+
+def _answers(answers: list[Answer]) -> str:
+    """A card per model with a bar per class."""
+    return '<div class="cards">' + "".join(_card(answer) for answer in answers) + "</div>"
+
+
+def _card(answer: Answer) -> str:
+    lines = [
+        f'<li><span class="name">{html.escape(name)}</span><meter min="0" max="1" value="{share:.4f}"></meter>'
+        f'<span class="share">{100 * share:.1f} %</span></li>'
+        for name, share in answer.classes
+    ]
+    return f'<section class="card"><h3>{html.escape(answer.model)}</h3><ol>{"".join(lines)}</ol></section>'

@@ -1,0 +1,74 @@
+"""Details: all that an adapter's file says, and a plot of what it changes in each layer."""
+
+import html
+import json
+
+import gradio as gr
+
+from app.inference import Studio
+from app.tabs.adapters import AdapterPanel
+from app.tabs.common import QUICK, hint, toasts
+
+START = hint("Choose an adapter here, or press Details beside one.")
+
+
+def build_details(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.Dropdown:
+    """Lay the tab out and connect it; returns the widget that chooses the adapter."""
+    name = gr.Dropdown([], label="Adapter", elem_id="details-name")
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            facts = gr.HTML(START, elem_id="details-facts")
+        with gr.Column(scale=1, min_width=280):
+            plot = gr.Image(
+                label="Norms per layer", format="png", interactive=False, elem_id="norms", buttons=["fullscreen"]
+            )
+
+    @toasts
+    def show(chosen: str | None, request: gr.Request):
+        if not chosen:
+            return START, None
+        said, picture = studio.details(studio.session(request.session_hash), chosen)
+        return _facts(said), None if picture is None else str(picture)
+
+    def names(current: str | None, request: gr.Request):
+        known = [row["name"] for row in studio.rows(studio.session(request.session_hash))]
+        return gr.update(choices=known, value=current if current in known else None)
+
+    name.change(show, name, [facts, plot], api_name="details", show_progress="minimal")
+    gr.on([page.load, panel.version.change], names, name, name, api_visibility="private", **QUICK)
+    return name
+
+
+def _facts(said: dict) -> str:
+    sections = [_table("File", {key: said[key] for key in _PLAIN if said.get(key) not in (None, "", [])})]
+    if said["metrics"].get("after"):
+        before, after = said["metrics"].get("before", {}), said["metrics"]["after"]
+        figures = {key: f"{_number(before.get(key))} → {_number(value)}" for key, value in after.items()}
+        sections.append(_table("Figures, before → after", figures))
+    sections.append(_table("Settings", {key: value for key, value in said["extra"].items() if value is not None}))
+    sections.append(_table("Written by", said["versions"]))
+    return "".join(sections)
+
+
+_PLAIN = ("task", "method", "peft_type", "base", "base_fingerprint", "layers", "layer_values", "whole_values", "values",
+          "file_bytes", "classes", "null_class", "protocol")  # fmt: skip
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, (int, float)) else "–"
+
+
+def _table(title: str, rows: dict) -> str:
+    cells = "".join(
+        f"<tr><th>{html.escape(str(key).replace('_', ' '))}</th><td>{html.escape(_value(value))}</td></tr>"
+        for key, value in rows.items()
+    )
+    return f'<section class="details"><h3>{html.escape(title)}</h3><table>{cells}</table></section>' if rows else ""
+
+
+def _value(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value[:40]) + (f" … ({len(value)})" if len(value) > 40 else "")
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,164 @@
+"""Generate: draw classes with the base and with the mix, on the same noise; grids; settings from a picture."""
+
+import html
+import random
+from pathlib import Path
+
+import gradio as gr
+
+from app.drawing import AXES, MAX_SEED, Drawing, Picture, Request, parse_axis, restore
+from app.inference import Studio
+from app.tabs.adapters import AdapterPanel
+from app.tabs.common import MODEL, QUICK, bar, hint, toasts
+from onelora_vision.sampling import SAMPLERS
+
+START = hint("Choose classes and press Draw: the base and your mix of adapters draw them on the same noise.")
+SMALL = 128  # pixels; smaller pictures are enlarged without smoothing
+AXIS_VALUES = {
+    "adapter weight": "0, 0.5, 1, 1.5",
+    "guidance": "1, 2.5, 4",
+    "steps": "5, 10, 20",
+    "adapter": "",
+    "seed": "0, 1, 2",
+}
+
+
+def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None:
+    """Lay the tab out and connect it."""
+    defaults = Request(("-",))
+    with gr.Row():
+        classes = gr.Dropdown([], label="Classes", multiselect=True, scale=3, elem_id="classes")
+        number = gr.Slider(1, 16, 4, step=1, label="Images of each class", scale=2)
+    with gr.Row():
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120, elem_id="seed")
+        is_random = gr.Checkbox(False, label="Random seed", min_width=120, container=True)
+        steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", min_width=160)
+        guidance = gr.Slider(0, 10, defaults.guidance, step=0.1, label="Guidance", min_width=160)
+    with gr.Accordion("More settings", open=False), gr.Row():
+        sampler = gr.Dropdown(list(SAMPLERS), value=defaults.sampler, label="Sampler", min_width=120)
+        base = gr.Dropdown(
+            [("as the adapters name it", ""), *studio.base_names()],
+            value="",
+            label="Base: a pipeline folder of this app, or a hub id",
+            allow_custom_value=True,
+            scale=2,
+        )
+        compare = gr.Checkbox(True, label="Draw the base's pictures too", container=True)
+    with gr.Row():
+        draw = gr.Button("Draw", variant="primary", elem_id="draw")
+        cancel = gr.Button("Cancel", elem_id="cancel")
+    progress = gr.HTML(START, elem_id="draw-progress")
+    with gr.Row():
+        options = {"format": "png", "object_fit": "contain", "height": "auto", "columns": 4, "buttons": ["download"]}
+        of_base = gr.Gallery(label="Base", elem_id="of-base", elem_classes="drawn", min_width=280, **options)
+        of_mix = gr.Gallery(label="Adapted", elem_id="of-mix", elem_classes="drawn", min_width=280, **options)
+    everything = gr.DownloadButton("Download all", interactive=False, elem_id="download-all")
+    settings = [classes, seed, is_random, number, steps, sampler, guidance, base, compare]
+
+    def request_of(classes, seed, is_random, number, steps, sampler, guidance, base, compare) -> Request:
+        seed = random.randrange(MAX_SEED // 2) if is_random else int(seed or 0)
+        return Request(
+            tuple(classes or ()), seed, int(number), sampler, int(steps), float(guidance), base or "", compare
+        )
+
+    @toasts
+    def run(request: gr.Request, *values):
+        wanted = request_of(*values)
+        for state in studio.drawer.draw(studio.session(request.session_hash), wanted):
+            done = gr.update(value=state.archive, interactive=True) if state.archive else gr.skip()
+            yield _shown(state), _gallery(state.base), _gallery(state.adapted), done, wanted.seed
+
+    outputs = [progress, of_base, of_mix, everything, seed]
+    drawing = draw.click(run, settings, outputs, api_name="draw", **MODEL)
+    cancel.click(lambda: hint("Cancelled."), None, progress, cancels=[drawing], api_visibility="private", queue=False)
+    _restore(studio, panel, [classes, seed, is_random, number, steps, sampler, guidance, base, compare])
+    _grid(studio, settings, request_of)
+
+    @toasts
+    def choices(current: list[str] | None, base: str, request: gr.Request):
+        session = studio.session(request.session_hash)
+        names = studio.drawer.classes(session, base or "")
+        kept = [name for name in current or [] if name in names] or names[:4]
+        return gr.update(choices=names, value=kept, info=_mix_in_words(studio.rows(session)))
+
+    when = [page.load, panel.changed.change, base.change]
+    gr.on(when, choices, [classes, base], classes, api_visibility="private", **QUICK)
+
+
+def _mix_in_words(rows: list[dict]) -> str:
+    terms = [f"{row['weight']:g} × {row['name']}" for row in rows if row["enabled"] and row["task"] == "generation"]
+    return f"Mix: {' + '.join(terms)}" if terms else "No adapter is enabled: the base draws alone"
+
+
+def _shown(state: Drawing) -> str:
+    if state.archive:
+        return hint("Drawn. Each PNG says how it was made: drop one below to get its settings back.")
+    return bar(state.done, state.total, state.text)
+
+
+def _gallery(pictures: list[Picture]) -> list[tuple]:
+    return [(str(p.image) if isinstance(p.image, Path) else p.image, p.caption) for p in pictures]
+
+
+def _restore(studio: Studio, panel: AdapterPanel, settings: list) -> None:
+    with gr.Accordion("Settings from a picture", open=False, elem_id="restore"):
+        file = gr.File(
+            label="Drop a PNG that was drawn here: its settings and adapters come back",
+            file_types=[".png"],
+            height=110,
+            elem_id="restore-file",
+        )
+
+    @toasts
+    def restored(path: str | None, version: int, changed: int, request: gr.Request):
+        if path is None:
+            return [gr.skip()] * (len(settings) + 3)
+        session = studio.session(request.session_hash)
+        found = restore(session, Path(path))
+        if found.missing:
+            names = html.escape(", ".join(found.missing))
+            gr.Warning(
+                f"Drawn with {names}, not open here: add it and drop the picture again.", title="Adapter missing"
+            )
+        else:
+            gr.Info("Settings and adapters are those of the picture.", title="Restored")
+        wanted, names = found.request, studio.drawer.classes(session, found.request.base)
+        kept = gr.update(choices=names, value=[name for name in wanted.classes if name in names])
+        values = [kept, wanted.seed, False, wanted.num_images, wanted.steps, wanted.sampler, wanted.guidance]
+        return [None, version + 1, changed + 1, *values, wanted.base, wanted.compare]
+
+    state = [panel.version, panel.changed]
+    file.upload(restored, [file, *state], [file, *state, *settings], api_name="restore", show_progress="minimal")
+
+
+def _grid(studio: Studio, settings: list, request_of) -> None:
+    with gr.Accordion("X/Y grid: two settings against each other", open=False, elem_id="grid"):
+        with gr.Row():
+            x_name = gr.Dropdown(list(AXES), value=AXES[0], label="Across", min_width=130)
+            x_values = gr.Textbox(AXIS_VALUES[AXES[0]], label="Values across", scale=2, min_width=160)
+            y_name = gr.Dropdown(list(AXES), value=AXES[1], label="Down", min_width=130)
+            y_values = gr.Textbox(AXIS_VALUES[AXES[1]], label="Values down", scale=2, min_width=160)
+        with gr.Row():
+            start = gr.Button("Draw the grid", variant="primary", elem_id="draw-grid")
+            stop = gr.Button("Cancel")
+        progress = gr.HTML(hint("Each cell draws the chosen classes; give values with commas between them."))
+        picture = gr.Image(label="Grid", format="png", interactive=False, elem_id="grid-picture", buttons=["download"])
+        file = gr.DownloadButton("Download the grid", interactive=False)
+
+    @toasts
+    def run(request: gr.Request, *values):
+        *axes, classes, seed, is_random, number, steps, sampler, guidance, base, compare = values
+        session = studio.session(request.session_hash)
+        x, y = parse_axis(session, axes[0], axes[1]), parse_axis(session, axes[2], axes[3])
+        wanted = request_of(classes, seed, is_random, number, steps, sampler, guidance, base, compare)
+        for state in studio.drawer.grid(session, wanted, x, y):
+            shown = state.adapted[0].image if state.adapted else None
+            done = gr.update(value=state.archive, interactive=True) if state.archive else gr.skip()
+            said = hint("Drawn.") if state.archive else bar(state.done, state.total, state.text)
+            yield said, str(shown) if isinstance(shown, Path) else shown, done
+
+    inputs = [x_name, x_values, y_name, y_values, *settings]
+    drawing = start.click(run, inputs, [progress, picture, file], api_name="grid", **MODEL)
+    stop.click(lambda: hint("Cancelled."), None, progress, cancels=[drawing], api_visibility="private", queue=False)
+    for name, values in ((x_name, x_values), (y_name, y_values)):
+        name.input(lambda axis: AXIS_VALUES[axis], name, values, api_visibility="private", **QUICK)
