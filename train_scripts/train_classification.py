@@ -214,7 +214,9 @@ def run(config: ClassificationConfig) -> dict:
 
     before, first = evaluate(task, test_loader, accelerator), task.predictions
     hint = find_method(config.method).hint
-    summary = train(task, dataset, config, accelerator, validation_loader, save_adapter=save, hint=hint)
+    identity = {"weights of the base": base_fingerprint, "files of the training data": training.identity()}
+    options = {"save_adapter": save, "hint": hint, "identity": identity}
+    summary = train(task, dataset, config, accelerator, validation_loader, **options)
     after = evaluate(task, test_loader, accelerator)
 
     output = Path(config.output_dir)

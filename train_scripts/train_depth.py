@@ -169,6 +169,7 @@ def run(config: DepthConfig) -> dict:
         save_adapter=lambda folder: save_adapter(model, folder, info),
         draw=lambda path, step: draw(path),
         hint=find_method(config.method).hint,
+        identity={"weights of the base": base_fingerprint, "files of the training data": train_data.identity()},
     )
     after = evaluate(task, loader, accelerator)
     model.eval()

@@ -257,6 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     # Backbone
     base = load_base(config)
     dataset = open_data(config, base, "train")
+    data_identity = dataset.source.identity() if isinstance(dataset, ClassImageDataset) else ""
     base_fingerprint = fingerprint(base.transformer, dit_adaptation(base.transformer).whole_modules)
     generator = torch.Generator().manual_seed(config.seed)
     kept = base.transformer.set_classes(dataset.class_names, base.class_names, generator)
@@ -322,6 +323,7 @@ def main(argv: list[str] | None = None) -> None:
         save_adapter=lambda folder: save_adapter(model, folder, info),
         draw=lambda path, step: draw_samples(config, base, model, step, path),
         hint=find_method(config.method).hint,
+        identity={"weights of the base": base_fingerprint, "files of the training data": data_identity},
     )
 
     # Evaluate

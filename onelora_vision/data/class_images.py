@@ -1,5 +1,6 @@
 """Images with one class each: the common data sets of transfer learning opened by name, and the dataset over them."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -61,6 +62,14 @@ class ClassImages:
         """Where image ``index`` comes from: its file, or the data set's name, split and index."""
         image = self.images[index] if isinstance(self.images, list) else None
         return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"{self.name}/{self.split}[{index}]"
+
+    def identity(self) -> str:
+        """A hash of which images these are: their classes and the names of file and folder, wherever the whole lies."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for index, label in enumerate(self.labels):
+            name = "/".join(self.path(index).split(os.sep)[-2:])
+            digest.update(f"{name} {label}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
 
     def read(self, index: int) -> Image.Image:
         """Image ``index`` as upright RGB. Raises `InputError` that names the image when it cannot be read."""

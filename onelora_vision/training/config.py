@@ -69,7 +69,9 @@ class TrainingConfig:
     validation_steps: int = option(0, "steps between evaluations; 0: none during training", may_change=True)
     metric_for_best_model: str | None = option(None, "keep the best adapter, by this figure of the evaluations")
     greater_is_better: bool = option(True, "whether the best is the greatest")
-    early_stopping_patience: int = option(0, "stop after so many evaluations without a new best; 0: never")
+    early_stopping_patience: int = option(
+        0, "stop after so many evaluations without a new best; 0: never", may_change=True
+    )
     on_nan: Literal["stop", "skip"] = option("stop", "what to do about a NaN in loss or gradient", may_change=True)
 
     report_to: Literal["auto", "tensorboard", "wandb", "none"] = option(

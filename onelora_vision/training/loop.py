@@ -70,6 +70,7 @@ def train(
     save_adapter: Callable[[Path], None] | None = None,
     draw: Callable[[Path, int], None] | None = None,
     hint: str = "try a lower --learning_rate",
+    identity: dict[str, str] | None = None,
 ) -> TrainingSummary:
     """Train what in ``task.model`` requires gradients; after it the model holds the result (the average, if any).
 
@@ -82,6 +83,7 @@ def train(
         draw: makes a picture of what the model does now, at the path and for the step it is given; called after each
             evaluation, on the main process, with the model as the evaluation had it. Kept in ``output_dir/validation``.
         hint: what to try when the loss is no longer a number.
+        identity: hashes that a resumed run must share, by what they are of: the base, the data.
 
     Raises:
         InputError: an unusable setting, a folder in use, a checkpoint of a run with other settings.
@@ -98,7 +100,7 @@ def train(
     model = accelerator.unwrap_model(task.model)
     ema = EMA(model, config.ema_decay) if config.use_ema else None
     run = ckpt.RunState(model, optimizer, scheduler, accelerator.scaler, ema)
-    settings = ckpt.run_settings(config, len(dataset), samples_per_step(config, processes))
+    settings = ckpt.run_settings(config, len(dataset), samples_per_step(config, processes)) | (identity or {})
     save_adapter = save_adapter or model.save_pretrained
     loop = _Loop(task, config, accelerator, run, settings, evaluation_loader, save_adapter, draw)
     loop.resume()

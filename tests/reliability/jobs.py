@@ -3,16 +3,9 @@
 import hashlib
 import importlib
 import json
-import os
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # for what runs this folder's files as scripts
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+import environment  # noqa: F401
 import numpy as np
 import torch
 from PIL import Image

@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import environment  # noqa: F401
 import jobs
 import torch
 from forks import WriteEvents, fork, wait

@@ -1,5 +1,6 @@
 """Frames as a network takes them: the picture resized to whole patches, the depth kept in metres."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -86,6 +87,11 @@ class DepthDataset(Dataset):
 
     def __len__(self) -> int:
         return self.length
+
+    def identity(self) -> str:
+        """A hash of which frames these are: the names of their files, wherever they lie; of others, how many."""
+        names = [f"{pair.image.name} {pair.depth.name}" for pair in getattr(self.frames, "pairs", [])]
+        return hashlib.sha256(repr((len(self), names)).encode(errors="surrogateescape")).hexdigest()[:16]
 
     def __getitem__(self, ref: SampleRef | int) -> dict:
         index, seed = SampleRef.of(ref)
