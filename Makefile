@@ -1,7 +1,9 @@
 PYTHON ?= python
 SOURCES = onelora_vision train_scripts benchmarks tests
 
-.PHONY: quality style test
+BENCHMARKS = step swap bank memory data
+
+.PHONY: quality style test bench bench-quick
 
 quality:
 	$(PYTHON) -m ruff check $(SOURCES)
@@ -13,3 +15,9 @@ style:
 
 test:
 	$(PYTHON) -m pytest
+
+bench:
+	@for name in $(BENCHMARKS); do echo; echo "## benchmarks.$$name"; $(PYTHON) -m benchmarks.$$name || exit 1; done
+
+bench-quick:
+	@for name in $(BENCHMARKS) dit_xl2; do echo; echo "## benchmarks.$$name"; $(PYTHON) -m benchmarks.$$name --quick || exit 1; done

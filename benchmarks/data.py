@@ -1,11 +1,11 @@
-"""Training images per second, with the latent cache and without, at the shape of DiT-XL/2-256.
+"""How long training waits for data, with the latent cache and without, at the shape of DiT-XL/2-256.
 
-    python -m benchmarks.data --images 256 --batch_size 32 --num_workers 8     # on a GPU
-    python -m benchmarks.data --images 4 --batch_size 2                        # on a CPU
+    python -m benchmarks.data --images 256 --batch_size 32 --batches 20 --num_workers 8     # on a GPU
+    python -m benchmarks.data                                                               # a few steps on a CPU
 
 Images of 512 x 384 pixels, as Food-101's are, are cropped to 256 and encoded by an autoencoder of the shape of
-sd-vae-ft-ema with random weights; the network's own step is left out. With the cache, the first line is the time to
-build it.
+sd-vae-ft-ema with random weights. A step is 1LoRA's on the network, forward, backward and AdamW. "waits": time in which
+training waits for the loader; "encodes": for the autoencoder, none with the cache.
 """
 
 import argparse
@@ -19,47 +19,70 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from benchmarks.subjects import adapted, device_name, make_subject, synchronize, training_step
 from onelora_vision.data.class_images import ClassImageDataset, ClassImages
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import cache_latents, posterior
 from onelora_vision.data.stream import TrainingBatchSampler, training_loader
+from onelora_vision.files import write_json
 from onelora_vision.metrics.generative import weights_hash
+from onelora_vision.planner import PRECISIONS
+
+AUTOENCODER = (128, 256, 512, 512)  # channels of sd-vae-ft-ema: 83.7M parameters
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=8, help="batches that are timed, after a first one")
+    parser.add_argument("--backbone", default="dit-xl-2", help="a DiT for latents of 32 x 32")
+    parser.add_argument("--blocks", type=int, default=0, help="transformer blocks; 0: all")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=3, help="steps that are timed, after a first one")
     parser.add_argument("--num_workers", type=int, default=0)
-    parser.add_argument("--resolution", type=int, default=256)
-    return parser.parse_args(argv)
+    parser.add_argument("--output", help="JSON file")
+    parser.add_argument("--quick", action="store_true", help="small networks, to see that this runs")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.backbone, args.blocks, args.images, args.batches = "dit-s-8", 1, 2, 1
+    return args
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict:
     args, accelerator = parse(argv), Accelerator()
-    vae = stable_diffusion_autoencoder().to(accelerator.device)
+    vae = autoencoder((32,) * 4 if args.quick else AUTOENCODER).to(accelerator.device)
+    subject = make_subject(args.backbone, args.precision, blocks=args.blocks or None)
+    model = adapted(subject, "onelora")
     with tempfile.TemporaryDirectory() as folder:
-        transform = SquareCrop(args.resolution, random_flip=True)
-        images = ClassImageDataset(write_images(Path(folder), args.images), transform)
+        images = ClassImageDataset(write_images(Path(folder), args.images), SquareCrop(256, random_flip=True))
         started = time.perf_counter()
         latents = cache_latents(
             images, vae, weights_hash(vae), Path(folder) / "latents", accelerator, args.batch_size, args.num_workers
         )
         build = time.perf_counter() - started
-        plain, cached = (images_per_second(data, vae, accelerator, args) for data in (images, latents))
-    print(f"{accelerator.device}, {args.resolution} pixels, batches of {args.batch_size}, {args.num_workers} workers")
-    print(f"building the cache   {2 * args.images / build:10.1f} encodings per second")
-    print(f"without the cache    {plain:10.1f} images per second")
-    print(f"with the cache       {cached:10.1f} images per second, {cached / plain:.0f} times as many")
+        rows = {
+            "without": timed_steps(model, images, vae, args),
+            "with": timed_steps(model, latents, vae, args),
+        }
+    print(f"{args.backbone}, batches of {args.batch_size}, {args.precision}, {args.num_workers} workers, "
+          f"{device_name()}, torch {torch.__version__}; {args.images} images, cached in {build:.1f} s")  # fmt: skip
+    print("| cache | s / step | waits for data | encodes | the network's step |\n|---|---|---|---|---|")
+    for name, row in rows.items():
+        total = sum(row.values())
+        shares = " | ".join(f"{100 * row[part] / total:.2f} %" for part in ("waits", "encodes", "step"))
+        print(f"| {name} | {total:.3f} | {shares} |")
+    result = {**vars(args), "device": device_name(), "build_seconds": build, "seconds": rows}
+    if args.output:
+        write_json(args.output, result)
+    return result
 
 
-def stable_diffusion_autoencoder() -> AutoencoderKL:
-    """The architecture of sd-vae-ft-ema, 83.7M parameters, random."""
+def autoencoder(channels: tuple[int, ...]) -> AutoencoderKL:
+    """The architecture of Stable Diffusion's autoencoder, random."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
+        block_out_channels=channels,
         layers_per_block=2,
         latent_channels=4,
         sample_size=256,
@@ -76,20 +99,35 @@ def write_images(folder: Path, count: int) -> ClassImages:
     return ClassImages(paths, [0] * count, ["one"], "benchmark", "train")
 
 
-@torch.no_grad()
-def images_per_second(dataset, vae, accelerator: Accelerator, args: argparse.Namespace) -> float:
-    """Batches as training takes them, up to the latents on the device."""
+def timed_steps(model, dataset, vae, args: argparse.Namespace) -> dict[str, float]:
+    """Mean seconds per step, by what they are spent on."""
     sampler = TrainingBatchSampler(len(dataset), args.batch_size, args.batches + 1, seed=0)
-    for number, batch in enumerate(training_loader(dataset, sampler, args.num_workers)):
-        if number == 1:
-            started = time.perf_counter()
-        if "image" in batch:
-            mean, _ = posterior(vae, batch["image"])
-        else:
-            mean, _ = batch["mean"].to(accelerator.device), batch["std"].to(accelerator.device)
-        if mean.device.type == "cuda":
-            torch.cuda.synchronize()
-    return args.batches * args.batch_size / (time.perf_counter() - started)
+    batches = iter(training_loader(dataset, sampler, args.num_workers))
+    device = next(model.parameters()).device
+    spent = {"waits": 0.0, "encodes": 0.0, "step": 0.0}
+    for number in range(args.batches + 1):
+        clock = [time.perf_counter()]
+        batch = next(batches)
+        clock.append(time.perf_counter())
+        x = latents_of(batch, vae, device)
+        synchronize()
+        clock.append(time.perf_counter())
+        t = torch.full((len(x),), 500, device=device)
+        arguments = {"hidden_states": x.to(PRECISIONS[args.precision][0]), "timestep": t, "class_labels": t * 0}
+        training_step(model, arguments, args.precision)()
+        synchronize()
+        clock.append(time.perf_counter())
+        if number:  # the first one warms up
+            for name, start, end in zip(spent, clock, clock[1:]):
+                spent[name] += (end - start) / args.batches
+    return spent
+
+
+@torch.no_grad()
+def latents_of(batch: dict, vae, device: torch.device) -> torch.Tensor:
+    """As the task makes them: of the autoencoder, or of the cache."""
+    mean, std = posterior(vae, batch["image"]) if "image" in batch else (batch["mean"], batch["std"])
+    return (mean + std * torch.randn_like(mean)).to(device) * 0.18215
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import time
 
 import torch
 
+from benchmarks.subjects import device_name, materialize
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -31,8 +33,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--model", default="dit-xl-2", help="another size of backbones.catalogue, to try the script")
     parser.add_argument("--output", help="JSON file for the rows")
+    parser.add_argument("--quick", action="store_true", help="a small model, to see that this runs")
     parser.add_argument("--in_process", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.model, args.methods, args.batch_sizes, args.steps, args.warmup = "dit-s-8", "onelora", "1", 1, 0
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,7 +90,7 @@ def measure(args: argparse.Namespace, method: str, batch: int) -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     dit = describe(args.model, num_classes=101, fuse_qkv=args.fuse_qkv).model
-    dit = random_weights(dit, device, DTYPES[args.dtype])
+    dit = materialize(dit, device, DTYPES[args.dtype])
     if args.gradient_checkpointing:
         dit.enable_gradient_checkpointing()
     model = apply_method(dit, method, dit_adaptation(dit)).to(device).train()
@@ -113,23 +119,6 @@ def measure(args: argparse.Namespace, method: str, batch: int) -> dict:
         "seconds_per_step": statistics.median(seconds[args.warmup :]),
         "peak_memory_bytes": peak_memory_bytes(),
     }
-
-
-def random_weights(model, device: torch.device, dtype: torch.dtype):
-    """Fill a model of the meta device with small random numbers, in its final precision."""
-    model = model.to(dtype).to_empty(device=device)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.02)
-        for buffer in model.buffers():
-            buffer.normal_(0, 0.02)
-    return model
-
-
-def device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

@@ -52,7 +52,9 @@ print(json.dumps(sorted({SLOW} & set(sys.modules))))
 
 
 def test_importing_the_package_imports_nothing_slow_and_offers_all_its_names():
-    assert json.loads(run(f"import json, sys, onelora_vision; print(json.dumps(list({SLOW} & set(sys.modules))))")) == []
+    assert (
+        json.loads(run(f"import json, sys, onelora_vision; print(json.dumps(list({SLOW} & set(sys.modules))))")) == []
+    )
     assert set(onelora_vision.__all__) <= set(dir(onelora_vision))
     assert all(getattr(onelora_vision, name) is not None for name in onelora_vision.__all__)
     with pytest.raises(AttributeError, match="OneLoraConfg"):

@@ -15,6 +15,7 @@ from onelora_vision.errors import InputError, exits_cleanly, nearest
 
 COMMANDS = {
     "params": "count the parameters of a method on a backbone, without its weights",
+    "plan": "memory of a training step by part, and the largest batch that fits",
     "inspect": "what an adapter file holds: method, base, classes, metrics, norms per layer",
     "doctor": "what is wrong with an adapter file; exit code 2 if anything is",
     "export": "an adapter for PEFT, diffusers or ComfyUI, or merged; reloaded and compared before it counts",

@@ -1,0 +1,204 @@
+"""What the benchmarks measure: models of real shapes with random weights, the methods on them, and their steps."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from onelora_vision.backbones.base import Adaptation
+from onelora_vision.backbones.catalogue import describe
+from onelora_vision.methods import METHODS, apply_method
+from onelora_vision.planner import PRECISIONS, example_inputs, training_loss
+
+FROZEN = "frozen"
+"""The reference: nothing in the blocks is trained, and yet the gradient flows through all of them."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A base model in memory, where the methods act on it, and what makes its inputs for a batch size."""
+
+    name: str
+    model: nn.Module
+    adaptation: Adaptation
+    inputs: Callable[[int], dict[str, torch.Tensor]]
+    precision: str
+
+
+def make_subject(
+    name: str, precision: str = "fp32", *, blocks: int | None = None, side: int | None = None, num_classes: int = 100
+) -> Subject:
+    """Build a backbone of the catalogue with random weights on the GPU, if there is one.
+
+    Args:
+        blocks: keep only so many transformer blocks (not for Depth Anything, whose head reads four of them).
+        side: side of the images in pixels, for models that take any size.
+    """
+    base = describe(name, num_classes)
+    adaptation = base.adaptation
+    if blocks is not None:
+        adaptation = _shorten(base.model, adaptation, blocks)
+    inputs = example_inputs(base.model)
+    if side is not None:
+        inputs = _resized(inputs, side)
+    model = materialize(base.model, default_device(), PRECISIONS[precision][0])
+    return Subject(name, model, adaptation, inputs, precision)
+
+
+def _shorten(model: nn.Module, adaptation: Adaptation, blocks: int) -> Adaptation:
+    """Keep the first ``blocks`` modules of the longest list of alike ones, and what is adapted in them."""
+    lists = {name: m for name, m in model.named_modules() if isinstance(m, (nn.ModuleList, nn.Sequential))}
+    name = max(lists, key=lambda key: len(lists[key]) * (len({type(child) for child in lists[key]}) == 1))
+    model.set_submodule(name, lists[name][:blocks])
+    kept = {module for module, _ in model.named_modules()}
+    return Adaptation(*([n for n in names if n in kept] for names in vars(adaptation).values()))
+
+
+def _resized(inputs: Callable, side: int) -> Callable:
+    def make(batch: int) -> dict[str, torch.Tensor]:
+        return {name: value.new_zeros(batch, value.shape[1], side, side) for name, value in inputs(1).items()}
+
+    return make
+
+
+def materialize(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Fill a model of the meta device with small random matrices, neutral norms and zero biases."""
+    model = nn.Module.to(model, dtype).to_empty(device=device)  # diffusers' own `to` warns of nothing here
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.ndim > 1 and tensor.is_floating_point():
+                tensor.normal_(0, 0.02)
+            else:
+                tensor.fill_(1 if tensor.is_floating_point() and "norm" in name and name.endswith("weight") else 0)
+    return model
+
+
+def adapted(subject: Subject, method: str) -> nn.Module:
+    """A model with a method on it, in training mode; all such models of a subject share the frozen base's memory."""
+    shared = {id(tensor): tensor for tensor in [*subject.model.parameters(), *subject.model.buffers()]}
+    base = copy.deepcopy(subject.model, shared)
+    return (
+        _frozen(base, subject.adaptation)
+        if method == FROZEN
+        else apply_method(base, method, subject.adaptation).train()
+    )
+
+
+def _frozen(model: nn.Module, adaptation: Adaptation) -> nn.Module:
+    """The head or label table is trained, as with every method; the first adapted layer's output asks for a gradient."""
+    first = model.get_submodule(adaptation.target_modules[0])
+    model = apply_method(model, "head", adaptation) if adaptation.whole_modules else model.requires_grad_(False)
+    first.register_forward_hook(_ask_for_gradient)
+    return model.train()
+
+
+def _ask_for_gradient(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    if output.requires_grad or not torch.is_grad_enabled():
+        return output
+    return output.detach().requires_grad_()
+
+
+def random_inputs(subject: Subject, batch: int) -> dict[str, torch.Tensor]:
+    """Inputs of a batch, random where they are images or latents, in the weights' precision."""
+    dtype, generator = PRECISIONS[subject.precision][0], torch.Generator().manual_seed(0)
+    return {
+        name: (
+            torch.randn(value.shape, generator=generator).to(default_device(), dtype)
+            if value.is_floating_point()
+            else value.to(default_device())
+        )
+        for name, value in subject.inputs(batch).items()
+    }
+
+
+def training_step(model: nn.Module, arguments: dict[str, torch.Tensor], precision: str) -> Callable[[], None]:
+    """One step: forward, backward, AdamW on what is trained."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
+
+    def step() -> None:
+        training_loss(model, arguments, PRECISIONS[precision][1]).backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+def interleaved(
+    actions: dict[str, Callable[[], object]], seconds: float, warmup: int = 1, least: int = 3
+) -> dict[str, list[float]]:
+    """Seconds of each action, one after another in rounds for about ``seconds`` (at least ``least`` rounds).
+
+    In rounds, so that whatever slows the machine down for a while slows all of them, and ratios within a round hold.
+    """
+    for _ in range(warmup):
+        for action in actions.values():
+            action()
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    started = time.perf_counter()
+    rounds = 0
+    while rounds < least or time.perf_counter() - started < seconds:
+        for name, action in actions.items():
+            synchronize()
+            start = time.perf_counter()
+            action()
+            synchronize()
+            times[name].append(time.perf_counter() - start)
+        rounds += 1
+    return times
+
+
+def ratios(times: dict[str, list[float]], reference: str) -> dict[str, dict[str, float]]:
+    """Median, least and greatest of each action's time over the reference's in the same round."""
+    return {name: spread([a / b for a, b in zip(row, times[reference])]) for name, row in times.items()}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def shown(row: dict[str, float], digits: int = 3) -> str:
+    """A spread for a table: ``1.020 (1.011-1.034)``."""
+    return f"{row['median']:.{digits}f} ({row['min']:.{digits}f}–{row['max']:.{digits}f})"
+
+
+def saved_bytes(step_loss: Callable[[], torch.Tensor], owned: Sequence[torch.Tensor]) -> int:
+    """Bytes of the storages that autograd keeps for the backward pass, those of ``owned`` tensors apart."""
+    storages: dict[int, int] = {}
+    known = {tensor.untyped_storage().data_ptr() for tensor in owned}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = step_loss()  # held, so that no address is used twice
+    del kept
+    return sum(storages.values())
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def all_methods(text: str) -> list[str]:
+    """The methods of a flag: names with commas, or ``all``."""
+    return list(METHODS) if text == "all" else text.split(",")

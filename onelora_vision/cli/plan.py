@@ -1,0 +1,59 @@
+"""``onelora plan``: the memory of a training step, and the largest batch that fits, before anything is downloaded."""
+
+import argparse
+import re
+
+from onelora_vision.errors import InputError
+
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+PARTS = ("weights", "activations", "gradients", "optimizer", "peak")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbone", required=True, help="dit-xl-2, vit-b-16, …, a timm name, a folder or a hub id")
+    parser.add_argument("--method", default="onelora", help="a method's name, or several with commas")
+    parser.add_argument("--batch", type=int, default=32, help="samples per step")
+    parser.add_argument("--precision", default="bf16", help="fp32; bf16, fp16: mixed; pure-bf16: frozen weights too")
+    parser.add_argument("--memory", help="what the device has, such as 24GB: asks for the largest batch")
+    parser.add_argument("--num_classes", "--num-classes", type=int, help="classes of the head or label table")
+    parser.add_argument(
+        "--fuse_qkv", "--fuse-qkv", action="store_true", help="join q, k, v where the host splits them"
+    )
+    parser.add_argument("--rank", type=int, default=1, help="rank, for the methods that have one")
+
+
+def run(args: argparse.Namespace) -> list[dict]:
+    memory = None if args.memory is None else bytes_of(args.memory)
+
+    from onelora_vision.methods import find_method
+    from onelora_vision.planner import plan
+
+    methods = [find_method(name.strip()).name for name in args.method.split(",")]
+    options = {"num_classes": args.num_classes, "fuse_qkv": args.fuse_qkv, "rank": args.rank}
+    return [
+        plan(args.backbone, method, batch=args.batch, precision=args.precision, memory=memory, **options)
+        for method in methods
+    ]
+
+
+def bytes_of(text: str) -> int:
+    """Bytes of a size such as ``24GB`` (powers of ten) or ``24GiB`` (powers of two).
+
+    Raises:
+        InputError: it is not a number with one of these units.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?B)", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
+        raise InputError(f"--memory is {text!r}, but must be a number with its unit, such as 24GB or 16GiB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def show(rows: list[dict], args: argparse.Namespace) -> None:
+    print(f"{args.backbone}, {args.precision}, batches of {args.batch}; GB (10^9 bytes)")
+    fits = f"{'fits ' + args.memory:>14}" if args.memory else ""
+    print(f"{'method':<14}{'checkpointing':<14}" + "".join(f"{part:>13}" for part in PARTS) + fits)
+    for row in rows:
+        for kind, label in (("plain", "no"), ("gradient_checkpointing", "yes")):
+            found = row[kind]
+            line = f"{row['method']:<14}{label:<14}" + "".join(f"{found[part] / 1e9:>13.3f}" for part in PARTS)
+            print(line + (f"{found['largest_batch']:>14}" if args.memory else ""))
