@@ -1,8 +1,30 @@
-"""SIGTERM and SIGINT as a request to finish the step, write a checkpoint and leave."""
+"""What ends a run from outside: signals, as a request to write a checkpoint and leave, and another process's end."""
 
 import contextlib
 import signal
 from collections.abc import Iterator
+
+from torch.distributed import DistError
+
+from onelora_vision.errors import TrainingError
+
+
+@contextlib.contextmanager
+def in_touch(process: int) -> Iterator[None]:
+    """Tell the block's failure to reach the run's other processes as a `TrainingError` that says how to go on.
+
+    Args:
+        process: number of this process, for the message.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, DistError) or "gloo" in str(error)):  # gloo's errors have no class of their own
+            raise
+        raise TrainingError(
+            f"process {process} lost touch with another process of this run, which was killed or has failed (its own "
+            "output says why); go on with the same command and --resume_from_checkpoint latest"
+        ) from error
 
 
 class Interrupted(Exception):

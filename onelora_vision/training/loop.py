@@ -27,7 +27,7 @@ from onelora_vision.tasks.base import Task
 from onelora_vision.training import checkpoint as ckpt
 from onelora_vision.training.config import TrainingConfig, save_config
 from onelora_vision.training.ema import EMA
-from onelora_vision.training.interrupt import Interrupted, Interruption
+from onelora_vision.training.interrupt import Interrupted, Interruption, in_touch
 from onelora_vision.training.optim import (
     build_optimizer,
     build_scheduler,
@@ -87,7 +87,7 @@ def train(
 
     Raises:
         InputError: an unusable setting, a folder in use, a checkpoint of a run with other settings.
-        TrainingError: a NaN under ``on_nan="stop"``, or a checkpoint that cannot be written.
+        TrainingError: a NaN under ``on_nan="stop"``, a checkpoint that cannot be written, another process's end.
         WriteError: another file that cannot be written.
         SystemExit: 143 or 130 after SIGTERM or SIGINT, with a checkpoint written.
     """
@@ -103,8 +103,9 @@ def train(
     settings = ckpt.run_settings(config, len(dataset), samples_per_step(config, processes)) | (identity or {})
     save_adapter = save_adapter or model.save_pretrained
     loop = _Loop(task, config, accelerator, run, settings, evaluation_loader, save_adapter, draw)
-    loop.resume()
-    signal_number = loop.go(dataset, steps, OptimizerStep(task, config, accelerator, run, hint))
+    with in_touch(accelerator.process_index):
+        loop.resume()
+        signal_number = loop.go(dataset, steps, OptimizerStep(task, config, accelerator, run, hint))
     if signal_number:
         loop.leave(signal_number)
     if ema is not None:
@@ -125,7 +126,7 @@ def train(
 
 def evaluate(task: Task, loader, accelerator: Accelerator, seed: int = 0) -> dict[str, float]:
     """``task.evaluate`` with the bare model in eval mode, without gradients, under seeded generators."""
-    with _evaluation(task, accelerator, seed):
+    with in_touch(accelerator.process_index), _evaluation(task, accelerator, seed):
         return task.evaluate(loader, accelerator)
 
 
