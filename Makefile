@@ -1,9 +1,9 @@
 PYTHON ?= python
-SOURCES = onelora_vision train_scripts benchmarks tests
+SOURCES = onelora_vision train_scripts app benchmarks tests
 
 BENCHMARKS = step swap bank memory data
 
-.PHONY: quality style test bench bench-quick
+.PHONY: quality style test adapters bench bench-quick
 
 quality:
 	$(PYTHON) -m ruff check $(SOURCES)
@@ -15,6 +15,20 @@ style:
 
 test:
 	$(PYTHON) -m pytest
+
+# The adapters that ship with the package: what the three scripts make without arguments.
+SHIPPED = onelora_vision/embedded/adapters
+adapters: out/dit out/depth out/classification
+	mkdir -p $(SHIPPED)
+	rm -rf $(SHIPPED)/handwriting-dit $(SHIPPED)/streets-depth $(SHIPPED)/handwriting-vit
+	cp -r out/dit/adapter $(SHIPPED)/handwriting-dit
+	cp -r out/depth/adapter $(SHIPPED)/streets-depth
+	cp -r out/classification/adapter $(SHIPPED)/handwriting-vit
+
+out/%: FORCE
+	$(PYTHON) train_scripts/train_$*.py --output_dir $@
+
+FORCE:
 
 bench:
 	@for name in $(BENCHMARKS); do echo; echo "## benchmarks.$$name"; $(PYTHON) -m benchmarks.$$name || exit 1; done

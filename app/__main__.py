@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="onelora-app-") as root:
         # Before gradio is imported: its files lie beside the sessions', and nobody is told that it runs.
         os.environ["GRADIO_TEMP_DIR"] = str(Path(root) / "gradio")
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"
         from app.inference import Studio
         from app.ui import CSS, THEME, build_page
 
@@ -77,10 +77,7 @@ def main(argv: list[str] | None = None) -> None:
             theme=THEME,
             css=CSS,
             footer_links=["api", "settings"],
-            run_history=False,
             ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
         )
 
 

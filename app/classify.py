@@ -79,11 +79,12 @@ def table(names: Sequence[str], rows: Sequence[Sequence[Answer]]) -> tuple[list[
     return headers, cells
 
 
-def write_examples(folder: Path, count: int = 3) -> list[Path]:
-    """Handwritten digits that no training has seen."""
+def write_examples(folder: Path, labels: Sequence[int] = (4, 2, 7)) -> list[Path]:
+    """Handwritten digits that no training has seen, one of each label."""
     images, paths = HandwrittenDigits("test"), []
-    for index in range(count):
-        item = images[index * 61 + 7]
-        paths.append(folder / f"handwriting-{index + 1}.png")
-        save_sample(paths[-1], item["image"], {"class": str(item["label"])})
+    items = [images[index] for index in range(len(images))]
+    for label in labels:
+        image = next(item["image"] for item in items if item["label"] == label)
+        paths.append(folder / f"handwriting-{len(paths) + 1}.png")
+        save_sample(paths[-1], image, {"class": str(label)})
     return paths

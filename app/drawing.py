@@ -115,7 +115,7 @@ class Drawer:
                 state = replace(state, done=number * settings.steps + step + 1, total=total)
                 state.text = f"{variant}: step {step + 1} of {settings.steps}"
                 if images is not None:
-                    setattr(state, variant, _previews(images, request, variant))
+                    setattr(state, variant, _previews(images, request))
                 yield state
             notes = _notes(request, settings, terms, variant)
             files = _save(folder, images, request, view, variant, notes)
@@ -245,14 +245,14 @@ def _notes(request: Request, settings: SamplingSettings, terms: list[Term], vari
     return {**_record(request, settings), "adapters": adapters, "adapted": variant != BASE}
 
 
-def _previews(images: torch.Tensor, request: Request, variant: str) -> list[Picture]:
+def _previews(images: torch.Tensor, request: Request) -> list[Picture]:
     pixels = (images.permute(0, 2, 3, 1) * 255).round().byte().numpy()
-    captions = _captions(request, variant)
+    captions = _captions(request)
     return [Picture(Image.fromarray(one), caption) for one, caption in zip(pixels, captions)]
 
 
-def _captions(request: Request, variant: str) -> list[str]:
-    return [f"{name}, seed {seed}, {variant}" for name, seed in zip(request.names(), request.seeds())]
+def _captions(request: Request) -> list[str]:
+    return [f"{name} · {seed}" for name, seed in zip(request.names(), request.seeds())]
 
 
 def _save(
@@ -260,7 +260,7 @@ def _save(
 ) -> list[Picture]:
     """Write each image as a PNG that says how it was drawn."""
     pictures, labels = [], class_ids(request.names(), view.class_names)
-    captions = _captions(request, variant)
+    captions = _captions(request)
     for image, label, name, seed, caption in zip(images, labels, request.names(), request.seeds(), captions):
         path = folder / f"{label:04d}-{seed:05d}-{variant}.png"
         text = {"seed": str(seed), "class": name, "label": str(label), "settings": json.dumps(notes)}

@@ -126,7 +126,7 @@ class Studio:
     def details(self, session: Session, name: str) -> tuple[dict, Path | None]:
         """Everything that an adapter's file says, and a plot of its norms per layer (None where no layer is adapted)."""
         entry = session.entry(name)
-        facts = inspect(entry.path)
+        facts = {**inspect(entry.path), "file_bytes": entry.file_bytes}
         if not facts["rows"]:
             return facts, None
         plot = session.output() / "norms.png"

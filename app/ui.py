@@ -3,7 +3,7 @@
 import gradio as gr
 
 from app.inference import Studio
-from app.tabs.adapters import build_panel
+from app.tabs.adapters import AdapterPanel, build_panel
 from app.tabs.classify import build_classify
 from app.tabs.depth import build_depth
 from app.tabs.details import build_details
@@ -13,14 +13,22 @@ FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "monospace"])
 CSS = """
 .gradio-container { max-width: 1440px !important; }
+.gradio-container .prose table { border: none; }
 #title h1 { margin-bottom: 0; }
 .hint { color: var(--body-text-color-subdued); margin: 4px 0; }
 .progress { display: flex; gap: 12px; align-items: center; }
 .progress progress { flex: 1; max-width: 420px; height: 12px; accent-color: var(--color-accent); }
-.adapter { padding-bottom: 4px; }
-.facts { padding: 0 14px 6px; font-size: 0.82rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+.adapter { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 12px; gap: 6px !important; }
+.adapter .block, .adapter .form { border-width: 0 !important; padding: 0 !important; background: transparent !important;
+  box-shadow: none !important; }
+.tight { gap: 8px !important; }
+.facts { padding: 0; font-size: 0.82rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .facts p { margin: 0 0 2px; }
 .drawn img { image-rendering: pixelated; }
+.drawn .image-frame img { width: 100%; height: 100%; object-fit: contain; }
+.drawn .grid-container { grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)) !important; }
+.drawn .grid-container img { object-fit: contain !important; padding-bottom: 16px; }
+.drawn .caption-label { max-width: 100%; left: 0; right: 0; padding: 1px 4px; font-size: 0.68rem; border-radius: 0; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 12px; }
 .card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 14px; }
 .card h3, .details h3 { margin: 4px 0 8px; font-size: 1rem; overflow-wrap: anywhere; }
@@ -28,11 +36,12 @@ CSS = """
 .card li { display: grid; grid-template-columns: minmax(2em, 1fr) 2fr 4.5em; gap: 8px; align-items: center; margin: 0; }
 .card .name { overflow-wrap: anywhere; font-weight: 600; }
 .card .share { text-align: right; font-variant-numeric: tabular-nums; }
-.card meter { width: 100%; }
+.card .bar { height: 8px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden; }
+.card .bar i { display: block; height: 100%; background: var(--color-accent); }
 .details table { width: 100%; font-size: 0.85rem; border-collapse: collapse; margin-bottom: 12px; }
 .details th { text-align: left; font-weight: 500; color: var(--body-text-color-subdued); width: 40%; }
-.details th, .details td { padding: 3px 6px; border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere;
-  vertical-align: top; }
+.details th, .details td { padding: 3px 6px; border: none; border-bottom: 1px solid var(--border-color-primary);
+  overflow-wrap: anywhere; vertical-align: top; }
 """
 
 
@@ -44,24 +53,19 @@ def build_page(studio: Studio) -> gr.Blocks:
             "an adapter takes part at the weight you give it.",
             elem_id="title",
         )
+        panel = AdapterPanel(gr.State(0), gr.State(0))
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320), gr.Tabs() as tabs:
-                tab_places = [gr.Tab(name, id=name.lower()) for name in ("Generate", "Depth", "Classify", "Details")]
+                with gr.Tab("Generate", id="generate"):
+                    build_generate(studio, panel, page)
+                with gr.Tab("Depth", id="depth"):
+                    build_depth(studio)
+                with gr.Tab("Classify", id="classify"):
+                    build_classify(studio)
+                with gr.Tab("Details", id="details"):
+                    chosen = build_details(studio, panel, page)
             with gr.Column(scale=2, min_width=320):
-                panel = build_panel(studio)
-        with tab_places[0]:
-            build_generate(studio, panel, page)
-        with tab_places[1]:
-            build_depth(studio)
-        with tab_places[2]:
-            build_classify(studio)
-        with tab_places[3]:
-            name = build_details(studio, panel, page)
-
-        def go(chosen: str):
-            return gr.update(selected="details"), chosen
-
-        panel.chosen.change(go, panel.chosen, [tabs, name], api_visibility="private", queue=False)
+                build_panel(studio, panel, tabs, chosen)
 
         def leave(request: gr.Request):
             studio.sessions.close(request.session_hash)

@@ -19,24 +19,21 @@ class AdapterPanel:
     Attributes:
         version: a number that changes when adapters come or go, or are switched from outside of the list.
         changed: a number that changes with everything that takes part in a mix.
-        chosen: the adapter whose details were asked for.
     """
 
     version: gr.State
     changed: gr.State
-    chosen: gr.State
 
 
-def build_panel(studio: Studio) -> AdapterPanel:
-    """Lay the panel out and connect it."""
-    panel = AdapterPanel(gr.State(0), gr.State(0), gr.State(""))
+def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.Dropdown) -> None:
+    """Lay the panel out and connect it; an adapter's details are shown in ``tabs`` by choosing it in ``details``."""
     gr.Markdown("## Adapters")
 
     @gr.render(inputs=[panel.version])
     def listed(version: int, request: gr.Request):
-        _list(studio, panel, request)
+        _list(studio, panel, [tabs, details], request)
 
-    with gr.Group():
+    with gr.Column(elem_classes="tight"):
         files = gr.File(
             label="Add adapters: .safetensors, .zip, or a PEFT folder's two files",
             file_count="multiple",
@@ -45,13 +42,15 @@ def build_panel(studio: Studio) -> AdapterPanel:
             elem_id="upload",
         )
         with gr.Row():
-            hub = gr.Textbox(label="Or from the hub", placeholder="owner/name", scale=3, elem_id="hub")
-            fetch = gr.Button("Fetch", scale=1, min_width=80)
+            hub = gr.Textbox(
+                placeholder="or a hub id: owner/name", show_label=False, container=False, scale=3, elem_id="hub"
+            )
+            fetch = gr.Button("Fetch", scale=1, min_width=80, size="md")
         again = gr.Button("Look at the adapters folder again", size="sm", visible=studio.library.folder is not None)
-    with gr.Group():
+    with gr.Column(elem_classes="tight"):
         with gr.Row():
-            task = gr.Dropdown(list(TASKS), value="generation", label="Mix of", scale=2, elem_id="mix-task")
-            save = gr.Button("Save this mix", scale=1, min_width=120)
+            task = gr.Dropdown(list(TASKS), value="generation", show_label=False, container=False, elem_id="mix-task")
+            save = gr.Button("Save this mix", min_width=120, size="md")
         mix = gr.File(label="The mix as one adapter file", interactive=False, visible=False, elem_id="mix-file")
 
     @toasts
@@ -97,28 +96,25 @@ def build_panel(studio: Studio) -> AdapterPanel:
 
     gr.api(adapters, api_name="adapters", queue=False)
     gr.api(set_adapter, api_name="set_adapter", queue=False)
-    return panel
 
 
-def _list(studio: Studio, panel: AdapterPanel, request: gr.Request) -> None:
+def _list(studio: Studio, panel: AdapterPanel, shown_by: list, request: gr.Request) -> None:
     rows = studio.rows(studio.session(request.session_hash))
     if not rows:
         gr.HTML(hint("No adapters yet: add a file below, or start the app with --adapters FOLDER."))
     for row in rows:
-        with gr.Group(elem_classes="adapter", key=f"group-{row['name']}"):
-            _row(studio, panel, row)
+        with gr.Column(elem_classes="adapter"):
+            _row(studio, panel, shown_by, row)
 
 
-def _row(studio: Studio, panel: AdapterPanel, row: dict) -> None:
+def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict) -> None:
     name = row["name"]
-    enabled = gr.Checkbox(row["enabled"], label=name, key=f"on-{name}", preserved_by_key=None)
-    gr.HTML(_facts(row), key=f"facts-{name}", padding=False)
-    weight = gr.Slider(
-        -2, 2, row["weight"], step=0.05, label=f"Weight of {name}", key=f"weight-{name}", preserved_by_key=None
-    )
+    enabled = gr.Checkbox(row["enabled"], label=name, interactive=True, container=False)
+    gr.HTML(_facts(row), padding=False)
+    weight = gr.Slider(-2, 2, row["weight"], step=0.05, label=f"Weight of {name}", interactive=True)
     with gr.Row():
-        details = gr.Button("Details", size="sm", key=f"details-{name}", min_width=80)
-        remove = gr.Button("Remove", size="sm", key=f"remove-{name}", visible=row["removable"], min_width=80)
+        details = gr.Button("Details", size="sm", min_width=80)
+        remove = gr.Button("Remove", size="sm", visible=row["removable"], min_width=80)
 
     @toasts
     def switch(is_on: bool, number: float, changed: int, request: gr.Request):
@@ -131,11 +127,11 @@ def _row(studio: Studio, panel: AdapterPanel, row: dict) -> None:
         return version + 1, changed + 1
 
     inputs, hidden = [enabled, weight, panel.changed], {"api_visibility": "private"}
-    enabled.input(switch, inputs, panel.changed, key=f"switch-{name}", **hidden, **QUICK)
-    weight.input(switch, inputs, panel.changed, trigger_mode="always_last", key=f"move-{name}", **hidden, **QUICK)
-    details.click(lambda: name, None, panel.chosen, key=f"look-{name}", **hidden, **QUICK)
+    enabled.input(switch, inputs, panel.changed, **hidden, **QUICK)
+    weight.input(switch, inputs, panel.changed, trigger_mode="always_last", **hidden, **QUICK)
+    details.click(lambda: (gr.update(selected="details"), name), None, shown_by, **hidden, **QUICK)
     state = [panel.version, panel.changed]
-    remove.click(forget, state, state, key=f"forget-{name}", **hidden, **QUICK)
+    remove.click(forget, state, state, **hidden, **QUICK)
 
 
 def _facts(row: dict) -> str:

@@ -69,7 +69,7 @@ def _answers(answers: list[Answer]) -> str:
 
 def _card(answer: Answer) -> str:
     lines = [
-        f'<li><span class="name">{html.escape(name)}</span><meter min="0" max="1" value="{share:.4f}"></meter>'
+        f'<li><span class="name">{html.escape(name)}</span><span class="bar"><i style="width:{100 * share:.1f}%"></i></span>'
         f'<span class="share">{100 * share:.1f} %</span></li>'
         for name, share in answer.classes
     ]

@@ -49,7 +49,7 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
         cancel = gr.Button("Cancel", elem_id="cancel")
     progress = gr.HTML(START, elem_id="draw-progress")
     with gr.Row():
-        options = {"format": "png", "object_fit": "contain", "height": "auto", "columns": 4, "buttons": ["download"]}
+        options = {"format": "png", "object_fit": "contain", "height": "auto", "buttons": ["download"]}
         of_base = gr.Gallery(label="Base", elem_id="of-base", elem_classes="drawn", min_width=280, **options)
         of_mix = gr.Gallery(label="Adapted", elem_id="of-mix", elem_classes="drawn", min_width=280, **options)
     everything = gr.DownloadButton("Download all", interactive=False, elem_id="download-all")

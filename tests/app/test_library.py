@@ -1,0 +1,135 @@
+"""Adapters from strangers: whole and sound, or one clear line, and the session goes on."""
+
+import pickle
+import shutil
+import zipfile
+
+import pytest
+
+from app.hub import fetch_adapter
+from app.inference import Studio
+from app.library import unique_name
+from app.sessions import MAX_SESSIONS
+from onelora_vision.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def adapter(make_adapter):
+    return make_adapter("classification")
+
+
+@pytest.fixture(scope="module")
+def folder(make_adapter, tmp_path_factory):
+    return make_adapter("classification", 2, place=tmp_path_factory.mktemp("folder") / "mine")
+
+
+@pytest.fixture
+def studio(tmp_path):
+    return Studio(root=tmp_path / "root", max_upload=200_000)
+
+
+def test_files_zips_and_folders_are_taken(studio, adapter, folder, tmp_path):
+    session = studio.session("a")
+    assert studio.upload(session, [adapter]) == ["classification-onelora-1"]
+    files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
+    assert studio.upload(session, files) == ["adapter"]
+    other = studio.session("b")
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder.parent, folder.name)
+    assert studio.upload(other, [archive]) == ["packed"]
+    assert [row["removable"] for row in studio.rows(other)] == [False, False, False, True]
+    with pytest.raises(InputError, match="is open already, as packed"):
+        studio.upload(other, files)
+    other.remove("packed")
+    assert "packed" not in other.entries() and "adapter" in session.entries()
+    with pytest.raises(InputError, match="only adapters that you added"):
+        other.remove(studio.rows(other)[0]["name"])
+
+
+def make_bad(kind, adapter, place):
+    if kind == "pickle":
+        (place / "x.safetensors").write_bytes(pickle.dumps(print))
+    elif kind == "cut":
+        (place / "x.safetensors").write_bytes(adapter.read_bytes()[:5000])
+    elif kind == "text":
+        (place / "x.txt").write_text("hello")
+    elif kind == "config alone":
+        (place / "adapter_config.json").write_text("{}")
+    elif kind == "large":
+        (place / "x.safetensors").write_bytes(bytes(200_001))
+    else:
+        with zipfile.ZipFile(place / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            name = "../../evil.safetensors" if kind == "slip" else "x.safetensors"
+            archive.writestr(name, bytes(50_000_000) if kind == "bomb" else adapter.read_bytes())
+    return next(place.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("pickle", "pickle"),
+        ("cut", "not a whole safetensors file"),
+        ("text", "x.txt: not an adapter; upload a .safetensors"),
+        ("config alone", "together"),
+        ("large", "more than this app takes"),
+        ("slip", "no plain file of one folder"),
+        ("bomb", "unpacks to 50 MB, more than this app takes"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_line_and_leaves_nothing(studio, adapter, tmp_path, kind, message):
+    session, place = studio.session("a"), tmp_path / "place"
+    place.mkdir()
+    before = studio.rows(session)
+    with pytest.raises(InputError, match=message) as caught:
+        studio.upload(session, [make_bad(kind, adapter, place)])
+    assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+    assert studio.rows(session) == before and not list((session.folder / "adapters").iterdir())
+    assert not (tmp_path / "evil.safetensors").exists()
+
+
+def test_the_folder_is_read_and_what_is_wrong_in_it_is_said(tmp_path, adapter, folder):
+    place = tmp_path / "adapters"
+    shutil.copytree(folder, place / "good")
+    (place / "bad.safetensors").write_bytes(b"no")
+    (place / "outside").symlink_to(folder)
+    studio = Studio(place, root=tmp_path / "root")
+    rows = {row["name"]: row for row in studio.rows(studio.session("a"))}
+    assert rows["good"]["source"] == "folder" and not rows["good"]["enabled"]
+    assert "outside" not in rows
+    (problem,) = studio.problems()
+    assert problem.startswith("bad.safetensors: not a whole safetensors file")
+    shutil.copyfile(adapter, place / "new.safetensors")
+    assert "new" in studio.session("a").entries()
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        Studio(tmp_path / "nowhere", root=tmp_path)
+
+
+def test_the_hub_out_of_reach_is_one_line():
+    with pytest.raises(InputError, match="someone/thing: could not be fetched from the hub") as caught:
+        fetch_adapter("someone/thing", 10)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="is no hub id"):
+        fetch_adapter("../../etc", 10)
+
+
+def test_sessions_do_not_see_each_other_and_end(studio, adapter):
+    one, two = studio.session("one"), studio.session("two")
+    (name,) = studio.upload(one, [adapter])
+    one.set(name, True, -0.5)
+    assert name not in two.entries() and name in one.enabled
+    with pytest.raises(InputError, match="from -2 to 2"):
+        one.set(name, True, float("nan"))
+    studio.sessions.close("one")
+    assert not one.folder.exists() and two.folder.exists()
+    assert name not in studio.session("one").entries()
+    for number in range(MAX_SESSIONS):
+        studio.session(str(number))
+    assert len(studio.sessions) == MAX_SESSIONS and not two.folder.exists()
+
+
+def test_names_are_short_plain_and_their_own():
+    assert unique_name("<b>../pie</b>", ()) == "b..pieb"
+    assert unique_name("pie", ["pie", "pie-2"]) == "pie-3"
+    assert unique_name("", ()) == "adapter" and len(unique_name("x" * 500, ())) == 48
