@@ -3,7 +3,7 @@ SOURCES = onelora_vision train_scripts app benchmarks tests
 
 BENCHMARKS = step swap bank memory data
 
-.PHONY: quality style test adapters bench bench-quick
+.PHONY: quality style test adapters bench bench-quick test-oldest host-internals
 
 quality:
 	$(PYTHON) -m ruff check $(SOURCES)
@@ -15,6 +15,17 @@ style:
 
 test:
 	$(PYTHON) -m pytest
+
+# On the oldest releases that pyproject.toml allows, in an environment of their own (6 GB): Python 3.10 to 3.12.
+OLDEST = .venv-oldest
+test-oldest:
+	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --editable ".[test]" --constraint tests/oldest.txt
+	$(OLDEST)/bin/python -m pytest
+
+# Which internals of PEFT, diffusers, timm, transformers and accelerate we rely on, and whether they still are there.
+host-internals:
+	$(PYTHON) tests/host_internals.py
 
 # The adapters that ship with the package: what the three scripts make without arguments.
 SHIPPED = onelora_vision/embedded/adapters
