@@ -50,35 +50,45 @@ def credentials(text: str | None) -> tuple[str, str] | None:
     return user, password
 
 
-@exits_cleanly
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
+    """Open the page with the files of all its users below ``root``; returns it at once if not to ``block``.
+
+    Raises:
+        InputError: a flag that makes no sense.
+    """
     for name in ("max_upload_mb", "max_queue", "jobs"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} is {getattr(args, name)}, but must be at least 1")
     auth, bases = credentials(args.auth), bases_of(args.bases)
-    with tempfile.TemporaryDirectory(prefix="onelora-app-") as root:
-        # Before gradio is imported: its files lie beside the sessions', and nobody is told that it runs.
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(root) / "gradio")
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"
-        from app.inference import Studio
-        from app.ui import CSS, THEME, build_page
+    # Before gradio is imported: its files lie beside the sessions', and nobody is told that it runs.
+    os.environ["GRADIO_TEMP_DIR"] = str(root / "gradio")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"
+    from app.inference import Studio
+    from app.ui import CSS, THEME, build_page
 
-        studio = Studio(args.adapters, bases, args.max_upload_mb << 20, root, args.device)
-        page = build_page(studio)
-        page.queue(max_size=args.max_queue, default_concurrency_limit=args.jobs)
-        page.launch(
-            server_name=args.host,
-            server_port=args.port,
-            auth=auth,
-            max_file_size=args.max_upload_mb << 20,
-            share=False,
-            inbrowser=False,
-            theme=THEME,
-            css=CSS,
-            footer_links=["api", "settings"],
-            ssr_mode=False,
-        )
+    page = build_page(Studio(args.adapters, bases, args.max_upload_mb << 20, root, args.device))
+    page.queue(max_size=args.max_queue, default_concurrency_limit=args.jobs)
+    page.launch(
+        server_name=args.host,
+        server_port=args.port,
+        auth=auth,
+        max_file_size=args.max_upload_mb << 20,
+        share=False,
+        inbrowser=False,
+        prevent_thread_lock=not block,
+        quiet=not block,
+        theme=THEME,
+        css=CSS,
+        footer_links=["api", "settings"],
+        ssr_mode=False,
+    )
+    return page
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    with tempfile.TemporaryDirectory(prefix="onelora-app-") as root:
+        serve(parse(argv), Path(root))
 
 
 if __name__ == "__main__":

@@ -335,7 +335,7 @@ def restore(session: Session, path: Path) -> Restored:
         named = [(str(a["name"]), str(a.get("digest", "")), float(a["weight"])) for a in _adapters_of(record)]
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path.name}: the settings in this PNG are damaged") from error
     entries, found, missing = session.entries(), [], []
     for name, digest, weight in named:
@@ -361,7 +361,7 @@ def _request_of(record: dict, notes: dict) -> Request:
         raise InputError(f"sampler {sampler[:40]!r}{nearest(sampler, SAMPLERS, 'sampler')}")
     return Request(
         classes=tuple(str(name) for name in classes),
-        seed=int(record.get("seed", notes["seed"])),
+        seed=int(record["seed"] if "seed" in record else notes["seed"]),
         num_images=int(record.get("num_images", 1)),
         sampler=sampler,
         steps=int(record["steps"]),

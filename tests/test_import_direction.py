@@ -54,11 +54,20 @@ def test_imports_point_downwards(path):
     assert not {other for other in others if PLACE.get(other, len(LAYERS)) >= PLACE.get(part, len(LAYERS) + 1)}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "app").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_app_imports_no_tasks_and_no_training(path):
+APP = sorted((ROOT / "app").rglob("*.py"))
+WIDGETS = {ROOT / "app" / "ui.py", *(ROOT / "app" / "tabs").glob("*.py")}
+
+
+@pytest.mark.parametrize("path", APP, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_app_imports_no_tasks_and_no_training_and_keeps_widgets_and_tensors_apart(path):
     found = set(imports(path))
     assert not {part_of(name) for name in found} & {"tasks", "training"}
-    assert not {name for name in found if name.split(".")[0] == "train_scripts"}
+    packages = {name.split(".")[0] for name in found}
+    assert "train_scripts" not in packages
+    if path in WIDGETS:
+        assert not packages & {"torch", "numpy", "PIL", "peft", "matplotlib"}
+    else:
+        assert not packages & {"gradio", "gradio_client"}
 
 
 def test_importing_the_package_is_light_and_registers_the_methods():

@@ -1,5 +1,10 @@
 """Adapters of the embedded bases, made on the spot: what ships may be trained anew."""
 
+import os
+import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -37,3 +42,49 @@ def make_adapter(tmp_path_factory):
         return save_adapter(model, place, info)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def serve_app(tmp_path_factory):
+    """Open the real app on a free port: flags -> its address."""
+    from app.__main__ import parse, serve
+
+    pages = []
+
+    def start(*flags):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        arguments = parse(["--port", str(port), *flags]), tmp_path_factory.mktemp("app")
+        # In a thread of its own, as a browser's event loop may be running in this one.
+        with ThreadPoolExecutor(1) as pool:
+            pages.append(pool.submit(serve, *arguments, block=False).result())
+        return pages[-1].local_url
+
+    yield start
+    for page in pages:
+        page.close(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def address(serve_app):
+    """The address of the app with its own adapters and bases."""
+    return serve_app()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, headless. Without one the tests are skipped, unless ONELORA_REQUIRE_BROWSER=1 asks for it."""
+    unavailable = pytest.fail if os.environ.get("ONELORA_REQUIRE_BROWSER") == "1" else pytest.skip
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        unavailable("the tests in a browser need the playwright package")
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    path = next((path for path in found if path), None)
+    if path is None:
+        unavailable("the tests in a browser need Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

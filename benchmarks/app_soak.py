@@ -1,0 +1,133 @@
+"""The app under load: several clients at once, each with adapter weights of their own; errors, times, memory.
+
+    python -m benchmarks.app_soak --requests 200
+
+starts the app in a process of its own. Every client draws the same request again and again at its own weight, and each
+answer must be the first one's, bit for bit. Memory is the server's resident set, read after a warm-up of each client.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from gradio_client import Client
+
+ROOT = Path(__file__).parents[1]
+ADAPTER = "handwriting-dit"
+
+
+def start_app() -> tuple[subprocess.Popen, str]:
+    """The app on a free port, and its address."""
+    code = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])"
+    port = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "app", "--port", port]
+    app = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    for line in app.stdout:
+        if found := re.search(r"http://\S+", line):
+            threading.Thread(target=app.stdout.read, daemon=True).start()
+            return app, found[0]
+    raise SystemExit("the app did not start")
+
+
+def resident_mb(pid: int) -> float:
+    """Megabytes of memory that a process holds (Linux)."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024
+
+
+class User:
+    """One client: draws at its own weight, and keeps what it got first."""
+
+    def __init__(self, address: str, number: int, folder: Path):
+        self.client = Client(address, verbose=False, download_files=str(folder / str(number)))
+        self.client.predict(ADAPTER, True, -0.5 + 0.5 * number, api_name="/set_adapter")
+        self.first, self.times, self.errors = None, [], []
+
+    def draw(self) -> None:
+        start = time.perf_counter()
+        try:
+            answer = self.client.predict(["3", "7"], 0, False, 1, 5, "dpm++", 2.5, "", True, api_name="/draw")
+        except Exception as error:  # whatever goes wrong is what is counted here
+            self.errors.append(str(error)[:200])
+            return
+        self.times.append(time.perf_counter() - start)
+        files = [Path(item["image"]) for item in answer[2]]
+        mark = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        for file in files:
+            file.unlink()
+        self.first = self.first or mark
+        if mark != self.first:
+            self.errors.append("a picture differs from the first one of the same settings")
+
+
+def soak(users: list[User], requests: int, minutes: float, pid: int) -> list[float]:
+    """Keep all users busy; returns the memory at each tenth of the requests."""
+    lock, left, readings, limit = threading.Lock(), [requests], [], time.monotonic() + 60 * minutes
+
+    def work(user: User) -> None:
+        while time.monotonic() < limit:
+            with lock:
+                if left[0] == 0:
+                    return
+                left[0] -= 1
+                if left[0] % max(1, requests // 10) == 0:
+                    readings.append(resident_mb(pid))
+            user.draw()
+
+    threads = [threading.Thread(target=work, args=(user,)) for user in users]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return readings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=10, help="stop after so long, whatever is left")
+    parser.add_argument("--quick", action="store_true", help="20 requests of 2 clients")
+    args = parser.parse_args()
+    clients, requests = (2, 20) if args.quick else (args.clients, args.requests)
+    app, address = start_app()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            users = [User(address, number, Path(folder)) for number in range(clients)]
+            for user in users:
+                user.draw()
+                user.times.clear()
+            before = resident_mb(app.pid)
+            start = time.monotonic()
+            readings = soak(users, requests, args.minutes, app.pid)
+            seconds, after = time.monotonic() - start, resident_mb(app.pid)
+    finally:
+        app.terminate()
+        app.wait(timeout=30)
+    times = sorted(t for user in users for t in user.times)
+    errors = [error for user in users for error in user.errors]
+    distinct = len({user.first for user in users})
+    p95 = statistics.quantiles(times, n=20)[-1]
+    print(f"{len(times)} requests of {clients} clients in {seconds:.0f} s, {len(errors)} errors")
+    print(f"each answer as the client's first; {distinct} of {clients} clients got pictures of their own")
+    print(f"time per request: median {statistics.median(times):.2f} s, 95th percentile {p95:.2f} s")
+    print(
+        f"server memory: {before:.0f} MB after warm-up, {after:.0f} MB after; "
+        + " ".join(f"{r:.0f}" for r in readings)
+    )
+    for error in errors[:5]:
+        print(f"error: {error}")
+    sys.exit(bool(errors) or distinct < clients)
+
+
+if __name__ == "__main__":
+    main()

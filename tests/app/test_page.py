@@ -1,0 +1,192 @@
+"""The page in a real browser, from adapters to pictures, with the embedded bases."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onelora_vision.adapters.files import read_adapter
+
+try:
+    from playwright.sync_api import expect
+except ImportError:  # the browser's fixture says so
+    expect = None
+
+WAIT = 60_000  # milliseconds that a loaded machine may take
+
+
+@pytest.fixture
+def page(address, browser):
+    """A user who has just opened the page."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    page = context.new_page()
+    page.set_default_timeout(WAIT)
+    expect.set_options(timeout=WAIT)
+    page.goto(address)
+    expect(page.get_by_label("range slider for Weight of handwriting-dit")).to_be_visible()
+    expect(page.locator("#classes")).to_contain_text("Mix:")
+    yield page
+    context.close()
+
+
+def add(page, *files):
+    page.locator("#upload input[type=file]").set_input_files([str(file) for file in files])
+
+
+def draw(page, steps=2, images=1):
+    """Draw, and wait for the end."""
+    page.get_by_label("number input for Steps").fill(str(steps))
+    page.get_by_label("number input for Images of each class").fill(str(images))
+    page.locator("#guidance").or_(page.get_by_label("number input for Guidance")).first.press("Tab")
+    page.locator("#draw").click()
+    expect(page.locator("#draw-progress")).to_contain_text("Drawn.")
+
+
+def pictures(page, gallery):
+    """Pixels of a gallery's pictures, as the server sends them."""
+    found = page.locator(f"{gallery} .grid-container img")
+    expect(found.first).to_be_visible()
+    return [_pixels(page, found.nth(number).get_attribute("src")) for number in range(found.count())]
+
+
+def _pixels(page, address):
+    return np.asarray(Image.open(io.BytesIO(page.request.get(address).body())))
+
+
+def toast(page):
+    return page.locator(".toast-body").last
+
+
+def test_load_an_adapter_weigh_it_draw_and_save_the_mix(page, make_adapter, tmp_path):
+    add(page, make_adapter("generation", 21))
+    slider = page.get_by_label("range slider for Weight of generation-onelora-21")
+    expect(slider).to_be_visible()
+    page.get_by_role("checkbox", name="handwriting-dit").uncheck()
+    page.get_by_role("checkbox", name="generation-onelora-21").check()
+    slider.focus()
+    for _ in range(4):
+        slider.press("ArrowLeft")  # the keyboard alone will do
+    expect(page.locator("#classes")).to_contain_text("Mix: 0.8 × generation-onelora-21")
+    draw(page)
+    base, adapted = pictures(page, "#of-base"), pictures(page, "#of-mix")
+    assert len(base) == len(adapted) == 3 and not np.array_equal(base[0], adapted[0])
+    with page.expect_download() as download:
+        page.locator("#download-all").click()
+    assert download.value.suggested_filename == "images.zip"
+    page.get_by_role("button", name="Save this mix").click()
+    with page.expect_download() as download:
+        page.locator("#mix-file a[download]").first.click()
+    place = tmp_path / "mix.safetensors"
+    download.value.save_as(place)
+    assert read_adapter(place).info.extra["blend"] == [
+        {"adapter": "generation-onelora-21", "weight": 0.8, "method": "onelora"}
+    ]
+
+
+def test_a_picture_restores_its_settings(page, tmp_path):
+    page.locator("#seed input").fill("77")
+    draw(page, steps=3)
+    source = page.locator("#of-mix .grid-container img").first.get_attribute("src")
+    (tmp_path / "p.png").write_bytes(page.request.get(source).body())
+    page.locator("#seed input").fill("5")
+    page.get_by_label("number input for Steps").fill("9")
+    page.get_by_role("checkbox", name="handwriting-dit").uncheck()
+    expect(page.locator("#classes")).to_contain_text("No adapter is enabled")
+    page.get_by_role("button", name="Settings from a picture").click()
+    page.locator("#restore-file input[type=file]").set_input_files(str(tmp_path / "p.png"))
+    expect(toast(page)).to_contain_text("Settings and adapters are those of the picture")
+    expect(page.locator("#seed input")).to_have_value("77")
+    expect(page.get_by_label("number input for Steps")).to_have_value("3")
+    expect(page.get_by_role("checkbox", name="handwriting-dit")).to_be_checked()
+    expect(page.locator("#classes")).to_contain_text("Mix: 1 × handwriting-dit")
+
+
+def test_a_bad_file_is_a_toast_and_the_page_goes_on(page, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"\x80\x04 a pickle")
+    add(page, tmp_path / "x.safetensors")
+    expect(toast(page)).to_contain_text("x.safetensors: not a whole safetensors file")
+    page.locator("#hub input, #hub textarea").first.fill("some/adapter")
+    page.get_by_role("button", name="Fetch").click()
+    expect(toast(page)).to_contain_text("some/adapter: could not be fetched from the hub")
+    draw(page)
+    assert len(pictures(page, "#of-mix")) == 4
+
+
+def test_a_grid_of_weights_and_seeds(page):
+    draw(page)
+    page.get_by_role("button", name="X/Y grid").click()
+    page.get_by_label("Values across").fill("0, 1")
+    page.get_by_label("Values down").fill("1, 2")
+    page.locator("#draw-grid").click()
+    expect(page.locator("#grid")).to_contain_text("Drawn.")
+    expect(page.locator("#grid-picture img")).to_be_visible()
+
+
+def test_cancel_stops_a_drawing(page):
+    page.get_by_label("number input for Steps").fill("100")
+    page.locator("#draw").click()
+    expect(page.locator("#draw-progress progress")).to_be_visible()
+    page.locator("#cancel").click()
+    expect(page.locator("#draw-progress")).to_contain_text("Cancelled.")
+    draw(page)
+
+
+def test_depth_with_a_slider_between_base_and_adapted(page):
+    page.get_by_role("tab", name="Depth").click()
+    page.locator("#estimate").click()
+    expect(toast(page)).to_contain_text("choose a picture first")
+    page.locator("#depth-example").click()
+    expect(page.locator("#depth-picture img")).to_be_visible()
+    page.locator("#estimate").click()
+    expect(page.locator("#depth-said")).to_contain_text(re.compile(r"adapted [\d.]+ to [\d.]+ m"))
+    for name in ("#depth-base", "#depth-adapted", "#depth-difference", "#depth-compare"):
+        expect(page.locator(f"{name} img").first).to_be_visible()
+    with page.expect_download() as download:
+        page.locator("#depth-file").click()
+    depth = np.asarray(Image.open(download.value.path()))
+    assert depth.shape == (192, 192) and depth.dtype in (np.uint16, np.int32) and depth.max() > 1000
+
+
+def test_classify_one_picture_and_many(page, make_adapter, tmp_path):
+    page.get_by_role("tab", name="Classify").click()
+    page.locator("#class-example").click()
+    expect(page.locator("#class-picture img")).to_be_visible()
+    page.locator("#classify").click()
+    expect(page.locator("#answers .card")).to_have_count(2)
+    expect(page.locator("#answers")).to_contain_text("handwriting-vit")
+    page.get_by_role("button", name="Many pictures").click()
+    files = [tmp_path / f"{number}.png" for number in range(3)]
+    for file in files:
+        Image.new("RGB", (32, 32), "white").save(file)
+    page.locator("#class-files input[type=file]").set_input_files([str(file) for file in files])
+    expect(page.locator("#class-files")).to_contain_text("2.png")
+    page.locator("#classify-all").click()
+    expect(page.locator("#class-table")).to_contain_text("handwriting-vit")
+    expect(page.locator("#class-table")).to_contain_text("1.png")
+
+
+def test_details_and_a_peft_folder(page, make_adapter, tmp_path):
+    folder = make_adapter("classification", 9, "onelora_norms", place=tmp_path / "folder")
+    add(page, folder / "adapter_config.json", folder / "adapter_model.safetensors")
+    expect(page.get_by_role("checkbox", name="adapter", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Details").last.click()
+    expect(page.get_by_role("tab", name="Details")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#details-facts")).to_contain_text("base fingerprint")
+    expect(page.locator("#norms img")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_cut_off_on_a_telephone(address, browser, scheme):
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(address)
+    expect(page.get_by_label("range slider for Weight of handwriting-dit")).to_be_visible(timeout=WAIT)
+    for tab in ("Depth", "Classify", "Details", "Generate"):
+        found = page.get_by_role("tab", name=tab)
+        if found.is_visible():
+            found.click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
+    context.close()
