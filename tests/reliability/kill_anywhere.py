@@ -55,10 +55,11 @@ def kill_and_compare(script: str, folder: Path, kills: int, draw: random.Random,
     while counts["kills"] < kills:
         counts["runs"] += 1
         output = f"run-{counts['runs']}"
-        for _ in range(min(KILLS_IN_A_ROW, kills - counts["kills"])):
+        for attempt in range(min(KILLS_IN_A_ROW, kills - counts["kills"])):
             at_write = draw.random() < 0.5
-            number = draw.randint(1, len(moments)) if at_write else None
-            delay = LONGEST if at_write else draw.uniform(0, seconds)
+            shorter = 2 if attempt else 1  # what is left of a resumed run
+            number = draw.randint(1, len(moments) // shorter) if at_write else None
+            delay = LONGEST if at_write else draw.uniform(0, seconds / shorter)
             record = folder / "record"
             record.write_text("")
             if not job.attempt(output, record, number, delay):
