@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from app.bases import Bases, View
 from app.sessions import Session, Term, mark_of, mixed
@@ -67,9 +66,9 @@ class Request:
 
 @dataclass
 class Picture:
-    """One drawn image: its file once it is done, until then a preview; and what it shows."""
+    """One drawn image, or a preview of it, as a file; and what it shows."""
 
-    image: Path | Image.Image
+    image: Path
     caption: str
 
 
@@ -115,7 +114,7 @@ class Drawer:
                 state = replace(state, done=number * settings.steps + step + 1, total=total)
                 state.text = f"{variant}: step {step + 1} of {settings.steps}"
                 if images is not None:
-                    setattr(state, variant, _previews(images, request))
+                    setattr(state, variant, _previews(folder / f"{variant}-{step}", images, request))
                 yield state
             notes = _notes(request, settings, terms, variant)
             files = _save(folder, images, request, view, variant, notes)
@@ -133,7 +132,8 @@ class Drawer:
         folder, cells, total = session.output(), [], len(x.values) * len(y.values)
         plans = [_changed(session, request, {x.name: right, y.name: down}) for down in y.values for right in x.values]
         for number, (terms, changed) in enumerate(plans):
-            yield Drawing(number, total, f"cell {number + 1} of {total}", adapted=_sheet(cells, x, y))
+            sheet = _sheet(folder / f"preview-{number}.png", cells, x, y)
+            yield Drawing(number, total, f"cell {number + 1} of {total}", adapted=sheet)
             view = self._view(_info(terms, session), terms, request.base)
             settings = _settings_for(_info(terms, session), changed)
             *_, (_, images) = self._steps(view, changed, settings)  # of a grid only finished cells are shown
@@ -245,10 +245,12 @@ def _notes(request: Request, settings: SamplingSettings, terms: list[Term], vari
     return {**_record(request, settings), "adapters": adapters, "adapted": variant != BASE}
 
 
-def _previews(images: torch.Tensor, request: Request) -> list[Picture]:
-    pixels = (images.permute(0, 2, 3, 1) * 255).round().byte().numpy()
-    captions = _captions(request)
-    return [Picture(Image.fromarray(one), caption) for one, caption in zip(pixels, captions)]
+def _previews(folder: Path, images: torch.Tensor, request: Request) -> list[Picture]:
+    pictures = []
+    for number, (image, caption) in enumerate(zip(images, _captions(request))):
+        pictures.append(Picture(folder / f"{number}.png", caption))
+        save_sample(pictures[-1].image, image, {})
+    return pictures
 
 
 def _captions(request: Request) -> list[str]:
@@ -276,14 +278,13 @@ def _archive(path: Path, files: Sequence[Path]) -> Path:
     return path
 
 
-def _sheet(cells: list[torch.Tensor], x: Axis, y: Axis) -> list[Picture]:
+def _sheet(path: Path, cells: list[torch.Tensor], x: Axis, y: Axis) -> list[Picture]:
     """The finished cells of a grid as a preview."""
     if not cells:
         return []
     blanks = [torch.ones_like(cells[0])] * (len(x.values) * len(y.values) - len(cells))
-    sheet = tile(torch.stack([*cells, *blanks]), len(x.values))
-    pixels = (sheet.permute(1, 2, 0) * 255).round().byte().numpy()
-    return [Picture(Image.fromarray(pixels), f"{y.name} by {x.name}")]
+    save_sample(path, tile(torch.stack([*cells, *blanks]), len(x.values)), {})
+    return [Picture(path, f"{y.name} by {x.name}")]
 
 
 def _draw_grid(path: Path, cells: list[torch.Tensor], x: Axis, y: Axis, record: dict) -> None:

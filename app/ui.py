@@ -42,6 +42,7 @@ CSS = """
 .details th { text-align: left; font-weight: 500; color: var(--body-text-color-subdued); width: 40%; }
 .details th, .details td { padding: 3px 6px; border: none; border-bottom: 1px solid var(--border-color-primary);
   overflow-wrap: anywhere; vertical-align: top; }
+@media (max-width: 480px) { .tab-container button { padding: 0 9px !important; font-size: 0.9rem; } }
 """
 
 

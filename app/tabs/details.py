@@ -14,7 +14,7 @@ START = hint("Choose an adapter here, or press Details beside one.")
 
 def build_details(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.Dropdown:
     """Lay the tab out and connect it; returns the widget that chooses the adapter."""
-    name = gr.Dropdown([], label="Adapter", elem_id="details-name")
+    name = gr.Dropdown([], label="Adapter", allow_custom_value=True, elem_id="details-name")
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             facts = gr.HTML(START, elem_id="details-facts")

@@ -13,7 +13,6 @@ from app.tabs.common import MODEL, QUICK, bar, hint, toasts
 from onelora_vision.sampling import SAMPLERS
 
 START = hint("Choose classes and press Draw: the base and your mix of adapters draw them on the same noise.")
-SMALL = 128  # pixels; smaller pictures are enlarged without smoothing
 AXIS_VALUES = {
     "adapter weight": "0, 0.5, 1, 1.5",
     "guidance": "1, 2.5, 4",
@@ -27,13 +26,15 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
     """Lay the tab out and connect it."""
     defaults = Request(("-",))
     with gr.Row():
-        classes = gr.Dropdown([], label="Classes", multiselect=True, scale=3, elem_id="classes")
-        number = gr.Slider(1, 16, 4, step=1, label="Images of each class", scale=2)
+        classes = gr.Dropdown(
+            [], label="Classes", multiselect=True, allow_custom_value=True, scale=3, min_width=260, elem_id="classes"
+        )
+        number = gr.Slider(1, 16, 4, step=1, label="Images of each class", scale=2, min_width=220)
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120, elem_id="seed")
-        is_random = gr.Checkbox(False, label="Random seed", min_width=120, container=True)
-        steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", min_width=160)
-        guidance = gr.Slider(0, 10, defaults.guidance, step=0.1, label="Guidance", min_width=160)
+        is_random = gr.Checkbox(False, label="Random seed", min_width=140, container=True)
+        steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", min_width=200)
+        guidance = gr.Slider(0, 10, defaults.guidance, step=0.1, label="Guidance", min_width=200)
     with gr.Accordion("More settings", open=False), gr.Row():
         sampler = gr.Dropdown(list(SAMPLERS), value=defaults.sampler, label="Sampler", min_width=120)
         base = gr.Dropdown(
@@ -97,7 +98,7 @@ def _shown(state: Drawing) -> str:
 
 
 def _gallery(pictures: list[Picture]) -> list[tuple]:
-    return [(str(p.image) if isinstance(p.image, Path) else p.image, p.caption) for p in pictures]
+    return [(str(picture.image), picture.caption) for picture in pictures]
 
 
 def _restore(studio: Studio, panel: AdapterPanel, settings: list) -> None:
@@ -152,10 +153,10 @@ def _grid(studio: Studio, settings: list, request_of) -> None:
         x, y = parse_axis(session, axes[0], axes[1]), parse_axis(session, axes[2], axes[3])
         wanted = request_of(classes, seed, is_random, number, steps, sampler, guidance, base, compare)
         for state in studio.drawer.grid(session, wanted, x, y):
-            shown = state.adapted[0].image if state.adapted else None
+            shown = str(state.adapted[0].image) if state.adapted else None
             done = gr.update(value=state.archive, interactive=True) if state.archive else gr.skip()
             said = hint("Drawn.") if state.archive else bar(state.done, state.total, state.text)
-            yield said, str(shown) if isinstance(shown, Path) else shown, done
+            yield said, shown, done
 
     inputs = [x_name, x_values, y_name, y_values, *settings]
     drawing = start.click(run, inputs, [progress, picture, file], api_name="grid", **MODEL)
