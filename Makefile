@@ -3,7 +3,7 @@ SOURCES = onelora_vision train_scripts app benchmarks tests
 
 BENCHMARKS = step swap bank memory data
 
-.PHONY: quality style test adapters bench bench-quick test-oldest host-internals
+.PHONY: quality style test docs adapters bench bench-quick test-oldest host-internals
 
 quality:
 	$(PYTHON) -m ruff check $(SOURCES)
@@ -26,6 +26,10 @@ test-oldest:
 # Which internals of PEFT, diffusers, timm, transformers and accelerate we rely on, and whether they still are there.
 host-internals:
 	$(PYTHON) tests/host_internals.py
+
+# Into site/. Strictly: a dead link, or a page that is not in the navigation, is an error.
+docs:
+	$(PYTHON) -m mkdocs build --strict
 
 # The adapters that ship with the package: what the three scripts make without arguments.
 SHIPPED = onelora_vision/embedded/adapters
