@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from onelora_vision.errors import WriteError
 
 TEMPORARY_PREFIX = ".partial-"
+ASIDE_PREFIX = ".replaced-"
 
 
 @contextlib.contextmanager
@@ -63,7 +64,8 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; on success its files are synced and it takes ``path``'s place.
 
     An existing folder at ``path`` is replaced: it is moved aside first and removed last, so that a reader sees the
-    old folder or the new one, or for an instant none, and never a mixture.
+    old folder or the new one, or for an instant none, and never a mixture. `clear_leftovers` puts it back after a
+    process that was killed in that instant.
 
     Raises:
         WriteError: it cannot be written; what stood at ``path`` stands.
@@ -85,7 +87,7 @@ def _atomic_directory(path: Path) -> Iterator[Path]:
             _sync(entry)
         _sync(temporary)
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent)) / path.name
+            old = Path(tempfile.mkdtemp(prefix=ASIDE_PREFIX, dir=path.parent)) / path.name
             os.replace(path, old)
         os.replace(temporary, path)
         _sync(path.parent)
@@ -93,6 +95,17 @@ def _atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if old is not None:
             shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def clear_leftovers(folder: str | os.PathLike) -> None:
+    """Remove what a killed process left half-written in ``folder``, and put back what it was about to replace."""
+    for aside in Path(folder).glob(f"{ASIDE_PREFIX}*"):
+        for old in aside.iterdir():
+            if not (aside.parent / old.name).exists():
+                os.replace(old, aside.parent / old.name)
+        shutil.rmtree(aside)
+    for leftover in Path(folder).glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def write_json(path: str | os.PathLike, value) -> None:

@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from onelora_vision.files import atomic_directory, atomic_file, write_json
+from onelora_vision.files import atomic_directory, atomic_file, clear_leftovers, write_json
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -54,6 +54,33 @@ def test_a_failure_leaves_the_old_folder_and_no_rest(tmp_path):
         raise OSError("disk full")
     assert os.listdir(target) == ["old"]
     assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_a_process_killed_while_it_replaces_a_folder_loses_none(tmp_path, renames):
+    target = tmp_path / "adapter"
+    with atomic_directory(target) as temporary:
+        (temporary / "old").write_text("")
+    child = os.fork()
+    if child == 0:
+        real, calls = os.replace, []
+
+        def replace_or_die(*paths):
+            calls.append(paths)
+            if len(calls) > renames:  # the old folder is aside, the new one not yet in its place
+                os._exit(9)
+            real(*paths)
+            if len(calls) == renames == 2:
+                os._exit(9)
+
+        os.replace = replace_or_die
+        with atomic_directory(target) as temporary:
+            (temporary / "new").write_text("")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert target.exists() == (renames == 2)
+    clear_leftovers(tmp_path)
+    assert os.listdir(target) == [{1: "old", 2: "new"}[renames]]
+    assert os.listdir(tmp_path) == ["adapter"]
 
 
 def test_json_is_readable_and_refuses_nan(tmp_path):

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from onelora_vision.errors import InputError, TrainingError, WriteError
-from onelora_vision.files import TEMPORARY_PREFIX, atomic_directory
+from onelora_vision.files import TEMPORARY_PREFIX, atomic_directory, clear_leftovers
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.ema import EMA
 from onelora_vision.training.optim import trained_parameters
@@ -232,5 +232,4 @@ def lock_folder(output_dir: str | Path) -> None:
         handle.close()
         raise InputError(f"--output_dir {output_dir} is in use by another run; choose another one") from None
     _locks[folder] = handle
-    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    clear_leftovers(folder)
