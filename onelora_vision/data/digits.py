@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from onelora_vision.data.glyphs import affine_grid, paint
 from onelora_vision.data.stream import SampleRef
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.seeding import mix, seeded
+from onelora_vision.seeding import mix
 
 CLASS_NAMES = [*"0123456789"]
 INK = torch.tensor([0.09, 0.20, 0.68])
@@ -85,11 +85,15 @@ class HandwrittenDigits(torch.utils.data.Dataset):
         return len(self.labels)
 
     def __getitem__(self, ref: SampleRef | int) -> dict:
-        ref = SampleRef.of(ref)
-        mask = self.masks[ref.index][None]
-        if self.augment:
-            mask = jitter(mask, [ref.seed])
-        return {"image": paint(mask, INK, PAPER)[0], "label": int(self.labels[ref.index]), "seed": ref.seed}
+        return self.__getitems__([ref])[0]
+
+    def __getitems__(self, refs: Sequence[SampleRef | int]) -> list[dict]:
+        """The samples of a batch, which torch's loader asks for at once: drawn together, which is several times faster."""
+        refs = [SampleRef.of(ref) for ref in refs]
+        indices, seeds = [ref.index for ref in refs], [ref.seed for ref in refs]
+        masks = jitter(self.masks[indices], seeds) if self.augment else self.masks[indices]
+        rows = zip(paint(masks, INK, PAPER), self.labels[indices].tolist(), seeds)
+        return [{"image": image, "label": label, "seed": seed} for image, label, seed in rows]
 
     def images(self) -> torch.Tensor:
         """All images of the split as they are, (N, 3, 32, 32) in [0, 1]."""
@@ -98,11 +102,8 @@ class HandwrittenDigits(torch.utils.data.Dataset):
 
 def jitter(masks: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
     """Turn, scale and shift masks (N, H, W) a little, each from its own seed."""
-    draws = []
-    for seed in seeds:
-        with seeded(seed):
-            draws.append(torch.rand(4) * 2 - 1)
-    draws = torch.stack(draws)
+    generator = torch.Generator()
+    draws = torch.stack([torch.rand(4, generator=generator.manual_seed(seed)) for seed in seeds]) * 2 - 1
     size = masks.shape[-1]
     scale = 1 + 0.06 * draws[:, 1]
     shift = draws[:, 2:] * 1.5 * 2 / size

@@ -25,6 +25,7 @@ from onelora_vision.files import atomic_directory
 from onelora_vision.seeding import seed_all
 from onelora_vision.tasks.base import Task
 from onelora_vision.training import checkpoint as ckpt
+from onelora_vision.training.compilation import compile_blocks
 from onelora_vision.training.config import TrainingConfig, save_config
 from onelora_vision.training.ema import EMA
 from onelora_vision.training.interrupt import Interrupted, Interruption, in_touch
@@ -94,6 +95,8 @@ def train(
     processes = accelerator.num_processes
     steps = total_steps(config, len(dataset), processes)
     to_fp32(task.model)
+    if config.torch_compile:
+        compile_blocks(task.model)
     optimizer = build_optimizer(task.model, config, processes)
     scheduler = build_scheduler(optimizer, config, steps)
     task.model, optimizer = accelerator.prepare(task.model, optimizer)

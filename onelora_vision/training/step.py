@@ -38,6 +38,10 @@ class OptimizerStep:
     skipped_in_a_row: int = 0
     probed: bool = False
 
+    def __post_init__(self):
+        # Once for all steps, for it looks through every module; a list, for a spent generator would clip nothing.
+        self.trained = list(trained_parameters(self.run.model).values())
+
     def __call__(self, batches: Iterator[dict], sampler: TrainingBatchSampler) -> dict[str, float]:
         """One optimizer step. Returns what was logged: means over the batches of all processes."""
         config, accelerator, run, start = self.config, self.accelerator, self.run, time.perf_counter()
@@ -54,8 +58,7 @@ class OptimizerStep:
         if not self.probed:
             probe_gradients(run.model)
             self.probed = True
-        trained = list(trained_parameters(run.model).values())  # a list: a spent generator would clip nothing
-        norm = accelerator.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
+        norm = accelerator.clip_grad_norm_(self.trained, config.max_grad_norm or math.inf)
         means = torch.stack([torch.stack(list(output.values())) for output in outputs]).mean(0)
         figures = dict(zip(outputs[0], accelerator.reduce(means, "mean").tolist()), grad_norm=float(norm))
         figures |= {f"lr_{group['name']}": group["lr"] for group in run.optimizer.param_groups}

@@ -262,7 +262,8 @@ class _SumLinear(torch.autograd.Function):
         else:
             y = F.linear(x.to(weight.dtype), weight, bias).addcmul_(s, b)
         ctx.x_dtype = x.dtype
-        ctx.save_for_backward(weight, b, v, s if trains_b else None)
+        # The weight is for x's gradient alone; under autocast it is a copy, which the first layer need not keep.
+        ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, b, v, s if trains_b else None)
         return y
 
     @staticmethod

@@ -1,0 +1,24 @@
+"""``torch.compile`` for the part of a network that repeats: one compilation serves all its blocks."""
+
+from torch import nn
+
+from onelora_vision.errors import InputError
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> list[nn.Module]:
+    """Compile each block of the model's longest list of alike modules, in place; returns the blocks.
+
+    Names and parameters stay as they are (no ``_orig_mod.``), so that checkpoints and adapters do not tell a compiled
+    run from another; gradient checkpointing goes on around the compiled blocks.
+
+    Raises:
+        InputError: the model has no list of at least two modules of one class.
+    """
+    lists = [list(module) for module in model.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
+    alike = [blocks for blocks in lists if len(blocks) > 1 and len({type(block) for block in blocks}) == 1]
+    if not alike:
+        raise InputError("--torch_compile: this model has no list of alike blocks to compile")
+    blocks = max(alike, key=lambda modules: sum(p.numel() for module in modules for p in module.parameters()))
+    for block in blocks:
+        block.compile(backend=backend)
+    return blocks
