@@ -110,11 +110,12 @@ class ComparedDepth(NamedTuple):
 def save_depth_comparison(path: str | os.PathLike, rows: Sequence[ComparedDepth], far: float) -> None:
     """Write a PNG of image | truth | base | adapted | error of both, one row per picture, one colour bar in metres.
 
-    Truth and errors are blank where there is no truth. The colours follow the square root of the metres, so that
+    Truth and errors are blank where there is no truth, and the maps pale there. The colours follow the square root of the metres, so that
     small depths and errors show beside large ones.
     """
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
@@ -128,13 +129,15 @@ def save_depth_comparison(path: str | os.PathLike, rows: Sequence[ComparedDepth]
         errors = [torch.where(row.valid, (values - row.depth).abs(), torch.nan) for values in (row.base, row.adapted)]
         truth = torch.where(row.valid, row.depth, torch.nan)
         cells[0].imshow(row.image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())
+        opacity = torch.where(row.valid, 1.0, 0.3).cpu().numpy()
         for cell, values in zip(cells[1:], (truth, row.base, row.adapted, *errors)):
             norm = PowerNorm(0.5, vmin=0, vmax=far)
-            shown = cell.imshow(values.cpu().numpy(), cmap=colors, norm=norm, interpolation="nearest")
+            cell.imshow(values.cpu().numpy(), cmap=colors, norm=norm, alpha=opacity, interpolation="nearest")
     for cell, title in zip(axes[0], titles):
         cell.set_title(title, fontsize=9)
     for cell in axes.flat:
         cell.set_axis_off()
-    figure.colorbar(shown, ax=axes, label="metres", fraction=0.03, pad=0.01)
+    scale = ScalarMappable(PowerNorm(0.5, vmin=0, vmax=far), colors)  # of full colours
+    figure.colorbar(scale, ax=axes, label="metres", fraction=0.03, pad=0.01)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

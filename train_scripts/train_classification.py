@@ -21,7 +21,7 @@ class ClassificationConfig(TrainingConfig):
     output_dir: str = option("output/classification", "folder for adapter, pictures, results", may_change=True)
     train_batch_size: int = option(32, "samples per step and process, before accumulation", may_change=True)
     eval_batch_size: int = option(64, "samples per batch of an evaluation", may_change=True)
-    max_train_steps: int | None = option(300, "optimizer steps; overrides --num_train_epochs", may_change=True)
+    max_train_steps: int | None = option(600, "optimizer steps; overrides --num_train_epochs", may_change=True)
     learning_rate: float = option(1e-2, "peak learning rate of the adapter's vectors")
     head_learning_rate: float | None = option(1e-2, "the same for the head")
     lr_scheduler: Schedule = option("cosine", "shape of the learning rate over the steps")

@@ -21,7 +21,7 @@ class DepthConfig(TrainingConfig):
     """Settings of the script; the defaults run the embedded job."""
 
     output_dir: str = option("output/depth", "folder for adapter, pictures, results", may_change=True)
-    max_train_steps: int | None = option(300, "optimizer steps; overrides --num_train_epochs", may_change=True)
+    max_train_steps: int | None = option(400, "optimizer steps; overrides --num_train_epochs", may_change=True)
     learning_rate: float = option(1e-2, "peak learning rate of the adapter's vectors")
     lr_scheduler: Schedule = option("cosine", "shape of the learning rate over the steps")
     lr_warmup_steps: int = option(20, "optimizer steps over which the rate rises from zero, at most the run")
@@ -54,7 +54,7 @@ class DepthConfig(TrainingConfig):
     loss: Literal["silog", "ssi"] = option("silog", "silog: metres; ssi: up to scale and shift, for relative models")
     silog_lambda: float = option(0.5, "0.5: Depth Anything v2; 0.85: ZoeDepth")
     silog_factor: float = option(1.0, "factor of the SiLog loss; 10: ZoeDepth")
-    gradient_weight: float = option(0.0, "weight of the gradient matching loss, which sharpens edges")
+    gradient_weight: float = option(0.5, "weight of the gradient matching loss, which sharpens edges")
     num_validation_images: int = option(6, "rows of the comparison picture; 0: no picture", may_change=True)
 
     def __post_init__(self):
