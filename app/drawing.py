@@ -138,7 +138,9 @@ class Drawer:
             settings = _settings_for(_info(terms, session), changed)
             *_, (_, images) = self._steps(view, changed, settings)  # of a grid only finished cells are shown
             cells.append(tile(images, changed.num_images))
-        record = {"x": asdict(x), "y": asdict(y), **_record(request, _settings_for(_info([], session), request))}
+        terms = session.terms("generation")
+        notes = _notes(request, _settings_for(_info(terms), request), terms, "grid")
+        record = {**notes, "x": asdict(x), "y": asdict(y)}
         picture = folder / "grid.png"
         _draw_grid(picture, cells, x, y, record)
         yield Drawing(total, total, "done", adapted=[Picture(picture, f"{y.name} by {x.name}")], archive=picture)
@@ -307,7 +309,7 @@ def _draw_grid(path: Path, cells: list[torch.Tensor], x: Axis, y: Axis, record: 
     figure.suptitle(x.name, fontsize=10)
     figure.supylabel(y.name, fontsize=10)
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=96, metadata={"onelora.grid": json.dumps(record)})
+        figure.savefig(temporary, format="png", dpi=96, metadata={"onelora.settings": json.dumps(record)})
 
 
 def _shown(value: object) -> str:

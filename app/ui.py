@@ -13,7 +13,7 @@ FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "monospace"])
 CSS = """
 .gradio-container { max-width: 1440px !important; }
-.gradio-container .prose table { border: none; }
+.details table, .details tr, .details tbody { border: none !important; }
 #title h1 { margin-bottom: 0; }
 .hint { color: var(--body-text-color-subdued); margin: 4px 0; }
 .progress { display: flex; gap: 12px; align-items: center; }
@@ -31,7 +31,7 @@ CSS = """
 .drawn .caption-label { max-width: 100%; left: 0; right: 0; padding: 1px 4px; font-size: 0.68rem; border-radius: 0; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 12px; }
 .card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 14px; }
-.card h3, .details h3 { margin: 4px 0 8px; font-size: 1rem; overflow-wrap: anywhere; }
+.card h3, .details h3 { margin: 8px 0; font-size: 1rem; overflow-wrap: anywhere; }
 .card ol { list-style: none; margin: 0; padding: 0; }
 .card li { display: grid; grid-template-columns: minmax(2em, 1fr) 2fr 4.5em; gap: 8px; align-items: center; margin: 0; }
 .card .name { overflow-wrap: anywhere; font-weight: 600; }
@@ -40,7 +40,7 @@ CSS = """
 .card .bar i { display: block; height: 100%; background: var(--color-accent); }
 .details table { width: 100%; font-size: 0.85rem; border-collapse: collapse; margin-bottom: 12px; }
 .details th { text-align: left; font-weight: 500; color: var(--body-text-color-subdued); width: 40%; }
-.details th, .details td { padding: 3px 6px; border: none; border-bottom: 1px solid var(--border-color-primary);
+.details th, .details td { padding: 3px 6px; border: none !important; border-bottom: 1px solid var(--border-color-primary) !important;
   overflow-wrap: anywhere; vertical-align: top; }
 @media (max-width: 480px) { .tab-container button { padding: 0 9px !important; font-size: 0.9rem; } }
 """

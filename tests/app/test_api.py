@@ -105,7 +105,8 @@ def test_a_bad_file_is_an_error_in_words_and_the_session_goes_on(client, tmp_pat
 
 
 def test_grid_depth_classes_and_details(client, make_adapter, tmp_path):
-    add(client, make_adapter("generation", 1))
+    for task in ("generation", "depth", "classification"):
+        add(client, make_adapter(task, 1))
     said, picture, _ = client.predict("adapter weight", "0, 1", "seed", "1, 2", *DRAW, api_name="/grid")
     assert "Drawn" in said and Image.open(picture).width > 200
     Image.new("RGB", (40, 30), "gray").save(tmp_path / "p.png")

@@ -35,6 +35,13 @@ def add(page, *files):
     page.locator("#upload input[type=file]").set_input_files([str(file) for file in files])
 
 
+def only(page, file, other):
+    """Upload an adapter and enable it in the place of ``other``."""
+    add(page, file)
+    page.get_by_role("checkbox", name=other).uncheck()
+    page.get_by_role("checkbox", name=file.stem).check()
+
+
 def draw(page, steps=2, images=1):
     """Draw, and wait for the end."""
     page.get_by_label("number input for Steps").fill(str(steps))
@@ -60,11 +67,8 @@ def toast(page):
 
 
 def test_load_an_adapter_weigh_it_draw_and_save_the_mix(page, make_adapter, tmp_path):
-    add(page, make_adapter("generation", 21))
+    only(page, make_adapter("generation", 21), "handwriting-dit")
     slider = page.get_by_label("range slider for Weight of generation-onelora-21")
-    expect(slider).to_be_visible()
-    page.get_by_role("checkbox", name="handwriting-dit").uncheck()
-    page.get_by_role("checkbox", name="generation-onelora-21").check()
     slider.focus()
     for _ in range(4):
         slider.press("ArrowLeft")  # the keyboard alone will do
@@ -133,7 +137,8 @@ def test_cancel_stops_a_drawing(page):
     draw(page)
 
 
-def test_depth_with_a_slider_between_base_and_adapted(page):
+def test_depth_with_a_slider_between_base_and_adapted(page, make_adapter):
+    only(page, make_adapter("depth", 4), "streets-depth")
     page.get_by_role("tab", name="Depth").click()
     page.locator("#estimate").click()
     expect(toast(page)).to_contain_text("choose a picture first")
@@ -150,12 +155,13 @@ def test_depth_with_a_slider_between_base_and_adapted(page):
 
 
 def test_classify_one_picture_and_many(page, make_adapter, tmp_path):
+    only(page, make_adapter("classification", 4), "handwriting-vit")
     page.get_by_role("tab", name="Classify").click()
     page.locator("#class-example").click()
     expect(page.locator("#class-picture img")).to_be_visible()
     page.locator("#classify").click()
     expect(page.locator("#answers .card")).to_have_count(2)
-    expect(page.locator("#answers")).to_contain_text("handwriting-vit")
+    expect(page.locator("#answers")).to_contain_text("classification-onelora-4")
     page.get_by_role("button", name="Many pictures").click()
     files = [tmp_path / f"{number}.png" for number in range(3)]
     for file in files:
@@ -163,7 +169,7 @@ def test_classify_one_picture_and_many(page, make_adapter, tmp_path):
     page.locator("#class-files input[type=file]").set_input_files([str(file) for file in files])
     expect(page.locator("#class-files")).to_contain_text("2.png")
     page.locator("#classify-all").click()
-    expect(page.locator("#class-table")).to_contain_text("handwriting-vit")
+    expect(page.locator("#class-table")).to_contain_text("classification-onelora-4")
     expect(page.locator("#class-table")).to_contain_text("1.png")
 
 
