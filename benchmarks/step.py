@@ -10,6 +10,8 @@ merged. "saved": bytes that autograd keeps, over the frozen model's. "peak": liv
 
 import argparse
 import copy
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +51,7 @@ QUICK = {
     "depth-anything-s": {"batch": 1, "blocks": 0, "side": 56},
 }
 MERGED = "onelora, merged"
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -60,6 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile the blocks")
     parser.add_argument("--seconds", type=float, default=60, help="of rounds per backbone, at least three rounds")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: this process's own, on a busy machine")
     parser.add_argument("--output", help="folder for step.json and step-BACKBONE.png")
     parser.add_argument("--quick", action="store_true", help="tiny models, to see that this runs")
     return parser.parse_args(argv)
@@ -75,10 +79,11 @@ def main(argv: list[str] | None = None) -> list[dict]:
         batch, blocks = args.batch or settings["batch"], settings["blocks"] if args.blocks is None else args.blocks
         subject = make_subject(name, args.precision, blocks=blocks or None, side=settings.get("side"))
         methods = ["onelora", "lora"] if args.quick else all_methods(args.methods)
-        found = measure(subject, methods, batch, 0.1 if args.quick else args.seconds, args.compile)
+        seconds = 0.1 if args.quick else args.seconds
+        found = measure(subject, methods, batch, seconds, args.compile, CLOCKS[args.clock])
         for row in found:
             row.update(backbone=name, batch=batch, blocks=blocks or "all", precision=args.precision)
-        print(f"\n{name}, {blocks or 'all'} blocks, batches of {batch}, {args.precision}, {device_name()}, "
+        print(f"\n{name}, {blocks or 'all'} blocks, batches of {batch}, {args.precision}, {device_name()}, {args.clock} time, "
               f"torch {torch.__version__}, {found[0]['rounds']} rounds\n{table(found)}", flush=True)  # fmt: skip
         rows += found
         if args.output:
@@ -89,7 +94,14 @@ def main(argv: list[str] | None = None) -> list[dict]:
     return rows
 
 
-def measure(subject: Subject, methods: list[str], batch: int, seconds: float, compiled: bool) -> list[dict]:
+def measure(
+    subject: Subject,
+    methods: list[str],
+    batch: int,
+    seconds: float,
+    compiled: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[dict]:
     """One row per method, the frozen reference first and merged 1LoRA, which has a forward pass only, last."""
     arguments, precision = random_inputs(subject, batch), subject.precision
     models = {method: adapted(subject, method) for method in [FROZEN, *methods]}
@@ -99,7 +111,7 @@ def measure(subject: Subject, methods: list[str], batch: int, seconds: float, co
             compile_blocks(model)
     warmup = 3 if compiled or torch.cuda.is_available() else 1
     steps = {name: training_step(model, arguments, precision) for name, model in models.items()}
-    times = interleaved(steps, seconds * 0.75, warmup)
+    times = interleaved(steps, seconds * 0.75, warmup, clock=clock)
     for name, row in ratios(times, FROZEN).items():
         saved = rows[name]["saved_bytes"] / rows[FROZEN]["saved_bytes"]
         rows[name] |= {"step": row, "seconds": spread(times[name]), "rounds": len(times[name]), "saved_ratio": saved}
@@ -107,7 +119,7 @@ def measure(subject: Subject, methods: list[str], batch: int, seconds: float, co
         models[MERGED] = copy.deepcopy(models["onelora"]).merge_and_unload()
         rows[MERGED] = {"method": MERGED}
     forwards = {name: partial(_forward, model, arguments, precision) for name, model in models.items()}
-    for name, row in ratios(interleaved(forwards, seconds * 0.25, warmup), FROZEN).items():
+    for name, row in ratios(interleaved(forwards, seconds * 0.25, warmup, clock=clock), FROZEN).items():
         rows[name]["forward"] = row
     return list(rows.values())
 

@@ -130,11 +130,16 @@ def training_step(model: nn.Module, arguments: dict[str, torch.Tensor], precisio
 
 
 def interleaved(
-    actions: dict[str, Callable[[], object]], seconds: float, warmup: int = 1, least: int = 3
+    actions: dict[str, Callable[[], object]],
+    seconds: float,
+    warmup: int = 1,
+    least: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each action, one after another in rounds for about ``seconds`` (at least ``least`` rounds).
 
     In rounds, so that whatever slows the machine down for a while slows all of them, and ratios within a round hold.
+    ``clock``: `time.process_time` counts this process's own CPU seconds, for a machine that has other work too.
     """
     for _ in range(warmup):
         for action in actions.values():
@@ -145,10 +150,10 @@ def interleaved(
     while rounds < least or time.perf_counter() - started < seconds:
         for name, action in actions.items():
             synchronize()
-            start = time.perf_counter()
+            start = clock()
             action()
             synchronize()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
         rounds += 1
     return times
 
