@@ -197,6 +197,7 @@ class _Loop:
                 signal_number = self._signal_of_any_process(interruption)
                 self._save_if_due(now=signal_number != 0)
                 if signal_number or progress.step >= steps or self._has_stalled():
+                    self._rotate()  # a process killed between a checkpoint and this has left one more
                     return signal_number
                 figures = optimizer_step(batches, sampler)
                 bar.update()
@@ -261,6 +262,10 @@ class _Loop:
         self.saved_step = step
         if self.accelerator.is_main_process:
             ckpt.save_checkpoint(self.config.output_dir, self.run, self.settings)
+        self._rotate()
+
+    def _rotate(self) -> None:
+        if self.accelerator.is_main_process:
             ckpt.rotate(self.config.output_dir, self.config.checkpoints_total_limit)
 
     def leave(self, signal_number: int) -> NoReturn:

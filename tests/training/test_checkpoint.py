@@ -155,3 +155,17 @@ def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"--output_dir .*file/out cannot be written"):
         ckpt.lock_folder(tmp_path / "file" / "out")
+
+
+def test_a_run_killed_before_the_oldest_was_deleted_deletes_it_when_resumed(tmp_path, monkeypatch):
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ckpt, "rotate", die)
+        job(tmp_path, max_train_steps=2, checkpoints_total_limit=1, checkpointing_steps=2)
+    (tmp_path / "checkpoint-1").mkdir()
+    for file in (tmp_path / "checkpoint-2").iterdir():
+        (tmp_path / "checkpoint-1" / file.name).write_bytes(file.read_bytes())
+    job(tmp_path, max_train_steps=2, checkpoints_total_limit=1, resume_from_checkpoint="latest")
+    assert checkpoints(tmp_path) == ["checkpoint-2"]
