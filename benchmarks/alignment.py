@@ -1,0 +1,146 @@
+"""How well one vector compresses what full fine-tuning did: ``python -m benchmarks.alignment --full DIR --lora DIR``.
+
+1LoRA's update b 1ᵀ reads each layer's input along the vector of ones, a random compression along a random vector, LoRA of
+rank 1 along its learned A. For every layer: the cosine of these with the right singular vectors of the update that full
+training of the same base ended in (the paper's Fig. 9), and the share of the update's squared norm that any b could
+reach along them, ``|ΔW v|² / |v|² / |ΔW|²``, beside that of the best vector there is. Averaged over the layers of a kind.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+from onelora_vision.adapters.bases import load_base, require_same_base
+from onelora_vision.adapters.files import Adapter, read_adapter
+from onelora_vision.adapters.layout import layout_of
+from onelora_vision.errors import InputError, exits_cleanly
+from onelora_vision.files import atomic_file
+from onelora_vision.tuners.onelora.functional import random_compression
+
+BEST = "best"
+
+
+def full_updates(adapter: Adapter, base_state: dict[str, torch.Tensor], layers) -> dict[str, torch.Tensor]:
+    """ΔW (d, k) of each of ``layers`` that full training changed."""
+    trained = {
+        f"{module}.{part}": tensor
+        for module, parts in layout_of(adapter.config, adapter.tensors, str(adapter.path)).whole.items()
+        for part, tensor in parts.items()
+    }
+    updates = {name: trained.get(f"{name}.weight") for name in layers}
+    return {
+        name: weight.float() - base_state[f"{name}.weight"].float()
+        for name, weight in updates.items()
+        if weight is not None and bool((weight.float() != base_state[f"{name}.weight"].float()).any())
+    }
+
+
+def alignments(update: torch.Tensor, vectors: dict[str, torch.Tensor], top: int) -> dict[str, dict]:
+    """For each compression vector (k,): ``cosines`` with the first ``top`` right singular vectors of ``update`` (d, k), as
+    absolute values, and the ``share`` of its squared norm; and that of the best vector."""
+    _, sizes, components = torch.linalg.svd(update, full_matrices=False)
+    energy = sizes.square().sum()
+    found = {}
+    for name, vector in {**vectors, BEST: components[0]}.items():
+        unit = vector / vector.norm()
+        found[name] = {
+            "cosines": (components[:top] @ unit).abs().tolist(),
+            "share": ((update @ unit).square().sum() / energy).item(),
+        }
+    return found
+
+
+def kind(module: str) -> str:
+    """A layer's name without its block: ``blocks.3.attn.qkv`` -> ``attn.qkv``."""
+    return ".".join(part for part in module.split(".") if not part.isdigit() and part not in ("blocks", "layer"))
+
+
+def measure(full: Path, lora: Path, base: str | None = None, top: int = 8, seed: int = 0) -> dict[str, dict]:
+    """Layer kind -> vector -> mean ``cosines`` and ``share``, and the number of ``layers``.
+
+    Raises:
+        InputError: the adapters are not of these methods or of one base.
+    """
+    whole, learned = read_adapter(full), read_adapter(lora)
+    for adapter, method in ((whole, "full"), (learned, "lora")):
+        if adapter.info.method != method:
+            raise InputError(f"{adapter.path}: of method {adapter.info.method or 'unknown'}, expected {method}")
+    loaded = load_base(whole.info, base)
+    require_same_base(whole, loaded), require_same_base(learned, loaded)
+    layers = layout_of(learned.config, learned.tensors, str(lora)).layers
+    found = defaultdict(list)
+    for name, update in full_updates(whole, loaded.model.state_dict(), layers).items():
+        features = update.shape[1]
+        vectors = {
+            "ones": torch.ones(features),
+            "random": random_compression(features, seed),
+            "learned (LoRA's A)": layers[name]["lora_A.weight"][0].float(),
+        }
+        found[kind(name)].append(alignments(update, vectors, min(top, *update.shape)))
+    return {layer_kind: {"layers": len(rows), **_mean(rows)} for layer_kind, rows in found.items()}
+
+
+def _mean(rows: list[dict[str, dict]]) -> dict[str, dict]:
+    return {
+        vector: {
+            "cosines": torch.tensor([row[vector]["cosines"] for row in rows]).mean(0).tolist(),
+            "share": sum(row[vector]["share"] for row in rows) / len(rows),
+        }
+        for vector in rows[0]
+    }
+
+
+def table(found: dict[str, dict]) -> list[str]:
+    """Markdown: cosine with the first component and share of the update, per layer kind."""
+    vectors = [name for name in next(iter(found.values())) if name != "layers"]
+    head = ["layers", *(f"{v}: cosine, share" if v != BEST else "best: share" for v in vectors)]
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for layer_kind, row in found.items():
+        cells = [
+            f"{row[v]['cosines'][0]:.2f}, {row[v]['share']:.1%}" if v != BEST else f"{row[v]['share']:.1%}"
+            for v in vectors
+        ]
+        lines.append(f"| {layer_kind} ({row['layers']}) | {' | '.join(cells)} |")
+    return lines
+
+
+def draw(path: Path, found: dict[str, dict]) -> None:
+    """A panel per layer kind: cosine with each principal component of the update."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.6 * len(found), 2.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (layer_kind, row) in zip(figure.subplots(1, len(found), sharey=True, squeeze=False)[0], found.items()):
+        for vector, color in zip((v for v in row if v not in ("layers", BEST)), ("#c0392b", "#7f7f7f", "#1f4e8c")):
+            cosines = row[vector]["cosines"]
+            axes.plot(range(1, len(cosines) + 1), cosines, marker="o", markersize=3, color=color, label=vector)
+        axes.set(title=layer_kind, xlabel="component of the full update", ylim=(0, 1))
+        axes.grid(alpha=0.2)
+    figure.axes[0].set_ylabel("|cosine|")
+    figure.axes[0].legend(frameon=False, fontsize=7)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", type=Path, required=True, help="adapter of --method full")
+    parser.add_argument("--lora", type=Path, required=True, help="adapter of --method lora on the same base")
+    parser.add_argument("--base", help="where the base is, if not where the adapters say")
+    parser.add_argument("--top", type=int, default=8, help="components to compare with")
+    parser.add_argument("--plot", type=Path, help="write a PNG")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args(argv)
+    found = measure(arguments.full, arguments.lora, arguments.base, arguments.top)
+    if arguments.plot:
+        draw(arguments.plot, found)
+    print(json.dumps(found, indent=2) if arguments.json else "\n".join(table(found)))
+
+
+if __name__ == "__main__":
+    main()
