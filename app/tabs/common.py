@@ -11,7 +11,8 @@ from onelora_vision.errors import InputError
 
 #: Events that run a model share one limit, whatever their tab.
 MODEL = {"concurrency_id": "model", "show_progress": "minimal"}
-QUICK = {"queue": False, "show_progress": "hidden"}
+#: Quick ones go through the queue too: only there does a changed `gr.State` reach its listeners.
+QUICK = {"concurrency_limit": None, "show_progress": "hidden"}
 
 
 def toasts(function: Callable) -> Callable:

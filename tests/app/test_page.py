@@ -14,7 +14,7 @@ try:
 except ImportError:  # the browser's fixture says so
     expect = None
 
-WAIT = 60_000  # milliseconds that a loaded machine may take
+WAIT = 45_000  # milliseconds that a loaded machine may take
 
 
 @pytest.fixture
@@ -75,7 +75,8 @@ def test_load_an_adapter_weigh_it_draw_and_save_the_mix(page, make_adapter, tmp_
     expect(page.locator("#classes")).to_contain_text("Mix: 0.8 × generation-onelora-21")
     draw(page)
     base, adapted = pictures(page, "#of-base"), pictures(page, "#of-mix")
-    assert len(base) == len(adapted) == 3 and not np.array_equal(base[0], adapted[0])
+    # of the classes 0 to 3, chosen at first, the adapter knows two
+    assert len(base) == len(adapted) == 2 and not np.array_equal(base[0], adapted[0])
     with page.expect_download() as download:
         page.locator("#download-all").click()
     assert download.value.suggested_filename == "images.zip"
