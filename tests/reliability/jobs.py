@@ -29,8 +29,15 @@ COMMON = {
 }
 
 
+# What the scripts import when they come to need it: done once here, it need not be done in each run forked off.
+LATER = ("diffusers.optimization", "jsonargparse", "matplotlib.backends.backend_agg", "matplotlib.figure")
+LATER += ("torch.utils.tensorboard", "tensorboard.backend.event_processing.event_accumulator")
+
+
 def main_of(script: str):
     """The script's ``main``, as its command line calls it."""
+    for name in LATER:
+        importlib.import_module(name)
     return importlib.import_module(f"train_scripts.train_{script}").main
 
 

@@ -42,14 +42,16 @@ def check_alike(report: dict) -> None:
     assert two == pytest.approx(one, rel=2e-2 if report["script"] == "depth" else 1e-3)
 
 
+@pytest.mark.timeout(900)
 def test_runs_killed_at_random_moments_end_like_unbroken_ones():
-    found = reports("kill_anywhere.py", "--kills=2", "--seed=5", timeout=230)
+    found = reports("kill_anywhere.py", "--kills=2", "--seed=5", timeout=880)
     assert [report["script"] for report in found] == SCRIPTS
     assert all(report["kills"] == 2 and not report["different"] for report in found)
 
 
+@pytest.mark.timeout(900)
 def test_of_two_processes_one_is_killed():
-    (report,) = reports("two_processes.py", "--scripts=depth", "--victims=1", timeout=230)
+    (report,) = reports("two_processes.py", "--scripts=depth", "--victims=1", timeout=880)
     check_alike(report)
     check_killed_together(report)
 
