@@ -95,10 +95,6 @@ class Drawer:
         info = _info(session.terms("generation"))
         return list(info.class_names or self._view(info, [], base).class_names)
 
-    def settings(self, session: Session) -> SamplingSettings:
-        """How the first enabled adapter was evaluated, or the library's defaults."""
-        return _settings_of(_info(session.terms("generation")))
-
     def draw(self, session: Session, request: Request) -> Iterator[Drawing]:
         """Draw step by step; the last `Drawing` has every picture as a file and all of them in an archive."""
         terms, folder = session.terms("generation"), session.output()
@@ -106,12 +102,12 @@ class Drawer:
         settings = _settings_for(info, request)
         variants = [(BASE, [])] if request.compare or not terms else []
         variants += [("adapted", terms)] if terms else []
-        total, state = settings.steps * len(variants), Drawing(0, settings.steps * len(variants), "loading")
+        state = Drawing(0, settings.steps * len(variants), "loading")
         yield state
         for number, (variant, part) in enumerate(variants):
             view = self._view(info, part, request.base)
             for step, images in self._steps(view, request, settings):
-                state = replace(state, done=number * settings.steps + step + 1, total=total)
+                state = replace(state, done=number * settings.steps + step + 1)
                 state.text = f"{variant}: step {step + 1} of {settings.steps}"
                 if images is not None:
                     setattr(state, variant, _previews(folder / f"{variant}-{step}", images, request))
