@@ -35,6 +35,16 @@ def test_augmentation_comes_from_the_seed_and_stays_small():
     assert torch.equal(plain[4]["image"], plain[SampleRef(4, 1)]["image"])
 
 
+def test_a_sample_is_the_same_in_every_batch():
+    moved = HandwrittenDigits("train", augment=True)
+    refs = [SampleRef(index, 31 * index) for index in range(40)]
+    together = moved.__getitems__(refs)
+    for sample, ref in zip(together, refs):
+        alone = moved[ref]
+        assert torch.equal(sample["image"], alone["image"])
+        assert (sample["label"], sample["seed"]) == (alone["label"], ref.seed)
+
+
 def test_few_shot_takes_the_same_number_of_each_class():
     few = HandwrittenDigits("train", few_shot=20, seed=3)
     assert few.labels.bincount().tolist() == [20] * 10
