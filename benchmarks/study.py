@@ -222,7 +222,7 @@ def run_cell(cell: Cell, folder: Path, overrides: dict) -> None:
         results = {"failed": message}
     else:
         results = json.loads((work / "results.json").read_text())
-        results["config"]["output_dir"] = str(cell.path)
+        results["config"] = {**cell.flags(), **overrides}  # what differs from the script's defaults
     write_json(place / "results.json", results)
     shutil.rmtree(work)
 
