@@ -10,7 +10,7 @@ encodes images during training.
 import contextlib
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +59,7 @@ class StepMemory:
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the storages that come to be inside the block and are still alive: ``now`` and ``peak``."""
 
-    def __init__(self, known: Iterator[Tensor]):
+    def __init__(self, known: Iterable[Tensor]):
         super().__init__()
         self.now = self.peak = self.gradients = self.gradients_at_peak = 0
         self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
