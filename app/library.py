@@ -120,7 +120,10 @@ class Library:
 
     def _entry(self, path: Path, name: str, source: str) -> Entry:
         weights = path / WEIGHTS_FILE if path.is_dir() else path
-        status = weights.stat()
+        try:
+            status = weights.stat()
+        except OSError as error:  # a file that is just being replaced
+            raise InputError(f"{path.name}: cannot be read ({one_line(error)})") from error
         key = (path, name, status.st_mtime_ns, status.st_size)
         with self._lock:
             if key not in self._read:

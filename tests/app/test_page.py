@@ -38,8 +38,8 @@ def add(page, *files):
 def only(page, file, other):
     """Upload an adapter and enable it in the place of ``other``."""
     add(page, file)
+    page.get_by_role("checkbox", name=file.stem).check()  # when the list has been laid out anew
     page.get_by_role("checkbox", name=other).uncheck()
-    page.get_by_role("checkbox", name=file.stem).check()
 
 
 def draw(page, steps=2, images=1):
