@@ -25,13 +25,13 @@ LONGEST = 300  # seconds after which a run counts as hung
 KILLS_IN_A_ROW = 5
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scripts", default=",".join(jobs.SCRIPTS))
     parser.add_argument("--kills", type=int, default=50, help="for each script")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--workers", type=int, default=0, help="processes that load data")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     equal = True
     for script in args.scripts.split(","):

@@ -12,15 +12,14 @@ import pytest
 SCRIPTS = ["classification", "dit", "depth"]
 
 
-def reports(tool: str, *args: str, timeout: int) -> list[dict]:
-    """What a tool printed: one report per script."""
-    command = [sys.executable, str(Path(__file__).with_name(tool)), *args]
+def reports(timeout: int, **tools: list[str]) -> list[dict]:
+    """What the tools printed, run with these arguments in one process: a report per tool and script."""
+    calls = "; ".join(f"import {tool}; {tool}.main({args})" for tool, args in tools.items())
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert found, done.stderr[-4000:]
-    assert done.returncode == 0, (found, done.stderr[-2000:])
-    return found
+    options = {"cwd": Path(__file__).parent, "env": environment, "timeout": timeout}
+    done = subprocess.run([sys.executable, "-c", calls], capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def check_killed_together(report: dict) -> None:
@@ -43,17 +42,14 @@ def check_alike(report: dict) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_runs_killed_at_random_moments_end_like_unbroken_ones():
-    found = reports("kill_anywhere.py", "--kills=2", "--seed=5", timeout=880)
-    assert [report["script"] for report in found] == SCRIPTS
-    assert all(report["kills"] == 2 and not report["different"] for report in found)
-
-
-@pytest.mark.timeout(900)
-def test_of_two_processes_one_is_killed():
-    (report,) = reports("two_processes.py", "--scripts=depth", "--victims=1", timeout=880)
-    check_alike(report)
-    check_killed_together(report)
+def test_runs_killed_at_random_moments_and_one_of_two_processes_killed():
+    """In one test, as most of its time goes into imports: each script is killed, depth on two processes."""
+    kills = ["--kills=2", "--seed=5", "--scripts=classification,dit"]
+    *alone, together = reports(880, kill_anywhere=kills, two_processes=["--scripts=depth", "--victims=1"])
+    assert [report["script"] for report in alone] == ["classification", "dit"]
+    assert all(report["kills"] == 2 and not report["different"] for report in alone)
+    check_alike(together)
+    check_killed_together(together)
 
 
 @pytest.mark.slow
@@ -61,14 +57,16 @@ def test_of_two_processes_one_is_killed():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_runs_killed_at_many_moments_end_like_unbroken_ones(workers):
     kills = int(os.environ.get("RELIABILITY_KILLS", "50"))
-    found = reports("kill_anywhere.py", f"--kills={kills}", f"--workers={workers}", timeout=7200)
-    assert all(report["kills"] == kills and report["writing a checkpoint"] for report in found)
+    found = reports(7200, kill_anywhere=[f"--kills={kills}", f"--workers={workers}"])
+    assert [report["script"] for report in found] == SCRIPTS
+    for report in found:
+        assert report["kills"] == kills and report["writing a checkpoint"] and not report["different"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_of_two_processes_either_is_killed_in_every_script():
-    found = reports("two_processes.py", timeout=1800)
+    found = reports(1800, two_processes=[])
     assert [report["script"] for report in found] == SCRIPTS
     for report in found:
         check_alike(report)

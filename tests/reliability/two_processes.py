@@ -23,11 +23,11 @@ from forks import fork, wait
 LONGEST = 300  # seconds after which a process counts as hung
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scripts", default=",".join(jobs.SCRIPTS))
     parser.add_argument("--victims", default="0,1", help="numbers of the processes to kill, each in a run of its own")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     for script in args.scripts.split(","):
         with tempfile.TemporaryDirectory(prefix="two-") as folder:
