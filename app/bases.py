@@ -5,6 +5,7 @@ cannot reach another's, and no weight of a base is ever changed or merged.
 """
 
 import copy
+import json
 import re
 import threading
 from collections import OrderedDict
@@ -23,7 +24,7 @@ from onelora_vision.errors import InputError
 EMBEDDED = {"generation": "embedded", "classification": "embedded", "depth": "embedded/depth"}
 HUB_ID = re.compile(r"[\w\-]+/[\w\-.]+")
 _SETTINGS = ("fuse_qkv", "stock_numerics", "max_depth", "architecture", "resolution")
-MAX_VIEWS = 8
+MAX_BASES, MAX_VIEWS = 8, 8
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ class Bases:
 
     def __init__(self, folders: Mapping[str, Path], fetch: Callable[[str], Path], device: str | None = None):
         self.folders = {name: Path(path).resolve() for name, path in folders.items()}
-        self._fetch = fetch
+        self._fetch, self._fetched = fetch, {}
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._lock = threading.RLock()
-        self._bases: dict[tuple, Base] = {}
+        self._bases: OrderedDict[tuple, Base] = OrderedDict()
         self._views: OrderedDict[tuple, View] = OrderedDict()
 
     def source(self, task: str, name: str) -> str:
@@ -78,7 +79,9 @@ class Bases:
         if (found := Path(name).expanduser()).is_absolute() and found.resolve() in self.folders.values():
             return str(found.resolve())
         if HUB_ID.fullmatch(name):
-            return str(self._fetch(name))
+            if name not in self._fetched:
+                self._fetched[name] = str(self._fetch(name))
+            return self._fetched[name]
         if task == "classification" and _is_timm_name(name):
             return name
         known = ", ".join([EMBEDDED[task], *self.folders])
@@ -88,21 +91,29 @@ class Bases:
 
     def base(self, info: AdapterInfo, name: str = "") -> Base:
         """The base of adapters with ``info``'s task and settings, loaded when it is first asked for."""
-        source = self.source(info.task, name or info.base)
-        settings = {key: info.extra[key] for key in _SETTINGS if info.extra.get(key) not in (None, False)}
-        key = (info.task, source, *sorted(settings.items()))
+        key = self._key(info, name)
         with self._lock:
             if key not in self._bases:
-                plain = replace(info, class_names=None, extra=settings, base=source)
-                loaded = load_base(plain, source)
-                loaded.model.to(self.device)
-                for (task, place, *_), other in self._bases.items():
-                    if (task, place) == key[:2]:
-                        share_equal(loaded.model, other.model)
-                if info.task == "generation":
-                    loaded.loaded.vae.to(self.device).eval().requires_grad_(False)
-                self._bases[key] = loaded
+                self._bases[key] = self._load(info, key)
+                while len(self._bases) > MAX_BASES:  # files may ask for any settings
+                    self._bases.popitem(last=False)
+            self._bases.move_to_end(key)
             return self._bases[key]
+
+    def _key(self, info: AdapterInfo, name: str) -> tuple:
+        settings = {key: info.extra[key] for key in _SETTINGS if info.extra.get(key) not in (None, False)}
+        return (info.task, self.source(info.task, name or info.base), json.dumps(settings, sort_keys=True))
+
+    def _load(self, info: AdapterInfo, key: tuple) -> Base:
+        task, source, settings = key
+        loaded = load_base(replace(info, class_names=None, extra=json.loads(settings), base=source), source)
+        loaded.model.to(self.device)
+        for (other_task, place, _), other in self._bases.items():
+            if (other_task, place) == (task, source):
+                share_equal(loaded.model, other.model)
+        if task == "generation":
+            loaded.loaded.vae.to(self.device).eval().requires_grad_(False)
+        return loaded
 
     def view(self, info: AdapterInfo, mix: Adapter | None, mark: tuple, name: str = "") -> View:
         """The base of ``info``, fitted to its classes, with the adapter ``mix`` attached (None: the base alone).
@@ -113,7 +124,7 @@ class Bases:
             InputError: no such base, or not the adapter's.
         """
         base = self.base(info, name)
-        key = (id(base), mark, tuple(info.class_names or ()))
+        key = (self._key(info, name), mark, tuple(info.class_names or ()))
         with self._lock:
             if key not in self._views:
                 if mix is not None:

@@ -18,6 +18,7 @@ from onelora_vision.adapters.layout import kind_of
 from onelora_vision.errors import InputError
 
 TASKS = ("generation", "classification", "depth")
+MAX_DEPTH, MAX_SIDE = 1000, 2048
 _SUFFIXES = (".safetensors", ".zip")
 
 
@@ -74,9 +75,21 @@ def read_entry(path: Path, name: str, source: str) -> Entry:
             f"{path.name}: does not say its task and base, so the app cannot tell what it goes on; "
             "`onelora import` writes a file that does"
         )
+    _check_settings(adapter.info.extra, path.name)
     adapter.path = Path(name)  # what messages of the library call it
     weights = path / WEIGHTS_FILE if path.is_dir() else path
     return Entry(name, adapter, _digest(adapter), source, path, weights.stat().st_size)
+
+
+def _check_settings(extra: dict, name: str) -> None:
+    """Refuse settings that would make a base of the wrong kind, or inputs that no memory holds."""
+    depth = extra.get("max_depth")
+    if not (depth is None or (type(depth) is int and 1 <= depth <= MAX_DEPTH)):
+        raise InputError(f"{name}: max_depth {one_line(depth, 40)} is no range in metres up to {MAX_DEPTH}")
+    resolution = str(extra.get("resolution") or 1)
+    sides = re.findall(r"\d+", resolution)
+    if not re.fullmatch(r"\d+(x\d+)?", resolution) or max(map(len, sides)) > 4 or max(map(int, sides)) > MAX_SIDE:
+        raise InputError(f"{name}: resolution {one_line(resolution, 40)} is none up to {MAX_SIDE} pixels")
 
 
 def _digest(adapter: Adapter) -> str:

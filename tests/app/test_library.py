@@ -10,6 +10,7 @@ from app.hub import fetch_adapter
 from app.inference import Studio
 from app.library import unique_name
 from app.sessions import MAX_SESSIONS
+from onelora_vision.adapters.files import read_adapter, write_adapter
 from onelora_vision.errors import InputError
 
 
@@ -84,6 +85,24 @@ def test_a_wrong_file_is_one_clear_line_and_leaves_nothing(studio, adapter, tmp_
     assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
     assert studio.rows(session) == before and not list((session.folder / "adapters").iterdir())
     assert not (tmp_path / "evil.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"resolution": 100_000}, "resolution 100000 is none up to 2048"),
+        ({"resolution": "64x9999"}, "resolution 64x9999"),
+        ({"resolution": [64]}, "resolution"),
+        ({"max_depth": "deep"}, "max_depth deep is no range"),
+        ({"max_depth": 10**9}, "max_depth 1000000000"),
+    ],
+)
+def test_settings_that_would_fill_the_memory_are_refused(studio, adapter, tmp_path, extra, message):
+    read = read_adapter(adapter)
+    read.info.extra = extra
+    file = write_adapter(read.config, read.tensors, read.info, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=message):
+        studio.upload(studio.session("a"), [file])
 
 
 def test_the_folder_is_read_and_what_is_wrong_in_it_is_said(tmp_path, adapter, folder):
