@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -357,8 +357,7 @@ def swap(model: PeftModel, adapter: Adapter, adapter_name: str = "default") -> N
         mine, other = getattr(config, field, None), getattr(adapter.config, field, None)
         if mine != other:
             raise InputError(f"{adapter.path}: its {field} is {other!r}, that of the adapter to replace {mine!r}")
-    adapter.check_fits(model, adapter_name)
-    places = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    places = adapter.check_fits(model, adapter_name)
     with torch.no_grad():
         for key, tensor in adapter.tensors.items():
             places[key].copy_(tensor)

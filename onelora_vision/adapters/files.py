@@ -160,8 +160,8 @@ class Adapter:
             raise InputError(f"{self.path}: does not fit this base ({one_line(error, 300)})") from error
         return peft_model
 
-    def check_fits(self, model: PeftModel, adapter_name: str) -> None:
-        """Refuse tensors that are not exactly those of the model's adapter, by name and shape."""
+    def check_fits(self, model: PeftModel, adapter_name: str) -> dict[str, torch.Tensor]:
+        """Refuse tensors that are not exactly those of the model's adapter, by name and shape; returns the model's."""
         expected = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
         missing, foreign = sorted(expected.keys() - self.tensors.keys()), sorted(self.tensors.keys() - expected.keys())
         wrong = [
@@ -176,6 +176,7 @@ class Adapter:
         ]
         if problems:
             raise InputError(f"{self.path}: the adapter does not match this base; {'; '.join(problems)}")
+        return expected
 
 
 def _take_off(model: PeftModel | None, adapter_name: str, had_adapters: bool) -> None:
