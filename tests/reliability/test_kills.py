@@ -33,12 +33,13 @@ def check_killed_together(report: dict) -> None:
 
 
 def check_alike(report: dict) -> None:
-    """What two processes log and measure is what one does; depth's loss is not a mean over samples."""
+    """What two processes log and measure is what one does, as far as a sample's loss does not depend on its batch:
+    depth's loss is a root of a mean, and mixup mixes the samples of one process."""
     assert report["codes"] == [[0], [0, 0]]
     one, two = report["figures"]
-    assert two == pytest.approx(one, rel=2e-2, abs=2e-2)
+    assert two == pytest.approx(one, rel=5e-2, abs=5e-2)
     one, two = ([value for _, value in curve] for curve in report["losses"])
-    assert two == pytest.approx(one, rel=2e-2 if report["script"] == "depth" else 1e-3)
+    assert two == pytest.approx(one, rel=1e-3 if report["script"] == "dit" else 5e-2)
 
 
 @pytest.mark.timeout(900)
