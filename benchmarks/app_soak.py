@@ -55,7 +55,7 @@ class User:
     def draw(self) -> None:
         start = time.perf_counter()
         try:
-            answer = self.client.predict(["3", "7"], 0, False, 1, 5, "dpm++", 2.5, "", True, api_name="/draw")
+            answer = self.client.predict(["3"], 0, False, 1, 2, "dpm++", 2.5, "", True, api_name="/draw")
         except Exception as error:  # whatever goes wrong is what is counted here
             self.errors.append(str(error)[:200])
             return
