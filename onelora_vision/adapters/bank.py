@@ -357,10 +357,29 @@ def swap(model: PeftModel, adapter: Adapter, adapter_name: str = "default") -> N
         mine, other = getattr(config, field, None), getattr(adapter.config, field, None)
         if mine != other:
             raise InputError(f"{adapter.path}: its {field} is {other!r}, that of the adapter to replace {mine!r}")
-    places = adapter.check_fits(model, adapter_name)
+    places = _own_parameters(model, adapter_name)
+    if _shapes(places) != _shapes(adapter.tensors):  # VeRA's buffers, DoRA's names, or it does not fit: this says how
+        places = adapter.check_fits(model, adapter_name)
     with torch.no_grad():
-        for key, tensor in adapter.tensors.items():
-            places[key].copy_(tensor)
+        torch._foreach_copy_([places[key] for key in adapter.tensors], list(adapter.tensors.values()))
+
+
+def _own_parameters(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
+    """An adapter's parameters by the names of its file; PEFT's own way to them costs more than all the copies."""
+    inner, whole = f".{adapter_name}", f".modules_to_save.{adapter_name}."
+    found = {}
+    for name, parameter in model.named_parameters():
+        if name.endswith(inner):
+            found[name.removesuffix(inner)] = parameter
+        elif whole in name:
+            found[name.replace(whole, ".")] = parameter
+        elif f"{inner}." in name:  # as lora_A.default.weight
+            found[name.replace(f"{inner}.", ".")] = parameter
+    return found
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: tensor.shape for key, tensor in tensors.items()}
 
 
 def _check_alike(adapters: Mapping[str, Adapter]) -> None:

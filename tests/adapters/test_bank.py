@@ -3,7 +3,7 @@ import torch
 from tiny_hosts import HOSTS, example, fresh, make_adapter
 
 from onelora_vision.adapters.algebra import blend
-from onelora_vision.adapters.bank import AdapterBank, swap
+from onelora_vision.adapters.bank import AdapterBank, _own_parameters, swap
 from onelora_vision.adapters.bases import output_of
 from onelora_vision.errors import InputError
 
@@ -128,6 +128,21 @@ def test_swap_copies_into_the_parameters_that_are_there(tmp_path):
         swap(model, other)
     with pytest.raises(InputError, match="no adapter 'x'"):
         swap(model, b, "x")
+
+
+@pytest.mark.parametrize("method", ["difffit", "onelora_norms", "lora", "dora", "vera", "mora6", "full"])
+def test_swap_fills_every_method(method, tmp_path):
+    a, b = (make_adapter(tmp_path / str(k), "diffusers", method, k) for k in (1, 2))
+    model = a.attach(fresh("diffusers")[0]).eval()
+    own, known = _own_parameters(model, "default"), b.check_fits(model, "default")
+    assert {key: known[key].data_ptr() for key in own if key in known}.items() <= {
+        key: value.data_ptr() for key, value in own.items()
+    }.items()
+    # VeRA has buffers besides, and PEFT names DoRA's magnitudes in its own way: these go PEFT's way
+    assert set(own) == set(known) or method in ("vera", "dora")
+    swap(model, b)
+    expected = output_of(b.attach(fresh("diffusers")[0]).eval(), example("diffusers"))
+    assert torch.equal(output_of(model, example("diffusers")), expected)
 
 
 def test_what_a_bank_cannot_hold(tmp_path):
