@@ -135,9 +135,9 @@ def _restore(studio: Studio, panel: AdapterPanel, settings: list) -> None:
 def _grid(studio: Studio, settings: list, request_of) -> None:
     with gr.Accordion("X/Y grid: two settings against each other", open=False, elem_id="grid"):
         with gr.Row():
-            x_name = gr.Dropdown(list(AXES), value=AXES[0], label="Across", min_width=130)
+            x_name = gr.Dropdown(list(AXES), value=AXES[0], label="Across", min_width=170)
             x_values = gr.Textbox(AXIS_VALUES[AXES[0]], label="Values across", scale=2, min_width=160)
-            y_name = gr.Dropdown(list(AXES), value=AXES[1], label="Down", min_width=130)
+            y_name = gr.Dropdown(list(AXES), value=AXES[1], label="Down", min_width=170)
             y_values = gr.Textbox(AXIS_VALUES[AXES[1]], label="Values down", scale=2, min_width=160)
         with gr.Row():
             start = gr.Button("Draw the grid", variant="primary", elem_id="draw-grid")
