@@ -16,7 +16,7 @@ style:
 test:
 	$(PYTHON) -m pytest
 
-# On the oldest releases that pyproject.toml allows, in an environment of their own (6 GB): Python 3.10 to 3.12.
+# On the oldest releases that pyproject.toml allows, in an environment of their own (6 GB): Python 3.11 or 3.12.
 OLDEST = .venv-oldest
 test-oldest:
 	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 
 from onelora_vision.data.stream import SampleRef
-from onelora_vision.errors import InputError
 from onelora_vision.seeding import generators, mix
 
 CLASS_NAMES = [*"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
@@ -47,9 +46,6 @@ def _fonts() -> list:
     from PIL import ImageFont
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    missing = [name for name in _MATPLOTLIB_FONTS if not (folder / f"{name}.ttf").is_file()]
-    if missing:
-        raise InputError(f"matplotlib {matplotlib.__version__} has no font {missing[0]}: printed glyphs need 3.11")
     return [ImageFont.truetype(folder / f"{name}.ttf", 160) for name in _MATPLOTLIB_FONTS] + [
         ImageFont.load_default(160)
     ]

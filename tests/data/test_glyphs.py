@@ -12,8 +12,6 @@ from onelora_vision.data.glyphs import (
 )
 from onelora_vision.data.stream import SampleRef
 
-pytest.importorskip("matplotlib", "3.11", reason="earlier ones lack a font")
-
 
 def test_every_font_draws_every_class_differently():
     fields, thickness = glyph_fields()
