@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from onelora_vision.errors import InputError, exits_cleanly, nearest
 from onelora_vision.files import write_json
+from onelora_vision.methods import COMBINATIONS, find_method
 
 FOLDER = Path(__file__).parent / "results" / "study"
 METHODS = (
