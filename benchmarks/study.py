@@ -51,11 +51,7 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
 SHOTS = (5, 10, 20, 50)
 FEW_SHOT_METHODS = ("head", "onelora", "lora", "full")
-ABLATION = tuple(
-    "+".join(parts)
-    for size in (1, 2, 3, 4)
-    for parts in itertools.combinations(("sum", "bias", "scale", "norms"), size)
-)
+ABLATION = tuple(find_method(parts).name for parts in COMBINATIONS)  # "sum" is onelora, and so on
 
 
 @dataclass(frozen=True)
