@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from packaging.version import Version
 from test_loop import job
 from tiny_hosts import HOSTS, example, fresh
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -49,7 +50,8 @@ def test_compiled_blocks_train_alike_and_share_one_compilation(host, checkpointi
     losses, compiled_names, counter = train(host, "aot_eager", checkpointing)
     assert losses == pytest.approx(expected, rel=1e-4)
     assert compiled_names == names and not any("_orig_mod" in name for name in names)
-    assert counter.frame_count <= 2  # the first block, whose input asks for no gradient, and all others
+    if Version(torch.__version__) >= Version("2.15"):  # with 2.11 and its time's hosts some blocks are compiled apart
+        assert counter.frame_count <= 2  # the first block, whose input asks for no gradient, and all others
 
 
 @pytest.mark.slow

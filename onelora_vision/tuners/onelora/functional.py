@@ -179,7 +179,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, vectors: Sequence[Vec
     if first.beta is not None and first.gamma is None and is_exact:
         # In fp32 the shift joins the bias for nothing; a half-precision bias would round it away.
         bias = first.beta if bias is None else bias + first.beta
-        first = first._replace(beta=None)
+        first = Vectors(b=first.b, v=first.v)  # gamma is None here; older torch cannot trace _replace
     is_plain = _use_plain() or (weight.requires_grad and torch.is_grad_enabled())
     if is_plain or dtype is None or first.gamma is not None or first.beta is not None or first.b is None:
         y = epilogue(F.linear(x, weight, bias), x, [first])
@@ -234,11 +234,13 @@ def plain_epilogue(z: Tensor, s: Tensor | None, gamma: Tensor | None, beta: Tens
 def _sum_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor, v: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
+    # Two dimensions inside: the product of more is a view, which a host may not change in place behind a Function.
+    rows, shape = x.reshape(-1, x.shape[-1]), (*x.shape[:-1], len(weight))
     if not torch.is_autocast_enabled(x.device.type):
-        return _SumLinear.apply(x, weight, bias, b, v, torch.is_grad_enabled())
+        return _SumLinear.apply(rows, weight, bias, b, v, torch.is_grad_enabled()).view(shape)
     with torch.autocast(x.device.type, enabled=False):
         bias = None if bias is None else bias.to(dtype)
-        return _SumLinear.apply(x, weight.to(dtype), bias, b, v, torch.is_grad_enabled())
+        return _SumLinear.apply(rows, weight.to(dtype), bias, b, v, torch.is_grad_enabled()).view(shape)
 
 
 def _forming_pays(tokens: int, width: int, weight: Tensor) -> bool:
@@ -250,11 +252,11 @@ def _forming_pays(tokens: int, width: int, weight: Tensor) -> bool:
 
 
 class _SumLinear(torch.autograd.Function):
-    """``W x + bias + b * sum x`` with a frozen weight."""
+    """``W x + bias + b * sum x`` with a frozen weight, for x (tokens, k)."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, b, v, with_grad):
-        formed = _forming_pays(x.numel() // x.shape[-1], x.shape[-1], weight)
+        formed = _forming_pays(*x.shape, weight)
         trains_b = with_grad and ctx.needs_input_grad[3]
         s = compress(x, v) if trains_b or not formed else None
         if formed:
@@ -276,10 +278,9 @@ class _SumLinear(torch.autograd.Function):
         weight, b, v, s = ctx.saved_tensors
         needs_x, _, needs_bias, needs_b = ctx.needs_input_grad[:4]
         with torch.autocast(grad.device.type, enabled=False):
-            rows = grad.reshape(-1, grad.shape[-1])  # (tokens, d)
-            grad_x = _grad_input(rows, weight, b, v, ctx.x_dtype).reshape(*grad.shape[:-1], -1) if needs_x else None
-            grad_bias = rows.sum(0) if needs_bias else None
-            grad_b = weighted_sum(rows, s.reshape(-1)) if needs_b else None
+            grad_x = _grad_input(grad, weight, b, v, ctx.x_dtype) if needs_x else None
+            grad_bias = grad.sum(0) if needs_bias else None
+            grad_b = weighted_sum(grad, s.reshape(-1)) if needs_b else None
         return grad_x, None, grad_bias, grad_b, None, None
 
 
