@@ -60,8 +60,8 @@ def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} is {getattr(args, name)}, but must be at least 1")
     auth, bases = credentials(args.auth), bases_of(args.bases)
-    # Before gradio is imported: its files lie beside the sessions', and nobody is told that it runs.
-    os.environ["GRADIO_TEMP_DIR"] = str(root / "gradio")
+    # Before gradio is imported, which keeps it: its files lie beside the sessions', and nobody is told that it runs.
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(root / "gradio"))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"
     from app.inference import Studio
     from app.ui import CSS, THEME, build_page

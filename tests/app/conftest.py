@@ -1,8 +1,10 @@
 """Adapters of the embedded bases, made on the spot: what ships may be trained anew."""
 
+import atexit
 import os
 import shutil
 import socket
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +16,10 @@ from onelora_vision.backbones.depth_anything import depth_adaptation
 from onelora_vision.backbones.dit import dit_adaptation
 from onelora_vision.backbones.vit import vit_adaptation
 from onelora_vision.methods import apply_method, find_method
+
+# One for all apps of this process, as gradio reads it once, when it is imported.
+os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="gradio-")
+atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 
 ADAPTATIONS = {"generation": dit_adaptation, "depth": depth_adaptation, "classification": vit_adaptation}
 PLACES = {"generation": "embedded", "depth": "embedded/depth", "classification": "embedded"}
