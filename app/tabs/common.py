@@ -57,3 +57,10 @@ def bar(done: int, total: int, text: str) -> str:
 def hint(text: str) -> str:
     """A line that says what can be done here."""
     return f'<p class="hint" role="status">{html.escape(text)}</p>'
+
+
+def say_cancelled(button: gr.Button, event, progress: gr.HTML) -> None:
+    """Let a button cancel an event, and say so. The words go through the queue, so that they come after the last word of
+    the event itself, which may still be on its way."""
+    cancelled = button.click(lambda: None, cancels=[event], api_visibility="private", queue=False)
+    cancelled.then(lambda: hint("Cancelled."), None, progress, api_visibility="private", **QUICK)

@@ -9,7 +9,7 @@ import gradio as gr
 from app.drawing import AXES, MAX_SEED, Drawing, Picture, Request, parse_axis, restore
 from app.inference import Studio
 from app.tabs.adapters import AdapterPanel
-from app.tabs.common import MODEL, QUICK, bar, hint, toasts
+from app.tabs.common import MODEL, QUICK, bar, hint, say_cancelled, toasts
 from onelora_vision.sampling import SAMPLERS
 
 START = hint("Choose classes and press Draw: the base and your mix of adapters draw them on the same noise.")
@@ -71,7 +71,7 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
 
     outputs = [progress, of_base, of_mix, everything, seed]
     drawing = draw.click(run, settings, outputs, api_name="draw", **MODEL)
-    cancel.click(lambda: hint("Cancelled."), None, progress, cancels=[drawing], api_visibility="private", queue=False)
+    say_cancelled(cancel, drawing, progress)
     _restore(studio, panel, [classes, seed, is_random, number, steps, sampler, guidance, base, compare])
     _grid(studio, settings, request_of)
 
@@ -160,6 +160,6 @@ def _grid(studio: Studio, settings: list, request_of) -> None:
 
     inputs = [x_name, x_values, y_name, y_values, *settings]
     drawing = start.click(run, inputs, [progress, picture, file], api_name="grid", **MODEL)
-    stop.click(lambda: hint("Cancelled."), None, progress, cancels=[drawing], api_visibility="private", queue=False)
+    say_cancelled(stop, drawing, progress)
     for name, values in ((x_name, x_values), (y_name, y_values)):
         name.input(lambda axis: AXIS_VALUES[axis], name, values, api_visibility="private", **QUICK)
