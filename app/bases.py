@@ -4,7 +4,6 @@ A view has modules of its own over the base's tensors. An adapter is attached to
 cannot reach another's, and no weight of a base is ever changed or merged.
 """
 
-import copy
 import json
 import re
 import threading
@@ -19,6 +18,7 @@ from torch import nn
 from onelora_vision.adapters.bases import Base, load_base, require_same_base
 from onelora_vision.adapters.container import one_line
 from onelora_vision.adapters.files import Adapter, AdapterInfo
+from onelora_vision.backbones.base import shared_copy
 from onelora_vision.errors import InputError
 
 EMBEDDED = {"generation": "embedded", "classification": "embedded", "depth": "embedded/depth"}
@@ -34,11 +34,6 @@ class View:
     model: nn.Module
     base: Base
     class_names: list[str]
-
-
-def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of the module tree over the same parameters and buffers."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
 
 
 def share_equal(model: nn.Module, other: nn.Module) -> None:

@@ -15,6 +15,7 @@ from onelora_vision.adapters.files import AdapterInfo
 from onelora_vision.backbones.dit import class_ids
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.files import atomic_file
+from onelora_vision.generator import trained_settings
 from onelora_vision.pictures import read_notes, save_sample, tile
 from onelora_vision.sampling import SAMPLERS, SamplingSettings, decode, denoise
 
@@ -219,12 +220,8 @@ def _info(terms: list[Term], session: Session | None = None) -> AdapterInfo:
 
 
 def _settings_of(info: AdapterInfo) -> SamplingSettings:
-    record = info.extra.get("sampling") or {}
-    known = {key: value for key, value in record.items() if key in SamplingSettings.__dataclass_fields__}
     try:
-        if "guidance_interval" in known:
-            known["guidance_interval"] = tuple(known["guidance_interval"])
-        return SamplingSettings(**known)
+        return trained_settings(info)
     except (TypeError, ValueError):  # a file may say anything
         return SamplingSettings()
 

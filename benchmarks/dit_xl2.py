@@ -81,6 +81,7 @@ def in_own_process(args: argparse.Namespace, method: str, batch: str) -> dict:
 
 def measure(args: argparse.Namespace, method: str, batch: int) -> dict:
     """Train ``method`` on random latents for some steps; seconds per step (median) and peak memory of this process."""
+    from onelora_vision.backbones.base import enable_gradient_checkpointing
     from onelora_vision.backbones.catalogue import describe
     from onelora_vision.backbones.dit import dit_adaptation
     from onelora_vision.diffusion import NoiseSchedule, training_losses
@@ -92,7 +93,7 @@ def measure(args: argparse.Namespace, method: str, batch: int) -> dict:
     dit = describe(args.model, num_classes=101, fuse_qkv=args.fuse_qkv).model
     dit = materialize(dit, device, DTYPES[args.dtype])
     if args.gradient_checkpointing:
-        dit.enable_gradient_checkpointing()
+        enable_gradient_checkpointing(dit)
     model = apply_method(dit, method, dit_adaptation(dit)).to(device).train()
     step_model = torch.compile(model) if args.compile else model
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -18,8 +18,9 @@ import sys
 import torch
 
 from benchmarks.subjects import adapted, all_methods, default_device, device_name, make_subject, random_inputs
+from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.files import write_json
-from onelora_vision.planner import PRECISIONS, enable_checkpointing, fake_step, training_loss
+from onelora_vision.planner import PRECISIONS, fake_step, training_loss
 
 QUICK = {"cases": "dit-s-8:2:1", "methods": "onelora", "checkpointing": "no"}
 
@@ -102,7 +103,7 @@ def measure(backbone: str, batch: int, blocks: int | None, method: str, precisio
 
 def _train(subject, method: str, batch: int, checkpointing: bool, steps: int = 3):
     if checkpointing:
-        enable_checkpointing(subject.model)
+        enable_gradient_checkpointing(subject.model)
     model = adapted(subject, method)
     arguments, autocast = random_inputs(subject, batch), PRECISIONS[subject.precision][1]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)

@@ -63,9 +63,7 @@ class Job:
     greater_is_better: bool
     validation: dict
     flags: dict = field(default_factory=dict)
-
-    def better(self, one: float, other: float) -> bool:
-        return one > other if self.greater_is_better else one < other
+    has_head: bool = True  # whether the method "head" has something to train
 
 
 JOBS = {
@@ -82,6 +80,7 @@ JOBS = {
         False,
         {"eval_split": "validation"},
         {"max_train_steps": 150, "max_train_samples": 500, "max_eval_samples": 100, "num_validation_images": 0},
+        has_head=False,
     ),
     "generation": Job(
         "train_dit",
@@ -152,7 +151,8 @@ RANDOM = (("compression", "random"),)
 
 def variants_of(job: str) -> list[tuple[str, tuple]]:
     """What is swept: the methods, and 1LoRA with a random compression vector."""
-    return [*((method, ()) for method in METHODS), ("onelora", RANDOM)]
+    methods = [method for method in METHODS if method != "head" or JOBS[job].has_head]
+    return [*((method, ()) for method in methods), ("onelora", RANDOM)]
 
 
 def wanted_cells(results: dict[Cell, dict], jobs: Iterable[str]) -> list[Cell]:

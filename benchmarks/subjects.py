@@ -1,6 +1,5 @@
 """What the benchmarks measure: models of real shapes with random weights, the methods on them, and their steps."""
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from onelora_vision.backbones.base import Adaptation
+from onelora_vision.backbones.base import Adaptation, block_list, shared_copy
 from onelora_vision.backbones.catalogue import describe
 from onelora_vision.methods import METHODS, apply_method
 from onelora_vision.planner import PRECISIONS, example_inputs, training_loss
@@ -50,10 +49,9 @@ def make_subject(
 
 
 def _shorten(model: nn.Module, adaptation: Adaptation, blocks: int) -> Adaptation:
-    """Keep the first ``blocks`` modules of the longest list of alike ones, and what is adapted in them."""
-    lists = {name: m for name, m in model.named_modules() if isinstance(m, (nn.ModuleList, nn.Sequential))}
-    name = max(lists, key=lambda key: len(lists[key]) * (len({type(child) for child in lists[key]}) == 1))
-    model.set_submodule(name, lists[name][:blocks])
+    """Keep the first ``blocks`` of the model's blocks, and what is adapted in them."""
+    name = block_list(model)
+    model.set_submodule(name, model.get_submodule(name)[:blocks])
     kept = {module for module, _ in model.named_modules()}
     return Adaptation(*([n for n in names if n in kept] for names in vars(adaptation).values()))
 
@@ -79,8 +77,7 @@ def materialize(model: nn.Module, device: torch.device, dtype: torch.dtype) -> n
 
 def adapted(subject: Subject, method: str) -> nn.Module:
     """A model with a method on it, in training mode; all such models of a subject share the frozen base's memory."""
-    shared = {id(tensor): tensor for tensor in [*subject.model.parameters(), *subject.model.buffers()]}
-    base = copy.deepcopy(subject.model, shared)
+    base = shared_copy(subject.model)
     return (
         _frozen(base, subject.adaptation)
         if method == FROZEN

@@ -6,13 +6,11 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from onelora_vision import embedded
-from onelora_vision.adapters.files import fingerprint, read_adapter
-from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, load_dit
+from onelora_vision.adapters.bases import load_base, require_same_base
+from onelora_vision.adapters.files import AdapterInfo, read_adapter
+from onelora_vision.backbones.dit import DiTBase, class_ids
 from onelora_vision.errors import InputError
 from onelora_vision.sampling import SamplingSettings, sample
-
-EMBEDDED = "embedded"
 
 
 class Generator:
@@ -72,27 +70,22 @@ def load_generator(
     info = loaded.info
     if info.task != "generation" or not info.class_names:
         raise InputError(f"{adapter}: an adapter for {info.task or 'no task that is named'}, not for generation")
-    place = str(base or info.base)
-    dit = load_dit(
-        embedded.DIT if place == EMBEDDED else place, stock_numerics=info.extra.get("stock_numerics", False)
-    )
-    found = fingerprint(dit.transformer, dit_adaptation(dit.transformer).whole_modules)
-    if info.base_fingerprint and found != info.base_fingerprint:
-        raise InputError(
-            f"{adapter}: trained on another base than {place} (fingerprint {info.base_fingerprint}, found {found}); "
-            f"the file names {info.base!r}"
-        )
-    dit.transformer.set_classes(info.class_names, dit.class_names, torch.Generator().manual_seed(0))
-    dit.class_names = list(info.class_names)
-    if info.extra.get("fuse_qkv"):
-        dit.transformer.fuse_qkv()
+    found = load_base(info, base)
+    require_same_base(loaded, found)
+    dit = found.loaded
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = loaded.attach(dit.transformer).to(device)
+    model = loaded.attach(found.model).to(device)
     dit.vae.to(device)
-    return Generator(model, dit, _settings(info.extra.get("sampling") or {}))
+    return Generator(model, dit, trained_settings(info))
 
 
-def _settings(record: dict) -> SamplingSettings:
+def trained_settings(info: AdapterInfo) -> SamplingSettings:
+    """How an adapter's own evaluation sampled, as its file says; the library's defaults where it says nothing.
+
+    Raises:
+        TypeError, ValueError: the file says what no setting can be.
+    """
+    record = info.extra.get("sampling") or {}
     known = {key: value for key, value in record.items() if key in SamplingSettings.__dataclass_fields__}
     if "guidance_interval" in known:
         known["guidance_interval"] = tuple(known["guidance_interval"])

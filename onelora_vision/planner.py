@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.catalogue import describe
 from onelora_vision.errors import InputError
 from onelora_vision.methods import apply_method, find_method, trainable_parameters
@@ -128,19 +129,9 @@ def _build(
     base = describe(backbone, num_classes, fuse_qkv)
     inputs = example_inputs(base.model)
     if checkpointing:
-        enable_checkpointing(base.model)
+        enable_gradient_checkpointing(base.model)
     row = find_method(method)
     return apply_method(base.model, method, base.adaptation, rank=rank if row.takes_rank else 1), inputs
-
-
-def enable_checkpointing(model: nn.Module) -> None:
-    """Recompute each block's activations in the backward pass, by the host's own switch."""
-    if hasattr(model, "set_grad_checkpointing"):  # timm
-        model.set_grad_checkpointing(True)
-    elif hasattr(model, "gradient_checkpointing_enable"):  # transformers
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    else:
-        model.enable_gradient_checkpointing()  # diffusers
 
 
 def example_inputs(model: nn.Module) -> Callable[[int], dict[str, Tensor]]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from onelora_vision.adapters.files import fingerprint, read_adapter
-from onelora_vision.backbones.fuse import fuse_qkv
-from onelora_vision.backbones.vit import ViT, classifier_names, load_vit, replace_head
+from onelora_vision.adapters.bases import load_base, require_same_base
+from onelora_vision.adapters.files import read_adapter
+from onelora_vision.backbones.vit import ViT
 from onelora_vision.errors import InputError
 
 
@@ -28,16 +28,7 @@ def load_classifier(
     info = loaded.info
     if info.task != "classification" or not info.class_names:
         raise InputError(f"{adapter}: an adapter for {info.task or 'no task that is named'}, not for classification")
-    place = str(base or info.base)
-    options = {key: info.extra.get(key) for key in ("architecture", "resolution")}
-    vit = replace_head(load_vit(place, **options), info.class_names)
-    found = fingerprint(vit.model, classifier_names(vit.model))
-    if info.base_fingerprint and found != info.base_fingerprint:
-        raise InputError(
-            f"{adapter}: trained on another base than {place} (fingerprint {info.base_fingerprint}, found {found}); "
-            f"the file names {info.base!r}"
-        )
-    if info.extra.get("fuse_qkv"):
-        fuse_qkv(vit.model)
+    found = load_base(info, base)
+    require_same_base(loaded, found)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return replace(vit, model=loaded.attach(vit.model).to(device).eval())
+    return replace(found.loaded, model=loaded.attach(found.model).to(device).eval())

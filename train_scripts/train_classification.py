@@ -80,12 +80,11 @@ from peft import PeftModel, set_peft_model_state_dict
 from timm.data import create_transform
 
 from onelora_vision.adapters.files import AdapterInfo, fingerprint, read_adapter, save_adapter
-from onelora_vision.backbones.base import norms_with_parameters
+from onelora_vision.backbones.base import enable_gradient_checkpointing, norms_with_parameters
 from onelora_vision.backbones.fuse import fuse_qkv
 from onelora_vision.backbones.vit import (
     ViT,
     classifier_names,
-    enable_gradient_checkpointing,
     load_vit,
     replace_head,
     vit_adaptation,

@@ -83,6 +83,7 @@ from peft import PeftModel
 from torch import nn
 
 from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
+from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.depth_anything import (
     depth_adaptation,
     is_metric,
@@ -124,7 +125,7 @@ def run(config: DepthConfig) -> dict:
     if config.fuse_qkv:
         fuse_qkv(base)
     if config.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_gradient_checkpointing(base)
     model = apply_method(
         base,
         config.method,

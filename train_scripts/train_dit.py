@@ -103,6 +103,7 @@ import torch
 
 from onelora_vision import embedded, seeding
 from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
+from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, load_dit
 from onelora_vision.data.class_images import ClassImageDataset, open_class_images
 from onelora_vision.data.content import combined_hash, content_hashes, default_cache
@@ -267,7 +268,7 @@ def main(argv: list[str] | None = None) -> None:
     if config.fuse_qkv:
         base.transformer.fuse_qkv()
     if config.gradient_checkpointing:
-        base.transformer.enable_gradient_checkpointing()
+        enable_gradient_checkpointing(base.transformer)
 
     # Adapter
     options = {"rank": config.rank, "lora_alpha": config.lora_alpha, "compression": config.compression}

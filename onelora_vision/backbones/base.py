@@ -1,5 +1,6 @@
 """What a backbone tells the methods: which layers are adapted, which norms may be trained, what is trained whole."""
 
+import copy
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -29,3 +30,25 @@ def norms_with_parameters(model: nn.Module, prefix: str = "") -> list[str]:
         and "norm" in type(module).__name__.lower()
         and any(True for _ in module.parameters(recurse=False))
     ]
+
+
+def enable_gradient_checkpointing(model: nn.Module) -> None:
+    """Recompute each block's activations in the backward pass, by the host's own switch."""
+    if hasattr(model, "set_grad_checkpointing"):  # timm
+        model.set_grad_checkpointing(True)
+    elif hasattr(model, "gradient_checkpointing_enable"):  # transformers
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.enable_gradient_checkpointing()  # diffusers
+
+
+def block_list(model: nn.Module) -> str | None:
+    """Name of the largest list of at least two modules of one class: a transformer's blocks. None if there is none."""
+    lists = {name: list(m) for name, m in model.named_modules() if isinstance(m, (nn.ModuleList, nn.Sequential))}
+    alike = {n: blocks for n, blocks in lists.items() if len(blocks) > 1 and len({type(b) for b in blocks}) == 1}
+    return max(alike, key=lambda n: sum(p.numel() for b in alike[n] for p in b.parameters()), default=None)
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of the module tree over the same parameters and buffers."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})

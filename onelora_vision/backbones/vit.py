@@ -132,14 +132,6 @@ def replace_head(vit: ViT, class_names: Sequence[str], *, seed: int = 0, fresh: 
     return replace(vit, class_names=names)
 
 
-def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Recompute each block's activations in the backward pass."""
-    if hasattr(model, "set_grad_checkpointing"):
-        model.set_grad_checkpointing(True)
-    else:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
 def logits_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Logits (B, classes) of normalised images (B, 3, H, W), for models of timm and of transformers."""
     output = model(images)

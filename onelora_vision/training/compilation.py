@@ -2,11 +2,12 @@
 
 from torch import nn
 
+from onelora_vision.backbones.base import block_list
 from onelora_vision.errors import InputError
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> list[nn.Module]:
-    """Compile each block of the model's longest list of alike modules, in place; returns the blocks.
+    """Compile each block of the model's largest list of alike modules, in place; returns the blocks.
 
     Names and parameters stay as they are (no ``_orig_mod.``), so that checkpoints and adapters do not tell a compiled
     run from another; gradient checkpointing goes on around the compiled blocks.
@@ -14,11 +15,10 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> list[nn.Modul
     Raises:
         InputError: the model has no list of at least two modules of one class.
     """
-    lists = [list(module) for module in model.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
-    alike = [blocks for blocks in lists if len(blocks) > 1 and len({type(block) for block in blocks}) == 1]
-    if not alike:
+    name = block_list(model)
+    if name is None:
         raise InputError("--torch_compile: this model has no list of alike blocks to compile")
-    blocks = max(alike, key=lambda modules: sum(p.numel() for module in modules for p in module.parameters()))
+    blocks = list(model.get_submodule(name))
     for block in blocks:
         block.compile(backend=backend)
     return blocks

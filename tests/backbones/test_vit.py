@@ -7,10 +7,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.vit import (
     ViT,
     classifier_names,
-    enable_gradient_checkpointing,
     load_vit,
     logits_of,
     predict_classes,

@@ -88,9 +88,8 @@ def test_a_full_disk_ends_a_run_in_one_line(job, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.glob(".partial-*"))
 
 
+@pytest.mark.parametrize("job", ["depth"], indirect=True)  # the logs are the loop's: one script will do
 def test_logs_that_do_not_fit_end_a_run_in_one_line(job, tmp_path, capsys):
-    if job[0] != "depth":
-        pytest.skip("the logs are the loop's: one script will do")
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, unlimited[1]))
     try:

@@ -8,9 +8,10 @@ from test_loop import job
 from tiny_hosts import HOSTS, example, fresh
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.errors import InputError
 from onelora_vision.methods import apply_method
-from onelora_vision.planner import enable_checkpointing, training_loss
+from onelora_vision.planner import training_loss
 from onelora_vision.training import loop
 from onelora_vision.training.compilation import compile_blocks
 
@@ -26,7 +27,7 @@ def fresh_state():
 def train(host, backend=None, checkpointing=False, steps=3):
     model, adaptation = fresh(host)
     if checkpointing:
-        enable_checkpointing(model)
+        enable_gradient_checkpointing(model)
     model = apply_method(model, "onelora", adaptation).train()
     counter = None
     if backend is not None:
