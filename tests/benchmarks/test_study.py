@@ -56,12 +56,14 @@ def test_cells_are_flags_that_the_script_takes(job):
 
 def test_later_stages_wait_for_the_sweep_and_take_its_best_rate(tmp_path):
     first = wanted_cells({}, ["depth"])
-    assert len(first) == (len(METHODS) + 1) * len(RATES) and {cell.split for cell in first} == {"validation"}
+    # no head to train, and the random vector besides
+    assert len(first) == (len(METHODS) - 1 + 1) * len(RATES) and {cell.split for cell in first} == {"validation"}
+    assert not any(cell.method == "head" for cell in first)
     results = finish(tmp_path, ["depth"], lambda cell: result_of(cell, abs(cell.learning_rate - 3e-3)))
     later = [cell for cell in results if cell.split == "test"]
     assert {cell.learning_rate for cell in later} == {3e-3}
     # three seeds of each method and of the random vector, and the sets of parts of which none is a method
-    assert len(later) == 3 * (len(METHODS) + 1) + 15 - 4
+    assert len(later) == 3 * len(METHODS) + 15 - 4
     assert len({cell.path for cell in results}) == len(results)
 
 
