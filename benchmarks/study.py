@@ -79,7 +79,7 @@ JOBS = {
         "abs_rel",
         False,
         {"eval_split": "validation"},
-        {"max_train_steps": 150, "max_train_samples": 500, "max_eval_samples": 100, "num_validation_images": 0},
+        {"max_train_steps": 100, "max_train_samples": 500, "max_eval_samples": 100, "num_validation_images": 0},
         has_head=False,
     ),
     "generation": Job(
@@ -87,7 +87,7 @@ JOBS = {
         "fd_embedded",
         False,
         {"fid_split": "validation"},
-        {"max_train_steps": 250, "fid_num_samples": 300, "num_inference_steps": 10, "num_validation_images": 1},
+        {"max_train_steps": 200, "fid_num_samples": 300, "num_inference_steps": 10, "num_validation_images": 1},
     ),
 }
 
