@@ -1,4 +1,4 @@
-"""All methods on the three embedded jobs: ``python -m benchmarks.study run``, then ``python -m benchmarks.study report``.
+"""All methods on the three embedded jobs: ``python -m benchmarks.study run``, then ``time``, then ``report``.
 
 A cell is one training run: a job, a method, a learning rate, a seed. Its ``results.json`` lies in a folder of its own under
 ``benchmarks/results/study``; only cells without one are run, so that the study goes on where it was stopped. Stages:
@@ -6,8 +6,9 @@ A cell is one training run: a job, a method, a learning rate, a seed. Its ``resu
 1. sweep: the same five learning rates for every method, seed 0, judged on the validation split;
 2. final: three seeds at each method's best rate, judged on the test split;
 3. ablation: every set of {sum, bias, scale, norms} at 1LoRA's best rate;
-4. compression: 1LoRA with a random vector in the place of the sum, swept and judged like a method;
-5. few-shot: classification with 5, 10 and 50 images per class.
+4. few-shot: classification with 5, 10 and 50 images per class;
+5. layers: 1LoRA and LoRA on the attention alone, at their best rates;
+6. compression: 1LoRA with other vectors in the place of ones and with other scales, swept and judged like methods.
 
 Cells are shorter than the scripts' own jobs, so that the whole takes about three hours on two cores.
 """
@@ -29,6 +30,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.compressions import changing
+from benchmarks.subjects import (
+    FROZEN,
+    adapted,
+    device_name,
+    interleaved,
+    make_subject,
+    random_inputs,
+    ratios,
+    shown,
+    spread,
+    training_step,
+)
+from onelora_vision import embedded
 from onelora_vision.errors import InputError, exits_cleanly, nearest
 from onelora_vision.files import write_json
 from onelora_vision.methods import COMBINATIONS, find_method
@@ -54,11 +69,30 @@ FEW_SHOT_METHODS = ("head", "onelora", "lora", "full")
 ABLATION = tuple(find_method(parts).name for parts in COMBINATIONS)  # "sum" is onelora, and so on
 
 
+ATTENTION = (("target_modules", "att"),)
+LAYERS_METHODS = ("onelora", "lora")
+
+Variant = tuple[tuple[str, object], ...]
+COMPRESSIONS: dict[str, Variant] = {
+    "random": (("compression", "random"),),
+    "random signs": (("vector", "signs"),),
+    "singular vector of W0": (("vector", "singular"),),
+    "principal component of x": (("vector", "principal"),),
+    "sum / √k": (("scale", "unit"),),
+    "sum / its rms": (("scale", "rms"),),
+}
+"""1LoRA's variants by their names in tables; `vector` and `scale` are those of `benchmarks.compressions`."""
+RATE_FACTORS = {"singular": 0.1, "principal": 0.1, "unit": 10, "rms": 10}
+"""Their compressed inputs are so much larger or smaller that the same rates would test nothing."""
+
+
 @dataclass(frozen=True)
 class Job:
-    """One embedded job: its script's flags in the study, and how its cells are ranked."""
+    """One embedded job: its script's flags in the study, how its cells are ranked, and what its steps are made of."""
 
     script: str
+    base: Path
+    batch: int
     metric: str
     greater_is_better: bool
     validation: dict
@@ -69,6 +103,8 @@ class Job:
 JOBS = {
     "classification": Job(
         "train_classification",
+        embedded.VIT,
+        32,
         "top1",
         True,
         {"eval_split": "validation"},
@@ -76,6 +112,8 @@ JOBS = {
     ),
     "depth": Job(
         "train_depth",
+        embedded.DEPTH,
+        16,
         "abs_rel",
         False,
         {"eval_split": "validation"},
@@ -84,6 +122,8 @@ JOBS = {
     ),
     "generation": Job(
         "train_dit",
+        embedded.DIT,
+        64,
         "fd_embedded",
         False,
         {"fid_split": "validation"},
@@ -101,7 +141,7 @@ class Cell:
     learning_rate: float
     seed: int
     split: str
-    variant: tuple[tuple[str, object], ...] = ()
+    variant: Variant = ()
 
     @property
     def path(self) -> Path:
@@ -109,10 +149,18 @@ class Cell:
         extra = "".join(f",{name}={value}" for name, value in self.variant)
         return Path(self.job) / f"{self.method}{extra},lr={self.learning_rate:g},seed={self.seed},{self.split}"
 
+    @property
+    def compression(self) -> dict[str, str]:
+        """``vector`` and ``scale``, where they are not the package's own."""
+        return {name: value for name, value in self.variant if name in ("vector", "scale")}
+
     def flags(self) -> dict:
         """The script's flags."""
         job = JOBS[self.job]
         flags = {**job.flags, **dict(self.variant), "method": self.method, "seed": self.seed}
+        if self.compression:
+            flags = {name: value for name, value in flags.items() if name not in self.compression}
+            flags["compression"] = "random"  # whose vectors are then replaced
         flags["learning_rate"] = self.learning_rate
         if self.method == "head":  # what it trains has the other rate in the scripts
             flags["head_learning_rate"] = self.learning_rate
@@ -124,14 +172,20 @@ class Cell:
 # ---------------------------------------------------------------------------------------------------------- the plan
 
 
-def sweep_cells(job: str, variants: Iterable[tuple[str, tuple]]) -> list[Cell]:
-    """Every rate for every (method, variant), judged on the validation split."""
-    return [Cell(job, method, rate, 0, "validation", extra) for method, extra in variants for rate in RATES]
+def rates_of(variant: Variant) -> tuple[float, ...]:
+    """The rates that are tried: as many for each, around another middle where v is much longer or shorter."""
+    factor = next((RATE_FACTORS[value] for _, value in variant if value in RATE_FACTORS), 1)
+    return tuple(float(f"{rate * factor:g}") for rate in RATES)
 
 
-def best_rate(results: dict[Cell, dict], job: str, method: str, variant: tuple = ()) -> float | None:
+def sweep_cells(job: str, method: str, variant: Variant = ()) -> list[Cell]:
+    """Every rate for a method or variant, judged on the validation split."""
+    return [Cell(job, method, rate, SEEDS[0], "validation", variant) for rate in rates_of(variant)]
+
+
+def best_rate(results: dict[Cell, dict], job: str, method: str, variant: Variant = ()) -> float | None:
     """The rate with the best validation figure, or None while the sweep is not complete; no figure is the worst."""
-    cells = sweep_cells(job, [(method, variant)])
+    cells = sweep_cells(job, method, variant)
     if not all(cell in results for cell in cells):
         return None
     figures = {cell.learning_rate: figure(results[cell], job) for cell in cells}
@@ -141,36 +195,40 @@ def best_rate(results: dict[Cell, dict], job: str, method: str, variant: tuple =
     return (max if JOBS[job].greater_is_better else min)(known, key=known.get)
 
 
+def final_cells(
+    results: dict[Cell, dict], job: str, method: str, variant: Variant = (), extra: Variant = ()
+) -> list[Cell]:
+    """The test runs of all seeds at the best rate of (method, variant), with ``extra`` flags; none before it is known."""
+    rate = best_rate(results, job, method, variant)
+    return [] if rate is None else [Cell(job, method, rate, seed, "test", variant + extra) for seed in SEEDS]
+
+
 def figure(result: dict, job: str, when: str = "after") -> float | None:
     """The figure that the job is ranked by; None where it was no finite number or training broke off."""
     return result["metrics"][when].get(JOBS[job].metric) if "metrics" in result else None
 
 
-RANDOM = (("compression", "random"),)
-
-
-def variants_of(job: str) -> list[tuple[str, tuple]]:
-    """What is swept: the methods, and 1LoRA with a random compression vector."""
-    methods = [method for method in METHODS if method != "head" or JOBS[job].has_head]
-    return [*((method, ()) for method in methods), ("onelora", RANDOM)]
+def methods_of(job: str) -> list[str]:
+    """The methods that have something to train in a job."""
+    return [method for method in METHODS if method != "head" or JOBS[job].has_head]
 
 
 def wanted_cells(results: dict[Cell, dict], jobs: Iterable[str]) -> list[Cell]:
     """The cells of all stages, as far as the sweeps that are done tell their rates; in the order to run them."""
-    cells = [cell for job in jobs for cell in sweep_cells(job, variants_of(job))]
+    cells = [cell for job in jobs for method in methods_of(job) for cell in sweep_cells(job, method)]
     for job in jobs:
-        for method, variant in variants_of(job):
-            rate = best_rate(results, job, method, variant)
-            if rate is not None:
-                cells += [Cell(job, method, rate, seed, "test", variant) for seed in SEEDS]
+        for method in methods_of(job):
+            cells += final_cells(results, job, method)
         rate = best_rate(results, job, "onelora")
         if rate is not None:
-            cells += [Cell(job, method, rate, seed, "test") for method in ABLATION for seed in SEEDS[:1]]
-    if "classification" in jobs:
-        for method, shots in itertools.product(FEW_SHOT_METHODS, SHOTS):
-            rate = best_rate(results, "classification", method)
-            if rate is not None and shots != 20:  # 20 is what the other stages have
-                cells += [Cell("classification", method, rate, s, "test", (("few_shot", shots),)) for s in SEEDS]
+            cells += [Cell(job, method, rate, SEEDS[0], "test") for method in ABLATION]
+    for method, shots in itertools.product(FEW_SHOT_METHODS if "classification" in jobs else (), SHOTS):
+        if shots != 20:  # 20 is what the other stages have
+            cells += final_cells(results, "classification", method, extra=(("few_shot", shots),))
+    for job, method in itertools.product(jobs, LAYERS_METHODS):
+        cells += final_cells(results, job, method, extra=ATTENTION)
+    for job, variant in itertools.product(jobs, COMPRESSIONS.values()):
+        cells += sweep_cells(job, "onelora", variant) + final_cells(results, job, "onelora", variant)
     return list(dict.fromkeys(cells))
 
 
@@ -189,6 +247,35 @@ def load_study(folder: Path, jobs: Iterable[str] = tuple(JOBS)) -> tuple[list[Ce
         cells, results = wanted, read_results(folder, wanted)
 
 
+# ------------------------------------------------------------------------------------------------------------ times
+
+
+def measure_times(folder: Path, jobs: Iterable[str], seconds: float) -> None:
+    """Time the methods' training steps side by side, in rounds, and keep ``times.json``; on a machine left alone."""
+    times = load_times(folder)
+    for job in jobs:
+        subject = make_subject(str(JOBS[job].base))
+        inputs = random_inputs(subject, JOBS[job].batch)
+        methods = (FROZEN, *methods_of(job))
+        steps = {method: training_step(adapted(subject, method), inputs, "fp32") for method in methods}
+        taken = interleaved(steps, seconds)
+        times[job] = {
+            "device": device_name(),
+            "batch": JOBS[job].batch,
+            "rounds": len(taken[FROZEN]),
+            "seconds": {method: spread(values) for method, values in taken.items()},
+            "step": ratios(taken, FROZEN),
+        }
+        print(f"{job}: {', '.join(f'{m} {shown(row)}' for m, row in times[job]['step'].items())}", flush=True)
+        write_json(folder / "times.json", times)
+
+
+def load_times(folder: Path) -> dict:
+    """What `measure_times` kept, by job."""
+    path = folder / "times.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 # ----------------------------------------------------------------------------------------------------------- running
 
 
@@ -205,6 +292,11 @@ def run_cell(cell: Cell, folder: Path, overrides: dict) -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     script = importlib.import_module(f"train_scripts.{JOBS[cell.job].script}")
+    cost: list[float] = []
+    if cell.compression:
+        script.apply_method = changing(
+            script.apply_method, **{"vector": "ones", "scale": "ones", **cell.compression}, cost=cost
+        )
     flags = {**cell.flags(), **overrides, "output_dir": work}
     log = work / "log.txt"
     with open(log, "w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
@@ -219,7 +311,9 @@ def run_cell(cell: Cell, folder: Path, overrides: dict) -> None:
         results = {"failed": message}
     else:
         results = json.loads((work / "results.json").read_text())
-        results["config"] = {**cell.flags(), **overrides}  # what differs from the script's defaults
+        # What differs from the script's defaults, and from its compression.
+        results["config"] = {**cell.flags(), **overrides, **cell.compression}
+        results["seconds_of_calibration"] = sum(cost)
     write_json(place / "results.json", results)
     shutil.rmtree(work)
 
@@ -254,11 +348,12 @@ def run(folder: Path, jobs: list[str], workers: int, minutes: float | None, over
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "status", "report"))
+    parser.add_argument("command", choices=("run", "status", "time", "report"))
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the cells' results are")
     parser.add_argument("--jobs", default=",".join(JOBS), help="some of the jobs, with commas")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="cells at a time, each on one thread")
     parser.add_argument("--minutes", type=float, help="start no new cell after so long")
+    parser.add_argument("--seconds", type=float, default=60, help="time: of rounds, per job")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="report: where tables and pictures go")
     parser.add_argument("--quick", action="store_true", help="two steps per cell: to see that everything runs")
     arguments = parser.parse_args(argv)
@@ -273,6 +368,8 @@ def main(argv: list[str] | None = None) -> None:
     elif arguments.command == "status":
         cells, results = load_study(arguments.folder, jobs)
         print(f"{len(results)} of {len(cells)} cells known so far are done")
+    elif arguments.command == "time":
+        measure_times(arguments.folder, jobs, arguments.seconds)
     else:
         from benchmarks.study_report import write_report
 

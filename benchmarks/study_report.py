@@ -6,19 +6,25 @@ from statistics import mean, stdev
 
 from benchmarks.study import (
     ABLATION,
+    ATTENTION,
+    COMPRESSIONS,
     FEW_SHOT_METHODS,
     JOBS,
+    LAYERS_METHODS,
     METHODS,
-    RANDOM,
     RATES,
     SEEDS,
     SHOTS,
     Cell,
+    Variant,
     best_rate,
     figure,
+    final_cells,
     load_study,
+    load_times,
+    methods_of,
+    rates_of,
     sweep_cells,
-    variants_of,
 )
 from onelora_vision.files import atomic_file
 
@@ -33,13 +39,19 @@ COLORS = dict(zip(METHODS, ("#7f7f7f", "#c0392b", "#e67e22", "#f1c40f", "#b7950b
 
 def write_report(folder: Path, docs: Path, jobs: Sequence[str]) -> None:
     """``docs/study-tables.md``, and pictures in ``docs/images/study-*.png``."""
-    results = load_study(folder, jobs)[1]
+    results, times = load_study(folder, jobs)[1], load_times(folder)
     text = ["<!-- written by `python -m benchmarks.study report`; do not edit -->", "# Study: tables", ""]
     for job in jobs:
         sections = [
-            ("methods, mean ± std over seeds 0, 1, 2 at the best rate", method_table(results, job)),
+            ("methods, mean ± std over seeds 0, 1, 2 at the best rate", method_table(results, job, times)),
             (f"validation {JOBS[job].metric} by learning rate, seed 0", rate_table(results, job)),
             ("sets of {sum, bias, scale, norms} at 1LoRA's best rate, seed 0", ablation_table(results, job)),
+            ("attention only and all layers, mean ± std over seeds", layers_table(results, job)),
+            ("1LoRA's compression, mean ± std over seeds at the best rate", compression_table(results, job)),
+            (
+                f"the same: validation {JOBS[job].metric} by learning rate, seed 0",
+                compression_rate_table(results, job),
+            ),
         ]
         text += [f"## {job.capitalize()}", ""]
         for title, rows in sections:
@@ -47,7 +59,7 @@ def write_report(folder: Path, docs: Path, jobs: Sequence[str]) -> None:
                 text += [f"**{title[0].upper() + title[1:]}**", "", *markdown(rows), ""]
         images = docs / "images"
         for name, draw in (("bubbles", draw_bubbles), ("rates", draw_rates)):
-            if draw(images / f"study-{job}-{name}.png", results, job):
+            if draw(images / f"study-{job}-{name}.png", results, job, times):
                 text += [f"![{job}: {name}](images/study-{job}-{name}.png)", ""]
     if "classification" in jobs:
         rows = few_shot_table(results)
@@ -59,15 +71,9 @@ def write_report(folder: Path, docs: Path, jobs: Sequence[str]) -> None:
     print(f"{len(results)} cells; tables in {docs / 'study-tables.md'}, pictures in {docs / 'images'}")
 
 
-def label(method: str, variant: tuple = ()) -> str:
-    """How a swept thing is called in tables."""
-    return f"{method}, random vector" if variant == RANDOM else method
-
-
-def final_results(results: Results, job: str, method: str, variant: tuple = ()) -> list[dict]:
+def final_results(results: Results, job: str, method: str, variant: Variant = (), extra: Variant = ()) -> list[dict]:
     """The finished test runs at the method's best rate, by seed; those that broke off are left out."""
-    rate = best_rate(results, job, method, variant)
-    cells = [Cell(job, method, rate, seed, "test", variant) for seed in SEEDS] if rate else []
+    cells = final_cells(results, job, method, variant, extra)
     return [results[cell] for cell in cells if "metrics" in results.get(cell, {})]
 
 
@@ -79,41 +85,90 @@ def spread(values: Sequence[float | None], factor: float = 1, digits: int = 2) -
     return f"{shown} ± {factor * stdev(values):.{digits}f}" if len(values) > 1 else shown
 
 
-def method_table(results: Results, job: str) -> list[list[str]]:
-    """One row per method: its rate, values, figures, time, memory."""
-    columns = COLUMNS[job]
-    head = ["method", "rate", "values", "adapter's", *(column[0] for column in columns.values())]
-    rows = [[*head, "s per step", "peak MB"]]
-    for method, variant in variants_of(job):
-        runs = final_results(results, job, method, variant)
+def figures_of(runs: Sequence[dict], job: str, when: str = "after") -> list[str]:
+    """The job's figures over the seeds, as they stand in tables."""
+    return [spread([run["metrics"][when].get(name) for run in runs], *how[1:]) for name, how in COLUMNS[job].items()]
+
+
+def headings(job: str) -> list[str]:
+    return [heading for heading, _, _ in COLUMNS[job].values()]
+
+
+def counts_of(run: dict) -> list[str]:
+    """Trained values, and those of the adapter alone."""
+    return [f"{run[key]:,}" for key in ("trainable_parameters", "adapter_parameters")]
+
+
+def method_table(results: Results, job: str, times: dict | None = None) -> list[list[str]]:
+    """One row per method: its rate, values, figures, time of a step, memory."""
+    steps = (times or {}).get(job, {}).get("step", {})
+    rows = [["method", "rate", "values", "adapter's", *headings(job), "step / frozen", "peak MB"]]
+    for method in methods_of(job):
+        runs = final_results(results, job, method)
         if not runs:
             continue
         if len(rows) == 1:
-            before = runs[0]["metrics"]["before"]
-            base = [spread([before.get(name)], *how[1:]) for name, how in columns.items()]
-            rows.append(["base", "", "", "", *base, "", ""])
-        figures = [spread([run["metrics"]["after"].get(n) for run in runs], *how[1:]) for n, how in columns.items()]
-        counts = [f"{runs[0][key]:,}" for key in ("trainable_parameters", "adapter_parameters")]
-        cost = [f"{mean(run['seconds_per_step'] for run in runs):.3f}"]
-        cost.append(f"{mean(run['peak_memory_bytes'] for run in runs) / 1e6:.0f}")
-        rows.append([label(method, variant), f"{runs[0]['config']['learning_rate']:g}", *counts, *figures, *cost])
+            rows.append(["base", "", "", "", *figures_of(runs[:1], job, "before"), "", ""])
+        time = f"{steps[method]['median']:.2f}" if method in steps else "–"
+        peak = f"{mean(run['peak_memory_bytes'] for run in runs) / 1e6:.0f}"
+        rate = f"{runs[0]['config']['learning_rate']:g}"
+        rows.append([method, rate, *counts_of(runs[0]), *figures_of(runs, job), time, peak])
     return rows
+
+
+def rate_row(results: Results, job: str, name: str, method: str, variant: Variant = ()) -> list[str] | None:
+    """The validation figure at each rate, the best in bold, and how wide the good range is; None if cells lack."""
+    _, factor, digits = COLUMNS[job][JOBS[job].metric]
+    cells = sweep_cells(job, method, variant)
+    if not all(cell in results for cell in cells):
+        return None
+    values, best = [figure(results[cell], job) for cell in cells], best_rate(results, job, method, variant)
+    shown = ["–" if v is None else f"{factor * v:.{digits}f}" for v in values]
+    shown = [f"**{text}**" if cell.learning_rate == best else text for cell, text in zip(cells, shown)]
+    return [name, *shown, f"{good_rates(values, job)} of {len(values)}"]
 
 
 def rate_table(results: Results, job: str) -> list[list[str]]:
-    """The validation figure of each method at each rate, the best in bold, and how wide the good range is."""
-    name, factor, digits = JOBS[job].metric, *COLUMNS[job][JOBS[job].metric][1:]
-    rows = [["method", *(f"{rate:g}" for rate in RATES), "good rates"]]
-    for method, variant in variants_of(job):
-        cells = sweep_cells(job, [(method, variant)])
-        if not all(cell in results for cell in cells):
-            continue
-        values, best = [figure(results[cell], job) for cell in cells], best_rate(results, job, method, variant)
-        shown = ["–" if v is None else f"{factor * v:.{digits}f}" for v in values]
-        shown = [f"**{text}**" if rate == best else text for rate, text in zip(RATES, shown)]
-        rows.append([label(method, variant), *shown, f"{good_rates(values, job)} of {len(RATES)}"])
-    rows[0][-1] += f" ({'within 10 % of the best error' if name == 'top1' else 'within 10 % of the best'})"
+    """The sweep: one row per method."""
+    rows = [rate_row(results, job, method, method) for method in methods_of(job)]
+    return [["method", *(f"{rate:g}" for rate in RATES), good_heading(job)], *filter(None, rows)]
+
+
+def good_heading(job: str) -> str:
+    return f"good rates (within 10 % of the best{' error' if JOBS[job].greater_is_better else ''})"
+
+
+def compression_table(results: Results, job: str) -> list[list[str]]:
+    """One row per compression: its rate, figures, and the seconds that its vectors took."""
+    rows = [["compression", "rate", *headings(job), "vectors, s"]]
+    for name, variant in {"sum": (), **COMPRESSIONS}.items():
+        runs = final_results(results, job, "onelora", variant)
+        if runs:
+            seconds = f"{mean(run.get('seconds_of_calibration', 0) for run in runs):.2f}"
+            rows.append([name, f"{runs[0]['config']['learning_rate']:g}", *figures_of(runs, job), seconds])
     return rows
+
+
+def compression_rate_table(results: Results, job: str) -> list[list[str]]:
+    """The sweep of the compressions, whose rates differ with the length of their vectors."""
+    rows = [["compression", "rates", *("first", "second", "third", "fourth", "fifth"), good_heading(job)]]
+    for name, variant in {"sum": (), **COMPRESSIONS}.items():
+        row = rate_row(results, job, name, "onelora", variant)
+        if row:
+            rates = rates_of(variant)
+            rows.append([name, f"{rates[0]:g}–{rates[-1]:g}", *row[1:]])
+    return rows
+
+
+def layers_table(results: Results, job: str) -> list[list[str]]:
+    """1LoRA and LoRA on the attention alone beside all layers."""
+    rows = [["method", "layers", "values", "adapter's", *headings(job)]]
+    for method in LAYERS_METHODS:
+        for layers, extra in (("all", ()), ("attention", ATTENTION)):
+            runs = final_results(results, job, method, extra=extra)
+            if runs:
+                rows.append([method, layers, *counts_of(runs[0]), *figures_of(runs, job)])
+    return rows if len(rows) > 2 else rows[:1]
 
 
 def good_rates(values: Sequence[float | None], job: str) -> int:
@@ -125,23 +180,21 @@ def good_rates(values: Sequence[float | None], job: str) -> int:
 
 def ablation_table(results: Results, job: str) -> list[list[str]]:
     """One row per set of parts."""
-    rate, columns = best_rate(results, job, "onelora"), COLUMNS[job]
-    rows = [["parts", "values", *(column[0] for column in columns.values())]]
+    rate = best_rate(results, job, "onelora")
+    rows = [["parts", "values", *headings(job)]]
     for method in ABLATION:
         result = results.get(Cell(job, method, rate, SEEDS[0], "test")) if rate else None
         if result and "metrics" in result:
-            after = result["metrics"]["after"]
-            figures = [spread([after.get(name)], *how[1:]) for name, how in columns.items()]
-            rows.append([method, f"{result['adapter_parameters']:,}", *figures])
+            rows.append([method, f"{result['adapter_parameters']:,}", *figures_of([result], job)])
     return rows
 
 
 def few_shot_results(results: Results, method: str) -> dict[int, list[float]]:
     """Images per class -> top-1 of each seed."""
-    rate, found = best_rate(results, "classification", method), {}
-    for shots in SHOTS if rate else ():
-        variant = () if shots == 20 else (("few_shot", shots),)
-        cells = [Cell("classification", method, rate, seed, "test", variant) for seed in SEEDS]
+    found = {}
+    for shots in SHOTS:
+        extra = () if shots == 20 else (("few_shot", shots),)
+        cells = final_cells(results, "classification", method, extra=extra)
         values = [figure(results[cell], "classification") for cell in cells if cell in results]
         if len(values) == len(SEEDS) and None not in values:
             found[shots] = values
@@ -166,31 +219,32 @@ def markdown(rows: Iterable[Sequence[str]]) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- pictures
 
 
-def draw_bubbles(path: Path, results: Results, job: str) -> bool:
-    """The paper's bubble plot: figure over seconds of training, area by trained values. False if nothing is there."""
+def draw_bubbles(path: Path, results: Results, job: str, times: dict) -> bool:
+    """The paper's bubble plot: figure over the time of a step, area by the adapter's values. False without times."""
     name, (heading, factor, _) = JOBS[job].metric, COLUMNS[job][JOBS[job].metric]
-    points = {method: final_results(results, job, method) for method in METHODS}
+    steps = times.get(job, {}).get("step", {})
+    points = {method: final_results(results, job, method) for method in methods_of(job) if method in steps}
     points = {method: runs for method, runs in points.items() if runs}
     if not points:
         return False
-    figure_, axes = new_figure("seconds per step", heading)
+    figure_, axes = new_figure("training step / frozen backbone's", heading)
     for method, runs in points.items():
-        seconds = mean(run["seconds_per_step"] for run in runs)
+        seconds = steps[method]["median"]
         value = factor * mean(run["metrics"]["after"][name] for run in runs)
         values = runs[0]["adapter_parameters"] or runs[0]["trainable_parameters"]
-        axes.scatter(seconds, value, s=values**0.5 * 2 + 20, color=COLORS[method], alpha=0.6, label=method)
+        axes.scatter(seconds, value, s=values**0.5 * 2 + 20, color=COLORS[method], alpha=0.6)
         axes.annotate(method, (seconds, value), fontsize=7, xytext=(4, 4), textcoords="offset points")
-    axes.set_title(f"{job}: area grows with the root of the trained values", fontsize=9)
+    axes.set_title(f"{job}: area grows with the root of the adapter's values", fontsize=9)
     return save(path, figure_)
 
 
-def draw_rates(path: Path, results: Results, job: str) -> bool:
+def draw_rates(path: Path, results: Results, job: str, times: dict) -> bool:
     """The validation figure over the learning rate, a curve per method."""
     heading, factor, _ = COLUMNS[job][JOBS[job].metric]
     figure_, axes = new_figure("learning rate", f"{heading} (validation)")
     drawn = False
-    for method in METHODS:
-        cells = sweep_cells(job, [(method, ())])
+    for method in methods_of(job):
+        cells = sweep_cells(job, method)
         if all(cell in results for cell in cells):
             values = [figure(results[cell], job) for cell in cells]
             axes.plot(

@@ -154,6 +154,7 @@ def apply_method(
     rank: int = 1,
     lora_alpha: int | None = None,
     compression: str = "sum",
+    target_modules: str | None = None,
     seed: int = 0,
     extra_modules_to_save: Sequence[str] = (),
     adapter_name: str = "default",
@@ -168,6 +169,8 @@ def apply_method(
         method: a name of `METHODS` or a combination of parts, see `find_method`.
         rank: of lora, dora and vera. lora_alpha: of lora and dora, by default ``rank`` (a scale of 1).
         compression: "sum" or "random", of the methods with sum. seed: of random compression, and of initial values.
+        target_modules: adapt only those of ``adaptation.target_modules`` in whose full name this regular expression is
+            found (``attn`` for the attention, ``blocks\\.1[01]\\.`` for two blocks); None adapts all.
         extra_modules_to_save: full names of further modules to train whole.
 
     Raises:
@@ -175,9 +178,10 @@ def apply_method(
             method cannot adapt, nothing to train.
     """
     row = find_method(method)
-    _check_options(row, rank, lora_alpha, compression)
+    _check_options(row, rank, lora_alpha, compression, target_modules)
     whole = _modules_trained_whole(model, row, adaptation, extra_modules_to_save)
-    targets = [name for name in adaptation.target_modules if not _is_under(name, whole)] if row.adapts_layers else []
+    linears = adaptation.target_modules if target_modules is None else _chosen(adaptation, target_modules)
+    targets = [name for name in linears if not _is_under(name, whole)] if row.adapts_layers else []
     if row.adapts_layers and not targets:
         raise InputError(f"method {row.name}: this model has no linear layer to adapt")
     if not row.adapts_layers and not whole:
@@ -254,7 +258,21 @@ def _either(options: list[str]) -> str:
     return options[0] if len(options) == 1 else f"(?:{'|'.join(options)})"
 
 
-def _check_options(row: Method, rank: int, lora_alpha: int | None, compression: str) -> None:
+def _chosen(adaptation: Adaptation, expression: str) -> list[str]:
+    """The layers in whose name ``expression`` is found."""
+    try:
+        chosen = [name for name in adaptation.target_modules if re.search(expression, name)]
+    except re.error as error:
+        raise InputError(f"target_modules={expression!r} is no regular expression: {error}") from error
+    if not chosen:
+        kinds = {re.sub(r"\d+", "N", name): None for name in adaptation.target_modules}
+        raise InputError(f"target_modules={expression!r} is in no layer's name; the layers are {', '.join(kinds)}")
+    return chosen
+
+
+def _check_options(
+    row: Method, rank: int, lora_alpha: int | None, compression: str, target_modules: str | None
+) -> None:
     if rank < 1:
         raise InputError(f"rank={rank} is not possible: give a whole number from 1")
     if lora_alpha is not None and lora_alpha <= 0:
@@ -263,6 +281,7 @@ def _check_options(row: Method, rank: int, lora_alpha: int | None, compression: 
         ("rank", rank != 1, row.takes_rank, "lora, dora, vera"),
         ("lora_alpha", lora_alpha is not None, row.takes_alpha, "lora, dora"),
         ("compression", compression != "sum", row.takes_compression, "methods with sum"),
+        ("target_modules", target_modules is not None, row.adapts_layers, "methods that adapt linear layers"),
     ):
         if is_given and not applies:
             raise InputError(f"{option} has no meaning for method {row.name}; it is for {users}")

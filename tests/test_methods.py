@@ -219,6 +219,9 @@ def test_a_hint_where_gamma_can_diverge():
         ("bitfit", {"compression": "random"}, "compression has no meaning for method bitfit"),
         ("onelora", {"compression": "mean"}, "compression='mean'"),
         ("lora", {"rank": 0}, "rank=0"),
+        ("lora", {"target_modules": "atn"}, "is in no layer's name; the layers are blocks.N.attn.qkv"),
+        ("lora", {"target_modules": "(attn"}, "target_modules='(attn' is no regular expression"),
+        ("head", {"target_modules": "attn"}, "target_modules has no meaning for method head"),
         ("lora", {"lora_alpha": 0}, "lora_alpha=0"),
         ("lora", {"extra_modules_to_save": ["haed"]}, "'haed'; did you mean 'head'"),
     ],
@@ -243,6 +246,13 @@ def test_options_reach_the_configs():
     random = build("timm", "sum+bias", compression="random", seed=5).peft_config["default"]
     assert (random.compression, random.compression_seed) == ("random", 5)
     assert build("timm", "vera", seed=5).peft_config["default"].projection_prng_key == 5
+
+
+def test_layers_are_chosen_by_an_expression():
+    model = build("timm", "onelora_norms", target_modules=r"\.0\.attn|fc2")
+    adapted = {n for n, m in model.get_base_model().named_modules() if isinstance(m, BaseTunerLayer)}
+    assert adapted == {"blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.mlp.fc2", "blocks.1.mlp.fc2"}
+    assert model.get_submodule("base_model.model.head.modules_to_save.default").weight.requires_grad
 
 
 def test_initial_values_come_from_the_seed_alone():

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from onelora_vision import embedded
 from onelora_vision.backbones.catalogue import NAMED, describe
+from onelora_vision.backbones.dit import load_dit
+from onelora_vision.backbones.vit import load_vit
 from onelora_vision.cli import main
 from onelora_vision.errors import InputError
 from onelora_vision.parameters import count
@@ -143,3 +146,12 @@ def test_folders_are_read_by_their_config(dit_folder, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 64}')
     assert len(describe(str(tmp_path)).adaptation.target_modules) == 7
     assert "llama-2-13b" in NAMED
+
+
+@pytest.mark.parametrize(("folder", "load"), [(embedded.VIT, load_vit), (embedded.DIT, load_dit)])
+def test_a_folder_is_described_as_it_is_loaded(folder, load):
+    """A timm folder's own size and depth are in its config's ``model_args``."""
+    loaded = load(str(folder))
+    loaded = getattr(loaded, "transformer", None) or loaded.model
+    described = describe(str(folder)).model.state_dict()
+    assert {name: t.shape for name, t in described.items()} == {n: t.shape for n, t in loaded.state_dict().items()}

@@ -144,15 +144,7 @@ def load_base(config: ClassificationConfig, class_names: list[str]) -> ViT:
 
 def adapt(vit: ViT, config: ClassificationConfig) -> PeftModel:
     """The base with the method's adapter."""
-    model = apply_method(
-        vit.model,
-        config.method,
-        vit_adaptation(vit.model),
-        rank=config.rank,
-        lora_alpha=config.lora_alpha,
-        compression=config.compression,
-        seed=config.seed,
-    )
+    model = apply_method(vit.model, config.method, vit_adaptation(vit.model), **config.method_options)
     if config.freeze_norms:
         for name in norms_with_parameters(model):
             model.get_submodule(name).requires_grad_(False)

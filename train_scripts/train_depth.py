@@ -126,15 +126,8 @@ def run(config: DepthConfig) -> dict:
         fuse_qkv(base)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(base)
-    model = apply_method(
-        base,
-        config.method,
-        depth_adaptation(base, train_head),
-        rank=config.rank,
-        lora_alpha=config.lora_alpha,
-        compression=config.compression,
-        seed=config.seed,
-    ).to(accelerator.device)
+    model = apply_method(base, config.method, depth_adaptation(base, train_head), **config.method_options)
+    model.to(accelerator.device)
 
     # Data and task.
     size = InputSize.parse(config.resolution or base.config.backbone_config.image_size, base.config.patch_size)

@@ -271,10 +271,7 @@ def main(argv: list[str] | None = None) -> None:
         enable_gradient_checkpointing(base.transformer)
 
     # Adapter
-    options = {"rank": config.rank, "lora_alpha": config.lora_alpha, "compression": config.compression}
-    model = apply_method(
-        base.transformer, config.method, dit_adaptation(base.transformer), seed=config.seed, **options
-    )
+    model = apply_method(base.transformer, config.method, dit_adaptation(base.transformer), **config.method_options)
     if config.dry_run:
         if accelerator.is_main_process:
             print_plan(config, model, len(dataset), accelerator.num_processes)

@@ -111,7 +111,7 @@ def _llama(num_classes: int | None, fuse_qkv: bool, **config) -> Backbone:
     return Backbone(model, llama_adaptation(model))
 
 
-def _timm(name: str, num_classes: int | None) -> Backbone:
+def _timm(name: str, num_classes: int | None, model_args: dict | None = None) -> Backbone:
     import timm
 
     from onelora_vision.backbones.vit import vit_adaptation
@@ -119,7 +119,8 @@ def _timm(name: str, num_classes: int | None) -> Backbone:
     if not timm.is_model(name):
         known = [*NAMED, *timm.list_models("vit_*_patch*")]
         raise InputError(f"no backbone {name!r}: no built-in name, timm model, folder or hub id{_close(name, known)}")
-    model = timm.create_model(name, pretrained=False, **({"num_classes": num_classes} if num_classes else {}))
+    model_args = {**(model_args or {}), **({"num_classes": num_classes} if num_classes else {})}
+    model = timm.create_model(name, pretrained=False, **model_args)
     return Backbone(model, vit_adaptation(model))
 
 
@@ -171,7 +172,8 @@ def _from_config(where: str, config: dict, num_classes: int | None, fuse_qkv: bo
     if kind == "llama":
         return _llama(num_classes, fuse_qkv, **{k: v for k, v in config.items() if k in _LLAMA_FIELDS})
     if "architecture" in config:  # a timm folder
-        return _timm(config["architecture"], num_classes)
+        classes = num_classes or config.get("num_classes")
+        return _timm(config["architecture"], classes, config.get("model_args") or {})
     raise InputError(
         f"{where}: a {kind or config.get('_class_name')!r} model; known are DiT, ViT, Depth Anything, LLaMA"
     )

@@ -35,6 +35,9 @@ class TrainingConfig:
     rank: int = option(1, "rank, for the methods that have one")
     lora_alpha: float | None = option(None, "LoRA's alpha (default: the rank, that is a scale of 1)")
     compression: Literal["sum", "random"] = option("sum", "what 1LoRA compresses its input with")
+    target_modules: str | None = option(
+        None, "adapt only layers in whose name this regular expression is found, such as attn (default: all)"
+    )
 
     train_batch_size: int = option(16, "samples per step and process, before accumulation", may_change=True)
     eval_batch_size: int = option(32, "samples per batch of an evaluation", may_change=True)
@@ -110,6 +113,12 @@ class TrainingConfig:
             raise InputError("--metric_for_best_model needs evaluations during training: set --validation_steps")
         if self.early_stopping_patience and not self.metric_for_best_model:
             raise InputError("--early_stopping_patience needs to know what is best: set --metric_for_best_model")
+
+    @property
+    def method_options(self) -> dict:
+        """What `onelora_vision.methods.apply_method` takes besides model, method and places."""
+        names = ("rank", "lora_alpha", "compression", "target_modules", "seed")
+        return {name: getattr(self, name) for name in names}
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:  # also for NaN, which compares false

@@ -3,7 +3,20 @@ import json
 import pytest
 
 from benchmarks import study
-from benchmarks.study import FEW_SHOT_METHODS, JOBS, METHODS, RATES, Cell, best_rate, load_study, wanted_cells
+from benchmarks.study import (
+    ATTENTION,
+    COMPRESSIONS,
+    FEW_SHOT_METHODS,
+    JOBS,
+    METHODS,
+    RATES,
+    Cell,
+    best_rate,
+    load_study,
+    methods_of,
+    rates_of,
+    wanted_cells,
+)
 from benchmarks.study_report import few_shot_table, good_rates, method_table, rate_table, spread, write_report
 from onelora_vision.files import write_json
 from train_scripts.train_classification import ClassificationConfig
@@ -44,8 +57,9 @@ def finish(folder, jobs, value_of) -> dict:
 def test_cells_are_flags_that_the_script_takes(job):
     for method, rate in (("onelora", 1e-2), ("sum+norms", 1e-3), ("head", 3e-4)):
         for split in ("validation", "test"):
-            flags = Cell(job, method, rate, 1, split, study.RANDOM).flags()
+            flags = Cell(job, method, rate, 1, split, COMPRESSIONS["random"]).flags()
             config = CONFIGS[job](**flags)
+            assert Cell(job, method, rate, 1, split, ATTENTION).flags()["target_modules"] == "att"
             assert (config.method, config.learning_rate, config.seed) == (method, rate, 1)
             assert config.compression == "random"
             judged_by = config.fid_split if job == "generation" else config.eval_split
@@ -56,14 +70,14 @@ def test_cells_are_flags_that_the_script_takes(job):
 
 def test_later_stages_wait_for_the_sweep_and_take_its_best_rate(tmp_path):
     first = wanted_cells({}, ["depth"])
-    # no head to train, and the random vector besides
-    assert len(first) == (len(METHODS) - 1 + 1) * len(RATES) and {cell.split for cell in first} == {"validation"}
+    swept = len(METHODS) - 1 + len(COMPRESSIONS)  # no head to train
+    assert len(first) == swept * len(RATES) and {cell.split for cell in first} == {"validation"}
     assert not any(cell.method == "head" for cell in first)
     results = finish(tmp_path, ["depth"], lambda cell: result_of(cell, abs(cell.learning_rate - 3e-3)))
     later = [cell for cell in results if cell.split == "test"]
     assert {cell.learning_rate for cell in later} == {3e-3}
-    # three seeds of each method and of the random vector, and the sets of parts of which none is a method
-    assert len(later) == 3 * len(METHODS) + 15 - 4
+    # three seeds of all that is swept and of two methods on the attention, and the sets of parts that are no methods
+    assert len(later) == 3 * (swept + 2) + 15 - 4
     assert len({cell.path for cell in results}) == len(results)
 
 
@@ -77,12 +91,12 @@ def test_few_shot_cells_are_those_of_classification_alone(tmp_path):
 
 
 def test_a_run_that_broke_off_is_never_the_best():
-    cells = study.sweep_cells("depth", [("full", ())])
+    cells = study.sweep_cells("depth", "full")
     results = {cell: result_of(cell, cell.learning_rate) for cell in cells}
     results[cells[0]] = {"failed": "the loss is not a number"}
     assert best_rate(results, "depth", "full") == RATES[1]
     assert best_rate({cell: {"failed": ""} for cell in cells}, "depth", "full") is None
-    table = rate_table({**results}, "depth")
+    table = rate_table(results, "depth")
     assert table[1][1] == "–" and table[1][2] == "**0.001**"
 
 
@@ -100,11 +114,35 @@ def test_the_report_has_tables_and_pictures(tmp_path):
     results = finish(tmp_path / "study", list(JOBS), value_of)
     rows = method_table(results, "classification")
     assert [row[0] for row in rows[1:3]] == ["base", "head"] and rows[1][4] == "50.00"
+    steps = {job: {"step": {method: {"median": 1.1} for method in methods_of(job)}} for job in JOBS}
+    write_json(tmp_path / "study" / "times.json", steps)
     write_report(tmp_path / "study", tmp_path / "docs", list(JOBS))
     text = (tmp_path / "docs" / "study-tables.md").read_text()
     pictures = {path.name for path in (tmp_path / "docs" / "images").iterdir()}
     assert len(pictures) == 7 and all(f"images/{name}" in text for name in pictures)
-    assert "| onelora, random vector |" in text
+    assert "| sum / its rms | 0.003–0.3 |" in text and "| lora | attention |" in text
+
+
+def test_longer_and_shorter_vectors_are_swept_around_other_rates():
+    assert rates_of(()) == rates_of(COMPRESSIONS["random"]) == RATES
+    assert rates_of(COMPRESSIONS["sum / √k"]) == (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+    assert rates_of(COMPRESSIONS["principal component of x"]) == (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+
+
+def test_a_variant_trains_with_its_vectors(tmp_path):
+    cell = Cell("classification", "onelora", 0.01, 0, "validation", COMPRESSIONS["sum / its rms"])
+    small = {"max_train_steps": 2, "few_shot": 1, "train_batch_size": 4}
+    study.run_cell(cell, tmp_path, small)
+    result = json.loads((tmp_path / cell.path / "results.json").read_text())
+    assert (result["config"]["scale"], result["config"]["max_train_steps"]) == ("rms", 2)
+    assert result["seconds_of_calibration"] > 0
+
+
+def test_times_are_of_all_methods_side_by_side(tmp_path):
+    study.measure_times(tmp_path, ["classification"], seconds=0)
+    times = study.load_times(tmp_path)["classification"]
+    assert set(times["step"]) == {"frozen", *METHODS} and times["step"]["frozen"]["median"] == 1
+    assert times["rounds"] == 3
 
 
 def test_running_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
