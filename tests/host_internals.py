@@ -250,6 +250,19 @@ def _accelerate() -> None:
     takes(recursively_apply, "func", "data"), takes(concatenate, "data")
 
 
+@relies_on(
+    "torch", "DDP's list of parameters to ignore", "training/sharding.py", "DDP must let frozen weights be freed"
+)
+def _ddp_ignores() -> None:
+    from torch import nn
+    from torch.nn.parallel import DistributedDataParallel
+
+    model = nn.Linear(2, 2)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["weight"])
+    assert model._ddp_params_and_buffers_to_ignore == ["weight"]
+    assert "_ddp_params_and_buffers_to_ignore" in inspect.getsource(DistributedDataParallel.__init__)
+
+
 def main() -> int:
     """Print each reliance with its state; 1 if any check failed."""
     warnings.simplefilter("ignore")

@@ -45,6 +45,7 @@ class TrainingConfig:
     num_train_epochs: int | None = option(None, "passes over the data, if --max_train_steps is null", may_change=True)
     gradient_accumulation_steps: int = option(1, "batches per optimizer step", may_change=True)
     gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory", may_change=True)
+    shard_base: bool = option(False, "share the frozen blocks among the processes (FSDP2)", may_change=True)
     torch_compile: bool = option(False, "compile the network's blocks; the first steps take longer", may_change=True)
 
     learning_rate: float = option(1e-3, "peak learning rate of the adapter's vectors")

@@ -36,6 +36,7 @@ from onelora_vision.training.optim import (
     to_fp32,
     total_steps,
 )
+from onelora_vision.training.sharding import ShardedBlocks, leave_frozen_to_us
 from onelora_vision.training.step import OptimizerStep
 from onelora_vision.training.trackers import log_figures, open_trackers
 
@@ -99,18 +100,23 @@ def train(
         compile_blocks(task.model)
     optimizer = build_optimizer(task.model, config, processes)
     scheduler = build_scheduler(optimizer, config, steps)
+    if config.shard_base:
+        leave_frozen_to_us(task.model)
     task.model, optimizer = accelerator.prepare(task.model, optimizer)
     model = accelerator.unwrap_model(task.model)
+    sharded = ShardedBlocks(model, accelerator) if config.shard_base else None
     ema = EMA(model, config.ema_decay) if config.use_ema else None
     run = ckpt.RunState(model, optimizer, scheduler, accelerator.scaler, ema)
     settings = ckpt.run_settings(config, len(dataset), samples_per_step(config, processes)) | (identity or {})
     save_adapter = save_adapter or model.save_pretrained
-    loop = _Loop(task, config, accelerator, run, settings, evaluation_loader, save_adapter, draw)
+    loop = _Loop(task, config, accelerator, run, settings, evaluation_loader, save_adapter, draw, sharded)
     with in_touch(accelerator.process_index):
         loop.resume()
         signal_number = loop.go(dataset, steps, OptimizerStep(task, config, accelerator, run, hint))
     if signal_number:
         loop.leave(signal_number)
+    if sharded is not None:
+        sharded.dissolve()
     if ema is not None:
         loop.save_to("adapter_without_ema")
         ema.copy_to_model()
@@ -157,6 +163,7 @@ class _Loop:
     evaluation_loader: object
     save_adapter: Callable[[Path], None]
     draw: Callable[[Path, int], None] | None
+    sharded: ShardedBlocks | None = None
     saved_step: int = 0
 
     def resume(self) -> None:
@@ -209,7 +216,8 @@ class _Loop:
         if not every or progress.step % every or progress.evaluated_step == progress.step:
             return
         averaged = ema.applied() if ema else contextlib.nullcontext()
-        with averaged, interruption.at_once(possible=self.accelerator.num_processes == 1):
+        whole = self.sharded.whole() if self.sharded else contextlib.nullcontext()
+        with averaged, whole, interruption.at_once(possible=self.accelerator.num_processes == 1):
             figures = evaluate(self.task, self.evaluation_loader, self.accelerator, config.seed)
             best = self._is_best(figures)
             if best:

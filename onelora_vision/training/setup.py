@@ -44,8 +44,8 @@ def start_run(config: TrainingConfig) -> Accelerator:
         raise InputError(f"accelerate refuses these settings: {' '.join(str(error).split())}") from error
     if accelerator.distributed_type in _SHARDED:
         raise InputError(
-            f"{accelerator.distributed_type.value} shards the optimizer, which checkpoints here do not support; "
-            "use one process or DDP (accelerate launch --multi_gpu)"
+            f"{accelerator.distributed_type.value} shards the optimizer, which checkpoints here do not support; use "
+            "DDP (accelerate launch --multi_gpu), and --shard_base to share the frozen base among the processes"
         )
     if not config.dry_run:
         if accelerator.is_main_process:

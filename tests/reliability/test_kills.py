@@ -42,6 +42,15 @@ def check_alike(report: dict) -> None:
     assert two == pytest.approx(one, rel=1e-3 if report["script"] == "dit" else 5e-2)
 
 
+def check_sharded(report: dict) -> None:
+    """A base shared between two processes changes nothing but, by where its tensors lie in memory, the rounding."""
+    sharded, whole = report["sharded"], report["sharded"]["as"]
+    assert sharded["codes"] == [0, 0] and sharded["files"] == whole["files"]
+    assert sharded["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+    for when in ("before", "after"):
+        assert sharded["figures"][when] == pytest.approx(whole["figures"][when], rel=1e-4)
+
+
 @pytest.mark.timeout(900)
 def test_runs_killed_at_random_moments_and_one_of_two_processes_killed():
     """In one test, as most of its time goes into imports: each script is killed, depth on two processes."""
@@ -50,6 +59,7 @@ def test_runs_killed_at_random_moments_and_one_of_two_processes_killed():
     assert [report["script"] for report in alone] == ["classification", "dit"]
     assert all(report["kills"] == 2 and not report["different"] for report in alone)
     check_alike(together)
+    check_sharded(together)
     check_killed_together(together)
 
 
@@ -71,4 +81,5 @@ def test_of_two_processes_either_is_killed_in_every_script():
     assert [report["script"] for report in found] == SCRIPTS
     for report in found:
         check_alike(report)
+        check_sharded(report)
         check_killed_together(report)

@@ -1,4 +1,5 @@
-"""Run the scripts on two processes over gloo: as far as one process gets; and with one of the two killed, then resumed.
+"""Run the scripts on two processes over gloo: as far as one process gets; with the base shared between them; and with
+one of the two killed, then resumed.
 
     python tests/reliability/two_processes.py --scripts depth
 
@@ -44,6 +45,8 @@ def report(script: str, folder: Path, victims: list[int]) -> dict:
     found = {"script": script, "codes": [alone[0], both[0]]}
     found["figures"] = [jobs.outcome(folder / name)["metrics"]["after"] for name in ("alone", "both")]
     found["losses"] = [jobs.logged(folder / name)["train/loss"] for name in ("alone", "both")]
+    sharded = job.run("sharded", 2, shard_base=True)
+    found["sharded"] = {"codes": sharded[0], **what_came_out(folder / "sharded"), "as": what_came_out(folder / "both")}
     for victim in victims:
         output = f"killed-{victim}"
         codes, seconds, logs = job.run(output, 2, victim)
@@ -52,6 +55,16 @@ def report(script: str, folder: Path, victims: list[int]) -> dict:
         same = jobs.outcome(folder / output) == jobs.outcome(folder / "both")
         found[output] = {"codes": codes, "seconds": seconds, "errors": lines, "resumed": resumed, "same": same}
     return found
+
+
+def what_came_out(output: Path) -> dict:
+    """Figures, losses and files of a run, which is like another but for rounding."""
+    found = jobs.outcome(output)
+    return {
+        "figures": found["metrics"],
+        "losses": [loss for _, loss in found["logs"]["train/loss"]],
+        "files": found["files"],
+    }
 
 
 class Job:

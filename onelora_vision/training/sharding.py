@@ -1,0 +1,100 @@
+"""One copy of the frozen base among all processes: each keeps a part of every block, gathered while the block computes.
+
+FSDP2 (``torch.distributed.fsdp.fully_shard``) holds the frozen weights alone. What is trained stays whole on every process
+and its gradients are DDP's, as without: optimizer, average, checkpoints and adapter files know nothing of it.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from onelora_vision.backbones.base import block_list
+from onelora_vision.errors import InputError
+
+
+def leave_frozen_to_us(model: nn.Module) -> None:
+    """Tell DDP, before it wraps ``model``, to hold no reference to frozen parameters, so that they can be freed."""
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+
+
+class ShardedBlocks:
+    """The blocks of ``model`` with their frozen weights shared out; ``model`` holds them from here on.
+
+    Args:
+        model: with adapters in place; its largest list of alike modules is sharded, the rest stays whole.
+        accelerator: of at least two processes, all of which make this at the same time.
+
+    Raises:
+        InputError: there is one process, or the model has no list of blocks.
+    """
+
+    def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
+        name = block_list(model)
+        if accelerator.num_processes == 1:
+            raise InputError(
+                "--shard_base shares the base among processes, and there is one: start several or leave it out"
+            )
+        if name is None:
+            raise InputError("--shard_base: this model has no list of alike blocks to share out")
+        self._list = model.get_submodule(name)
+        trained = {parameter for parameter in self._list.parameters() if parameter.requires_grad}
+        self._plain = [_without_frozen_values(block, trained) for block in self._list]
+        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        for block in self._list:
+            fully_shard(block, mesh=mesh, ignored_params=trained)
+        self._sharded = list(self._list)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Plain blocks with all weights inside the block, for forward passes that are not the same on every process."""
+        self.dissolve()
+        try:
+            yield
+        finally:
+            self._put(self._sharded)
+            for block in self._plain:
+                for module, name, parameter in _frozen(block):
+                    module._parameters[name] = _meta(parameter)
+
+    def dissolve(self) -> None:
+        """Put plain blocks with all weights into the model."""
+        for plain, sharded in zip(self._plain, self._sharded):
+            sharded.unshard()
+            values = dict(sharded.named_parameters())
+            for prefix, module in plain.named_modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    if parameter.device.type == "meta":
+                        whole = values[f"{prefix}.{name}" if prefix else name].detach().clone()
+                        module._parameters[name] = nn.Parameter(whole, requires_grad=False)
+            sharded.reshard()
+        self._put(self._plain)
+
+    def _put(self, blocks: list[nn.Module]) -> None:
+        for index, block in enumerate(blocks):
+            self._list[index] = block
+
+
+def _without_frozen_values(block: nn.Module, trained: set[nn.Parameter]) -> nn.Module:
+    """A copy of ``block`` that shares what is trained and has the frozen parameters without memory."""
+    shared = {id(tensor): tensor for tensor in [*block.parameters(), *block.buffers()]}
+    empty = {id(parameter): _meta(parameter) for parameter in block.parameters() if parameter not in trained}
+    return copy.deepcopy(block, shared | empty)
+
+
+def _meta(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+
+
+def _frozen(block: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    for module in block.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.requires_grad:
+                yield module, name, parameter

@@ -1,0 +1,58 @@
+"""The base shared between two processes: same numbers, half the memory, and plain blocks whenever one asks for them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sharded_steps
+from accelerate import Accelerator
+
+from onelora_vision.errors import InputError
+from onelora_vision.training.sharding import ShardedBlocks
+
+
+@pytest.fixture(scope="module")
+def reports():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(Path(sharded_steps.__file__))],
+            env={**os.environ, **common, "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    return {row["method"]: row for row in map(json.loads, outputs[0].splitlines())}
+
+
+@pytest.mark.parametrize("method", ["onelora", "difffit", "lora", "mora6"])
+def test_steps_are_those_of_a_whole_base(reports, method):
+    """1LoRA; with recomputed activations; with compiled blocks; with both."""
+    whole, sharded = reports[method]["whole"], reports[method]["sharded"]
+    assert sharded["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+    assert sharded["outputs"] == pytest.approx(whole["outputs"], rel=1e-4, abs=1e-5)
+    assert sharded["keys"] == whole["keys"]
+
+
+def test_a_process_holds_half_of_the_blocks_but_where_they_are_asked_for(reports):
+    for row in (row for name, row in reports.items() if name != "no blocks"):
+        held, whole = row["sharded"], row["whole"]["held"]
+        assert 0.5 * whole < held["held"] < 0.6 * whole  # what is not in a block stays whole
+        assert held["held again"] == held["held"]
+        assert held["held whole"] == held["held at the end"] == whole
+
+
+def test_what_cannot_be_shared_is_refused(reports):
+    assert "has no list of alike blocks" in reports["no blocks"]["error"]
+    with pytest.raises(InputError, match="there is one: start several"):
+        ShardedBlocks(sharded_steps.make_model("onelora"), Accelerator(cpu=True))
