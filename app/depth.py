@@ -14,6 +14,7 @@ from onelora_vision.data.images import read_image
 from onelora_vision.data.scenes import SceneFrames
 from onelora_vision.depth_maps import COLOR_MAP, colorize, estimate_depth, save_depth_png
 from onelora_vision.errors import InputError
+from onelora_vision.figures import saved_figure
 from onelora_vision.files import atomic_file
 
 MAX_SIDE = 1536  # pixels of a picture that is taken as it is
@@ -112,18 +113,12 @@ def _plain(path: Path, depth: np.ndarray, near: float, far: float) -> Path:
 
 def _with_bar(path: Path, values: np.ndarray, colors: str, low: float, high: float, unit: str) -> Path:
     """A map with its colour bar below, on a transparent ground."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure((4.2, 4.2 * values.shape[0] / values.shape[1] + 0.7), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    drawn = axes.imshow(values, cmap=colors, vmin=low, vmax=high, interpolation="nearest")
-    axes.set_axis_off()
-    bar = figure.colorbar(drawn, ax=axes, orientation="horizontal", fraction=0.06, pad=0.02)
-    bar.set_label(unit, color=_INK)
-    bar.ax.tick_params(colors=_INK)
-    bar.outline.set_edgecolor(_INK)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120, transparent=True)
+    with saved_figure(path, (4.2, 4.2 * values.shape[0] / values.shape[1] + 0.7), transparent=True) as figure:
+        axes = figure.subplots()
+        drawn = axes.imshow(values, cmap=colors, vmin=low, vmax=high, interpolation="nearest")
+        axes.set_axis_off()
+        bar = figure.colorbar(drawn, ax=axes, orientation="horizontal", fraction=0.06, pad=0.02)
+        bar.set_label(unit, color=_INK)
+        bar.ax.tick_params(colors=_INK)
+        bar.outline.set_edgecolor(_INK)
     return path

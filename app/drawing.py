@@ -14,6 +14,7 @@ from app.sessions import Session, Term, mark_of, mixed
 from onelora_vision.adapters.files import AdapterInfo
 from onelora_vision.backbones.dit import class_ids
 from onelora_vision.errors import InputError, nearest
+from onelora_vision.figures import saved_figure
 from onelora_vision.files import atomic_file
 from onelora_vision.generator import trained_settings
 from onelora_vision.pictures import read_notes, save_sample, tile
@@ -284,25 +285,20 @@ def _sheet(path: Path, cells: list[torch.Tensor], x: Axis, y: Axis) -> list[Pict
 
 def _draw_grid(path: Path, cells: list[torch.Tensor], x: Axis, y: Axis, record: dict) -> None:
     """One PNG of all cells with the values at their rows and columns; its text says how it was drawn."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     height, width = cells[0].shape[1:]
     side = max(96, width) / 96  # inches at 96 dpi
-    figure = Figure((side * len(x.values) + 1.2, side * height / width * len(y.values) + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(y.values), len(x.values), squeeze=False)
-    for axes, cell in zip(panels.flat, cells):
-        axes.imshow(cell.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
-        axes.set(xticks=[], yticks=[])
-    for axes, value in zip(panels[0], x.values):
-        axes.set_title(_shown(value), fontsize=9)
-    for axes, value in zip(panels[:, 0], y.values):
-        axes.set_ylabel(_shown(value), fontsize=9)
-    figure.suptitle(x.name, fontsize=10)
-    figure.supylabel(y.name, fontsize=10)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=96, metadata={"onelora.settings": json.dumps(record)})
+    size = (side * len(x.values) + 1.2, side * height / width * len(y.values) + 0.9)
+    with saved_figure(path, size, dpi=96, metadata={"onelora.settings": json.dumps(record)}) as figure:
+        panels = figure.subplots(len(y.values), len(x.values), squeeze=False)
+        for axes, cell in zip(panels.flat, cells):
+            axes.imshow(cell.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+        for axes, value in zip(panels[0], x.values):
+            axes.set_title(_shown(value), fontsize=9)
+        for axes, value in zip(panels[:, 0], y.values):
+            axes.set_ylabel(_shown(value), fontsize=9)
+        figure.suptitle(x.name, fontsize=10)
+        figure.supylabel(y.name, fontsize=10)
 
 
 def _shown(value: object) -> str:

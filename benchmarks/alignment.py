@@ -17,7 +17,7 @@ from onelora_vision.adapters.bases import load_base, require_same_base
 from onelora_vision.adapters.files import Adapter, read_adapter
 from onelora_vision.adapters.layout import layout_of
 from onelora_vision.errors import InputError, exits_cleanly
-from onelora_vision.files import atomic_file
+from onelora_vision.figures import saved_figure
 from onelora_vision.tuners.onelora.functional import random_compression
 
 BEST = "best"
@@ -109,21 +109,16 @@ def table(found: dict[str, dict]) -> list[str]:
 
 def draw(path: Path, found: dict[str, dict]) -> None:
     """A panel per layer kind: cosine with each principal component of the update."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.6 * len(found), 2.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (layer_kind, row) in zip(figure.subplots(1, len(found), sharey=True, squeeze=False)[0], found.items()):
-        for vector, color in zip((v for v in row if v not in ("layers", BEST)), ("#c0392b", "#7f7f7f", "#1f4e8c")):
-            cosines = row[vector]["cosines"]
-            axes.plot(range(1, len(cosines) + 1), cosines, marker="o", markersize=3, color=color, label=vector)
-        axes.set(title=layer_kind, xlabel="component of the full update", ylim=(0, 1))
-        axes.grid(alpha=0.2)
-    figure.axes[0].set_ylabel("|cosine|")
-    figure.axes[0].legend(frameon=False, fontsize=7)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    with saved_figure(path, (2.6 * len(found), 2.8)) as figure:
+        panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+        for axes, (layer_kind, row) in zip(panels, found.items()):
+            for vector, color in zip((v for v in row if v not in ("layers", BEST)), ("#c0392b", "#7f7f7f", "#1f4e8c")):
+                cosines = row[vector]["cosines"]
+                axes.plot(range(1, len(cosines) + 1), cosines, marker="o", markersize=3, color=color, label=vector)
+            axes.set(title=layer_kind, xlabel="component of the full update", ylim=(0, 1))
+            axes.grid(alpha=0.2)
+        figure.axes[0].set_ylabel("|cosine|")
+        figure.axes[0].legend(frameon=False, fontsize=7)
 
 
 @exits_cleanly

@@ -33,7 +33,8 @@ from benchmarks.subjects import (
     spread,
     training_step,
 )
-from onelora_vision.files import atomic_file, write_json
+from onelora_vision.figures import saved_figure
+from onelora_vision.files import write_json
 from onelora_vision.methods import trainable_parameters
 from onelora_vision.parameters import ADAM_BYTES_PER_VALUE
 from onelora_vision.planner import PRECISIONS, LiveBytes, training_loss
@@ -162,26 +163,22 @@ def table(rows: list[dict]) -> str:
 
 def bubbles(rows: list[dict], title: str, path: Path) -> None:
     """The paper's bubble plot without its metric: step time over trained values, the area is the saved memory."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = [row for row in rows if "step" in row and row["trainable_parameters"]]
-    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step time / frozen backbone", ylabel="trained values", yscale="log", title=title)
-    largest = max(row["saved_bytes"] for row in rows)
-    for number, row in enumerate(rows):
-        x, y = row["step"]["median"], row["trainable_parameters"]
-        axes.scatter(x, y, s=1500 * row["saved_bytes"] / largest, alpha=0.5, color=f"C{number % 10}", linewidths=0)
-        # methods that cost alike lie on each other: their names stand at different heights
-        place = {"xytext": (0, (24, 36, -28, 48, -40)[number % 5]), "textcoords": "offset points"}
-        axes.annotate(
-            row["method"], (x, y), ha="center", fontsize=8, arrowprops={"arrowstyle": "-", "lw": 0.4}, **place
+    with saved_figure(path, (7.2, 4.8)) as figure:
+        axes = figure.add_subplot(
+            xlabel="step time / frozen backbone", ylabel="trained values", yscale="log", title=title
         )
-    axes.margins(0.15, 0.25)
-    axes.grid(alpha=0.2)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+        largest = max(row["saved_bytes"] for row in rows)
+        for number, row in enumerate(rows):
+            x, y = row["step"]["median"], row["trainable_parameters"]
+            axes.scatter(x, y, s=1500 * row["saved_bytes"] / largest, alpha=0.5, color=f"C{number % 10}", linewidths=0)
+            # methods that cost alike lie on each other: their names stand at different heights
+            place = {"xytext": (0, (24, 36, -28, 48, -40)[number % 5]), "textcoords": "offset points"}
+            axes.annotate(
+                row["method"], (x, y), ha="center", fontsize=8, arrowprops={"arrowstyle": "-", "lw": 0.4}, **place
+            )
+        axes.margins(0.15, 0.25)
+        axes.grid(alpha=0.2)
 
 
 if __name__ == "__main__":

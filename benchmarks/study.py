@@ -8,7 +8,8 @@ A cell is one training run: a job, a method, a learning rate, a seed. Its ``resu
 3. ablation: every set of {sum, bias, scale, norms} at 1LoRA's best rate;
 4. few-shot: classification with 5, 10 and 50 images per class;
 5. layers: 1LoRA and LoRA on the attention alone, at their best rates;
-6. compression: 1LoRA with other vectors in the place of ones and with other scales, swept and judged like methods.
+6. compression: 1LoRA with other vectors in the place of ones and with other scales, swept like methods; those that beat
+   the sum on the validation split go on to three seeds and the test split.
 
 Cells are shorter than the scripts' own jobs, so that the whole takes about three hours on two cores.
 """
@@ -203,6 +204,17 @@ def final_cells(
     return [] if rate is None else [Cell(job, method, rate, seed, "test", variant + extra) for seed in SEEDS]
 
 
+def beats_the_sum(results: dict[Cell, dict], job: str, variant: Variant) -> bool:
+    """Whether the best validation figure of a compression is better than that of the sum, as far as both are known."""
+    best = []
+    for what in (variant, ()):
+        rate = best_rate(results, job, "onelora", what)
+        if rate is None:
+            return False
+        best.append(figure(results[Cell(job, "onelora", rate, SEEDS[0], "validation", what)], job))
+    return best[0] > best[1] if JOBS[job].greater_is_better else best[0] < best[1]
+
+
 def figure(result: dict, job: str, when: str = "after") -> float | None:
     """The figure that the job is ranked by; None where it was no finite number or training broke off."""
     return result["metrics"][when].get(JOBS[job].metric) if "metrics" in result else None
@@ -228,7 +240,9 @@ def wanted_cells(results: dict[Cell, dict], jobs: Iterable[str]) -> list[Cell]:
     for job, method in itertools.product(jobs, LAYERS_METHODS):
         cells += final_cells(results, job, method, extra=ATTENTION)
     for job, variant in itertools.product(jobs, COMPRESSIONS.values()):
-        cells += sweep_cells(job, "onelora", variant) + final_cells(results, job, "onelora", variant)
+        cells += sweep_cells(job, "onelora", variant)
+        if beats_the_sum(results, job, variant):
+            cells += final_cells(results, job, "onelora", variant)
     return list(dict.fromkeys(cells))
 
 

@@ -1,5 +1,6 @@
 """What the study's cells say: tables in Markdown and pictures, from the result files alone."""
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,6 +27,7 @@ from benchmarks.study import (
     rates_of,
     sweep_cells,
 )
+from onelora_vision.figures import saved_figure
 from onelora_vision.files import atomic_file
 
 Results = dict[Cell, dict]
@@ -227,71 +229,54 @@ def draw_bubbles(path: Path, results: Results, job: str, times: dict) -> bool:
     points = {method: runs for method, runs in points.items() if runs}
     if not points:
         return False
-    figure_, axes = new_figure("training step / frozen backbone's", heading)
-    for method, runs in points.items():
-        seconds = steps[method]["median"]
-        value = factor * mean(run["metrics"]["after"][name] for run in runs)
-        values = runs[0]["adapter_parameters"] or runs[0]["trainable_parameters"]
-        axes.scatter(seconds, value, s=values**0.5 * 2 + 20, color=COLORS[method], alpha=0.6)
-        axes.annotate(method, (seconds, value), fontsize=7, xytext=(4, 4), textcoords="offset points")
-    axes.set_title(f"{job}: area grows with the root of the adapter's values", fontsize=9)
-    return save(path, figure_)
+    with saved_axes(path, "training step / frozen backbone's", heading) as axes:
+        for method, runs in points.items():
+            place = steps[method]["median"], factor * mean(run["metrics"]["after"][name] for run in runs)
+            values = runs[0]["adapter_parameters"] or runs[0]["trainable_parameters"]
+            axes.scatter(*place, s=values**0.5 * 2 + 20, color=COLORS[method], alpha=0.6)
+            axes.annotate(method, place, fontsize=7, xytext=(4, 4), textcoords="offset points")
+        axes.set_title(f"{job}: area grows with the root of the adapter's values", fontsize=9)
+    return True
 
 
 def draw_rates(path: Path, results: Results, job: str, times: dict) -> bool:
-    """The validation figure over the learning rate, a curve per method."""
+    """The validation figure over the learning rate, a curve per method. False if no sweep is complete."""
     heading, factor, _ = COLUMNS[job][JOBS[job].metric]
-    figure_, axes = new_figure("learning rate", f"{heading} (validation)")
-    drawn = False
-    for method in methods_of(job):
-        cells = sweep_cells(job, method)
-        if all(cell in results for cell in cells):
+    swept = {method: sweep_cells(job, method) for method in methods_of(job)}
+    swept = {method: cells for method, cells in swept.items() if all(cell in results for cell in cells)}
+    if not swept:
+        return False
+    with saved_axes(path, "learning rate", f"{heading} (validation)") as axes:
+        for method, cells in swept.items():
             values = [figure(results[cell], job) for cell in cells]
-            axes.plot(
-                RATES,
-                [None if v is None else factor * v for v in values],
-                marker="o",
-                markersize=3,
-                color=COLORS[method],
-                label=method,
-                linewidth=2.5 if method == "onelora" else 1.2,
-            )
-            drawn = True
-    axes.set_xscale("log")
-    axes.legend(frameon=False, fontsize=7, ncols=2)
-    return drawn and save(path, figure_)
+            values = [None if value is None else factor * value for value in values]
+            width = 2.5 if method == "onelora" else 1.2
+            axes.plot(RATES, values, marker="o", markersize=3, color=COLORS[method], label=method, linewidth=width)
+        axes.set_xscale("log")
+        axes.legend(frameon=False, fontsize=7, ncols=2)
+    return True
 
 
 def draw_few_shot(path: Path, results: Results) -> bool:
-    """Top-1 over images per class, with the spread over seeds."""
-    figure_, axes = new_figure("images per class", "top-1 %")
-    drawn = False
-    for method in FEW_SHOT_METHODS:
-        found = few_shot_results(results, method)
-        if found:
-            shots, values = list(found), list(found.values())
-            centers, bars = [100 * mean(v) for v in values], [100 * stdev(v) for v in values]
-            axes.errorbar(shots, centers, bars, marker="o", capsize=2, color=COLORS[method], label=method)
-            drawn = True
-    axes.set_xscale("log")
-    axes.set_xticks(SHOTS, labels=map(str, SHOTS))
-    axes.minorticks_off()
-    axes.legend(frameon=False)
-    return drawn and save(path, figure_)
-
-
-def new_figure(xlabel: str, ylabel: str):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(6.4, 4.2), layout="constrained")
-    FigureCanvasAgg(drawn)
-    axes = drawn.add_subplot(xlabel=xlabel, ylabel=ylabel)
-    axes.grid(alpha=0.2)
-    return drawn, axes
-
-
-def save(path: Path, drawn) -> bool:
-    with atomic_file(path) as temporary:
-        drawn.savefig(temporary, format="png", dpi=120)
+    """Top-1 over images per class, with the spread over seeds. False if nothing is there."""
+    found = {method: few_shot_results(results, method) for method in FEW_SHOT_METHODS}
+    if not any(found.values()):
+        return False
+    with saved_axes(path, "images per class", "top-1 %") as axes:
+        for method, by_shots in found.items():
+            centers, bars = ([100 * of(values) for values in by_shots.values()] for of in (mean, stdev))
+            axes.errorbar(list(by_shots), centers, bars, marker="o", capsize=2, color=COLORS[method], label=method)
+        axes.set_xscale("log")
+        axes.set_xticks(SHOTS, labels=map(str, SHOTS))
+        axes.minorticks_off()
+        axes.legend(frameon=False)
     return True
+
+
+@contextlib.contextmanager
+def saved_axes(path: Path, xlabel: str, ylabel: str):
+    """One panel with a grid, saved when the block ends."""
+    with saved_figure(path, (6.4, 4.2)) as drawn:
+        axes = drawn.add_subplot(xlabel=xlabel, ylabel=ylabel)
+        axes.grid(alpha=0.2)
+        yield axes

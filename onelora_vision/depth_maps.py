@@ -17,6 +17,7 @@ from onelora_vision.adapters.files import read_adapter
 from onelora_vision.backbones.depth_anything import is_metric, predict
 from onelora_vision.data.depth.dataset import InputSize, resized_image
 from onelora_vision.errors import InputError
+from onelora_vision.figures import saved_figure
 from onelora_vision.files import atomic_file
 from onelora_vision.metrics.depth import resized_depth
 
@@ -114,30 +115,27 @@ def save_depth_comparison(path: str | os.PathLike, rows: Sequence[ComparedDepth]
     small depths and errors show beside large ones.
     """
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
 
     titles = ("image", "truth", "base", "adapted", "error of base", "error of adapted")
     ratio = rows[0].depth.shape[1] / rows[0].depth.shape[0]
-    figure = Figure(figsize=(1.4 * ratio * len(titles) + 0.9, 1.4 * len(rows) + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), len(titles), squeeze=False)
-    colors = colormaps[COLOR_MAP].with_extremes(bad="white")
-    for cells, row in zip(axes, rows):
-        errors = [torch.where(row.valid, (values - row.depth).abs(), torch.nan) for values in (row.base, row.adapted)]
-        truth = torch.where(row.valid, row.depth, torch.nan)
-        cells[0].imshow(row.image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())
-        opacity = torch.where(row.valid, 1.0, 0.3).cpu().numpy()
-        for cell, values in zip(cells[1:], (truth, row.base, row.adapted, *errors)):
-            norm = PowerNorm(0.5, vmin=0, vmax=far)
-            cell.imshow(values.cpu().numpy(), cmap=colors, norm=norm, alpha=opacity, interpolation="nearest")
-    for cell, title in zip(axes[0], titles):
-        cell.set_title(title, fontsize=9)
-    for cell in axes.flat:
-        cell.set_axis_off()
-    scale = ScalarMappable(PowerNorm(0.5, vmin=0, vmax=far), colors)  # of full colours
-    figure.colorbar(scale, ax=axes, label="metres", fraction=0.03, pad=0.01)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    with saved_figure(path, (1.4 * ratio * len(titles) + 0.9, 1.4 * len(rows) + 0.5), dpi=110) as figure:
+        axes = figure.subplots(len(rows), len(titles), squeeze=False)
+        colors = colormaps[COLOR_MAP].with_extremes(bad="white")
+        for cells, row in zip(axes, rows):
+            errors = [
+                torch.where(row.valid, (values - row.depth).abs(), torch.nan) for values in (row.base, row.adapted)
+            ]
+            truth = torch.where(row.valid, row.depth, torch.nan)
+            cells[0].imshow(row.image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())
+            opacity = torch.where(row.valid, 1.0, 0.3).cpu().numpy()
+            for cell, values in zip(cells[1:], (truth, row.base, row.adapted, *errors)):
+                norm = PowerNorm(0.5, vmin=0, vmax=far)
+                cell.imshow(values.cpu().numpy(), cmap=colors, norm=norm, alpha=opacity, interpolation="nearest")
+        for cell, title in zip(axes[0], titles):
+            cell.set_title(title, fontsize=9)
+        for cell in axes.flat:
+            cell.set_axis_off()
+        scale = ScalarMappable(PowerNorm(0.5, vmin=0, vmax=far), colors)  # of full colours
+        figure.colorbar(scale, ax=axes, label="metres", fraction=0.03, pad=0.01)

@@ -8,6 +8,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from onelora_vision.errors import InputError
+from onelora_vision.figures import saved_figure
 from onelora_vision.files import atomic_file
 
 NOTE_PREFIX = "onelora."
@@ -65,48 +66,37 @@ def save_comparison(
         row_names: one per row.
         caption: a line below, such as how the samples were made.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     first = next(iter(panels.values()))
     rows, columns, _, height, _ = first.shape
     cell = max(height, MIN_CELL) / 96  # inches at 96 dpi
     gap = max(1, height // 32)
-    figure = Figure(figsize=(len(panels) * columns * cell + 1.2, rows * cell + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (title, images) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-        sheet = tile(images.reshape(-1, *images.shape[2:]), columns, gap)
-        axes.imshow(sheet.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
-        axes.set_title(title)
-        axes.set_xticks([])
-        axes.set_yticks([row * (height + gap) + height / 2 for row in range(rows)], row_names)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-    if caption:
-        figure.supxlabel(caption, fontsize=8, color="#555555")
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=96)
+    with saved_figure(path, (len(panels) * columns * cell + 1.2, rows * cell + 0.9), dpi=96) as figure:
+        for axes, (title, images) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+            sheet = tile(images.reshape(-1, *images.shape[2:]), columns, gap)
+            axes.imshow(sheet.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+            axes.set_title(title)
+            axes.set_xticks([])
+            axes.set_yticks([row * (height + gap) + height / 2 for row in range(rows)], row_names)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+        if caption:
+            figure.supxlabel(caption, fontsize=8, color="#555555")
 
 
 def save_curves(
     path: str | os.PathLike, x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str, caption: str = ""
 ) -> None:
     """Write a PNG of curves over the same ``x``, each in a panel of its own with its name as the title."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(4, len(curves))
     rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(3 * columns, 2.4 * rows + 0.3), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, (name, values) in zip(panels, curves.items()):
-        axes.plot(x, values, marker="o", color="#1f4e8c")
-        axes.set(title=name, xlabel=xlabel)
-        axes.grid(alpha=0.2)
-    for axes in panels[len(curves) :]:
-        axes.set_axis_off()
-    if caption:
-        figure.supxlabel(caption, fontsize=5, color="#555555", wrap=True)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    with saved_figure(path, (3 * columns, 2.4 * rows + 0.3)) as figure:
+        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes, (name, values) in zip(panels, curves.items()):
+            axes.plot(x, values, marker="o", color="#1f4e8c")
+            axes.set(title=name, xlabel=xlabel)
+            axes.grid(alpha=0.2)
+        for axes in panels[len(curves) :]:
+            axes.set_axis_off()
+        if caption:
+            figure.supxlabel(caption, fontsize=5, color="#555555", wrap=True)

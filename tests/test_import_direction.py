@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors", "seeding", "embedded", "registration"},
     {"files"},
+    {"figures"},
     {"tuners", "backbones", "data", "metrics", "diffusion", "pictures"},
     {"methods", "sampling"},
     {"adapters"},

@@ -15,7 +15,7 @@ from onelora_vision.adapters.container import CONFIG_FILE
 from onelora_vision.adapters.files import Adapter, read_adapter
 from onelora_vision.adapters.layout import Layout, block_of, kind_of, layout_of
 from onelora_vision.errors import InputError
-from onelora_vision.files import atomic_file
+from onelora_vision.figures import saved_figure
 
 PROBLEM, NOTE = "problem", "note"
 EXPLODING = 100.0  # times the median of its kind
@@ -83,26 +83,20 @@ def _size(path: Path) -> int:
 
 def plot_norms(rows: Sequence[dict], path: str | os.PathLike, title: str) -> None:
     """Write a PNG with a bar per adapted layer: the root mean square of its vector, a colour per part."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     parts = list(dict.fromkeys(row["part"] for row in rows))
     layers = list(dict.fromkeys(row["layer"] for row in rows))
-    figure = Figure(figsize=(8, 0.2 * len(layers) * max(1, len(parts)) ** 0.5 + 1.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    height = 0.8 / max(1, len(parts))
-    for number, part in enumerate(parts):
-        mine = {row["layer"]: row["norm"] or 0.0 for row in rows if row["part"] == part}
-        places = [k + number * height for k, layer in enumerate(layers) if layer in mine]
-        axes.barh(places, [mine[layer] for layer in layers if layer in mine], height, label=part)
-    axes.set(yticks=range(len(layers)), yticklabels=layers, xlabel="norm (of gamma: of gamma - 1)", title=title)
-    axes.tick_params(axis="y", labelsize=6)
-    axes.invert_yaxis()
-    if len(parts) > 1:
-        axes.legend()
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    with saved_figure(path, (8, 0.2 * len(layers) * max(1, len(parts)) ** 0.5 + 1.2)) as figure:
+        axes = figure.subplots()
+        height = 0.8 / max(1, len(parts))
+        for number, part in enumerate(parts):
+            mine = {row["layer"]: row["norm"] or 0.0 for row in rows if row["part"] == part}
+            places = [k + number * height for k, layer in enumerate(layers) if layer in mine]
+            axes.barh(places, [mine[layer] for layer in layers if layer in mine], height, label=part)
+        axes.set(yticks=range(len(layers)), yticklabels=layers, xlabel="norm (of gamma: of gamma - 1)", title=title)
+        axes.tick_params(axis="y", labelsize=6)
+        axes.invert_yaxis()
+        if len(parts) > 1:
+            axes.legend()
 
 
 def examine(path: str | Path, base: str | Path | None = None) -> list[dict]:

@@ -54,20 +54,13 @@ def _size(count: int) -> str:
 
 
 def _plot(rows: list[dict], path: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    from onelora_vision.files import atomic_file
+    from onelora_vision.figures import saved_figure
 
     rows = sorted(rows, key=lambda row: row["trainable_parameters"])
-    figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(rows) + 1.2), layout="constrained")
-    bars = axes.barh([row["method"] for row in rows], [row["trainable_parameters"] for row in rows], color="#4c72b0")
-    axes.bar_label(bars, [f" {row['trainable_parameters']:,}" for row in rows])
-    axes.set(xscale="log", xlabel="trained values", title=f"{rows[0]['backbone']}")
-    axes.margins(x=0.2)
-    axes.spines[["top", "right"]].set_visible(False)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    pyplot.close(figure)
+    methods, counts = [row["method"] for row in rows], [row["trainable_parameters"] for row in rows]
+    with saved_figure(path, (8, 0.4 * len(rows) + 1.2)) as figure:
+        axes = figure.subplots()
+        axes.bar_label(axes.barh(methods, counts, color="#4c72b0"), [f" {count:,}" for count in counts])
+        axes.set(xscale="log", xlabel="trained values", title=f"{rows[0]['backbone']}")
+        axes.margins(x=0.2)
+        axes.spines[["top", "right"]].set_visible(False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from onelora_vision.files import atomic_file
+from onelora_vision.figures import saved_figure
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,13 @@ def per_class_accuracy(confusion: torch.Tensor, class_names: Sequence[str]) -> d
 
 def draw_confusion_matrix(confusions: dict[str, torch.Tensor], class_names: Sequence[str], path: str | os.PathLike):
     """Draw one panel per entry (title: counts): rows are true classes, shade is the share of the row. Writes a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     side = min(max(0.3 * len(class_names), 3.5), 12)
-    figure = Figure(figsize=(len(confusions) * (side + 1), side + 1), layout="constrained")
-    for axes, (title, counts) in zip(figure.subplots(1, len(confusions), squeeze=False)[0], confusions.items()):
-        share = counts / counts.sum(1, keepdim=True).clamp(min=1)
-        image = axes.imshow(share.numpy(), vmin=0, vmax=1, cmap="Blues")
-        axes.set(title=title, xlabel="predicted", ylabel="true")
-        if len(class_names) <= 40:
-            axes.set_xticks(range(len(class_names)), class_names, rotation=90)
-            axes.set_yticks(range(len(class_names)), class_names)
-    figure.colorbar(image, ax=figure.axes, label="share of the true class", shrink=0.7)
-    with atomic_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+    with saved_figure(path, (len(confusions) * (side + 1), side + 1)) as figure:
+        for axes, (title, counts) in zip(figure.subplots(1, len(confusions), squeeze=False)[0], confusions.items()):
+            share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+            image = axes.imshow(share.numpy(), vmin=0, vmax=1, cmap="Blues")
+            axes.set(title=title, xlabel="predicted", ylabel="true")
+            if len(class_names) <= 40:
+                axes.set_xticks(range(len(class_names)), class_names, rotation=90)
+                axes.set_yticks(range(len(class_names)), class_names)
+        figure.colorbar(image, ax=figure.axes, label="share of the true class", shrink=0.7)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from onelora_vision.files import atomic_file
+from onelora_vision.figures import saved_figure
 
 NUM_BINS = 15
 
@@ -42,20 +42,15 @@ class CalibrationBins:
 
 def draw_reliability_diagram(bins: dict[str, CalibrationBins], path: str | os.PathLike) -> None:
     """Draw one panel per entry (title: bins): accuracy of each bin against the diagonal. Writes a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4 * len(bins), 4), layout="constrained")
-    for axes, (title, group) in zip(figure.subplots(1, len(bins), squeeze=False)[0], bins.items()):
-        width = 1 / len(group.count)
-        center = (torch.arange(len(group.count)) + 0.5).numpy() * width
-        accuracy = group.accuracy.numpy()
-        axes.bar(center, accuracy, width, color="tab:blue", edgecolor="white", label="accuracy")
-        gap = (group.confidence - group.accuracy).numpy()
-        axes.bar(center, gap, width, bottom=accuracy, color="tab:red", alpha=0.3, label="gap to the confidence")
-        axes.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")
-        axes.set(title=f"{title}: ECE {100 * group.error:.1f} %", xlim=(0, 1), ylim=(0, 1), xlabel="confidence")
-    figure.axes[0].set_ylabel("accuracy")
-    figure.axes[0].legend(loc="upper left")
-    with atomic_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+    with saved_figure(path, (4 * len(bins), 4)) as figure:
+        for axes, (title, group) in zip(figure.subplots(1, len(bins), squeeze=False)[0], bins.items()):
+            width = 1 / len(group.count)
+            center = (torch.arange(len(group.count)) + 0.5).numpy() * width
+            accuracy = group.accuracy.numpy()
+            axes.bar(center, accuracy, width, color="tab:blue", edgecolor="white", label="accuracy")
+            gap = (group.confidence - group.accuracy).numpy()
+            axes.bar(center, gap, width, bottom=accuracy, color="tab:red", alpha=0.3, label="gap to the confidence")
+            axes.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")
+            axes.set(title=f"{title}: ECE {100 * group.error:.1f} %", xlim=(0, 1), ylim=(0, 1), xlabel="confidence")
+        figure.axes[0].set_ylabel("accuracy")
+        figure.axes[0].legend(loc="upper left")

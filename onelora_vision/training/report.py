@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from onelora_vision.errors import InputError
-from onelora_vision.files import atomic_file, write_json
+from onelora_vision.figures import saved_figure
+from onelora_vision.files import write_json
 from onelora_vision.methods import head_parameters
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.loop import TrainingSummary
@@ -124,21 +125,17 @@ def aggregate_seeds(results: list[dict]) -> dict:
 
 def plot_loss(path: str | Path, history: dict[str, list[float]]) -> None:
     """Draw the loss of every step (thin) and its running mean (thick) as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     loss = torch.tensor(history["loss"], dtype=torch.float64)
     window = max(1, len(loss) // 50)
     steps = torch.arange(1, len(loss) + 1)
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel="training loss")
-    axes.plot(steps, loss, color="#9db8d9", linewidth=0.8)
-    axes.plot(steps[window - 1 :], loss.unfold(0, window, 1).mean(1), color="#1f4e8c", label=f"mean of {window} steps")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.2)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    with saved_figure(path, (6.4, 3.6)) as figure:
+        axes = figure.add_subplot(xlabel="step", ylabel="training loss")
+        axes.plot(steps, loss, color="#9db8d9", linewidth=0.8)
+        axes.plot(
+            steps[window - 1 :], loss.unfold(0, window, 1).mean(1), color="#1f4e8c", label=f"mean of {window} steps"
+        )
+        axes.legend(frameon=False)
+        axes.grid(alpha=0.2)
 
 
 def print_plan(config: TrainingConfig, model: nn.Module, num_samples: int, num_processes: int = 1) -> None:

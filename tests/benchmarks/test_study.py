@@ -73,11 +73,18 @@ def test_later_stages_wait_for_the_sweep_and_take_its_best_rate(tmp_path):
     swept = len(METHODS) - 1 + len(COMPRESSIONS)  # no head to train
     assert len(first) == swept * len(RATES) and {cell.split for cell in first} == {"validation"}
     assert not any(cell.method == "head" for cell in first)
-    results = finish(tmp_path, ["depth"], lambda cell: result_of(cell, abs(cell.learning_rate - 3e-3)))
+    better = "random signs"
+
+    def value_of(cell):
+        is_better = cell.variant == COMPRESSIONS[better]
+        return result_of(cell, abs(cell.learning_rate - 3e-3) - 0.001 * is_better)
+
+    results = finish(tmp_path, ["depth"], value_of)
     later = [cell for cell in results if cell.split == "test"]
     assert {cell.learning_rate for cell in later} == {3e-3}
-    # three seeds of all that is swept and of two methods on the attention, and the sets of parts that are no methods
-    assert len(later) == 3 * (swept + 2) + 15 - 4
+    # three seeds of each method, of two on the attention, of the one vector that beats the sum; and the sets of parts
+    assert len(later) == 3 * (len(METHODS) - 1 + 2 + 1) + 15 - 4
+    assert {cell.variant for cell in later if cell.compression} == {COMPRESSIONS[better]}
     assert len({cell.path for cell in results}) == len(results)
 
 
