@@ -63,7 +63,7 @@ METHODS = (
     "mora6",
     "full",
 )
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SEEDS = (0, 1, 2)
 SHOTS = (5, 10, 20, 50)
 FEW_SHOT_METHODS = ("head", "onelora", "lora", "full")
