@@ -248,21 +248,11 @@ def draw_samples(config: DiTConfig, base: DiTBase, model, steps: int, path: Path
     save_comparison(path, {title: images.unflatten(0, shape) for title, images in panels.items()}, names, caption)
 
 
-@exits_cleanly
-def main(argv: list[str] | None = None) -> None:
-    started = time.perf_counter()
-    config = parse_config(DiTConfig, argv, __doc__)
-    accelerator = start_run(config)
-    output = Path(config.output_dir)
-
-    # Backbone
-    base = load_base(config)
-    dataset = open_data(config, base, "train")
-    data_identity = dataset.source.identity() if isinstance(dataset, ClassImageDataset) else ""
-    base_fingerprint = fingerprint(base.transformer, dit_adaptation(base.transformer).whole_modules)
+def take_classes(base: DiTBase, class_names: list[str], config: DiTConfig, accelerator) -> None:
+    """Give the network a label table for ``class_names``, and set it up as the config asks."""
     generator = torch.Generator().manual_seed(config.seed)
-    kept = base.transformer.set_classes(dataset.class_names, base.class_names, generator)
-    base.class_names = list(dataset.class_names)
+    kept = base.transformer.set_classes(class_names, base.class_names, generator)
+    base.class_names = list(class_names)
     accelerator.print(f"{len(base.class_names)} classes, {len(kept)} of them known to the base by name")
     shown_classes(config, base)  # a misspelt class is found now, not after the training
     if config.fuse_qkv:
@@ -270,7 +260,35 @@ def main(argv: list[str] | None = None) -> None:
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(base.transformer)
 
-    # Adapter
+
+def adapter_info(config: DiTConfig, base: DiTBase, base_fingerprint: str, protocol_line: str) -> AdapterInfo:
+    """What the adapter's files say about it."""
+    extra = {name: getattr(config, name) for name in ("fuse_qkv", "stock_numerics")}
+    return AdapterInfo(
+        task="generation",
+        method=find_method(config.method).name,
+        base=config.pretrained_model_name_or_path,
+        base_fingerprint=base_fingerprint,
+        class_names=base.class_names,
+        null_class=base.transformer.null_class,
+        protocol=protocol_line,
+        extra={**extra, "sampling": vars(config.sampling())},
+    )
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    started = time.perf_counter()
+    config = parse_config(DiTConfig, argv, __doc__)
+    accelerator = start_run(config)
+    output = Path(config.output_dir)
+
+    # Backbone with the data's classes, and the adapter
+    base = load_base(config)
+    dataset = open_data(config, base, "train")
+    data_identity = dataset.source.identity() if isinstance(dataset, ClassImageDataset) else ""
+    base_fingerprint = fingerprint(base.transformer, dit_adaptation(base.transformer).whole_modules)
+    take_classes(base, dataset.class_names, config, accelerator)
     model = apply_method(base.transformer, config.method, dit_adaptation(base.transformer), **config.method_options)
     if config.dry_run:
         if accelerator.is_main_process:
@@ -297,20 +315,7 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     # Train
-    info = AdapterInfo(
-        task="generation",
-        method=find_method(config.method).name,
-        base=config.pretrained_model_name_or_path,
-        base_fingerprint=base_fingerprint,
-        class_names=base.class_names,
-        null_class=base.transformer.null_class,
-        protocol=protocol_line,
-        extra={
-            "fuse_qkv": config.fuse_qkv,
-            "stock_numerics": config.stock_numerics,
-            "sampling": vars(config.sampling()),
-        },
-    )
+    info = adapter_info(config, base, base_fingerprint, protocol_line)
     before = {**evaluate(task, None, accelerator, config.seed), **floor}
     _show(accelerator, "before", before)
     summary = train(
