@@ -9,6 +9,8 @@ import time
 import traceback
 from pathlib import Path
 
+import torch
+
 
 def fork(run, log: Path, prepare=lambda: None, **environment: str) -> int:
     """Start ``run()`` in a child process whose output goes to ``log``; returns its id. Its SystemExit is its exit."""
@@ -17,6 +19,8 @@ def fork(run, log: Path, prepare=lambda: None, **environment: str) -> int:
         return child
     code = 70
     try:
+        # PyTorch makes a fork's thread pool anew on first use, which two threads must not do at once.
+        torch.set_num_threads(torch.get_num_threads())
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, 1), os.dup2(handle, 2)
         os.environ.update(environment)
