@@ -148,29 +148,29 @@ def compression_table(results: Results, job: str) -> list[list[str]]:
         if runs:
             seconds = f"{mean(run.get('seconds_of_calibration', 0) for run in runs):.2f}"
             rows.append([name, f"{runs[0]['config']['learning_rate']:g}", *figures_of(runs, job), seconds])
-    return rows
+    return rows if len(rows) > 2 else rows[:1]  # the sum alone compares with nothing
 
 
 def compression_rate_table(results: Results, job: str) -> list[list[str]]:
     """The sweep of the compressions, whose rates differ with the length of their vectors."""
-    rows = [["compression", "rates", *("first", "second", "third", "fourth", "fifth"), good_heading(job)]]
+    rows = [["compression", "rates", "first", "second", "third", "fourth", "fifth", good_heading(job)]]
     for name, variant in {"sum": (), **COMPRESSIONS}.items():
         row = rate_row(results, job, name, "onelora", variant)
         if row:
             rates = rates_of(variant)
             rows.append([name, f"{rates[0]:g}–{rates[-1]:g}", *row[1:]])
-    return rows
+    return rows if len(rows) > 2 else rows[:1]
 
 
 def layers_table(results: Results, job: str) -> list[list[str]]:
     """1LoRA and LoRA on the attention alone beside all layers."""
     rows = [["method", "layers", "values", "adapter's", *headings(job)]]
     for method in LAYERS_METHODS:
-        for layers, extra in (("all", ()), ("attention", ATTENTION)):
-            runs = final_results(results, job, method, extra=extra)
-            if runs:
-                rows.append([method, layers, *counts_of(runs[0]), *figures_of(runs, job)])
-    return rows if len(rows) > 2 else rows[:1]
+        both = {"all": final_results(results, job, method)}
+        both["attention"] = final_results(results, job, method, extra=ATTENTION)
+        if all(both.values()):
+            rows += [[method, layers, *counts_of(runs[0]), *figures_of(runs, job)] for layers, runs in both.items()]
+    return rows
 
 
 def good_rates(values: Sequence[float | None], job: str) -> int:
@@ -240,19 +240,27 @@ def draw_bubbles(path: Path, results: Results, job: str, times: dict) -> bool:
 
 
 def draw_rates(path: Path, results: Results, job: str, times: dict) -> bool:
-    """The validation figure over the learning rate, a curve per method. False if no sweep is complete."""
+    """The validation figure over the learning rate, a curve per method. False if no sweep is complete.
+
+    The axis covers the best two rates of each method that adapts layers: what diverged runs off the picture.
+    """
     heading, factor, _ = COLUMNS[job][JOBS[job].metric]
     swept = {method: sweep_cells(job, method) for method in methods_of(job)}
     swept = {method: cells for method, cells in swept.items() if all(cell in results for cell in cells)}
     if not swept:
         return False
+    shown: list[float] = []
     with saved_axes(path, "learning rate", f"{heading} (validation)") as axes:
         for method, cells in swept.items():
             values = [figure(results[cell], job) for cell in cells]
             values = [None if value is None else factor * value for value in values]
+            known = sorted((v for v in values if v is not None), reverse=JOBS[job].greater_is_better)
+            shown += known[:2] if method != "head" else []
             width = 2.5 if method == "onelora" else 1.2
             axes.plot(RATES, values, marker="o", markersize=3, color=COLORS[method], label=method, linewidth=width)
         axes.set_xscale("log")
+        margin = 0.05 * (max(shown) - min(shown))
+        axes.set_ylim(min(shown) - margin, max(shown) + margin)
         axes.legend(frameon=False, fontsize=7, ncols=2)
     return True
 
