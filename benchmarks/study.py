@@ -28,6 +28,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
+from unittest import mock
 
 from tqdm import tqdm
 
@@ -307,13 +308,13 @@ def run_cell(cell: Cell, folder: Path, overrides: dict) -> None:
     work.mkdir(parents=True)
     script = importlib.import_module(f"train_scripts.{JOBS[cell.job].script}")
     cost: list[float] = []
+    apply_method = script.apply_method
     if cell.compression:
-        script.apply_method = changing(
-            script.apply_method, **{"vector": "ones", "scale": "ones", **cell.compression}, cost=cost
-        )
+        apply_method = changing(apply_method, **{"vector": "ones", "scale": "ones", **cell.compression}, cost=cost)
     flags = {**cell.flags(), **overrides, "output_dir": work}
     log = work / "log.txt"
-    with open(log, "w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+    replaced = mock.patch.object(script, "apply_method", apply_method)
+    with replaced, open(log, "w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         try:
             script.main([f"--{name}={value}" for name, value in flags.items()])
         except SystemExit as ended:

@@ -64,9 +64,8 @@ def write_report(folder: Path, docs: Path, jobs: Sequence[str]) -> None:
             if draw(images / f"study-{job}-{name}.png", results, job, times):
                 text += [f"![{job}: {name}](images/study-{job}-{name}.png)", ""]
     if "classification" in jobs:
-        rows = few_shot_table(results)
-        text += ["## Images per class (classification, top-1 %)", "", *markdown(rows), ""]
         if draw_few_shot(docs / "images" / "study-few-shot.png", results):
+            text += ["## Images per class (classification, top-1 %)", "", *markdown(few_shot_table(results)), ""]
             text += ["![Top-1 by images per class](images/study-few-shot.png)", ""]
     with atomic_file(docs / "study-tables.md") as temporary:
         temporary.write_text("\n".join(text))
@@ -226,7 +225,7 @@ def draw_bubbles(path: Path, results: Results, job: str, times: dict) -> bool:
     name, (heading, factor, _) = JOBS[job].metric, COLUMNS[job][JOBS[job].metric]
     steps = times.get(job, {}).get("step", {})
     points = {method: final_results(results, job, method) for method in methods_of(job) if method in steps}
-    points = {method: runs for method, runs in points.items() if runs}
+    points = {method: runs for method, runs in points.items() if runs and method != "head"}  # which adapts nothing
     if not points:
         return False
     with saved_axes(path, "training step / frozen backbone's", heading) as axes:
@@ -235,6 +234,7 @@ def draw_bubbles(path: Path, results: Results, job: str, times: dict) -> bool:
             values = runs[0]["adapter_parameters"] or runs[0]["trainable_parameters"]
             axes.scatter(*place, s=values**0.5 * 2 + 20, color=COLORS[method], alpha=0.6)
             axes.annotate(method, place, fontsize=7, xytext=(4, 4), textcoords="offset points")
+        axes.margins(0.12)
         axes.set_title(f"{job}: area grows with the root of the adapter's values", fontsize=9)
     return True
 
@@ -266,9 +266,9 @@ def draw_rates(path: Path, results: Results, job: str, times: dict) -> bool:
 
 
 def draw_few_shot(path: Path, results: Results) -> bool:
-    """Top-1 over images per class, with the spread over seeds. False if nothing is there."""
+    """Top-1 over images per class, with the spread over seeds. False if no method has two such numbers."""
     found = {method: few_shot_results(results, method) for method in FEW_SHOT_METHODS}
-    if not any(found.values()):
+    if not any(len(by_shots) > 1 for by_shots in found.values()):
         return False
     with saved_axes(path, "images per class", "top-1 %") as axes:
         for method, by_shots in found.items():

@@ -19,6 +19,8 @@ from benchmarks.study import (
 )
 from benchmarks.study_report import few_shot_table, good_rates, method_table, rate_table, spread, write_report
 from onelora_vision.files import write_json
+from onelora_vision.methods import apply_method
+from train_scripts import train_classification
 from train_scripts.train_classification import ClassificationConfig
 from train_scripts.train_depth import DepthConfig
 from train_scripts.train_dit import DiTConfig
@@ -143,6 +145,7 @@ def test_a_variant_trains_with_its_vectors(tmp_path):
     result = json.loads((tmp_path / cell.path / "results.json").read_text())
     assert (result["config"]["scale"], result["config"]["max_train_steps"]) == ("rms", 2)
     assert result["seconds_of_calibration"] > 0
+    assert train_classification.apply_method is apply_method  # the script is as it was
 
 
 def test_times_are_of_all_methods_side_by_side(tmp_path):
@@ -185,3 +188,13 @@ def test_running_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
         study.main(["status", "--folder", str(folder), "--jobs", "depht"])
     assert ended.value.code == 2 and "did you mean 'depth'" in capsys.readouterr().err
     assert json.loads((folder / cells[0].path / "results.json").read_text())["metrics"]["after"]["abs_rel"] == 0.4
+
+
+def test_the_tables_in_the_docs_are_those_of_the_kept_cells(tmp_path):
+    write_report(study.FOLDER, tmp_path, list(JOBS))
+    docs = study.FOLDER.parents[2] / "docs"
+    for written in tmp_path.rglob("*.md"):
+        assert (docs / written.relative_to(tmp_path)).read_text() == written.read_text(), (
+            "run: benchmarks.study report"
+        )
+    assert all((docs / "images" / picture.name).exists() for picture in (tmp_path / "images").iterdir())
