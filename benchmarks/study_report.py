@@ -63,10 +63,9 @@ def write_report(folder: Path, docs: Path, jobs: Sequence[str]) -> None:
         for name, draw in (("bubbles", draw_bubbles), ("rates", draw_rates)):
             if draw(images / f"study-{job}-{name}.png", results, job, times):
                 text += [f"![{job}: {name}](images/study-{job}-{name}.png)", ""]
-    if "classification" in jobs:
-        if draw_few_shot(docs / "images" / "study-few-shot.png", results):
-            text += ["## Images per class (classification, top-1 %)", "", *markdown(few_shot_table(results)), ""]
-            text += ["![Top-1 by images per class](images/study-few-shot.png)", ""]
+    if "classification" in jobs and draw_few_shot(docs / "images" / "study-few-shot.png", results):
+        text += ["## Images per class (classification, top-1 %)", "", *markdown(few_shot_table(results)), ""]
+        text += ["![Top-1 by images per class](images/study-few-shot.png)", ""]
     with atomic_file(docs / "study-tables.md") as temporary:
         temporary.write_text("\n".join(text))
     print(f"{len(results)} cells; tables in {docs / 'study-tables.md'}, pictures in {docs / 'images'}")
