@@ -71,8 +71,9 @@ class User:
 
 
 def soak(users: list[User], requests: int, minutes: float, pid: int) -> list[float]:
-    """Keep all users busy; returns the memory at each tenth of the requests."""
-    lock, left, readings, limit = threading.Lock(), [requests], [], time.monotonic() + 60 * minutes
+    """Keep all users busy; returns the memory at each tenth of the requests or of the time."""
+    lock, left, readings, start = threading.Lock(), [requests], [], time.monotonic()
+    limit = start + 60 * minutes
 
     def work(user: User) -> None:
         while time.monotonic() < limit:
@@ -80,7 +81,8 @@ def soak(users: list[User], requests: int, minutes: float, pid: int) -> list[flo
                 if left[0] == 0:
                     return
                 left[0] -= 1
-                if left[0] % max(1, requests // 10) == 0:
+                share = max(1 - left[0] / requests, (time.monotonic() - start) / (60 * minutes))
+                if len(readings) < int(10 * share):
                     readings.append(resident_mb(pid))
             user.draw()
 
