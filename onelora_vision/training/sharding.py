@@ -5,7 +5,6 @@ and its gradients are DDP's, as without: optimizer, average, checkpoints and ada
 """
 
 import contextlib
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -15,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from onelora_vision.backbones.base import block_list
+from onelora_vision.backbones.base import block_list, shared_copy
 from onelora_vision.errors import InputError
 
 
@@ -46,7 +45,8 @@ class ShardedBlocks:
             raise InputError("--shard_base: this model has no list of alike blocks to share out")
         self._list = model.get_submodule(name)
         trained = {parameter for parameter in self._list.parameters() if parameter.requires_grad}
-        self._plain = [_without_frozen_values(block, trained) for block in self._list]
+        self._plain = [shared_copy(block) for block in self._list]
+        self._empty()
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         for block in self._list:
             fully_shard(block, mesh=mesh, ignored_params=trained)
@@ -60,41 +60,34 @@ class ShardedBlocks:
             yield
         finally:
             self._put(self._sharded)
-            for block in self._plain:
-                for module, name, parameter in _frozen(block):
-                    module._parameters[name] = _meta(parameter)
+            self._empty()
 
     def dissolve(self) -> None:
         """Put plain blocks with all weights into the model."""
         for plain, sharded in zip(self._plain, self._sharded):
             sharded.unshard()
             values = dict(sharded.named_parameters())
-            for prefix, module in plain.named_modules():
-                for name, parameter in module.named_parameters(recurse=False):
-                    if parameter.device.type == "meta":
-                        whole = values[f"{prefix}.{name}" if prefix else name].detach().clone()
-                        module._parameters[name] = nn.Parameter(whole, requires_grad=False)
+            for name, module, key in _frozen(plain):
+                module._parameters[key] = nn.Parameter(values[name].detach().clone(), requires_grad=False)
             sharded.reshard()
         self._put(self._plain)
+
+    def _empty(self) -> None:
+        """Leave the plain blocks, which are not in the model now, what is trained and no memory for the rest."""
+        for module, key in ((module, key) for block in self._plain for _, module, key in _frozen(block)):
+            empty = torch.empty_like(module._parameters[key], device="meta")
+            module._parameters[key] = nn.Parameter(empty, requires_grad=False)
 
     def _put(self, blocks: list[nn.Module]) -> None:
         for index, block in enumerate(blocks):
             self._list[index] = block
 
 
-def _without_frozen_values(block: nn.Module, trained: set[nn.Parameter]) -> nn.Module:
-    """A copy of ``block`` that shares what is trained and has the frozen parameters without memory."""
-    shared = {id(tensor): tensor for tensor in [*block.parameters(), *block.buffers()]}
-    empty = {id(parameter): _meta(parameter) for parameter in block.parameters() if parameter not in trained}
-    return copy.deepcopy(block, shared | empty)
-
-
-def _meta(parameter: nn.Parameter) -> nn.Parameter:
-    return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-
-
-def _frozen(block: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    for module in block.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if not parameter.requires_grad:
-                yield module, name, parameter
+def _frozen(block: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """Where the frozen parameters are: full name, module, and the name that the module has for it."""
+    return [
+        (f"{prefix}.{key}" if prefix else key, module, key)
+        for prefix, module in block.named_modules()
+        for key, parameter in module.named_parameters(recurse=False)
+        if not parameter.requires_grad
+    ]
