@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ import environment  # noqa: F401
 import jobs
 import torch
 from forks import fork, wait
+from processes import environments
 
 LONGEST = 300  # seconds after which a process counts as hung
 
@@ -77,17 +77,12 @@ class Job:
     def run(self, output: str, processes: int, victim: int | None = None, **changes) -> tuple[list, float, list[str]]:
         """The processes' exit codes, the seconds that the others lived on after a victim's end, and their output."""
         argv = jobs.arguments(self.flags, self.folder / output, **changes)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        common = {"ACCELERATE_USE_CPU": "true", "XDG_CACHE_HOME": str(self.folder / "cache")}
         children, logs = [], []
-        for rank in range(processes):
-            number = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **number} if processes > 1 else {}
+        places = environments(processes, XDG_CACHE_HOME=str(self.folder / "cache"))
+        for rank, place in enumerate(places):
             logs.append(self.folder / f"{output}-{rank}-{time.monotonic_ns()}.log")
             prepare = kill_in_step_five if rank == victim else lambda: None
-            children.append(fork(lambda: self.main(argv), logs[-1], prepare, **common, **where))
+            children.append(fork(lambda: self.main(argv), logs[-1], prepare, **place))
         seconds = 0.0
         if victim is not None:
             wait_for(children[victim])

@@ -1,9 +1,6 @@
 """train_dit on two processes: the losses and the measured images are those of one."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from processes import run_together
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
@@ -54,20 +52,16 @@ def launch(processes: int, dit_folder, pictures, output):
         "eval_batch_size": 3,
         "report_to": "none",
     }
-    command = [sys.executable, "train_scripts/train_dit.py", *(f"--{name}={value}" for name, value in flags.items())]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # What a launcher sets; each run has a cache of its own, so that both measure the real images themselves.
-    common = {"ACCELERATE_USE_CPU": "true", "XDG_CACHE_HOME": str(output.parent / f"cache-{processes}")}
-    ranks = [{}]
-    if processes > 1:
-        common |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    started = [subprocess.Popen(command, cwd=ROOT, env={**os.environ, **common, **rank}) for rank in ranks]
-    assert [process.wait(timeout=200) for process in started] == [0] * processes
+    command = [
+        sys.executable,
+        ROOT / "train_scripts/train_dit.py",
+        *(f"--{name}={value}" for name, value in flags.items()),
+    ]
+    # Each run has a cache of its own, so that both measure the real images themselves.
+    cache = output.parent / f"cache-{processes}"
+    assert [code for code, _ in run_together(command, processes, XDG_CACHE_HOME=str(cache))] == [0] * processes
     state = torch.load(output / "checkpoint-3" / "training_state.pt", weights_only=True)
-    (reference,) = (output.parent / f"cache-{processes}" / "onelora_vision" / "references").iterdir()
+    (reference,) = (cache / "onelora_vision" / "references").iterdir()
     results = json.loads((output / "results.json").read_text())
     return state["progress"]["history"], results, load_file(reference)["features"]
 

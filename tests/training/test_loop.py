@@ -1,7 +1,4 @@
 import math
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +7,7 @@ import pytest
 import tiny_run
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from processes import run_together
 from tiny_run import NoisyColors, TinyConfig, TinyTask, run, tiny_model
 
 from onelora_vision.errors import InputError, TrainingError
@@ -119,16 +117,9 @@ def test_accumulated_batches_train_like_one_large_batch(tmp_path):
 def test_two_processes_train_like_one_and_stop_together(tmp_path):
     settings = {"checkpointing_steps": 6, "validation_steps": 3, "use_ema": True, "max_train_steps": 6}
     alone = job(tmp_path / "alone", train_batch_size=4, **settings)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     flags = [f"--{name}={value}" for name, value in {**settings, "kill_in_step": 3, "kill_rank": 1}.items()]
     command = [sys.executable, tiny_run.__file__, f"--output_dir={tmp_path / 'two'}", "--train_batch_size=2", *flags]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    processes = [
-        subprocess.Popen(command, env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [143, 143]
+    assert [code for code, _ in run_together(command)] == [143, 143]
     # Half of its steps on two processes, the other half on one, as long as the samples per step are the same.
     both = job(tmp_path / "two", train_batch_size=4, **settings, resume_from_checkpoint="latest")
     torch.testing.assert_close(both[0].history["loss"], alone[0].history["loss"], rtol=1e-5, atol=1e-6)

@@ -1,15 +1,12 @@
 """The base shared between two processes: same numbers, half the memory, and plain blocks whenever one asks for them."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import sharded_steps
 from accelerate import Accelerator
+from processes import run_together
 
 from onelora_vision.errors import InputError
 from onelora_vision.training.sharding import ShardedBlocks
@@ -17,22 +14,9 @@ from onelora_vision.training.sharding import ShardedBlocks
 
 @pytest.fixture(scope="module")
 def reports():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(Path(sharded_steps.__file__))],
-            env={**os.environ, **common, "OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    outputs = [process.communicate(timeout=200)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    return {row["method"]: row for row in map(json.loads, outputs[0].splitlines())}
+    (code, output), (other, _) = run_together([sys.executable, sharded_steps.__file__])
+    assert (code, other) == (0, 0)
+    return {row["method"]: row for row in map(json.loads, output.splitlines())}
 
 
 @pytest.mark.parametrize("method", ["onelora", "difffit", "lora", "mora6"])
