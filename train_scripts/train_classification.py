@@ -162,7 +162,7 @@ def training_transform(vit: ViT, config: ClassificationConfig):
         scale=(config.crop_scale, 1.0),
         ratio=(3 / 4, 4 / 3) if config.crop_scale < 1 else (1.0, 1.0),
         hflip=0.5 if config.random_flip else 0.0,
-        color_jitter=0.0,
+        color_jitter=None,
         auto_augment=config.aa,
         re_prob=config.reprob,
     )

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from onelora_vision.data.images import decode_image, list_folders, list_images, read_image, shown, to_rgb
 from onelora_vision.data.stream import SampleRef
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.seeding import mix, seeded
+from onelora_vision.seeding import mix, seedable
 
 #: Name of the data set that needs no folder.
 EMBEDDED = "embedded"
@@ -152,10 +152,17 @@ class ClassImageDataset(Dataset):
         return len(self.source)
 
     def __getitem__(self, ref: SampleRef | int) -> dict[str, Any]:
-        ref = SampleRef.of(ref)
+        return self.__getitems__([ref])[0]
+
+    def __getitems__(self, refs: Sequence[SampleRef | int]) -> list[dict[str, Any]]:
+        """The items of a batch, which `DataLoader` asks for at once where it can."""
+        with seedable() as seed:
+            return [self._item(SampleRef.of(ref), seed) for ref in refs]
+
+    def _item(self, ref: SampleRef, seed: Callable[[int], None]) -> dict[str, Any]:
         index, picture = self._readable(ref.index)
-        with seeded(ref.seed):
-            image = self.transform(picture)
+        seed(ref.seed)
+        image = self.transform(picture)
         label = int(self.source.labels[index])
         return {"image": image, "label": label, "seed": ref.seed, "index": index, "path": self.source.path(index)}
 

@@ -10,7 +10,7 @@ next shard, and processes or runs that build side by side do not disturb one ano
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.stream import SampleRef, collate
 from onelora_vision.errors import InputError
 from onelora_vision.files import atomic_file
-from onelora_vision.seeding import seeded
+from onelora_vision.seeding import seedable
 
 SHARD = 512  # entries; of 32 x 32 x 4 latents in fp32 a shard is 32 MiB
 
@@ -110,12 +110,19 @@ class LatentDataset(Dataset):
         return len(self.keys)
 
     def __getitem__(self, ref: SampleRef | int) -> dict[str, Any]:
-        ref = SampleRef.of(ref)
+        return self.__getitems__([ref])[0]
+
+    def __getitems__(self, refs: Sequence[SampleRef | int]) -> list[dict[str, Any]]:
+        """The items of a batch, as `ClassImageDataset` has it."""
+        with seedable() as seed:
+            return [self._item(SampleRef.of(ref), seed) for ref in refs]
+
+    def _item(self, ref: SampleRef, seed: Callable[[int], None]) -> dict[str, Any]:
         index = ref.index
         while self.keys[index] not in self.store:
             index = (index + 1) % len(self)
-        with seeded(ref.seed):
-            mirrored = self.transform.draw_flip()
+        seed(ref.seed)
+        mirrored = self.transform.draw_flip()
         mean, std = self.store.read(self.keys[index], mirrored)
         label = int(self.source.labels[index])
         return {

@@ -213,8 +213,11 @@ def test_the_item_depends_on_the_reference_alone(folder):
     again, other = dataset[SampleRef(3, 11)], dataset[SampleRef(3, 12)]
     assert torch.equal(first["image"], again["image"]) and not torch.equal(first["image"], other["image"])
     assert {k: first[k] for k in ("label", "seed", "index")} == {"label": 0, "seed": 11, "index": 3}
+    one, two = dataset.__getitems__([SampleRef(3, 12), SampleRef(3, 11)])
+    assert torch.equal(one["image"], other["image"]) and torch.equal(two["image"], first["image"])
     torch.set_rng_state(state)
     dataset[3]
+    dataset.__getitems__([1, 2])
     assert torch.equal(torch.get_rng_state(), state)
 
 
