@@ -1,5 +1,6 @@
 """What the benchmarks measure: models of real shapes with random weights, the methods on them, and their steps."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -135,7 +136,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each action, one after another in rounds for about ``seconds`` (at least ``least`` rounds).
 
-    In rounds, so that whatever slows the machine down for a while slows all of them, and ratios within a round hold.
+    In rounds, so that whatever slows the machine down for a while slows all of them, and ratios within a round hold;
+    each round in an order of its own, so that none always finds the caches and free memory that the same other one left.
     ``clock``: `time.process_time` counts this process's own CPU seconds, for a machine that has other work too.
     """
     for _ in range(warmup):
@@ -143,9 +145,9 @@ def interleaved(
             action()
     times: dict[str, list[float]] = {name: [] for name in actions}
     started = time.perf_counter()
-    rounds = 0
+    rounds, order = 0, random.Random(0)
     while rounds < least or time.perf_counter() - started < seconds:
-        for name, action in actions.items():
+        for name, action in order.sample(list(actions.items()), len(actions)):
             synchronize()
             start = clock()
             action()
