@@ -109,9 +109,6 @@ from onelora_vision.training.setup import start_run
 def run(config: DepthConfig) -> dict:
     """One training run from the config to its results."""
     start, accelerator = time.perf_counter(), start_run(config)
-    output = Path(config.output_dir)
-
-    # Backbone, with a head that reaches as far as the data.
     base = load_depth_anything(
         config.pretrained_model_name_or_path,
         revision=config.revision,
@@ -119,30 +116,20 @@ def run(config: DepthConfig) -> dict:
         cache_dir=config.cache_dir,
     )
     base_fingerprint = fingerprint(base, exclude=["head"])
-    train_head = fit_head(base, config, accelerator)
-
-    # Adapter: the encoder's linear layers, as in the paper.
-    if config.fuse_qkv:
-        fuse_qkv(base)
-    if config.gradient_checkpointing:
-        enable_gradient_checkpointing(base)
-    model = apply_method(base, config.method, depth_adaptation(base, train_head), **config.method_options)
-    model.to(accelerator.device)
-
-    # Data and task.
+    model = adapt(base, config, train_head=fit_head(base, config, accelerator)).to(accelerator.device)
     size = InputSize.parse(config.resolution or base.config.backbone_config.image_size, base.config.patch_size)
     train_data, eval_data = open_data(config, base, size)
     if config.dry_run:
-        print_plan(config, model, len(train_data), accelerator.num_processes)
+        if accelerator.is_main_process:
+            print_plan(config, model, len(train_data), accelerator.num_processes)
         return {}
+
     loader = accelerator.prepare(evaluation_loader(eval_data, config.eval_batch_size, config.dataloader_num_workers))
     losses = (config.loss, config.silog_lambda, config.silog_factor, config.gradient_weight)
     task = DepthTask(model, eval_data.caps, *losses)
-
-    # Train, with an evaluation before and after.
     info = AdapterInfo(
         task="depth",
-        method=config.method,
+        method=find_method(config.method).name,
         base=config.pretrained_model_name_or_path,
         base_fingerprint=base_fingerprint,
         protocol=protocol(config, eval_data, size),
@@ -152,6 +139,7 @@ def run(config: DepthConfig) -> dict:
             "fuse_qkv": config.fuse_qkv,
         },
     )
+
     before = evaluate(task, loader, accelerator)
     draw = partial(save_pictures, model=model, data=eval_data, config=config)
     summary = train(
@@ -168,7 +156,7 @@ def run(config: DepthConfig) -> dict:
     after = evaluate(task, loader, accelerator)
     model.eval()
 
-    # Save.
+    output = Path(config.output_dir)
     info.metrics = {"before": before, "after": after}
     results = {"metrics": info.metrics}
     if accelerator.is_main_process:
@@ -192,6 +180,15 @@ def run(config: DepthConfig) -> dict:
         accelerator.print(f"{name:8} {before[name]:8.4f} -> {after[name]:8.4f}")
     accelerator.end_training()
     return results
+
+
+def adapt(base: nn.Module, config: DepthConfig, train_head: bool) -> PeftModel:
+    """The base with the method's adapter on the encoder's linear layers, as in the paper."""
+    if config.fuse_qkv:
+        fuse_qkv(base)
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(base)
+    return apply_method(base, config.method, depth_adaptation(base, train_head), **config.method_options)
 
 
 def dataset_names(config: DepthConfig) -> tuple[str, str]:
