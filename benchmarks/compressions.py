@@ -1,8 +1,8 @@
 """Vectors to compress a layer's input along, for the study: ``b v^T`` with other v than ones, and other lengths of v.
 
-What the package offers is the plain sum and a random vector. These are candidates, tried before anything is built around
-them: each replaces the vectors of a model that was made with ``compression="random"``, and so runs through the same
-operator. Every one of them leaves a rank-1 update.
+What the package offers beside the plain sum is a random vector and one of the frozen weight. These are candidates, tried
+before anything is built around them: each replaces the vectors of a model that was made with ``compression="random"``,
+and so runs through the same operator. Every one of them leaves a rank-1 update.
 """
 
 import time
@@ -11,14 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from onelora_vision.tuners.onelora.functional import random_compression
 from onelora_vision.tuners.onelora.layer import OneLoraLayer
 
-VECTORS = ("ones", "random", "signs", "singular", "principal")
-"""ones; random normal; random signs; top right singular vector of W0; first principal component of the inputs."""
+VECTORS = ("ones", "random", "signs", "principal")
+"""ones; random normal; its signs; first principal component of the layer's inputs."""
 
-SCALES = ("ones", "unit", "rms")
-"""Length of v: that of ones, sqrt(k); one, so that ones become 1/sqrt(k); or such that v x has mean square one."""
+SCALES = ("ones", "unit")
+"""Length of v: that of ones, sqrt(k); or one, so that ones become 1/sqrt(k)."""
 
 
 def changing(
@@ -36,12 +35,24 @@ def changing(
     return apply
 
 
+def timed(make: Callable[..., Tensor | None], cost: list[float]) -> Callable[..., Tensor | None]:
+    """``make`` (the package's `compression_vector`), appending the seconds of each call to ``cost``."""
+
+    def make_and_time(*args) -> Tensor | None:
+        start = time.perf_counter()
+        vector = make(*args)
+        cost.append(time.perf_counter() - start)
+        return vector
+
+    return make_and_time
+
+
 def _prepare(layer: OneLoraLayer, vector: str, scale: str, cost: list[float]) -> None:
     """Set the layer's vector now, or in the first forward pass of training if it depends on the inputs.
 
     Until then b is zero and no output depends on v.
     """
-    if vector != "principal" and scale != "rms":
+    if vector != "principal":
         _set(layer, vector, scale, None, cost)
         return
 
@@ -56,33 +67,23 @@ def _prepare(layer: OneLoraLayer, vector: str, scale: str, cost: list[float]) ->
 @torch.no_grad()
 def _set(layer: OneLoraLayer, vector: str, scale: str, inputs: Tensor | None, cost: list[float]) -> None:
     start = time.perf_counter()
-    (seed,) = layer.compression_seeds.values()
-    v = make_vector(vector, layer.get_base_layer().weight, seed, inputs)
-    layer.compression_vectors[str(seed)] = scaled(v, scale, inputs)
+    (key,) = layer.compression_keys.values()
+    v = make_vector(vector, layer.compression_vectors[key], inputs)
+    layer.compression_vectors[key] = scaled(v, scale)
     cost.append(time.perf_counter() - start)
 
 
-def make_vector(vector: str, weight: Tensor, seed: int, inputs: Tensor | None = None) -> Tensor:
-    """One of `VECTORS` (k,), with the length of ones, for a weight (d, k) and, if need be, inputs (tokens, k)."""
-    k = weight.shape[1]
+def make_vector(vector: str, random: Tensor, inputs: Tensor | None = None) -> Tensor:
+    """One of `VECTORS` (k,), with the length of ones, from a random one (k,) and, if need be, inputs (tokens, k)."""
     if vector == "ones":
-        return torch.ones(k)
+        return torch.ones_like(random)
     if vector == "random":
-        return random_compression(k, seed)
+        return random
     if vector == "signs":
-        return random_compression(k, seed).sign()
-    if vector == "singular":
-        direction = torch.linalg.svd(weight.float(), full_matrices=False).Vh[0]
-    else:
-        direction = torch.linalg.eigh(torch.cov(inputs.T)).eigenvectors[:, -1]
-    return direction * k**0.5
+        return random.sign()
+    return torch.linalg.eigh(torch.cov(inputs.T)).eigenvectors[:, -1] * len(random) ** 0.5
 
 
-def scaled(v: Tensor, scale: str, inputs: Tensor | None = None) -> Tensor:
-    """``v`` (k,) at one of `SCALES`; it stays as it is where the inputs (tokens, k) are compressed to nothing."""
-    if scale == "unit":
-        return v / v.norm()
-    if scale == "rms":
-        size = (inputs @ v).square().mean().sqrt()
-        return v / size if size > 1e-6 * v.norm() else v
-    return v
+def scaled(v: Tensor, scale: str) -> Tensor:
+    """``v`` (k,) at one of `SCALES`."""
+    return v / v.norm() if scale == "unit" else v

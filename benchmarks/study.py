@@ -8,8 +8,7 @@ A cell is one training run: a job, a method, a learning rate, a seed. Its ``resu
 3. ablation: every set of {sum, bias, scale, norms} at 1LoRA's best rate;
 4. few-shot: classification with 5, 10 and 50 images per class;
 5. layers: 1LoRA and LoRA on the attention alone, at their best rates;
-6. compression: 1LoRA with other vectors in the place of ones and with other scales, swept like methods; those that beat
-   the sum on the validation split go on to three seeds and the test split.
+6. compression: 1LoRA with other vectors in the place of ones and with other scales, swept and judged like methods.
 
 Cells are shorter than the scripts' own jobs, so that the whole takes about three hours on two cores.
 """
@@ -24,7 +23,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -32,7 +31,7 @@ from unittest import mock
 
 from tqdm import tqdm
 
-from benchmarks.compressions import changing
+from benchmarks.compressions import changing, timed
 from benchmarks.subjects import (
     FROZEN,
     adapted,
@@ -49,6 +48,7 @@ from onelora_vision import embedded
 from onelora_vision.errors import InputError, exits_cleanly, nearest
 from onelora_vision.files import write_json
 from onelora_vision.methods import COMBINATIONS, find_method
+from onelora_vision.tuners.onelora import functional
 
 FOLDER = Path(__file__).parent / "results" / "study"
 METHODS = (
@@ -78,10 +78,10 @@ Variant = tuple[tuple[str, object], ...]
 COMPRESSIONS: dict[str, Variant] = {
     "random": (("compression", "random"),),
     "random signs": (("vector", "signs"),),
-    "singular vector of W0": (("vector", "singular"),),
+    "singular vector of W0": (("compression", "singular"),),
     "principal component of x": (("vector", "principal"),),
     "sum / √k": (("scale", "unit"),),
-    "sum / its rms": (("scale", "rms"),),
+    "sum, --sum_scale rms": (("sum_scale", "rms"),),
 }
 """1LoRA's variants by their names in tables; `vector` and `scale` are those of `benchmarks.compressions`."""
 RATE_FACTORS = {"singular": 0.1, "principal": 0.1, "unit": 10, "rms": 10}
@@ -205,17 +205,6 @@ def final_cells(
     return [] if rate is None else [Cell(job, method, rate, seed, "test", variant + extra) for seed in SEEDS]
 
 
-def beats_the_sum(results: dict[Cell, dict], job: str, variant: Variant) -> bool:
-    """Whether the best validation figure of a compression is better than that of the sum, as far as both are known."""
-    best = []
-    for what in (variant, ()):
-        rate = best_rate(results, job, "onelora", what)
-        if rate is None:
-            return False
-        best.append(figure(results[Cell(job, "onelora", rate, SEEDS[0], "validation", what)], job))
-    return best[0] > best[1] if JOBS[job].greater_is_better else best[0] < best[1]
-
-
 def figure(result: dict, job: str, when: str = "after") -> float | None:
     """The figure that the job is ranked by; None where it was no finite number or training broke off."""
     return result["metrics"][when].get(JOBS[job].metric) if "metrics" in result else None
@@ -242,8 +231,7 @@ def wanted_cells(results: dict[Cell, dict], jobs: Iterable[str]) -> list[Cell]:
         cells += final_cells(results, job, method, extra=ATTENTION)
     for job, variant in itertools.product(jobs, COMPRESSIONS.values()):
         cells += sweep_cells(job, "onelora", variant)
-        if beats_the_sum(results, job, variant):
-            cells += final_cells(results, job, "onelora", variant)
+        cells += final_cells(results, job, "onelora", variant)
     return list(dict.fromkeys(cells))
 
 
@@ -314,7 +302,8 @@ def run_cell(cell: Cell, folder: Path, overrides: dict) -> None:
     flags = {**cell.flags(), **overrides, "output_dir": work}
     log = work / "log.txt"
     replaced = mock.patch.object(script, "apply_method", apply_method)
-    with replaced, open(log, "w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+    measured = mock.patch.object(functional, "compression_vector", timed(functional.compression_vector, cost))
+    with replaced, measured, _logged_to(log):
         try:
             script.main([f"--{name}={value}" for name, value in flags.items()])
         except SystemExit as ended:
@@ -331,6 +320,12 @@ def run_cell(cell: Cell, folder: Path, overrides: dict) -> None:
         results["seconds_of_calibration"] = sum(cost)
     write_json(place / "results.json", results)
     shutil.rmtree(work)
+
+
+@contextlib.contextmanager
+def _logged_to(path: Path) -> Iterator[None]:
+    with open(path, "w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+        yield
 
 
 def run(folder: Path, jobs: list[str], workers: int, minutes: float | None, overrides: dict) -> int:

@@ -168,7 +168,8 @@ def apply_method(
     Args:
         method: a name of `METHODS` or a combination of parts, see `find_method`.
         rank: of lora, dora and vera. lora_alpha: of lora and dora, by default ``rank`` (a scale of 1).
-        compression: "sum" or "random", of the methods with sum. seed: of random compression, and of initial values.
+        compression: "sum", "random" or "singular", of the methods with sum.
+        seed: of random compression, and of initial values.
         target_modules: adapt only those of ``adaptation.target_modules`` in whose full name this regular expression is
             found (``attn`` for the attention, ``blocks\\.1[01]\\.`` for two blocks); None adapts all.
         extra_modules_to_save: full names of further modules to train whole.

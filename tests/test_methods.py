@@ -243,6 +243,7 @@ def test_options_reach_the_configs():
     lora = build("timm", "lora", rank=3).peft_config["default"]
     assert (lora.r, lora.lora_alpha) == (3, 3)
     assert build("timm", "dora", rank=2, lora_alpha=8).peft_config["default"].lora_alpha == 8
+    assert build("timm", "onelora", compression="singular").peft_config["default"].compression == "singular"
     random = build("timm", "sum+bias", compression="random", seed=5).peft_config["default"]
     assert (random.compression, random.compression_seed) == ("random", 5)
     assert build("timm", "vera", seed=5).peft_config["default"].projection_prng_key == 5

@@ -144,11 +144,11 @@ def _sum_of_vectors(items: Sequence[Term], layouts: Sequence[Layout]) -> tuple[P
     """The 1LoRA family: any mixture of b, beta and gamma; what an adapter lacks is neutral."""
     summing = [i.adapter for i in items if i.adapter.config.use_sum]
     for other in summing[1:]:
-        a, b = ((x.config.compression, x.config.compression_seed) for x in (summing[0], other))
-        if a[0] != b[0] or (a[0] == "random" and a != b):
+        a, b = summing[0].config.compression_key, other.config.compression_key
+        if a != b:
             raise InputError(
                 f"{summing[0].path} and {other.path} do not blend: b multiplies different compressions of the input, "
-                f"{a[0]} (seed {a[1]}) and {b[0]} (seed {b[1]})"
+                f"{a} and {b}"
             )
     names = [name for name in _NEUTRAL if any(name in parts for layout in layouts for parts in layout.layers.values())]
     layers = {}

@@ -22,7 +22,7 @@ from onelora_vision.adapters.files import Adapter
 from onelora_vision.adapters.layout import ONELORA, VECTOR_NAMES, kind_of, layout_of
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.tuners.base import BASE_ADAPTER, listed
-from onelora_vision.tuners.onelora.functional import compress, plain_epilogue, random_compression
+from onelora_vision.tuners.onelora.functional import compress, compression_vector, plain_epilogue
 
 
 class Selection:
@@ -216,12 +216,12 @@ class AdapterBank(nn.Module):
     def __init__(self, model: nn.Module, adapters: Mapping[str, Adapter]):
         super().__init__()
         self.names = list(adapters)
-        _check_alike(adapters)
+        summing = _check_alike(adapters)
         layouts = [layout_of(a.config, a.tensors, str(a.path)) for a in adapters.values()]
         self._layers = list(dict.fromkeys(m for layout in layouts for m in layout.layers))
         self._whole = list(dict.fromkeys(m for layout in layouts for m in layout.whole))
         self._parts = {p for layout in layouts for parts in layout.layers.values() for p in parts}
-        banked = {name: self._linear(model, name, layouts, next(iter(adapters.values()))) for name in self._layers}
+        banked = {name: self._linear(model, name, layouts, summing) for name in self._layers}
         for name in self._whole:
             original = _module(model, name)
             values = [layout.whole.get(name) for layout in layouts]
@@ -237,7 +237,7 @@ class AdapterBank(nn.Module):
             model.set_submodule(name, module)
         self.model = model
 
-    def _linear(self, model: nn.Module, name: str, layouts: Sequence, first: Adapter) -> BankedLinear:
+    def _linear(self, model: nn.Module, name: str, layouts: Sequence, summing: Adapter | None) -> BankedLinear:
         linear = _module(model, name)
         if not isinstance(linear, nn.Linear):
             raise InputError(f"{name} is a {type(linear).__name__} in this model, not a Linear layer")
@@ -251,9 +251,9 @@ class AdapterBank(nn.Module):
                     _check_width(name, vector, linear)
                     table[row] = vector.to(table)
             tables[VECTOR_NAMES[key]] = table
-        config, v = first.config, None
-        if config.use_sum and config.compression == "random":
-            v = random_compression(linear.in_features, config.compression_seed).to(device)
+        v = None
+        if summing is not None:
+            v = compression_vector(summing.config.compression, linear.weight, summing.config.compression_seed)
         return BankedLinear(linear, tables, v)
 
     def use(self, choice: Sequence[int | str | None] | Tensor | None, *, tiled: bool = False) -> None:
@@ -353,10 +353,11 @@ def swap(model: PeftModel, adapter: Adapter, adapter_name: str = "default") -> N
     config = model.peft_config.get(adapter_name)
     if config is None:
         raise InputError(f"the model has no adapter {adapter_name!r}{nearest(adapter_name, model.peft_config)}")
-    for field in ("peft_type", "compression", "compression_seed", "mora_type", "r", "lora_alpha"):
+    for field in ("peft_type", "compression_key", "mora_type", "r", "lora_alpha"):
         mine, other = getattr(config, field, None), getattr(adapter.config, field, None)
         if mine != other:
-            raise InputError(f"{adapter.path}: its {field} is {other!r}, that of the adapter to replace {mine!r}")
+            name = field.removesuffix("_key")
+            raise InputError(f"{adapter.path}: its {name} is {other!r}, that of the adapter to replace {mine!r}")
     places = _own_parameters(model, adapter_name)
     if _shapes(places) != _shapes(adapter.tensors):  # VeRA's buffers, DoRA's names, or it does not fit: this says how
         places = adapter.check_fits(model, adapter_name)
@@ -382,7 +383,8 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {key: tensor.shape for key, tensor in tensors.items()}
 
 
-def _check_alike(adapters: Mapping[str, Adapter]) -> None:
+def _check_alike(adapters: Mapping[str, Adapter]) -> Adapter | None:
+    """Refuse what a bank cannot hold together; returns one of those with b, whose compression is that of all of them."""
     if not adapters:
         raise InputError("a bank needs at least one adapter")
     first = next(iter(adapters.values()))
@@ -397,10 +399,12 @@ def _check_alike(adapters: Mapping[str, Adapter]) -> None:
             raise InputError(f"{adapter.path}: trained in full, a model of its own; a bank shares the base")
         if adapter.info.base_fingerprint != first.info.base_fingerprint:
             raise InputError(f"{adapter.path}: trained on another base than {first.path}; a bank has one base")
-        if adapter.config.use_sum and first.config.use_sum:
-            one, other = ((a.config.compression, a.config.compression_seed) for a in (first, adapter))
-            if one[0] != other[0] or (one[0] == "random" and one != other):
-                raise InputError(f"{adapter.path}: compression {other} is not that of {first.path}, {one}")
+    summing = [adapter for adapter in adapters.values() if adapter.config.use_sum]
+    for adapter in summing:
+        one, other = summing[0].config.compression_key, adapter.config.compression_key
+        if one != other:
+            raise InputError(f"{adapter.path}: compression {other} is not that of {summing[0].path}, {one}")
+    return summing[0] if summing else None
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:

@@ -10,7 +10,7 @@ from onelora_vision.adapters.files import Adapter
 from onelora_vision.adapters.layout import LORA, ONELORA, Layout, kind_of
 from onelora_vision.errors import InputError
 from onelora_vision.tuners.base import listed
-from onelora_vision.tuners.onelora.functional import random_compression
+from onelora_vision.tuners.onelora.functional import compression_vector
 
 
 @dataclass
@@ -23,7 +23,7 @@ class LowRank:
 
 
 def low_rank(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowRank]:
-    """Each adapted layer of a 1LoRA or LoRA adapter as a `LowRank`; 1LoRA's down is a row of ones.
+    """Each adapted layer of a 1LoRA or LoRA adapter as a `LowRank`; 1LoRA's down is its compression vector.
 
     Raises:
         InputError: a part of the adapter is no low-rank change; the message lists it.
@@ -52,11 +52,9 @@ def _rank_one(config, module: str, parts: dict[str, Tensor], base: nn.Module) ->
         linear = base.get_submodule(module)
     except AttributeError:
         raise InputError(f"the base has no layer {module}, which the adapter changes") from None
-    width, like = linear.in_features, next(iter(parts.values()))
-    if config.use_sum and config.compression == "random":
-        down = random_compression(width, config.compression_seed)[None].to(like.dtype)
-    else:
-        down = torch.ones(1, width, dtype=like.dtype)
+    like = next(iter(parts.values()))
+    v = compression_vector(config.compression, linear.weight, config.compression_seed) if config.use_sum else None
+    down = torch.ones(1, linear.in_features, dtype=like.dtype) if v is None else v[None].to(like.dtype)
     shift = parts.get("onelora_beta")
     if shift is not None and linear.bias is None:
         raise InputError(f"{module} has no bias in the base, so its beta has no place in a LoRA; use --to merged")

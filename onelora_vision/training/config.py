@@ -34,7 +34,10 @@ class TrainingConfig:
     method: str = option("onelora", "fine-tuning method: onelora, lora, bitfit, head, full, sum+norms, …")
     rank: int = option(1, "rank, for the methods that have one")
     lora_alpha: float | None = option(None, "LoRA's alpha (default: the rank, that is a scale of 1)")
-    compression: Literal["sum", "random"] = option("sum", "what 1LoRA compresses its input with")
+    compression: Literal["sum", "random", "singular"] = option("sum", "what 1LoRA compresses its input with")
+    sum_scale: Literal["none", "rms"] = option(
+        "none", "rms: each b learns at the rate over the rms of its layer's sums, so that one rate fits more models"
+    )
     target_modules: str | None = option(
         None, "adapt only layers in whose name this regular expression is found, such as attn (default: all)"
     )

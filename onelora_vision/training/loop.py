@@ -38,6 +38,7 @@ from onelora_vision.training.optim import (
 )
 from onelora_vision.training.sharding import ShardedBlocks, leave_frozen_to_us
 from onelora_vision.training.step import OptimizerStep
+from onelora_vision.training.sum_scale import rates_by_sums
 from onelora_vision.training.trackers import log_figures, open_trackers
 
 
@@ -96,9 +97,12 @@ def train(
     processes = accelerator.num_processes
     steps = total_steps(config, len(dataset), processes)
     to_fp32(task.model)
+    factors = None
+    if config.sum_scale == "rms":
+        factors = rates_by_sums(task, _first_batch(dataset, config, accelerator), accelerator)
     if config.torch_compile:
         compile_blocks(task.model)
-    optimizer = build_optimizer(task.model, config, processes)
+    optimizer = build_optimizer(task.model, config, processes, factors)
     scheduler = build_scheduler(optimizer, config, steps)
     if config.shard_base:
         leave_frozen_to_us(task.model)
@@ -131,6 +135,13 @@ def train(
         best_step=progress.best_step,
         best_metric=progress.best_metric,
     )
+
+
+def _first_batch(dataset: Dataset, config: TrainingConfig, accelerator: Accelerator) -> dict:
+    """What this process's run begins with."""
+    place = accelerator.process_index, accelerator.num_processes
+    sampler = TrainingBatchSampler(len(dataset), config.train_batch_size, 1, config.seed, *place)
+    return next(iter(training_loader(dataset, sampler)))
 
 
 def evaluate(task: Task, loader, accelerator: Accelerator, seed: int = 0) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """AdamW over what is trained, with its own rate for the task's head, and the schedule of both."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import nn
 
@@ -19,24 +21,47 @@ def to_fp32(model: nn.Module) -> None:
         parameter.data = parameter.data.float()
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig, num_processes: int = 1) -> torch.optim.AdamW:
+class FactoredAdamW(torch.optim.AdamW):
+    """AdamW with a factor of the learning rate for each parameter, in its group's list ``factors``.
+
+    One group, and so one fused update, for all of them. The factors are part of the optimizer's state.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None):
+        before = [[p.clone() for p in group["params"]] if "factors" in group else [] for group in self.param_groups]
+        result = super().step(closure)
+        for group, old in zip(self.param_groups, before):
+            if old:
+                torch._foreach_sub_(group["params"], old)
+                torch._foreach_mul_(group["params"], group["factors"])
+                torch._foreach_add_(group["params"], old)
+        return result
+
+
+def build_optimizer(
+    model: nn.Module, config: TrainingConfig, num_processes: int = 1, factors: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
     """AdamW with the groups "vectors" (what the method trains) and "head" (`methods.head_parameters`).
 
     Weight decay, if any, acts on all of them alike. With ``scale_lr`` the rates are multiplied by the samples per
-    optimizer step, as in diffusers.
+    optimizer step, as in diffusers. ``factors`` multiply the rates of single vectors, by their names.
 
     Raises:
         InputError: nothing in the model requires a gradient.
     """
     head = head_parameters(model)
-    vectors = [parameter for name, parameter in trained_parameters(model).items() if name not in head]
-    groups = {"vectors": vectors, "head": list(head.values())}
+    vectors = {name: parameter for name, parameter in trained_parameters(model).items() if name not in head}
+    groups = {"vectors": list(vectors.values()), "head": list(head.values())}
     if not any(groups.values()):
         raise InputError(f"--method {config.method} trains nothing in this model: no parameter requires a gradient")
     factor = samples_per_step(config, num_processes) if config.scale_lr else 1
     rates = {"vectors": config.learning_rate, "head": config.head_learning_rate or config.learning_rate}
-    return torch.optim.AdamW(
-        [{"name": name, "params": group, "lr": rates[name] * factor} for name, group in groups.items() if group],
+    rows = [{"name": name, "params": group, "lr": rates[name] * factor} for name, group in groups.items() if group]
+    if factors:
+        rows[0]["factors"] = [factors.get(name, 1.0) for name in vectors]
+    return (FactoredAdamW if factors else torch.optim.AdamW)(
+        rows,
         lr=config.learning_rate * factor,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,

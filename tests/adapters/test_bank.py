@@ -38,6 +38,31 @@ def test_each_sample_goes_through_its_own_adapter(host, method, tmp_path):
     assert (result[2] - separate(host, None, inputs, 2)[0]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("compression", ["random", "singular"])
+@torch.no_grad()
+def test_adapters_with_b_compress_alike_whichever_comes_first(compression, tmp_path):
+    shift = make_adapter(tmp_path / "shift", method="bitfit", whole=False)
+    options = {"method": "onelora", "whole": False, "compression": compression, "seed": 2}
+    vector = make_adapter(tmp_path / "vector", **options)
+    inputs = three_samples("timm")
+    bank = AdapterBank(fresh("timm")[0], {"shift": shift, "vector": vector})
+    bank.use(["vector", "shift", "vector"])
+    result = output_of(bank, inputs)
+    for row, adapter in enumerate((vector, shift, vector)):
+        torch.testing.assert_close(result[row : row + 1], separate("timm", adapter, inputs, row), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_runs_with_other_seeds_swap(tmp_path):
+    a, b = (make_adapter(tmp_path / str(k), "timm", "onelora", k) for k in (1, 2))
+    b.config.compression_seed = 2  # of a sum, which has no use for it
+    model = a.attach(fresh("timm")[0]).eval()
+    swap(model, b)
+    assert torch.equal(
+        output_of(model, example("timm")), output_of(b.attach(fresh("timm")[0]).eval(), example("timm"))
+    )
+
+
 @pytest.mark.parametrize(
     ("host", "method"), [("timm", "onelora_norms"), ("diffusers", "sum"), ("transformers", "sum+norms")]
 )
@@ -124,7 +149,7 @@ def test_swap_copies_into_the_parameters_that_are_there(tmp_path):
     expected = output_of(b.attach(fresh("timm")[0]).eval(), example("timm"))
     assert torch.equal(output_of(model, example("timm")), expected)
     other = make_adapter(tmp_path / "c", "timm", "onelora_norms", compression="random")
-    with pytest.raises(InputError, match="its compression is 'random'"):
+    with pytest.raises(InputError, match="its compression is 'random-0'"):
         swap(model, other)
     with pytest.raises(InputError, match="no adapter 'x'"):
         swap(model, b, "x")

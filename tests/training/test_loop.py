@@ -84,6 +84,20 @@ def test_a_run_stopped_by_a_signal_and_resumed_ends_in_the_same_bits(tmp_path, c
     assert_same_run(tmp_path, unbroken, resumed)
 
 
+def test_rates_by_sums_resume_in_the_same_bits(tmp_path):
+    settings = {**EVERYTHING, "method": "onelora", "sum_scale": "rms", "learning_rate": 0.1}
+    unbroken = job(tmp_path / "unbroken", **settings)
+    with pytest.raises(SystemExit):
+        job(tmp_path / "resumed", **settings, kill_in_step=3)
+    resumed = job(tmp_path / "resumed", **settings, resume_from_checkpoint="latest")
+    assert_same_run(tmp_path, unbroken, resumed)
+    plain = job(tmp_path / "plain", **{**settings, "sum_scale": "none"})
+    name = "base_model.model.blocks.0.attn.qkv.onelora_b.default"
+    assert not torch.allclose(plain[1][name], unbroken[1][name])
+    with pytest.raises(InputError, match="--sum_scale rms is for methods with sum"):
+        job(tmp_path / "lora", sum_scale="rms")
+
+
 def test_an_evaluation_cut_short_is_done_again(tmp_path):
     unbroken = job(tmp_path / "unbroken", **EVERYTHING)
     with pytest.raises(SystemExit):

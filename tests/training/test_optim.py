@@ -4,7 +4,14 @@ from tiny_run import TinyConfig, tiny_model
 from torch import nn
 
 from onelora_vision.errors import InputError
-from onelora_vision.training.optim import build_optimizer, build_scheduler, to_fp32, total_steps, trained_parameters
+from onelora_vision.training.optim import (
+    FactoredAdamW,
+    build_optimizer,
+    build_scheduler,
+    to_fp32,
+    total_steps,
+    trained_parameters,
+)
 
 
 def rates(num_steps, **settings):
@@ -50,6 +57,36 @@ def test_scale_lr_multiplies_by_samples_per_step():
     config = TinyConfig(learning_rate=0.1, scale_lr=True, train_batch_size=4, gradient_accumulation_steps=3)
     groups = build_optimizer(tiny_model(config), config, num_processes=2).param_groups
     assert [group["lr"] for group in groups] == pytest.approx([2.4, 2.4])
+
+
+def test_factors_are_rates_of_single_parameters():
+    torch.manual_seed(0)
+    starts, factors = torch.randn(3, 5), [1.0, 0.01, 300.0]
+    ours = [nn.Parameter(start.clone()) for start in starts]
+    theirs = [nn.Parameter(start.clone()) for start in starts]
+    settings = {"lr": 0.1, "weight_decay": 0.02}
+    optimizer = FactoredAdamW([{"params": ours, "factors": factors}], **settings)
+    reference = torch.optim.AdamW([{"params": [p], "lr": 0.1 * f} for p, f in zip(theirs, factors)], **settings)
+    for step in range(4):
+        for a, b in zip(ours, theirs):
+            a.grad = b.grad = torch.randn(5)
+        optimizer.step(), reference.step()
+        if step == 1:  # the state has the factors
+            state = optimizer.state_dict()
+            optimizer = FactoredAdamW([{"params": ours, "factors": [0.0] * 3}], lr=9)
+            optimizer.load_state_dict(state)
+    torch.testing.assert_close(torch.stack(ours).data, torch.stack(theirs).data, rtol=1e-4, atol=1e-4)
+
+
+def test_factors_go_to_vectors_by_name():
+    config = TinyConfig(method="onelora", learning_rate=0.1)
+    model = tiny_model(config)
+    name = next(name for name in trained_parameters(model) if "onelora_b" in name)
+    groups = {g["name"]: g for g in build_optimizer(model, config, factors={name: 7.0}).param_groups}
+    chosen = dict(zip(groups["vectors"]["factors"], groups["vectors"]["params"]))
+    assert sorted(chosen) == [1.0, 7.0] and chosen[7.0] is trained_parameters(model)[name]
+    assert "factors" not in groups["head"]
+    assert type(build_optimizer(model, config)) is torch.optim.AdamW
 
 
 def test_nothing_to_train_is_refused():

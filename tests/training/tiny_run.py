@@ -10,7 +10,7 @@ import peft
 import timm
 import torch
 
-from onelora_vision import seeding
+from onelora_vision import OneLoraConfig, seeding
 from onelora_vision.data.stream import SampleRef, evaluation_loader
 from onelora_vision.errors import exits_cleanly
 from onelora_vision.training.config import TrainingConfig, option, parse_config
@@ -87,10 +87,9 @@ def tiny_model(config: TinyConfig) -> peft.PeftModel:
     model = timm.models.VisionTransformer(
         img_size=16, patch_size=8, embed_dim=12, depth=2, num_heads=2, num_classes=3, proj_drop_rate=config.dropout
     )
-    lora = peft.LoraConfig(
-        r=1, lora_alpha=1, target_modules=["qkv", "fc1"], modules_to_save=["head"], lora_dropout=config.dropout
-    )
-    adapted = peft.get_peft_model(model, lora)
+    places = {"target_modules": ["qkv", "fc1"], "modules_to_save": ["head"]}
+    lora = peft.LoraConfig(r=1, lora_alpha=1, lora_dropout=config.dropout, **places)
+    adapted = peft.get_peft_model(model, OneLoraConfig(**places) if config.method == "onelora" else lora)
     adapted.whole_modules = ("head",)  # as apply_method notes it
     return adapted
 

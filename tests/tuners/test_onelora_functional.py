@@ -6,7 +6,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from onelora_vision.tuners.onelora import functional
-from onelora_vision.tuners.onelora.functional import Vectors, compose, delta_weight, merged, random_compression
+from onelora_vision.tuners.onelora.functional import (
+    Vectors,
+    compose,
+    compression_vector,
+    delta_weight,
+    merged,
+    random_compression,
+    singular_compression,
+)
 
 D, K = 6, 5
 PARTS = [set(c) for size in (1, 2, 3) for c in itertools.combinations(("b", "beta", "gamma"), size)]
@@ -62,6 +70,8 @@ def test_formula_is_the_papers(bias):
     y = functional.linear(x, weight, c if bias else None, [Vectors(b, beta, gamma)])
     wx = x @ weight.T + (c if bias else 0)
     torch.testing.assert_close(y, gamma * (wx + beta) + b * x.sum(-1, keepdim=True))
+    y = functional.linear(x, weight, c if bias else None, [Vectors(b)])
+    torch.testing.assert_close(y, wx + b * x.sum(-1, keepdim=True))
 
 
 @pytest.mark.parametrize("tokens", [1, 9], ids=["touched_up", "formed"])
@@ -245,6 +255,36 @@ def test_composition_keeps_different_compressions_apart():
     weight = torch.randn(D, K)
     expected = weight + adapters[0].b[:, None] + (adapters[1].b + adapters[2].b)[:, None] * v
     torch.testing.assert_close(merged(weight, None, composed)[0], expected)
+
+
+def test_singular_compression_is_the_direction_that_the_weight_magnifies_most():
+    left, _, right = torch.linalg.svd(torch.randn(D, K, dtype=torch.float64), full_matrices=False)
+    sizes = torch.linspace(1, 0.1, len(right), dtype=torch.float64)
+    sizes[1:] *= 0.6
+    weight = left @ torch.diag(sizes) @ right
+    v = singular_compression(weight)
+    start = random_compression(K, 0).double()
+    torch.testing.assert_close(v, right[0] * (right[0] @ start).sign() * K**0.5, atol=1e-6, rtol=1e-6)
+    for other in (weight.float(), 1e-3 * weight.float(), weight.bfloat16()):
+        again = singular_compression(other)
+        assert again.dtype == torch.float32
+        assert torch.nn.functional.cosine_similarity(again.double(), v, dim=0) > 1 - 1e-4
+    nothing = singular_compression(torch.zeros(D, K))
+    assert torch.equal(nothing, random_compression(K, 0))
+
+
+def test_singular_compression_is_steady_where_singular_values_are_alike():
+    """What is rebuilt on another machine, from weights that differ by a rounding, is the same vector."""
+    weight = torch.eye(K) + 1e-6 * torch.randn(K, K)
+    v, again = singular_compression(weight), singular_compression(weight * (1 + 1e-7 * torch.randn(K, K)))
+    torch.testing.assert_close(again, v, atol=1e-4, rtol=1e-4)
+
+
+def test_compression_vectors_by_name():
+    weight = torch.randn(D, K)
+    assert compression_vector("sum", weight, 3) is None
+    assert torch.equal(compression_vector("random", weight, 3), random_compression(K, 3))
+    assert torch.equal(compression_vector("singular", weight, 3), singular_compression(weight))
 
 
 def test_random_compression_has_the_norm_of_ones_and_is_reproducible():

@@ -340,9 +340,32 @@ def test_random_compression_is_rebuilt_and_not_saved(tmp_path, x):
     )
 
 
-def test_adapters_with_different_compressions_work_together(x):
+def test_singular_compression_is_rebuilt_from_the_frozen_weight(tmp_path, x):
+    model = adapted(compression="singular")
+    model.save_pretrained(tmp_path)
+    assert {key.rpartition(".")[2] for key in load_file(tmp_path / "adapter_model.safetensors")} == {"onelora_b"}
+    expected = model(x)
+    assert not torch.allclose(expected, adapted()(x))
+    assert torch.equal(PeftModel.from_pretrained(net(), tmp_path)(x), expected)
+    model.merge_adapter()
+    torch.testing.assert_close(model(x), expected)
+    model.load_adapter(tmp_path, "again")  # the weight that is merged now is not the frozen one
+    model.unmerge_adapter()
+    model.set_adapter("again")
+    assert torch.equal(model(x), expected)
+
+
+def test_singular_compression_of_a_quantised_weight_is_refused():
+    quantised = net()
+    quantised.blocks[0].fc.weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(InputError, match=r"blocks\.0\.fc: compression='singular' needs its weight.*use 'sum'"):
+        get_peft_model(quantised, config(compression="singular"))
+
+
+@pytest.mark.parametrize("compression", ["random", "singular"])
+def test_adapters_with_different_compressions_work_together(x, compression):
     model = adapted()
-    model.add_adapter("random", config(compression="random", compression_seed=3, **ALL))
+    model.add_adapter("random", config(compression=compression, compression_seed=3, **ALL))
     model.base_model.set_adapter(["default", "random"])
     expected = model(x)
     model.merge_adapter()

@@ -9,7 +9,7 @@ from onelora_vision.errors import InputError
 from onelora_vision.tuners.base import check_choice, check_targets
 from onelora_vision.tuners.registry import peft_type
 
-COMPRESSIONS = ("sum", "random")
+COMPRESSIONS = ("sum", "random", "singular")
 
 
 @dataclass
@@ -24,9 +24,10 @@ class OneLoraConfig(PeftConfig):
         layers_pattern: name of the list that holds these layers (``blocks``).
         modules_to_save: modules trained and saved whole: a full name, or the end of a dotted name.
         use_sum: train b (1LoRA). use_bias: train beta (BitFit). use_scale: train gamma (with use_bias: DiffFit).
-        compression: "sum" (ones) or "random", a fixed vector of the same norm (the paper's ablation).
-        compression_seed: seed of the random vector, which is rebuilt and not saved: it depends on the seed and on the
-            layer's input width.
+        compression: what b multiplies: "sum" (ones), "random", a fixed vector of the same norm (the paper's ablation), or
+            "singular", the direction that the layer's frozen weight magnifies most, with the same norm. The vectors are
+            rebuilt and not saved: from seed and width, or from the weight.
+        compression_seed: seed of the random vector.
         init_weights: True starts as the identity; False draws small random vectors (for tests).
 
     Raises:
@@ -41,7 +42,7 @@ class OneLoraConfig(PeftConfig):
     use_sum: bool = field(default=True, metadata={"help": "Train b, the coefficients of the summed input (1LoRA)."})
     use_bias: bool = field(default=False, metadata={"help": "Train beta, a shift of the bias (BitFit)."})
     use_scale: bool = field(default=False, metadata={"help": "Train gamma, a scale of the output (DiffFit)."})
-    compression: str = field(default="sum", metadata={"help": "How the input is compressed: sum or random."})
+    compression: str = field(default="sum", metadata={"help": "How the input is compressed: sum, random or singular."})
     compression_seed: int = field(default=0, metadata={"help": "Seed of the random compression vector."})
     init_weights: bool = field(default=True, metadata={"help": "Start as the identity."})
 
@@ -62,6 +63,11 @@ class OneLoraConfig(PeftConfig):
     def has_vectors(self) -> bool:
         """Whether any layer is adapted; without vectors the adapter is its ``modules_to_save``."""
         return self.use_sum or self.use_bias or self.use_scale
+
+    @property
+    def compression_key(self) -> str:
+        """What tells compressions apart: adapters of one key share a layer's vector, and their b's add."""
+        return f"random-{self.compression_seed}" if self.compression == "random" else self.compression
 
     def _target_nothing(self) -> None:
         if not self.modules_to_save:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from onelora_vision.errors import InputError
 from onelora_vision.tuners.base import CompressionDict, LinearAdapter, VectorDict, is_plain_linear
 from onelora_vision.tuners.onelora import functional
 from onelora_vision.tuners.onelora.config import OneLoraConfig
@@ -17,16 +18,16 @@ class OneLoraLayer(LinearAdapter):
     """``y = gamma * (W0 x + beta0 + beta) + b * sum_i x_i``; parameters are (out_features,) and fp32."""
 
     adapter_layer_names = ("onelora_b", "onelora_beta", "onelora_gamma")
-    other_param_names = (*LinearAdapter.other_param_names, "compression_seeds")
+    other_param_names = (*LinearAdapter.other_param_names, "compression_keys")
 
     def __init__(self, base_layer: nn.Module, module_name: str) -> None:
         super().__init__(base_layer, module_name)
         self.onelora_b = VectorDict({})
         self.onelora_beta = VectorDict({})
         self.onelora_gamma = VectorDict({})
-        # Random compression vectors by seed (adapters with one seed share one), and the seed of each such adapter.
+        # Compression vectors by key (adapters with one key share one), and the key of each adapter that is no plain sum.
         self.compression_vectors = CompressionDict({})
-        self.compression_seeds: dict[str, int] = {}
+        self.compression_keys: dict[str, str] = {}
 
     def update_layer(self, adapter_name: str, config: OneLoraConfig) -> None:
         """Add the parameters of an adapter, on the base layer's device."""
@@ -44,20 +45,28 @@ class OneLoraLayer(LinearAdapter):
                 getattr(self, name)[adapter_name] = nn.Parameter(vector)
         self.scaling[adapter_name] = 1.0
         self.r[adapter_name] = 1
-        if config.use_sum and config.compression == "random":
-            seed = config.compression_seed
-            self.compression_seeds[adapter_name] = seed
-            self.compression_vectors[str(seed)] = functional.random_compression(self.in_features, seed).to(device)
+        if config.use_sum and config.compression != "sum":
+            self.compression_keys[adapter_name] = config.compression_key
+            self.compression_vectors[config.compression_key] = self._compression_vector(config)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _compression_vector(self, config: OneLoraConfig) -> torch.Tensor:
+        weight = self.get_base_layer().weight if self._unmerged is None else self._unmerged[0]
+        is_known = weight.is_floating_point() and weight.shape == (self.out_features, self.in_features)
+        if config.compression == "singular" and not is_known:
+            raise InputError(
+                f"{self.module_name}: compression='singular' needs its weight, which is quantised; use 'sum' or 'random'"
+            )
+        return functional.compression_vector(config.compression, weight, config.compression_seed)
 
     def vectors(self, adapter_name: str) -> Vectors:
         """The parameters of one adapter, not yet weighted; all None for an adapter that this layer does not have."""
-        seed = self.compression_seeds.get(adapter_name)
+        key = self.compression_keys.get(adapter_name)
         return Vectors(
             b=self.onelora_b.get(adapter_name),
             beta=self.onelora_beta.get(adapter_name),
             gamma=self.onelora_gamma.get(adapter_name),
-            v=None if seed is None else self.compression_vectors[str(seed)],
+            v=None if key is None else self.compression_vectors[key],
         )
 
     def composed(self, names: Sequence[str]) -> list[Vectors]:

@@ -1,0 +1,65 @@
+"""One learning rate for layers whose sums differ in size: each b learns at the rate over the size of its layer's sums.
+
+b multiplies Σx, which grows with the layer's width and with what its inputs have in common, so that a step of b moves the
+output of one layer much further than that of another. At a rate divided by the rms of the sums it moves all of them alike,
+as if b were reparametrised by that constant under AdamW. What is trained and saved is b itself, as ever.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from onelora_vision.errors import InputError
+from onelora_vision.tasks.base import Task
+from onelora_vision.tuners.onelora.functional import compress
+from onelora_vision.tuners.onelora.layer import OneLoraLayer
+
+_LEAST = 0.01
+"""Sums count as no smaller than this share of |x|: behind a LayerNorm that leaves no mean they are rounding errors."""
+
+
+@torch.no_grad()
+def rates_by_sums(task: Task, batch: dict, accelerator: Accelerator) -> dict[str, float]:
+    """Factor of the learning rate of each trained b, by the parameter's name: 1 / rms of its layer's sums in ``batch``.
+
+    Every process brings a batch of its own and gets the same factors.
+
+    Raises:
+        InputError: no b is trained.
+    """
+    layers = {
+        f"{path}.onelora_b.{adapter}": (module, adapter)
+        for path, module in task.model.named_modules()
+        if isinstance(module, OneLoraLayer)
+        for adapter, b in module.onelora_b.items()
+        if b.requires_grad
+    }
+    if not layers:
+        raise InputError("--sum_scale rms is for methods with sum: nothing in this model multiplies a sum")
+    totals = torch.zeros(len(layers), 3, device=accelerator.device, dtype=torch.float64)
+    was_training = task.model.training
+    task.model.eval()
+    with ExitStack() as hooks, accelerator.autocast():
+        for row, (layer, adapter) in zip(totals, layers.values()):
+            hooks.callback(layer.register_forward_pre_hook(_adding_to(row, adapter)).remove)
+        task.forward(send_to_device(batch, accelerator.device, skip_keys="seed"))
+    task.model.train(was_training)
+    sums, inputs, tokens = accelerator.reduce(totals, "sum").T
+    sizes = torch.maximum((sums / tokens).sqrt(), _LEAST * (inputs / tokens).sqrt())
+    # A layer that saw no token, or nothing but zeros, keeps the plain rate.
+    return dict(zip(layers, torch.where(sizes > 0, 1 / sizes, 1.0).tolist()))
+
+
+def _adding_to(row: Tensor, adapter: str) -> Callable[[nn.Module, tuple], None]:
+    """A hook that adds squared sums, squared inputs and tokens of a layer's input (..., k) to ``row``."""
+
+    def add(layer: OneLoraLayer, args: tuple) -> None:
+        x = args[0].float()
+        s = compress(x, layer.vectors(adapter).v)
+        row.add_(torch.stack([s.square().sum(), x.square().sum(), s.new_tensor(s.numel())]))
+
+    return add
