@@ -1,7 +1,7 @@
 """How well one vector compresses what full fine-tuning did: ``python -m benchmarks.alignment --full DIR --lora DIR``.
 
-1LoRA's update b 1ᵀ reads each layer's input along the vector of ones, a random compression along a random vector, LoRA of
-rank 1 along its learned A. For every layer: the cosine of these with the right singular vectors of the update that full
+1LoRA's update b 1ᵀ reads each layer's input along the vector of ones, ``--compression random`` along a random vector,
+``singular`` along the direction that the frozen weight magnifies most, LoRA of rank 1 along its learned A. For every layer: the cosine of these with the right singular vectors of the update that full
 training of the same base ended in (the paper's Fig. 9), and the share of the update's squared norm that any b could
 reach along them, ``|ΔW v|² / |v|² / |ΔW|²``, beside that of the best vector there is. Averaged over the layers of a kind.
 """
@@ -18,9 +18,10 @@ from onelora_vision.adapters.files import Adapter, read_adapter
 from onelora_vision.adapters.layout import layout_of
 from onelora_vision.errors import InputError, exits_cleanly
 from onelora_vision.figures import saved_figure
-from onelora_vision.tuners.onelora.functional import random_compression
+from onelora_vision.tuners.onelora.functional import random_compression, singular_compression
 
 BEST = "best"
+_COLUMNS = 5
 
 
 def full_updates(adapter: Adapter, base_state: dict[str, torch.Tensor], layers) -> dict[str, torch.Tensor]:
@@ -72,11 +73,13 @@ def measure(full: Path, lora: Path, base: str | None = None, top: int = 8, seed:
     require_same_base(whole, loaded), require_same_base(learned, loaded)
     layers = layout_of(learned.config, learned.tensors, str(lora)).layers
     found = defaultdict(list)
-    for name, update in full_updates(whole, loaded.model.state_dict(), layers).items():
+    state = loaded.model.state_dict()
+    for name, update in full_updates(whole, state, layers).items():
         features = update.shape[1]
         vectors = {
             "ones": torch.ones(features),
             "random": random_compression(features, seed),
+            "singular": singular_compression(state[f"{name}.weight"].float()),
             "learned (LoRA's A)": layers[name]["lora_A.weight"][0].float(),
         }
         found[kind(name)].append(alignments(update, vectors, min(top, *update.shape)))
@@ -109,16 +112,22 @@ def table(found: dict[str, dict]) -> list[str]:
 
 def draw(path: Path, found: dict[str, dict]) -> None:
     """A panel per layer kind: cosine with each principal component of the update."""
-    with saved_figure(path, (2.6 * len(found), 2.8)) as figure:
-        panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    columns = min(len(found), _COLUMNS)
+    rows = -(-len(found) // columns)
+    with saved_figure(path, (2.3 * columns, 2.3 * rows + 0.3)) as figure:
+        panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+        for axes in panels[len(found) :]:
+            axes.set_axis_off()
         for axes, (layer_kind, row) in zip(panels, found.items()):
-            for vector, color in zip((v for v in row if v not in ("layers", BEST)), ("#c0392b", "#7f7f7f", "#1f4e8c")):
+            for vector, color in zip((v for v in row if v not in ("layers", BEST)), ("#c0392b", "#7f7f7f", "#148f77", "#1f4e8c")):
                 cosines = row[vector]["cosines"]
                 axes.plot(range(1, len(cosines) + 1), cosines, marker="o", markersize=3, color=color, label=vector)
-            axes.set(title=layer_kind, xlabel="component of the full update", ylim=(0, 1))
+            axes.set_title(".".join(layer_kind.split(".")[-2:]), fontsize=9)
+            axes.set_ylim(0, 1)
             axes.grid(alpha=0.2)
-        figure.axes[0].set_ylabel("|cosine|")
-        figure.axes[0].legend(frameon=False, fontsize=7)
+        figure.supxlabel("principal component of the full update", fontsize=9)
+        figure.supylabel("|cosine|", fontsize=9)
+        panels[0].legend(frameon=False, fontsize=7)
 
 
 @exits_cleanly
