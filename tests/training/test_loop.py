@@ -130,6 +130,7 @@ def test_accumulated_batches_train_like_one_large_batch(tmp_path):
 
 def test_two_processes_train_like_one_and_stop_together(tmp_path):
     settings = {"checkpointing_steps": 6, "validation_steps": 3, "use_ema": True, "max_train_steps": 6}
+    settings |= {"method": "onelora", "sum_scale": "rms", "learning_rate": 0.05}
     alone = job(tmp_path / "alone", train_batch_size=4, **settings)
     flags = [f"--{name}={value}" for name, value in {**settings, "kill_in_step": 3, "kill_rank": 1}.items()]
     command = [sys.executable, tiny_run.__file__, f"--output_dir={tmp_path / 'two'}", "--train_batch_size=2", *flags]
