@@ -119,7 +119,9 @@ def draw(path: Path, found: dict[str, dict]) -> None:
         for axes in panels[len(found) :]:
             axes.set_axis_off()
         for axes, (layer_kind, row) in zip(panels, found.items()):
-            for vector, color in zip((v for v in row if v not in ("layers", BEST)), ("#c0392b", "#7f7f7f", "#148f77", "#1f4e8c")):
+            for vector, color in zip(
+                (v for v in row if v not in ("layers", BEST)), ("#c0392b", "#7f7f7f", "#148f77", "#1f4e8c")
+            ):
                 cosines = row[vector]["cosines"]
                 axes.plot(range(1, len(cosines) + 1), cosines, marker="o", markersize=3, color=color, label=vector)
             axes.set_title(".".join(layer_kind.split(".")[-2:]), fontsize=9)

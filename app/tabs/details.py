@@ -50,8 +50,8 @@ def _facts(said: dict) -> str:
     return "".join(sections)
 
 
-_PLAIN = ("task", "method", "peft_type", "base", "base_fingerprint", "layers", "layer_values", "whole_values", "values",
-          "file_bytes", "classes", "null_class", "protocol")  # fmt: skip
+_PLAIN = ("task", "method", "peft_type", "compression", "base", "base_fingerprint", "layers", "layer_values",
+          "whole_values", "values", "file_bytes", "classes", "null_class", "protocol")  # fmt: skip
 
 
 def _number(value: object) -> str:

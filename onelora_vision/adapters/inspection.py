@@ -40,6 +40,7 @@ def inspect(path: str | Path) -> dict:
         "file_bytes": _size(adapter.path),
         "method": info.method,
         "peft_type": kind_of(adapter.config),
+        "compression": adapter.config.compression_key if getattr(adapter.config, "use_sum", False) else None,
         "task": info.task,
         "base": info.base,
         "base_fingerprint": info.base_fingerprint,

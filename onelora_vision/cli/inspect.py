@@ -22,6 +22,8 @@ def show(result: dict, args: argparse.Namespace) -> None:
     print(
         f"{result['file']}: {result['method'] or 'unnamed method'} ({result['peft_type']}), {result['file_bytes']:,} bytes"
     )
+    if result["compression"] not in (None, "sum"):
+        print(f"compress {result['compression']}")
     print(f"task     {result['task'] or 'unnamed'}")
     print(f"base     {result['base'] or 'unnamed'}, fingerprint {result['base_fingerprint'] or 'none'}")
     print(f"values   {result['layer_values']:,} in {result['layers']} layers, {result['whole_values']:,} saved whole")
