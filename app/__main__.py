@@ -64,8 +64,10 @@ def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
     os.environ.setdefault("GRADIO_TEMP_DIR", str(root / "gradio"))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"
     from app.inference import Studio
+    from app.memory import trim_regularly
     from app.ui import CSS, THEME, build_page
 
+    trim_regularly()
     page = build_page(Studio(args.adapters, bases, args.max_upload_mb << 20, root, args.device))
     page.queue(max_size=args.max_queue, default_concurrency_limit=args.jobs)
     page.launch(
