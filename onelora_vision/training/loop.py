@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from onelora_vision.data.stream import TrainingBatchSampler, training_loader
-from onelora_vision.errors import InputError, nearest
+from onelora_vision.errors import InputError, TrainingError, nearest
 from onelora_vision.files import atomic_directory
 from onelora_vision.seeding import seed_all
 from onelora_vision.tasks.base import Task
@@ -90,7 +90,8 @@ def train(
 
     Raises:
         InputError: an unusable setting, a folder in use, a checkpoint of a run with other settings.
-        TrainingError: a NaN under ``on_nan="stop"``, a checkpoint that cannot be written, another process's end.
+        TrainingError: a NaN under ``on_nan="stop"``, a checkpoint that cannot be written, the end of another process or
+            of one that loads data.
         WriteError: another file that cannot be written.
         SystemExit: 143 or 130 after SIGTERM or SIGINT, with a checkpoint written.
     """
@@ -114,7 +115,7 @@ def train(
     settings = ckpt.run_settings(config, len(dataset), samples_per_step(config, processes)) | (identity or {})
     save_adapter = save_adapter or model.save_pretrained
     loop = _Loop(task, config, accelerator, run, settings, evaluation_loader, save_adapter, draw, sharded)
-    with in_touch(accelerator.process_index):
+    with in_touch(accelerator.process_index), _naming_lost_workers(config):
         loop.resume()
         signal_number = loop.go(dataset, steps, OptimizerStep(task, config, accelerator, run, hint))
     if signal_number:
@@ -135,6 +136,21 @@ def train(
         best_step=progress.best_step,
         best_metric=progress.best_metric,
     )
+
+
+@contextlib.contextmanager
+def _naming_lost_workers(config: TrainingConfig) -> Iterator[None]:
+    """Tell the end of a loader's process, which PyTorch raises in the midst of whatever is done, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise TrainingError(
+            f"{str(error).splitlines()[0].rstrip('. ')}, often for want of memory; the last good checkpoint is "
+            f"{ckpt.latest_checkpoint(config.output_dir) or 'none'}: go on with --resume_from_checkpoint latest, "
+            f"perhaps with fewer than --dataloader_num_workers {config.dataloader_num_workers}"
+        ) from error
 
 
 def _first_batch(dataset: Dataset, config: TrainingConfig, accelerator: Accelerator) -> dict:

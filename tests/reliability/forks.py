@@ -51,6 +51,8 @@ def wait(child: int, seconds: float) -> int | None:
 class WriteEvents:
     """Counts this process's writes (of files, syncs, renames, deletions) and kills it by SIGKILL at number ``kill_at``.
 
+    Those of its own children, such as a loader's workers, do not count.
+
     A file's write is cut in the middle: half of its bytes are on the disk. Each event is a line of ``record``, with
     the word "checkpoint" if it belongs to the writing or the rotation of checkpoints.
     """
@@ -59,6 +61,7 @@ class WriteEvents:
         self.record, self.kill_at, self.count = record, kill_at, 0
 
     def install(self) -> None:
+        self.process = os.getpid()
         for owner, name in ((os, "replace"), (os, "fsync"), (shutil, "rmtree")):
             self._patch(owner, name, lambda *args: None)
         self._patch(pathlib.Path, "write_bytes", _write_half)
@@ -68,6 +71,8 @@ class WriteEvents:
         whole = getattr(owner, name)
 
         def counted(*args, **options):
+            if os.getpid() != self.process:
+                return whole(*args, **options)
             self.count += 1
             with open(self.record, "a") as file:
                 file.write(f"{name} {'checkpoint' if _in_a_checkpoint() else 'other'}\n")

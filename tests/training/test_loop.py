@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 from processes import run_together
 from tiny_run import NoisyColors, TinyConfig, TinyTask, run, tiny_model
 
+from onelora_vision.data.stream import TrainingBatchSampler
 from onelora_vision.errors import InputError, TrainingError
 from onelora_vision.training import setup
 from onelora_vision.training.loop import train
@@ -96,6 +97,24 @@ def test_rates_by_sums_resume_in_the_same_bits(tmp_path):
     assert not torch.allclose(plain[1][name], unbroken[1][name])
     with pytest.raises(InputError, match="--sum_scale rms is for methods with sum"):
         job(tmp_path / "lora", sum_scale="rms")
+
+
+def test_a_killed_loader_process_ends_the_run_in_one_line(tmp_path):
+    settings = {"checkpointing_steps": 1, "train_batch_size": 1, "num_samples": 20}
+    unbroken = job(tmp_path / "unbroken", **settings)
+    with pytest.raises(
+        TrainingError, match=r"DataLoader worker .*killed.*memory; .*latest, perhaps with fewer"
+    ) as error:
+        job(tmp_path / "resumed", **settings, dataloader_num_workers=1, kill_worker_at=last_sample(settings))
+    assert "\n" not in str(error.value)
+    resumed = job(tmp_path / "resumed", **settings, resume_from_checkpoint="latest")
+    assert_same_run(tmp_path, unbroken, resumed)
+
+
+def last_sample(settings):
+    """The sample of a run's last step, on one process."""
+    sampler = TrainingBatchSampler(settings["num_samples"], settings["train_batch_size"], 6, seed=0)
+    return sampler.batch(5)[0].index
 
 
 def test_an_evaluation_cut_short_is_done_again(tmp_path):

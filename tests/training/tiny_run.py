@@ -28,6 +28,7 @@ class TinyConfig(TrainingConfig):
     num_samples: int = option(10, "size of the data set")
     nan_sample: int = option(-1, "the sample whose image is NaN", may_change=True)
     kill_in_step: int = option(-1, "the step in which a process gets a SIGTERM", may_change=True)
+    kill_worker_at: int = option(-1, "the sample at which the process that loads it is killed", may_change=True)
     kill_rank: int = option(0, "the number of that process", may_change=True)
     full_disk_in_step: int = option(-1, "the step from which on no file can be written", may_change=True)
     kill_in_evaluation: int = option(-1, "the evaluation in which it does", may_change=True)
@@ -47,6 +48,8 @@ class NoisyColors(torch.utils.data.Dataset):
         label = ref.index % 3
         image = seeding.randn([ref.seed], (3, 16, 16))[0] * 0.5
         image[label] += 1.0
+        if ref.index == self.config.kill_worker_at:
+            os.kill(os.getpid(), signal.SIGKILL)
         if ref.index == self.config.nan_sample:
             image[0, 0, 0] = float("nan")
         return {"image": image, "label": label, "seed": ref.seed, "path": f"images/{ref.index}.png"}
