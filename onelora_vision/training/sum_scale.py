@@ -18,8 +18,9 @@ from onelora_vision.tasks.base import Task
 from onelora_vision.tuners.onelora.functional import compress
 from onelora_vision.tuners.onelora.layer import OneLoraLayer
 
-_LEAST = 0.01
-"""Sums count as no smaller than this share of |x|: behind a LayerNorm that leaves no mean they are rounding errors."""
+_NOTHING = 0.01
+"""Sums below this share of |x| are rounding errors, as behind a LayerNorm that leaves no mean, and count as |x|: AdamW takes
+steps of full size on any noise, and b would only grow."""
 
 
 @torch.no_grad()
@@ -49,7 +50,8 @@ def rates_by_sums(task: Task, batch: dict, accelerator: Accelerator) -> dict[str
         task.forward(send_to_device(batch, accelerator.device, skip_keys="seed"))
     task.model.train(was_training)
     sums, inputs, tokens = accelerator.reduce(totals, "sum").T
-    sizes = torch.maximum((sums / tokens).sqrt(), _LEAST * (inputs / tokens).sqrt())
+    sizes, lengths = (sums / tokens).sqrt(), (inputs / tokens).sqrt()
+    sizes = torch.where(sizes < _NOTHING * lengths, lengths, sizes)
     # A layer that saw no token, or nothing but zeros, keeps the plain rate.
     return dict(zip(layers, torch.where(sizes > 0, 1 / sizes, 1.0).tolist()))
 

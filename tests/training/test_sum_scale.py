@@ -45,10 +45,10 @@ def test_a_rate_is_divided_by_the_rms_of_the_sums():
     assert found["first.onelora_b.default"] == pytest.approx(1 / sums.square().mean().sqrt().item(), rel=1e-5)
 
 
-def test_sums_that_are_rounding_errors_count_as_a_hundredth_of_the_input():
+def test_sums_that_are_rounding_errors_count_as_the_input_itself():
     """Behind a LayerNorm with neutral parameters |x| is the root of the width, and the sum nothing."""
     found = factors({"x": torch.randn(2, 5, 4)})
-    assert found["second.onelora_b.default"] == pytest.approx(100 / 6**0.5, rel=1e-2)
+    assert found["second.onelora_b.default"] == pytest.approx(1 / 6**0.5, rel=1e-2)
 
 
 def test_without_an_input_the_rate_is_the_plain_one():

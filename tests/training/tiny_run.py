@@ -90,6 +90,8 @@ def tiny_model(config: TinyConfig) -> peft.PeftModel:
     model = timm.models.VisionTransformer(
         img_size=16, patch_size=8, embed_dim=12, depth=2, num_heads=2, num_classes=3, proj_drop_rate=config.dropout
     )
+    for norm in (norm for block in model.blocks for norm in (block.norm1, block.norm2)):
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)  # or the sums behind them would be rounding errors
     places = {"target_modules": ["qkv", "fc1"], "modules_to_save": ["head"]}
     lora = peft.LoraConfig(r=1, lora_alpha=1, lora_dropout=config.dropout, **places)
     adapted = peft.get_peft_model(model, OneLoraConfig(**places) if config.method == "onelora" else lora)
