@@ -102,9 +102,7 @@ def test_rates_by_sums_resume_in_the_same_bits(tmp_path):
 def test_a_killed_loader_process_ends_the_run_in_one_line(tmp_path):
     settings = {"checkpointing_steps": 1, "train_batch_size": 1, "num_samples": 20}
     unbroken = job(tmp_path / "unbroken", **settings)
-    with pytest.raises(
-        TrainingError, match=r"DataLoader worker .*memory; .*latest, perhaps with fewer"
-    ) as error:
+    with pytest.raises(TrainingError, match=r"DataLoader worker .*memory; .*latest, perhaps with fewer") as error:
         job(tmp_path / "resumed", **settings, dataloader_num_workers=1, kill_worker_at=last_sample(settings))
     assert "\n" not in str(error.value)
     resumed = job(tmp_path / "resumed", **settings, resume_from_checkpoint="latest")
