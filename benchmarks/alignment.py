@@ -1,9 +1,10 @@
 """How well one vector compresses what full fine-tuning did: ``python -m benchmarks.alignment --full DIR --lora DIR``.
 
 1LoRA's update b 1ᵀ reads each layer's input along the vector of ones, ``--compression random`` along a random vector,
-``singular`` along the direction that the frozen weight magnifies most, LoRA of rank 1 along its learned A. For every layer: the cosine of these with the right singular vectors of the update that full
-training of the same base ended in (the paper's Fig. 9), and the share of the update's squared norm that any b could
-reach along them, ``|ΔW v|² / |v|² / |ΔW|²``, beside that of the best vector there is. Averaged over the layers of a kind.
+``singular`` along the direction that the frozen weight magnifies most, LoRA of rank 1 along its learned A. For every
+layer: the cosine of these with the right singular vectors of the update that full training of the same base ended in
+(the paper's Fig. 9), and the share of the update's squared norm that any b could reach along them,
+``|ΔW v|² / |v|² / |ΔW|²``, beside that of the best vector there is. Averaged over the layers of a kind.
 """
 
 import argparse

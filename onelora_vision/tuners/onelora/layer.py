@@ -46,8 +46,9 @@ class OneLoraLayer(LinearAdapter):
         self.scaling[adapter_name] = 1.0
         self.r[adapter_name] = 1
         if config.use_sum and config.compression != "sum":
-            self.compression_keys[adapter_name] = config.compression_key
-            self.compression_vectors[config.compression_key] = self._compression_vector(config)
+            key = self.compression_keys[adapter_name] = config.compression_key
+            if key not in self.compression_vectors:
+                self.compression_vectors[key] = self._compression_vector(config)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _compression_vector(self, config: OneLoraConfig) -> torch.Tensor:
