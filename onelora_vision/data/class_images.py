@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
 from onelora_vision.data.images import decode_image, list_folders, list_images, read_image, shown, to_rgb
-from onelora_vision.data.stream import SampleRef
+from onelora_vision.data.stream import SampleRef, SeededDataset
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.seeding import mix, seedable
+from onelora_vision.seeding import mix
 
 #: Name of the data set that needs no folder.
 EMBEDDED = "embedded"
@@ -113,7 +112,7 @@ class ClassImages:
         return [np.random.default_rng(mix(seed, k)).permutation(group).tolist() for k, group in enumerate(members)]
 
 
-class ClassImageDataset(Dataset):
+class ClassImageDataset(SeededDataset):
     """Transformed images with their labels, indexed by `SampleRef`.
 
     An item is ``{"image": transform(picture), "label": int, "seed": int, "index": int, "path": str}``. The transform
@@ -150,14 +149,6 @@ class ClassImageDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.source)
-
-    def __getitem__(self, ref: SampleRef | int) -> dict[str, Any]:
-        return self.__getitems__([ref])[0]
-
-    def __getitems__(self, refs: Sequence[SampleRef | int]) -> list[dict[str, Any]]:
-        """The items of a batch, which `DataLoader` asks for at once where it can."""
-        with seedable() as seed:
-            return [self._item(SampleRef.of(ref), seed) for ref in refs]
 
     def _item(self, ref: SampleRef, seed: Callable[[int], None]) -> dict[str, Any]:
         index, picture = self._readable(ref.index)

@@ -20,16 +20,15 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from onelora_vision.data.class_images import ClassImageDataset
 from onelora_vision.data.content import combined_hash, content_hashes
 from onelora_vision.data.generation import SquareCrop
-from onelora_vision.data.stream import SampleRef, collate
+from onelora_vision.data.stream import SampleRef, SeededDataset, collate
 from onelora_vision.errors import InputError
 from onelora_vision.files import atomic_file
-from onelora_vision.seeding import seedable
 
 SHARD = 512  # entries; of 32 x 32 x 4 latents in fp32 a shard is 32 MiB
 
@@ -89,7 +88,7 @@ class LatentStore:
         return {**self.__dict__, "_open": {}}  # a worker process opens the files itself
 
 
-class LatentDataset(Dataset):
+class LatentDataset(SeededDataset):
     """A `ClassImageDataset` whose images are latents: items have ``mean`` and ``std`` (C, h, w) in place of ``image``.
 
     Whether an item is mirrored is drawn as the dataset's own transform draws it. An image that could not be read, and
@@ -108,14 +107,6 @@ class LatentDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    def __getitem__(self, ref: SampleRef | int) -> dict[str, Any]:
-        return self.__getitems__([ref])[0]
-
-    def __getitems__(self, refs: Sequence[SampleRef | int]) -> list[dict[str, Any]]:
-        """The items of a batch, as `ClassImageDataset` has it."""
-        with seedable() as seed:
-            return [self._item(SampleRef.of(ref), seed) for ref in refs]
 
     def _item(self, ref: SampleRef, seed: Callable[[int], None]) -> dict[str, Any]:
         index = ref.index

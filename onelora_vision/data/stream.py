@@ -5,14 +5,14 @@ of loader workers, and for any number of processes whose batches add up to the s
 """
 
 import signal
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from onelora_vision.errors import InputError
-from onelora_vision.seeding import mix
+from onelora_vision.seeding import mix, seedable
 
 
 class SampleRef(NamedTuple):
@@ -25,6 +25,21 @@ class SampleRef(NamedTuple):
     def of(cls, ref: "SampleRef | int") -> "SampleRef":
         """``ref`` itself, or for a plain index the reference whose seed is that index (evaluation)."""
         return ref if isinstance(ref, cls) else cls(int(ref), int(ref))
+
+
+class SeededDataset(Dataset):
+    """A dataset of `SampleRef`s whose ``_item(ref, seed)`` draws from the global generators once it has seeded them."""
+
+    def __getitem__(self, ref: SampleRef | int) -> dict[str, Any]:
+        return self.__getitems__([ref])[0]
+
+    def __getitems__(self, refs: Sequence[SampleRef | int]) -> list[dict[str, Any]]:
+        """The items of a batch, which `DataLoader` asks for at once where it can."""
+        with seedable() as seed:
+            return [self._item(SampleRef.of(ref), seed) for ref in refs]
+
+    def _item(self, ref: SampleRef, seed: Callable[[int], None]) -> dict[str, Any]:
+        raise NotImplementedError
 
 
 class TrainingBatchSampler(Sampler[list[SampleRef]]):
