@@ -40,7 +40,7 @@ def run(x, weight, bias, vectors, autocast=False):
     return y, torch.autograd.grad(y, inputs, torch.randn_like(y))
 
 
-@pytest.mark.parametrize("tokens", [1, 40], ids=["touched_up", "formed"])
+@pytest.mark.parametrize("tokens", [1, 40])
 @pytest.mark.parametrize("parts", PARTS, ids=lambda p: "+".join(sorted(p)))
 @pytest.mark.parametrize(
     ("dtype", "autocast", "tolerance"),
@@ -74,7 +74,7 @@ def test_formula_is_the_papers(bias):
     torch.testing.assert_close(y, wx + b * x.sum(-1, keepdim=True))
 
 
-@pytest.mark.parametrize("tokens", [1, 9], ids=["touched_up", "formed"])
+@pytest.mark.parametrize("tokens", [1, 9])
 @pytest.mark.parametrize("parts", PARTS, ids=lambda p: "+".join(sorted(p)))
 @pytest.mark.parametrize("random", [False, True])
 def test_gradcheck(parts, tokens, random):
@@ -89,6 +89,24 @@ def test_gradcheck(parts, tokens, random):
         )
 
     assert torch.autograd.gradcheck(f, (x, bias, *[t for t in vectors[:3] if t is not None]))
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_vectors_in_fp32_leave_a_layer_in_fp64_its_precision(random):
+    v = random_compression(K, 3) if random else None
+    x, weight, bias, vectors = problem(9, {"b"}, torch.float64, v)
+    b = vectors.b.detach().float().requires_grad_()
+    y, gradients = run(x, weight, bias, Vectors(b, v=v))
+    with functional.plain_operations():
+        expected, expected_gradients = run(x, weight, bias, Vectors(b, v=v))
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients[0], expected_gradients[0], rtol=1e-12, atol=1e-12)
+
+
+def test_b_of_zero_leaves_the_frozen_layers_numbers_bit_for_bit():
+    x, weight, bias = torch.randn(50, 64), torch.randn(96, 64), torch.randn(96)
+    for c in (bias, None):
+        assert torch.equal(functional.linear(x, weight, c, [Vectors(torch.zeros(96))]), F.linear(x, weight, c))
 
 
 def test_small_b_is_not_rounded_away_on_a_half_precision_weight():

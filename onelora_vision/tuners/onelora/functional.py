@@ -270,12 +270,12 @@ def _sum_linear(
         return _SumLinear.apply(rows, weight.to(dtype), bias, b, v, torch.is_grad_enabled()).view(shape)
 
 
-def _forming_pays(tokens: int, width: int, weight: Tensor) -> bool:
-    """Whether to form ``W + b v^T`` (one pass over the weight) and not to touch up a (tokens, width') output.
+def _starts_from_the_sums(weight: Tensor) -> bool:
+    """Whether the rank-1 part is written first and the matrix product added to it: a pass over the output less.
 
-    Never where the matrix product may be done in less than fp32 (bf16, TF32): there the sum would round b away.
+    On CPUs in fp32 and better. In bf16 and fp16 the part would be rounded before it is added to.
     """
-    return tokens > width and weight.dtype in (torch.float32, torch.float64) and weight.device.type == "cpu"
+    return weight.dtype in (torch.float32, torch.float64) and weight.device.type == "cpu"
 
 
 class _SumLinear(torch.autograd.Function):
@@ -283,13 +283,13 @@ class _SumLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, b, v, with_grad):
-        formed = _forming_pays(*x.shape, weight)
-        trains_b = with_grad and ctx.needs_input_grad[3]
-        s = compress(x, v) if trains_b or not formed else None
-        if formed:
-            y = F.linear(x, weight + _outer(b, v), bias)
+        s = compress(x, None) if v is None else rows_dot(x, v)[:, None]  # (tokens, 1)
+        if _starts_from_the_sums(weight):
+            start = s * b if bias is None else torch.addcmul(bias, s, b)
+            y = start.addmm_(x, weight.t())
         else:
             y = F.linear(x.to(weight.dtype), weight, bias).addcmul_(s, b)
+        trains_b = with_grad and ctx.needs_input_grad[3]
         ctx.x_dtype = x.dtype
         # The weight is for x's gradient alone; under autocast it is a copy, which the first layer need not keep.
         ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, b, v, s if trains_b else None)
@@ -305,17 +305,18 @@ class _SumLinear(torch.autograd.Function):
         weight, b, v, s = ctx.saved_tensors
         needs_x, _, needs_bias, needs_b = ctx.needs_input_grad[:4]
         with torch.autocast(grad.device.type, enabled=False):
-            grad_x = _grad_input(grad, weight, b, v, ctx.x_dtype) if needs_x else None
-            grad_bias = grad.sum(0) if needs_bias else None
+            # The vectors first: the layer behind has just written grad, and the product would drive it out of the cache.
             grad_b = weighted_sum(grad, s.reshape(-1)) if needs_b else None
+            grad_bias = grad.sum(0) if needs_bias else None
+            grad_x = _grad_input(grad, weight, b, v, ctx.x_dtype) if needs_x else None
         return grad_x, None, grad_bias, grad_b, None, None
 
 
 def _grad_input(rows: Tensor, weight: Tensor, b: Tensor, v: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """``rows (W + b v^T)`` (tokens, k), with the formed weight or with a rank-1 correction."""
-    if _forming_pays(len(rows), len(weight), weight):
-        return rows @ (weight + _outer(b, v))
+    """``rows (W + b v^T)`` (tokens, k), in the order of the forward pass."""
     share = rows_dot(rows, b)[:, None]  # (tokens, 1)
+    if _starts_from_the_sums(weight):
+        return torch.addmm(share, rows, weight) if v is None else (share * v).addmm_(rows, weight)
     grad = (rows @ weight).to(dtype)
     return grad.add_(share) if v is None else grad.addcmul_(share, v)
 
@@ -370,7 +371,8 @@ def weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def rows_dot(rows: Tensor, vector: Tensor) -> Tensor:
-    """``rows vector`` (tokens,) for rows (tokens, d), in the vector's precision."""
+    """``rows vector`` (tokens,) for rows (tokens, d), in the better precision of the two and in fp32 at least."""
+    vector = vector.to(torch.promote_types(vector.dtype, _at_least_float32(rows)))
     if rows.dtype == vector.dtype:
         return torch.mv(rows, vector)
     return torch.cat([torch.mv(block.to(vector.dtype), vector) for block in rows.split(_MIX_ROWS)])
