@@ -152,7 +152,10 @@ def adapt(vit: ViT, config: ClassificationConfig) -> PeftModel:
 
 
 def training_transform(vit: ViT, config: ClassificationConfig):
-    """timm's training transform in the base's size and normalisation, with the augmentation that was asked for."""
+    """timm's training transform in the base's size, with the augmentation that was asked for.
+
+    It gives bytes, which the task normalises, but for erasing, which timm does after it has normalised.
+    """
     augments = config.crop_scale < 1 or config.random_flip or config.aa or config.reprob
     if not augments:
         return vit.transform
@@ -165,6 +168,7 @@ def training_transform(vit: ViT, config: ClassificationConfig):
         color_jitter=None,
         auto_augment=config.aa,
         re_prob=config.reprob,
+        normalize=config.reprob > 0,
     )
 
 
@@ -188,7 +192,8 @@ def run(config: ClassificationConfig) -> dict:
             print_plan(config, model, len(training), accelerator.num_processes)
         return {}
 
-    task = ClassificationTask(model, vit.class_names, config.smoothing, config.mixup, config.cutmix)
+    normalisation = {name: vit.data_config[name] for name in ("mean", "std")}
+    task = ClassificationTask(model, vit.class_names, config.smoothing, config.mixup, config.cutmix, **normalisation)
     dataset = ClassImageDataset(training, training_transform(vit, config), config.on_bad_image)
     loader = partial(make_evaluation_loader, vit=vit, config=config, accelerator=accelerator)
     validation_loader, test_loader = loader(validation) if validation else None, loader(test)

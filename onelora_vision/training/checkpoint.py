@@ -30,12 +30,16 @@ from onelora_vision.training.optim import trained_parameters
 
 @dataclass
 class Progress:
-    """How far a run has come. ``history`` has one value per step: loss, grad_norm, learning_rate, …"""
+    """How far a run has come. ``history`` has one value per step: loss, grad_norm, learning_rate, …
+
+    ``seconds`` are those of the steps, ``data_seconds`` those of them in which a step waited for its batches.
+    """
 
     step: int = 0
     evaluated_step: int = 0
     skipped_steps: int = 0
     seconds: float = 0.0
+    data_seconds: float = 0.0
     best_step: int | None = None
     best_metric: float | None = None
     evaluations: list = field(default_factory=list)

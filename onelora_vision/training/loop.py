@@ -49,6 +49,7 @@ class TrainingSummary:
     Attributes:
         steps, skipped_steps: optimizer steps done; of those, how many were skipped because of a NaN.
         seconds, seconds_per_step: in steps only, without evaluations and checkpoints.
+        data_seconds_per_step: of these, what a step waited for its batches.
         history: per step: loss, grad_norm, learning_rate and what else ``forward`` returned.
         evaluations: (step, figures) of each evaluation during training.
         best_step, best_metric: of ``metric_for_best_model``, else None.
@@ -58,6 +59,7 @@ class TrainingSummary:
     skipped_steps: int
     seconds: float
     seconds_per_step: float
+    data_seconds_per_step: float
     history: dict[str, list[float]]
     evaluations: list[tuple[int, dict[str, float]]]
     best_step: int | None
@@ -120,6 +122,7 @@ def train(
         signal_number = loop.go(dataset, steps, OptimizerStep(task, config, accelerator, run, hint))
     if signal_number:
         loop.leave(signal_number)
+    loop.tell_of_waiting()
     if sharded is not None:
         sharded.dissolve()
     if ema is not None:
@@ -131,6 +134,7 @@ def train(
         skipped_steps=progress.skipped_steps,
         seconds=progress.seconds,
         seconds_per_step=progress.seconds / max(progress.step, 1),
+        data_seconds_per_step=progress.data_seconds / max(progress.step, 1),
         history=progress.history,
         evaluations=progress.evaluations,
         best_step=progress.best_step,
@@ -302,6 +306,15 @@ class _Loop:
     def _rotate(self) -> None:
         if self.accelerator.is_main_process:
             ckpt.rotate(self.config.output_dir, self.config.checkpoints_total_limit)
+
+    def tell_of_waiting(self) -> None:
+        """Say so if data came too slowly; not after a few steps, where the loader's start weighs most."""
+        progress = self.run.progress
+        if progress.step >= 20 and progress.data_seconds > 0.1 * progress.seconds:
+            self.accelerator.print(
+                f"training waited for data in {progress.data_seconds / progress.seconds:.0%} of its time: more processes "
+                f"can read ahead (--dataloader_num_workers, now {self.config.dataloader_num_workers})"
+            )
 
     def leave(self, signal_number: int) -> NoReturn:
         """Say how to go on, and exit with the code that a process ended by this signal has."""

@@ -79,6 +79,7 @@ def write_results(
         "best_step": summary.best_step,
         "seconds_total": seconds_total,
         "seconds_per_step": summary.seconds_per_step,
+        "data_seconds_per_step": summary.data_seconds_per_step,
         "peak_memory_bytes": peak_memory_bytes(),
         "versions": versions(),
         "config": dataclasses.asdict(config),

@@ -47,7 +47,9 @@ class OptimizerStep:
         config, accelerator, run, start = self.config, self.accelerator, self.run, time.perf_counter()
         step, outputs, names = run.progress.step, [], []
         for micro in range(config.gradient_accumulation_steps):
+            waiting = time.perf_counter()
             batch = next(batches)
+            run.progress.data_seconds += time.perf_counter() - waiting
             number = step * config.gradient_accumulation_steps + micro
             names.append(batch.get("path") or [f"sample {ref.index}" for ref in sampler.batch(number)])
             seed_all(mix(config.seed, step, micro, accelerator.process_index))

@@ -102,7 +102,7 @@ def outcome(output: Path) -> dict:
         found[str(file.relative_to(output))] = hashlib.sha256(file.read_bytes()).hexdigest()
     last = max((path for path in output.glob("checkpoint-*")), key=lambda path: int(path.name.split("-")[1]))
     state = torch.load(last / "training_state.pt", weights_only=True)
-    state["progress"]["seconds"] = 0
+    state["progress"].update(seconds=0, data_seconds=0)
     found["training state"] = _plain(state)
     found["files"] = sorted(path.name for path in output.iterdir())
     found["logs"] = logged(output)

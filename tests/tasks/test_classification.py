@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from onelora_vision.data.stream import collate
 from onelora_vision.errors import InputError
@@ -37,6 +38,18 @@ def test_loss_is_cross_entropy_with_label_smoothing():
         expected = -(target * logits.log_softmax(1)).sum(1).mean()
         assert output["loss"].item() == pytest.approx(expected.item(), abs=1e-6)
         assert output["accuracy"].item() == (logits.argmax(1) == images["label"]).float().mean().item()
+
+
+def test_images_in_bytes_are_normalised_as_timm_does():
+    from timm.data import create_transform
+
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    transform = create_transform((3, 8, 8), mean=mean, std=std, crop_pct=1.0)
+    pixels = torch.randint(0, 256, (4, 8, 8, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pictures = [Image.fromarray(picture.numpy()) for picture in pixels]
+    task = ClassificationTask(Linear(), "abc", mean=mean, std=std)
+    task.forward({**batch(), "image": pixels.permute(0, 3, 1, 2)})
+    assert torch.equal(task.model.seen, torch.stack([transform(picture) for picture in pictures]))
 
 
 @pytest.mark.parametrize("alphas", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])

@@ -77,7 +77,7 @@ def test_a_user_fine_tunes_a_pipeline_folder_on_food101_resumes_and_samples(dit_
     results = json.loads((output / "results.json").read_text())
     assert {
         "task", "method", "seed", "trainable_parameters", "adapter_parameters", "metrics", "protocol", "seconds_total",
-        "seconds_per_step", "peak_memory_bytes", "versions", "config",
+        "seconds_per_step", "data_seconds_per_step", "peak_memory_bytes", "versions", "config",
     } <= results.keys()  # fmt: skip
     # two blocks of 4·32 + 128 + 32 + 192 and the final layer's 64 + 32; the table of 3 classes and the null class
     assert results["adapter_parameters"] == 2 * 480 + 96

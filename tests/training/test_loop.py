@@ -1,6 +1,7 @@
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -12,7 +13,7 @@ from tiny_run import NoisyColors, TinyConfig, TinyTask, run, tiny_model
 
 from onelora_vision.data.stream import TrainingBatchSampler
 from onelora_vision.errors import InputError, TrainingError
-from onelora_vision.training import setup
+from onelora_vision.training import setup, step
 from onelora_vision.training.loop import train
 from onelora_vision.training.setup import start_run
 
@@ -42,7 +43,7 @@ def job(folder, **settings):
 
 def checkpoint_state(folder):
     state = torch.load(folder / "training_state.pt", weights_only=True)
-    state["progress"]["seconds"] = 0
+    state["progress"].update(seconds=0, data_seconds=0)
     return [state, *(file.read_bytes() for file in sorted(folder.glob("*.safetensors")))]
 
 
@@ -167,6 +168,26 @@ def test_the_schedule_steps_once_per_optimizer_step(tmp_path):
     history = job(tmp_path, gradient_accumulation_steps=3, **settings)[0].history
     assert history["lr_vectors"] == [0, 0.5, 1, 0.75, 0.5, 0.25]
     assert history["lr_head"] == pytest.approx([0, 0.05, 0.1, 0.075, 0.05, 0.025])
+
+
+@pytest.mark.parametrize("steps", [20, 19])
+def test_waiting_for_data_is_measured_and_told(tmp_path, monkeypatch, capsys, steps):
+    clock = [0.0]
+
+    def takes(seconds, function):
+        def later(*args):
+            clock[0] += seconds
+            return function(*args)
+
+        return later
+
+    monkeypatch.setattr(step, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(NoisyColors, "__getitem__", takes(1.0, NoisyColors.__getitem__))
+    monkeypatch.setattr(TinyTask, "forward", takes(12.0, TinyTask.forward))
+    summary = job(tmp_path, max_train_steps=steps, train_batch_size=4)[0]
+    assert (summary.data_seconds_per_step, summary.seconds_per_step) == (4.0, 16.0)
+    told = "training waited for data in 25% of its time: more processes can read ahead (--dataloader_num_workers, now 0)"
+    assert (told in capsys.readouterr().out) == (steps == 20)
 
 
 def test_gradients_are_clipped_and_the_norm_before_is_logged(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from onelora_vision.training.report import (
     write_results,
 )
 
-SUMMARY = TrainingSummary(3, 0, 0.3, 0.1, {"loss": [3.0, 2.0, 1.0]}, [], None, None)
+SUMMARY = TrainingSummary(3, 0, 0.3, 0.1, 0.01, {"loss": [3.0, 2.0, 1.0]}, [], None, None)
 
 
 def results(tmp_path, seed=0, accuracy=0.5, **changes):
@@ -38,7 +38,7 @@ def test_results_have_the_fixed_keys_and_count_whole_modules_apart(tmp_path):
     written = json.loads((tmp_path / "results.json").read_text())
     assert {
         "task", "method", "seed", "trainable_parameters", "adapter_parameters", "metrics", "protocol",
-        "seconds_total", "seconds_per_step", "peak_memory_bytes", "versions", "config",
+        "seconds_total", "seconds_per_step", "data_seconds_per_step", "peak_memory_bytes", "versions", "config",
     } <= written.keys()  # fmt: skip
     adapter = 2 * ((12 + 36) + (12 + 48))  # rank 1 on qkv and fc1 of two blocks
     assert written["adapter_parameters"] == adapter
