@@ -1,7 +1,7 @@
 PYTHON ?= python
 SOURCES = onelora_vision train_scripts app benchmarks tests
 
-BENCHMARKS = step swap bank memory data
+BENCHMARKS = step swap bank memory data profile
 
 .PHONY: quality style test docs adapters bench bench-quick test-oldest host-internals
 

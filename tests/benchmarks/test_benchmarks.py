@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 
-from benchmarks import step, subjects
+from benchmarks import profile, step, subjects
 
 
-@pytest.mark.parametrize("name", ["step", "swap", "bank", "data", "memory", "dit_xl2"])
+@pytest.mark.parametrize("name", ["step", "swap", "bank", "data", "memory", "profile", "dit_xl2"])
 def test_benchmark_runs_quickly(name, tmp_path, capsys):
     output = tmp_path if name == "step" else tmp_path / "result.json"
     importlib.import_module(f"benchmarks.{name}").main(["--quick", "--output", str(output)])
@@ -29,6 +29,21 @@ def test_the_frozen_reference_trains_no_block_and_its_gradient_flows_through_all
     subjects.training_step(model, subjects.random_inputs(subject, 2), "fp32")()
     assert len(inputs) == 1 and inputs[0].abs().sum() > 0
     assert [name for name, p in model.named_parameters() if p.requires_grad and "embedding_table" not in name] == []
+
+
+def test_a_steps_seconds_are_told_apart_by_what_they_are_spent_on():
+    x, weight = torch.randn(300, 400), torch.zeros(300, 400, requires_grad=True)
+    optimizer = torch.optim.AdamW([weight])
+
+    def step():
+        (weight @ x.T).square().sum().backward()
+        optimizer.step()
+
+    found = profile.seconds_by_group(step, 2)
+    assert set(found) == {*profile.GROUPS, "other operations", "optimizer", "rest"}
+    assert min(found["matrix products"], found["sums"], found["optimizer"], found["other operations"]) > 0
+    assert found["norms"] == found["activations"] == 0.0
+    assert profile.group_of("addmm_") == "matrix products" and profile.group_of("mul") == "other operations"
 
 
 def test_methods_share_the_frozen_base_and_save_what_they_should():
