@@ -80,7 +80,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", default=",".join([*JOBS, XL]), help="names with commas")
     parser.add_argument("--steps", type=int, default=20, help="steps of an embedded job that are looked at, twice")
-    parser.add_argument("--warmup", type=int, default=10, help="steps before them")
+    parser.add_argument(
+        "--warmup",
+        type=int,
+        default=30,
+        help="steps before them: an epoch of the depth job, in which it renders its scenes",
+    )
     parser.add_argument("--xl_steps", type=int, default=3, help=f"steps of {XL}, twice")
     parser.add_argument("--batch_size", type=int, default=2, help=f"of {XL}")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help=f"of {XL}")

@@ -3,6 +3,7 @@
 import random
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -173,19 +174,26 @@ def shown(row: dict[str, float], digits: int = 3) -> str:
 
 def saved_bytes(step_loss: Callable[[], torch.Tensor], owned: Sequence[torch.Tensor]) -> int:
     """Bytes of the storages that autograd keeps for the backward pass, those of ``owned`` tensors apart."""
-    storages: dict[int, int] = {}
+    kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
+
+    def pack(tensor: torch.Tensor) -> _Kept:
+        kept.add(packed := _Kept(tensor))
+        return packed
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed.tensor):
+        loss = step_loss()
+    # What belongs to a part of the graph that was dropped on the way, as DoRA's detached norm, is gone from the set.
+    storages = [packed.tensor.untyped_storage() for packed in kept]
+    del loss
     known = {tensor.untyped_storage().data_ptr() for tensor in owned}
+    return sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in known}.values())
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = step_loss()  # held, so that no address is used twice
-    del kept
-    return sum(storages.values())
+class _Kept:
+    """A tensor that autograd keeps."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
 
 
 def default_device() -> torch.device:

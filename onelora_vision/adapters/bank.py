@@ -21,8 +21,8 @@ from onelora_vision.adapters.algebra import belongs_to_classes
 from onelora_vision.adapters.files import Adapter
 from onelora_vision.adapters.layout import ONELORA, VECTOR_NAMES, kind_of, layout_of
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.tuners.base import BASE_ADAPTER, listed
-from onelora_vision.tuners.onelora.functional import compress, compression_vector, plain_epilogue
+from onelora_vision.tuners.base import BASE_ADAPTER, is_plain_linear, listed
+from onelora_vision.tuners.onelora.functional import compress, compression_vector, gathered_linear, plain_epilogue
 
 
 class Selection:
@@ -77,19 +77,18 @@ class BankedLinear(nn.Module):
             _keep(self, f"chosen_{part}", rows)
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self.base_layer(x)
+        base = self.base_layer
         if self.selection.size is None:
-            return z
+            return base(x)
         repeats = self.selection.repeats(len(x))
-        shape = (len(x), *[1] * (x.ndim - 2), z.shape[-1])
+        shape = (len(x), *[1] * (x.ndim - 2), base.out_features)
         b, beta, gamma = (
             chosen if chosen is None else (chosen if repeats == 1 else chosen.repeat(repeats, 1)).view(shape)
             for chosen in (getattr(self, f"chosen_{part}", None) for part in ("b", "beta", "gamma"))
         )
-        s = None if b is None else compress(x, self.v)
-        if beta is None and gamma is None and b.dtype == z.dtype:
-            return torch.addcmul(z, s, b)
-        return plain_epilogue(z, s, gamma, beta, b)
+        if beta is None and gamma is None and is_plain_linear(base):
+            return gathered_linear(x, base.weight, base.bias, b, self.v)
+        return plain_epilogue(base(x), None if b is None else compress(x, self.v), gamma, beta, b)
 
 
 def _mixed_gammas(weights: Tensor, table: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def render_scene(kind: str, seed: int, height: int = 64, width: int = 64) -> Ren
 class SceneFrames(Sequence[DepthFrame]):
     """The first ``count`` scenes of a kind in a split ("train", "validation", "test": no scene is in two).
 
-    A scene is rendered when it is first asked for (17 ms on one core) and then kept (32 KB at 64 x 64).
+    A scene is rendered when it is first asked for (15 ms on one core) and then kept (32 KB at 64 x 64).
     """
 
     def __init__(self, kind: str, split: str, count: int, height: int = 64, width: int = 64):

@@ -57,6 +57,7 @@ def test_methods_share_the_frozen_base_and_save_what_they_should():
     assert 1 <= rows[1]["saved_ratio"] < 1.05 and rows[1]["trainable_parameters"] > rows[0]["trainable_parameters"]
 
 
-def test_saved_bytes_leave_out_what_is_owned():
+def test_saved_bytes_leave_out_what_is_owned_and_what_was_dropped_on_the_way():
     w, x = torch.randn(8, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
     assert subjects.saved_bytes(lambda: (x @ w.T).exp(), [w, x]) == 3 * 8 * 4
+    assert subjects.saved_bytes(lambda: (x @ w.T).exp() + w.exp().sum().detach(), [w, x]) == 3 * 8 * 4
