@@ -262,7 +262,9 @@ def gathered_linear(x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor, v
     """``W x + bias + b * sum v x`` for x (batch, ..., k) and a b of each sample's own (batch, 1, ..., d)."""
     s, dtype = compress(x, v), _product_dtype(x, weight)
     if x.dtype == dtype and _starts_from_the_sums(weight) and not _use_plain():
-        return _added_product(s, b, bias, x, weight)
+        y = _start(s, b, bias).contiguous()
+        y.view(-1, len(weight)).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
+        return y
     return plain_epilogue(F.linear(x, weight, bias), s, None, None, b)
 
 
@@ -286,11 +288,9 @@ def _starts_from_the_sums(weight: Tensor) -> bool:
     return weight.dtype in (torch.float32, torch.float64) and weight.device.type == "cpu"
 
 
-def _added_product(s: Tensor, b: Tensor, bias: Tensor | None, x: Tensor, weight: Tensor) -> Tensor:
-    """``s b + bias``, and then ``W x`` added to it in place."""
-    y = (s * b if bias is None else torch.addcmul(bias, s, b)).contiguous()
-    y.view(-1, len(weight)).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
-    return y
+def _start(s: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """``bias + b s`` (..., d)."""
+    return s * b if bias is None else torch.addcmul(bias, s, b)
 
 
 class _SumLinear(torch.autograd.Function):
@@ -300,7 +300,7 @@ class _SumLinear(torch.autograd.Function):
     def forward(ctx, x, weight, bias, b, v, with_grad):
         s = compress(x, None) if v is None else rows_dot(x, v)[:, None]  # (tokens, 1)
         if _starts_from_the_sums(weight):
-            y = _added_product(s, b, bias, x, weight)
+            y = _start(s, b, bias).addmm_(x, weight.t())
         else:
             y = F.linear(x.to(weight.dtype), weight, bias).addcmul_(s, b)
         trains_b = with_grad and ctx.needs_input_grad[3]
