@@ -49,9 +49,12 @@ class _Stopwatch(TorchDispatchMode):
     lie between the tensors, so that memory is asked of the system anew in each step, which then takes twice as long.)
     """
 
-    def __enter__(self):
+    def __init__(self):
+        super().__init__()
         self.seconds: Counter[str] = Counter()
         self._in_optimizer = False
+
+    def __enter__(self):
         self._hooks = [
             register_optimizer_step_pre_hook(lambda *_: setattr(self, "_in_optimizer", True)),
             register_optimizer_step_post_hook(lambda *_: setattr(self, "_in_optimizer", False)),
@@ -146,19 +149,16 @@ def profile_xl(args: argparse.Namespace) -> dict[str, float]:
 
 def seconds_by_group(step: Callable[[], object], count: int) -> dict[str, float]:
     """Seconds per step of each group of operations and of the rest; takes ``count`` steps as they are, as many timed."""
-    whole = _seconds(step, count)
-    with _Stopwatch() as watch:
-        _seconds(step, count)
-    parts = {name: watch.seconds[name] / count for name in [*GROUPS, OTHER, OPTIMIZER]}
-    return parts | {REST: max(whole - sum(parts.values()), 0.0)}
-
-
-def _seconds(step: Callable[[], object], count: int) -> float:
-    start = time.perf_counter()
-    for _ in range(count):
+    whole, watch = 0.0, _Stopwatch()
+    for _ in range(count):  # by turns, for a machine is not always as fast
+        start = time.perf_counter()
         step()
-    synchronize()
-    return (time.perf_counter() - start) / count
+        synchronize()
+        whole += time.perf_counter() - start
+        with watch:
+            step()
+    parts = {name: watch.seconds[name] / count for name in [*GROUPS, OTHER, OPTIMIZER]}
+    return parts | {REST: max(whole / count - sum(parts.values()), 0.0)}
 
 
 if __name__ == "__main__":

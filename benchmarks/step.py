@@ -173,11 +173,11 @@ def bubbles(rows: list[dict], title: str, path: Path) -> None:
             x, y = row["step"]["median"], row["trainable_parameters"]
             axes.scatter(x, y, s=1500 * row["saved_bytes"] / largest, alpha=0.5, color=f"C{number % 10}", linewidths=0)
             # methods that cost alike lie on each other: their names stand at different heights
-            place = {"xytext": (0, (24, 36, -28, 48, -40)[number % 5]), "textcoords": "offset points"}
+            place = {"xytext": (0, (24, 40, -24, 56, -38, 72, -52)[number % 7]), "textcoords": "offset points"}
             axes.annotate(
                 row["method"], (x, y), ha="center", fontsize=8, arrowprops={"arrowstyle": "-", "lw": 0.4}, **place
             )
-        axes.margins(0.15, 0.25)
+        axes.margins(0.15, 0.3)
         axes.grid(alpha=0.2)
 
 
