@@ -177,7 +177,8 @@ def saved_bytes(step_loss: Callable[[], torch.Tensor], owned: Sequence[torch.Ten
     kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
     def pack(tensor: torch.Tensor) -> _Kept:
-        kept.add(packed := _Kept(tensor))
+        packed = _Kept(tensor.detach())  # an operation's own output would hold the operation, and so itself
+        kept.add(packed)
         return packed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed.tensor):
