@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.subjects import saved_bytes
 from onelora_vision.tuners.onelora import functional
 from onelora_vision.tuners.onelora.functional import (
     Vectors,
@@ -131,23 +132,6 @@ def test_autocast_leaves_float64_alone():
         assert F.linear(x, weight, bias).dtype == torch.float64
         y = functional.linear(x, weight, bias, [vectors])
     torch.testing.assert_close(y, functional.linear(x, weight, bias, [vectors]))
-
-
-def saved_bytes(f, owned):
-    """Bytes of the storages that autograd keeps for backward, those of ``owned`` tensors apart."""
-    storages = {}
-    known = {tensor.untyped_storage().data_ptr() for tensor in owned}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        keep = f()  # held, so that no storage is freed and its address used again
-    del keep
-    return sum(storages.values())
 
 
 @pytest.mark.parametrize("autocast", [False, True])
