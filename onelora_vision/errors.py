@@ -1,48 +1,114 @@
-"""The one error that a user's bad input ends in, and how a command turns it into one line and an exit code."""
+"""Errors that users can act on, and how a command turns each into one line on stderr and an exit code."""
 
 import functools
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Set
+
+_EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1
 
 
 class InputError(ValueError):
-    """Bad input: the message is one line that says what was wrong, where, and what to do about it."""
+    """Bad input: the message is one line that says what is wrong, where, and what to do about it. Exit code 2."""
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on for a reason that is not bad input (NaN loss, full disk): one line, exit code 1."""
+    """A run that cannot continue for another reason than bad input (NaN loss, full disk): one line, exit code 1."""
 
 
 class WriteError(OSError):
-    """A file that could not be written (full disk, quota, rights): one line that names it, exit code 1."""
+    """A file that could not be written (full disk, quota, permissions): one line that names it, exit code 1."""
 
     def __init__(self, path, reason):
         super().__init__(f"could not write {path}: {reason}")
         self.strerror = str(reason)
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM, raised where it arrived. Not an `Exception`, so that no handler of errors swallows it.
+
+    Attributes:
+        signal: number of the signal.
+        message: what a command prints on stderr.
+    """
+
+    def __init__(self, number: int, message: str = ""):
+        super().__init__(number)
+        self.signal = number
+        self.message = message or f"stopped by {signal.Signals(number).name}"
+
+
 def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., None]:
-    """Make ``main`` a command: exit 0 on success, else one line on stderr and 2 for `InputError`, 1 for `TrainingError`
-    and `WriteError`."""
+    """Make ``main`` a command that ends with an exit code and, unless it succeeds, with one line on stderr.
+
+    The exit code is 2 for `InputError`, 1 for `TrainingError` and `WriteError`, 128 + number for SIGINT and SIGTERM, which
+    are reported whenever they arrive, and 141 where the reader of stdout has gone (``onelora … | head``).
+    """
 
     @functools.wraps(main)
     def command(*args, **kwargs) -> None:
+        _raise_on_signals()
         try:
-            sys.exit(main(*args, **kwargs) or 0)
+            code = main(*args, **kwargs) or 0
+            sys.stdout.flush()
         except InputError as error:
-            print(f"error: {_one_line(error)}", file=sys.stderr)
-            sys.exit(2)
+            code = _report(f"error: {_last_line(error)}", 2)
         except (TrainingError, WriteError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+            code = _report(f"error: {error}", 1)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at exit
+            code = _EXIT_BROKEN_PIPE
+        except KeyboardInterrupt as interrupt:
+            stopped = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT)
+            code = _report(stopped.message, 128 + stopped.signal)
+        sys.exit(code)
 
     return command
 
 
-def _one_line(error: InputError) -> str:
+def _report(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code
+
+
+def _raise_on_signals() -> None:
+    """Have SIGTERM and SIGINT raise `Stopped`, unless somebody else handles them already."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number, usual in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) == usual:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame) -> None:
+    raise Stopped(number)
+
+
+def _last_line(error: InputError) -> str:
     # torch raises a loader worker's error again with the worker's traceback as its text, whose last line is the message
     kind = f"{type(error).__module__}.{type(error).__qualname__}: "
     return (str(error).strip().splitlines() or [""])[-1].removeprefix(kind)
+
+
+def one_line(text: object, limit: int = 200) -> str:
+    """Make text from outside fit for a message: one printable line of at most ``limit`` characters.
+
+    Use it for every name, value or exception text that comes from a file or a library. An exception without a text is
+    named by its type.
+    """
+    whole = str(text) or type(text).__name__
+    line = " ".join(whole[: 8 * limit].split())
+    line = "".join(c if c.isprintable() else "?" for c in line[: limit + 1])
+    return line if len(line) <= limit and len(whole) <= 8 * limit else f"{line[: limit - 1]}…"
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """Names for a message: the first ``most`` of them (of a set, in order), and how many more there are."""
+    names = sorted(names) if isinstance(names, Set) else list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(one_line(name, 100) for name in names[:most]) + more
 
 
 def nearest(name: str, known, what: str = "name") -> str:

@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from onelora_vision.files import atomic_file
+from onelora_vision.outputs import MARK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 @contextlib.contextmanager
-def saved_figure(path: str | os.PathLike, size: tuple[float, float], dpi: int = 120, **options) -> "Iterator[Figure]":
+def saved_figure(
+    path: str | os.PathLike, size: tuple[float, float], dpi: int = 120, metadata: dict | None = None, **options
+) -> "Iterator[Figure]":
     """An empty figure of ``size`` inches to draw on; it is written to ``path`` as a PNG when the block ends.
 
     Args:
-        options: of ``savefig``, such as ``transparent`` and ``metadata``.
+        metadata: text fields of the PNG. options: of ``savefig``, such as ``transparent``.
 
     Raises:
         WriteError: the file cannot be written.
@@ -28,4 +31,4 @@ def saved_figure(path: str | os.PathLike, size: tuple[float, float], dpi: int = 
     FigureCanvasAgg(figure)  # not pyplot's: that would keep the figure, and may want a display
     yield figure
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=dpi, **options)
+        figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": MARK, **(metadata or {})}, **options)

@@ -1,6 +1,6 @@
-"""Files that are either whole or absent: written under a temporary name in the same folder, synced, then renamed.
+"""Files and folders that are either whole or absent: written under a temporary name, synced, then renamed.
 
-What cannot be written (a full disk) ends in a `WriteError` that names the file, and what stood there before stands.
+These are the primitives. What a command may replace is decided in `onelora_vision.outputs`.
 """
 
 import contextlib
@@ -15,16 +15,16 @@ from safetensors import SafetensorError
 
 from onelora_vision.errors import WriteError
 
-TEMPORARY_PREFIX = ".partial-"
-ASIDE_PREFIX = ".replaced-"
+TEMPORARY_PREFIX = ".onelora-partial-"
+ASIDE_PREFIX = ".onelora-replaced-"
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Tell what prevents the block from writing as a `WriteError` that names ``path``; of nested ones, the outermost."""
+    """Re-raise write failures inside the block as a `WriteError` for ``path``; when nested, the outermost path wins."""
     try:
         yield
-    except SafetensorError as error:  # safetensors' own kind, also for a full disk
+    except SafetensorError as error:  # a class of its own, also when the disk is full
         raise WriteError(path, error) from error
     except OSError as error:
         raise WriteError(path, error.strerror or error) from error
@@ -32,10 +32,12 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``, on error removed.
+    """Yield a temporary path next to ``path``; on success it is synced and renamed to ``path``, on error removed.
+
+    A file at ``path`` is replaced: callers own it, or asked `outputs` before.
 
     Raises:
-        WriteError: it cannot be written; what stood at ``path`` stands.
+        WriteError: it cannot be written; a file that was at ``path`` is unchanged.
     """
     path = Path(path)
     with writing(path), _atomic_file(path) as temporary:
@@ -60,41 +62,78 @@ def _atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; on success its files are synced and it takes ``path``'s place.
+def atomic_directory(path: str | os.PathLike, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder; on success its files are synced and it becomes ``path``, on error it is removed.
 
-    An existing folder at ``path`` is replaced: it is moved aside first and removed last, so that a reader sees the
-    old folder or the new one, or for an instant none, and never a mixture. `clear_leftovers` puts it back after a
-    process that was killed in that instant.
+    A missing folder appears by one rename. An empty one is filled entry by entry, so that it may be the current folder
+    or a mount point. With ``replace`` an existing folder is moved aside, the new one takes its place, and the old one is
+    deleted last. A process killed between these two renames leaves the old folder, whole, as
+    ``.onelora-replaced-*/NAME`` next to ``path``; `clear_leftovers` puts it back.
 
     Raises:
-        WriteError: it cannot be written; what stood at ``path`` stands.
+        WriteError: it cannot be written; ``path`` is unchanged. This includes a folder with files in it unless
+            ``replace``.
     """
-    path = Path(path)
-    with writing(path), _atomic_directory(path) as temporary:
+    path = Path(path).absolute()
+    with writing(path), _atomic_directory(path, replace) as temporary:
         yield temporary
 
 
 @contextlib.contextmanager
-def _atomic_directory(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
-    old = None
+def _atomic_directory(path: Path, replace: bool) -> Iterator[Path]:
+    fills = path.is_dir() and not any(path.iterdir())
+    place = path if fills else path.parent
+    place.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=place))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         for entry in temporary.rglob("*"):
             _sync(entry)
         _sync(temporary)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=ASIDE_PREFIX, dir=path.parent)) / path.name
-            os.replace(path, old)
-        os.replace(temporary, path)
+        if fills:
+            _move_entries(temporary, path)
+        elif replace and path.exists():
+            _swap(temporary, path)
+        else:
+            os.rename(temporary, path)  # fails if a folder with files has appeared there
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if old is not None:
-            shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def _move_entries(source: Path, target: Path) -> None:
+    """Move everything from ``source`` into ``target``, or nothing."""
+    moved: list[Path] = []
+    try:
+        for entry in sorted(source.iterdir()):  # hidden files first: the list of files that outputs writes
+            place = target / entry.name
+            if os.path.lexists(place):
+                raise FileExistsError(f"{entry.name} has appeared there")
+            os.rename(entry, place)
+            moved.append(place)
+        _sync(target)
+    except BaseException:
+        for place in moved:
+            os.rename(place, source / place.name)
+        raise
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put ``new`` in the place of ``path`` and delete the old folder; on failure the old folder is back at ``path``."""
+    aside = Path(tempfile.mkdtemp(prefix=ASIDE_PREFIX, dir=path.parent))
+    try:
+        os.rename(path, aside / path.name)
+    except OSError:
+        aside.rmdir()
+        raise
+    try:
+        os.rename(new, path)
+    except BaseException:
+        os.rename(aside / path.name, path)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def clear_leftovers(folder: str | os.PathLike) -> None:
@@ -109,14 +148,14 @@ def clear_leftovers(folder: str | os.PathLike) -> None:
 
 
 def write_json(path: str | os.PathLike, value) -> None:
-    """Write ``value`` as indented JSON, atomically. NaN and infinities are refused: they are not JSON."""
+    """Write ``value`` as indented JSON, atomically. NaN and infinities raise a ValueError: they are not JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def torch_save(value, path: str | os.PathLike) -> None:
-    """``torch.save`` that fails with an `OSError`, as other writers do; torch's own error for a full disk is another."""
+    """``torch.save`` that fails with an `OSError`, as other writers do; torch raises a RuntimeError for a full disk."""
     import torch
 
     try:

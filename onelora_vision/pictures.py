@@ -10,6 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 from onelora_vision.errors import InputError
 from onelora_vision.figures import saved_figure
 from onelora_vision.files import atomic_file
+from onelora_vision.outputs import MARK
 
 NOTE_PREFIX = "onelora."
 
@@ -20,6 +21,7 @@ def save_sample(path: str | os.PathLike, image: torch.Tensor, notes: Mapping[str
     """Write an image (3, H, W) in [0, 1] as a PNG whose text fields ``onelora.<key>`` hold ``notes``."""
     pixels = (image.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
     text = PngInfo()
+    text.add_text("Software", MARK)
     for key, value in notes.items():
         text.add_itxt(f"{NOTE_PREFIX}{key}", value)
     with atomic_file(path) as temporary:

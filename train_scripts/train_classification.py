@@ -70,16 +70,15 @@ class ClassificationConfig(TrainingConfig):
 if __name__ == "__main__":
     show_help_if_asked(ClassificationConfig, __doc__)  # before the imports that take seconds
 
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel
 from timm.data import create_transform
 
-from onelora_vision.adapters.files import AdapterInfo, fingerprint, read_adapter, save_adapter
+from onelora_vision.adapters.files import AdapterInfo, fingerprint
 from onelora_vision.backbones.base import enable_gradient_checkpointing, norms_with_parameters
 from onelora_vision.backbones.fuse import fuse_qkv
 from onelora_vision.backbones.vit import (
@@ -99,11 +98,12 @@ from onelora_vision.data.stream import evaluation_loader
 from onelora_vision.errors import exits_cleanly
 from onelora_vision.files import write_json
 from onelora_vision.methods import apply_method, find_method
-from onelora_vision.tasks.classification import ClassificationTask, draw_report
+from onelora_vision.tasks.classification import ClassificationTask
 from onelora_vision.training.config import parse_config
-from onelora_vision.training.loop import evaluate, train
-from onelora_vision.training.report import aggregate_seeds, plot_loss, print_plan, publish, write_results
-from onelora_vision.training.setup import start_run
+from onelora_vision.training.folder import RunFolder
+from onelora_vision.training.job import run_job
+from onelora_vision.training.report import aggregate_seeds, print_plan
+from onelora_vision.training.setup import Run, start_run
 
 
 def open_images(config: ClassificationConfig) -> tuple[ClassImages, ClassImages | None, ClassImages]:
@@ -178,25 +178,20 @@ def make_evaluation_loader(images: ClassImages, vit: ViT, config: Classification
     return accelerator.prepare(evaluation_loader(dataset, config.eval_batch_size, config.dataloader_num_workers))
 
 
-def run(config: ClassificationConfig) -> dict:
-    """One training run, from the config to its results."""
-    start, accelerator = time.perf_counter(), start_run(config)
+def train(config: ClassificationConfig, run: Run) -> dict:
+    """One run, from the config to its results."""
+    accelerator = run.accelerator
     training, validation, test = open_images(config)
     vit = load_base(config, training.class_names)
     base_fingerprint = fingerprint(vit.model, exclude=classifier_names(vit.model))
     if config.fuse_qkv:
         fuse_qkv(vit.model)
     model = adapt(vit, config).to(accelerator.device)
+    if accelerator.is_main_process:
+        print_plan(config, model, len(training), accelerator.num_processes)
     if config.dry_run:
-        if accelerator.is_main_process:
-            print_plan(config, model, len(training), accelerator.num_processes)
         return {}
 
-    normalisation = {name: vit.data_config[name] for name in ("mean", "std")}
-    task = ClassificationTask(model, vit.class_names, config.smoothing, config.mixup, config.cutmix, **normalisation)
-    dataset = ClassImageDataset(training, training_transform(vit, config), config.on_bad_image)
-    loader = partial(make_evaluation_loader, vit=vit, config=config, accelerator=accelerator)
-    validation_loader, test_loader = loader(validation) if validation else None, loader(test)
     info = AdapterInfo(
         task="classification",
         method=find_method(config.method).name,
@@ -206,58 +201,14 @@ def run(config: ClassificationConfig) -> dict:
         protocol=f"{len(test)} images of {test.name} {test.split} at {vit.data_config['input_size'][-1]} pixels",
         extra={name: getattr(config, name) for name in ("architecture", "resolution", "fuse_qkv")},
     )
-    save = partial(save_adapter, model, info=info)
-
-    before, first = evaluate(task, test_loader, accelerator), task.predictions
-    hint = find_method(config.method).hint
-    identity = {"weights of the base": base_fingerprint, "files of the training data": training.identity()}
-    options = {"save_adapter": save, "hint": hint, "identity": identity}
-    summary = train(task, dataset, config, accelerator, validation_loader, **options)
-    after = evaluate(task, test_loader, accelerator)
-
-    output = Path(config.output_dir)
-    info.metrics = {"before": before, "after": after}
-    results = {}
-    if accelerator.is_main_process:
-        draw_report(first, task.predictions, vit.class_names, output)
-        plot_loss(output / "loss.png", summary.history)
-        save(output / "adapter", pictures=[output / "confusion.png", output / "reliability.png", output / "loss.png"])
-        results = write_results(
-            output / "results.json",
-            task=info.task,
-            config=config,
-            model=model,
-            summary=summary,
-            before=before,
-            after=after,
-            protocol=info.protocol,
-            seconds_total=time.perf_counter() - start,
-        )
-        print_figures(results)
-        publish(config)
-    if summary.best_step is not None:
-        judge_best(task, info, output / "best", test_loader, accelerator)
-    accelerator.end_training()
-    return results
-
-
-def judge_best(task: ClassificationTask, info: AdapterInfo, folder: Path, loader, accelerator: Accelerator) -> None:
-    """Judge the adapter that was best during training on the test images, and write the figures into its folder."""
-    accelerator.wait_for_everyone()
-    model = accelerator.unwrap_model(task.model)
-    set_peft_model_state_dict(model, read_adapter(folder).tensors)
-    info.metrics = {**info.metrics, "after": evaluate(task, loader, accelerator)}
-    if accelerator.is_main_process:
-        save_adapter(model, folder, info)
-        print(f"best adapter        top-1 {100 * info.metrics['after']['top1']:.2f} %, in {folder}")
-
-
-def print_figures(results: dict) -> None:
-    """The figures before and after training, as a table."""
-    print(f"\n{results['protocol']}, method {results['method']}, {results['trainable_parameters']:,} values trained")
-    for name, after in results["metrics"]["after"].items():
-        print(f"{name:6} {results['metrics']['before'][name]:8.4f} -> {after:8.4f}")
-    print(f"{results['seconds_total']:.0f} s; results in {results['config']['output_dir']}")
+    normalisation = {name: vit.data_config[name] for name in ("mean", "std")}
+    mixing = (config.smoothing, config.mixup, config.cutmix)
+    task = ClassificationTask(model, vit.class_names, *mixing, **normalisation, info=info)
+    task.hint = find_method(config.method).hint
+    task.identity = {"weights of the base": base_fingerprint, "files of the training data": training.identity()}
+    dataset = ClassImageDataset(training, training_transform(vit, config), config.on_bad_image)
+    loader = partial(make_evaluation_loader, vit=vit, config=config, accelerator=accelerator)
+    return run_job(run, task, dataset, loader(test), loader(validation) if validation else None)
 
 
 def run_seeds(config: ClassificationConfig) -> dict:
@@ -268,11 +219,16 @@ def run_seeds(config: ClassificationConfig) -> dict:
         raise InputError(f"--seeds {config.seeds}: expected whole numbers with commas, such as 0,1,2,3") from None
     output = Path(config.output_dir)
     runs = [replace(config, seed=seed, seeds=None, output_dir=str(output / f"seed-{seed}")) for seed in seeds]
-    results = [run(single) for single in runs]
-    if not all(results):  # a dry run, or a process that writes nothing
+    results = []
+    for single in runs:
+        with start_run(single) as run:
+            results.append(train(single, run))
+            is_main = run.accelerator.is_main_process
+    if not all(results) or not is_main:  # a dry run, or a process that writes nothing
         return {}
-    means = aggregate_seeds(results)
-    write_json(output / "results.json", {**means, "runs": results})
+    means, folder = aggregate_seeds(results), RunFolder(output)
+    with folder.writing("results.json") as path:
+        write_json(path, {**means, "runs": results})
     for name, value in means["metrics"].items():
         print(f"{name:6} {value['mean']:8.4f} ± {value['std'] or 0:.4f} over seeds {config.seeds}")
     return means
@@ -283,8 +239,9 @@ def main(argv: list[str] | None = None) -> None:
     config = parse_config(ClassificationConfig, argv, __doc__)
     if config.seeds:
         run_seeds(config)
-    else:
-        run(config)
+        return
+    with start_run(config) as run:
+        train(config, run)
 
 
 if __name__ == "__main__":

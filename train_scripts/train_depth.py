@@ -73,16 +73,12 @@ if __name__ == "__main__":
     show_help_if_asked(DepthConfig, __doc__)  # before the imports that take seconds
 
 import math
-import time
-from functools import partial
-from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 
-from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
+from onelora_vision.adapters.files import AdapterInfo, fingerprint
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.depth_anything import (
     depth_adaptation,
@@ -96,19 +92,18 @@ from onelora_vision.data.depth.caps import Caps, caps_by_name
 from onelora_vision.data.depth.dataset import DepthDataset, InputSize
 from onelora_vision.data.depth.formats import FORMATS, find_format, open_frames
 from onelora_vision.data.stream import evaluation_loader
-from onelora_vision.depth_maps import ComparedDepth, save_depth_comparison
 from onelora_vision.errors import exits_cleanly
 from onelora_vision.methods import apply_method, find_method
-from onelora_vision.tasks.depth import DepthTask, compared
+from onelora_vision.tasks.depth import DepthTask
 from onelora_vision.training.config import parse_config
-from onelora_vision.training.loop import evaluate, train
-from onelora_vision.training.report import plot_loss, print_plan, publish, write_results
-from onelora_vision.training.setup import start_run
+from onelora_vision.training.job import run_job
+from onelora_vision.training.report import print_plan
+from onelora_vision.training.setup import Run, start_run
 
 
-def run(config: DepthConfig) -> dict:
-    """One training run from the config to its results."""
-    start, accelerator = time.perf_counter(), start_run(config)
+def train(config: DepthConfig, run: Run) -> dict:
+    """One run, from the config to its results."""
+    accelerator = run.accelerator
     base = load_depth_anything(
         config.pretrained_model_name_or_path,
         revision=config.revision,
@@ -119,14 +114,11 @@ def run(config: DepthConfig) -> dict:
     model = adapt(base, config, train_head=fit_head(base, config, accelerator)).to(accelerator.device)
     size = InputSize.parse(config.resolution or base.config.backbone_config.image_size, base.config.patch_size)
     train_data, eval_data = open_data(config, base, size)
+    if accelerator.is_main_process:
+        print_plan(config, model, len(train_data), accelerator.num_processes)
     if config.dry_run:
-        if accelerator.is_main_process:
-            print_plan(config, model, len(train_data), accelerator.num_processes)
         return {}
 
-    loader = accelerator.prepare(evaluation_loader(eval_data, config.eval_batch_size, config.dataloader_num_workers))
-    losses = (config.loss, config.silog_lambda, config.silog_factor, config.gradient_weight)
-    task = DepthTask(model, eval_data.caps, *losses)
     info = AdapterInfo(
         task="depth",
         method=find_method(config.method).name,
@@ -139,47 +131,12 @@ def run(config: DepthConfig) -> dict:
             "fuse_qkv": config.fuse_qkv,
         },
     )
-
-    before = evaluate(task, loader, accelerator)
-    draw = partial(save_pictures, model=model, data=eval_data, config=config)
-    summary = train(
-        task,
-        train_data,
-        config,
-        accelerator,
-        loader,
-        save_adapter=lambda folder: save_adapter(model, folder, info),
-        draw=lambda path, step: draw(path),
-        hint=find_method(config.method).hint,
-        identity={"weights of the base": base_fingerprint, "files of the training data": train_data.identity()},
-    )
-    after = evaluate(task, loader, accelerator)
-    model.eval()
-
-    output = Path(config.output_dir)
-    info.metrics = {"before": before, "after": after}
-    results = {"metrics": info.metrics}
-    if accelerator.is_main_process:
-        plot_loss(output / "loss.png", summary.history)
-        draw(output / "pictures.png")
-        pictures = [path for path in (output / "pictures.png", output / "loss.png") if path.exists()]
-        save_adapter(model, output / "adapter", info, pictures=pictures)
-        results = write_results(
-            output / "results.json",
-            task="depth",
-            config=config,
-            model=model,
-            summary=summary,
-            before=before,
-            after=after,
-            protocol=info.protocol,
-            seconds_total=time.perf_counter() - start,
-        )
-        publish(config)
-    for name in ("rmse", "abs_rel", "delta1"):
-        accelerator.print(f"{name:8} {before[name]:8.4f} -> {after[name]:8.4f}")
-    accelerator.end_training()
-    return results
+    losses = (config.loss, config.silog_lambda, config.silog_factor, config.gradient_weight)
+    task = DepthTask(model, eval_data.caps, *losses, info, (eval_data, config.num_validation_images))
+    task.hint = find_method(config.method).hint
+    task.identity = {"weights of the base": base_fingerprint, "files of the training data": train_data.identity()}
+    loader = accelerator.prepare(evaluation_loader(eval_data, config.eval_batch_size, config.dataloader_num_workers))
+    return run_job(run, task, train_data, loader, loader)
 
 
 def adapt(base: nn.Module, config: DepthConfig, train_head: bool) -> PeftModel:
@@ -259,24 +216,11 @@ def protocol(config: DepthConfig, data: DepthDataset, size: InputSize) -> str:
     )
 
 
-@torch.no_grad()
-def save_pictures(path: Path, model: PeftModel, data: DepthDataset, config: DepthConfig) -> None:
-    """Image, truth, base, adapted and their errors, for frames spread over the evaluation data."""
-    count, rows = min(config.num_validation_images, len(data)), []
-    for index in (round(i * len(data) / count) for i in range(count)):
-        sample = data[index]
-        image, depth, valid = (sample[name][None].to(model.device) for name in ("image", "depth", "valid"))
-        adapted = compared(model, image, depth, valid, data.caps)
-        with model.disable_adapter():
-            base = compared(model, image, depth, valid, data.caps)
-        rows.append(ComparedDepth(image[0], depth[0], valid[0], base[0], adapted[0]))
-    if rows:
-        save_depth_comparison(path, rows, data.caps.far)
-
-
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    run(parse_config(DepthConfig, argv, __doc__))
+    config = parse_config(DepthConfig, argv, __doc__)
+    with start_run(config) as run:
+        train(config, run)
 
 
 if __name__ == "__main__":

@@ -96,13 +96,10 @@ class DiTConfig(TrainingConfig):
 if __name__ == "__main__":
     show_help_if_asked(DiTConfig, __doc__)  # before the imports that take seconds
 
-import time
-from pathlib import Path
-
 import torch
 
-from onelora_vision import embedded, seeding
-from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
+from onelora_vision import embedded
+from onelora_vision.adapters.files import AdapterInfo, fingerprint
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, load_dit
 from onelora_vision.data.class_images import ClassImageDataset, open_class_images
@@ -114,14 +111,13 @@ from onelora_vision.errors import exits_cleanly
 from onelora_vision.methods import apply_method, find_method
 from onelora_vision.metrics.features import cached_features, open_features
 from onelora_vision.metrics.generative import Features, FeatureSet, Protocol, autoencoder_floor, weights_hash
-from onelora_vision.pictures import save_comparison
-from onelora_vision.sampling import SamplingSettings, sample
+from onelora_vision.sampling import SamplingSettings
 from onelora_vision.tasks.generation import GenerationTask
-from onelora_vision.tasks.sample_evaluation import SampleEvaluator, lent, reference_features, sweep_guidance
+from onelora_vision.tasks.sample_evaluation import SampleEvaluator, SamplePicture, reference_features
 from onelora_vision.training.config import parse_config
-from onelora_vision.training.loop import evaluate, train
-from onelora_vision.training.report import plot_loss, print_plan, publish, write_results
-from onelora_vision.training.setup import start_run
+from onelora_vision.training.job import run_job
+from onelora_vision.training.report import print_plan
+from onelora_vision.training.setup import Run, start_run
 
 
 def load_base(config: DiTConfig) -> DiTBase:
@@ -162,16 +158,16 @@ def with_cached_latents(config: DiTConfig, base: DiTBase, dataset, accelerator) 
     )
 
 
-def make_evaluator(
-    config: DiTConfig, base: DiTBase, accelerator
-) -> tuple[SampleEvaluator | None, Protocol | None, dict[str, float]]:
-    """The evaluator, its protocol, and for the embedded job the autoencoder's own distance, which no sampler can be
-    better than."""
+def make_evaluator(config: DiTConfig, base: DiTBase, accelerator) -> SampleEvaluator | None:
+    """What measures samples of the model, or None where nothing is to be measured.
+
+    For the embedded job it knows the autoencoder's own distance.
+    """
     wanted = config.fid_features
     if wanted == "auto":
         wanted = EMBEDDED if config.dataset_name == EMBEDDED else "none"
     if wanted == "none" or config.fid_num_samples == 0:
-        return None, None, {}
+        return None
     features = open_features(wanted, config.fid_weights, config.fid_timm_model)
     dataset = open_data(config, base, config.fid_split)
     reference = measure_reference(config, features, dataset, accelerator)
@@ -193,7 +189,10 @@ def make_evaluator(
         features=features.name,
         weights_hash=features.weights_hash,
     )
-    evaluator = SampleEvaluator(
+    floor = None
+    if config.dataset_name == EMBEDDED:
+        floor = autoencoder_floor(base.vae, dataset.images(), reference.statistics, features)
+    return SampleEvaluator(
         base.vae,
         dict(base.scheduler.config),
         base.class_names,
@@ -203,11 +202,9 @@ def make_evaluator(
         config.sampling(),
         config.seed,
         config.eval_batch_size,
+        protocol,
+        floor,
     )
-    if config.dataset_name != EMBEDDED:
-        return evaluator, protocol, {}
-    floor = autoencoder_floor(base.vae, dataset.images(), reference.statistics, features)
-    return evaluator, protocol, {f"fd_{features.name}_floor": floor}
 
 
 def measure_reference(config: DiTConfig, features: Features, dataset, accelerator) -> FeatureSet:
@@ -230,22 +227,21 @@ def shown_classes(config: DiTConfig, base: DiTBase) -> list[int]:
     return class_ids(names, base.class_names)
 
 
-def draw_samples(config: DiTConfig, base: DiTBase, model, steps: int, path: Path) -> None:
-    """The picture: the base (with the new label table as it started) and the adapted model, on the same noise."""
-    classes = shown_classes(config, base)
+def make_picture(config: DiTConfig, base: DiTBase) -> SamplePicture | None:
+    """What is drawn of the model, or None where nothing is."""
     if config.num_validation_images == 0:
-        return
-    labels = [label for label in classes for _ in range(config.num_validation_images)]
-    seeds = [seeding.mix(config.seed, -1, index) for index in range(len(labels))]
-    arguments = (dict(base.scheduler.config), labels, seeds, config.sampling())
-    with lent(base.vae, next(model.parameters()).device) as vae:
-        adapted = sample(model, vae, *arguments, batch_size=config.eval_batch_size)
-        with model.disable_adapter():
-            plain = sample(model, vae, *arguments, batch_size=config.eval_batch_size)
-    panels = {"base": plain, f"{config.method}, {steps} steps": adapted}
-    shape, names = (len(classes), config.num_validation_images), [base.class_names[label] for label in classes]
-    caption = f"same noise; {config.sampler}, {config.num_inference_steps} steps, guidance {config.guidance_scale}"
-    save_comparison(path, {title: images.unflatten(0, shape) for title, images in panels.items()}, names, caption)
+        return None
+    labels = shown_classes(config, base)
+    return SamplePicture(
+        base.vae,
+        dict(base.scheduler.config),
+        [base.class_names[label] for label in labels],
+        labels,
+        config.num_validation_images,
+        config.sampling(),
+        config.seed,
+        config.eval_batch_size,
+    )
 
 
 def take_classes(base: DiTBase, class_names: list[str], config: DiTConfig, accelerator) -> None:
@@ -276,35 +272,33 @@ def adapter_info(config: DiTConfig, base: DiTBase, base_fingerprint: str, protoc
     )
 
 
-@exits_cleanly
-def main(argv: list[str] | None = None) -> None:
-    started = time.perf_counter()
-    config = parse_config(DiTConfig, argv, __doc__)
-    accelerator = start_run(config)
-    output = Path(config.output_dir)
+def train(config: DiTConfig, run: Run) -> dict:
+    """One run, from the config to its results."""
+    accelerator = run.accelerator
 
-    # Backbone with the data's classes, and the adapter
+    # Base with the data's classes, and the adapter
     base = load_base(config)
     dataset = open_data(config, base, "train")
     data_identity = dataset.source.identity() if isinstance(dataset, ClassImageDataset) else ""
     base_fingerprint = fingerprint(base.transformer, dit_adaptation(base.transformer).whole_modules)
     take_classes(base, dataset.class_names, config, accelerator)
     model = apply_method(base.transformer, config.method, dit_adaptation(base.transformer), **config.method_options)
+    if accelerator.is_main_process:
+        print_plan(config, model, len(dataset), accelerator.num_processes)
     if config.dry_run:
-        if accelerator.is_main_process:
-            print_plan(config, model, len(dataset), accelerator.num_processes)
-        return
+        return {}
 
     # Task
     base.vae.to(accelerator.device)
     model.to(accelerator.device)
-    evaluator, protocol, floor = make_evaluator(config, base, accelerator)
-    protocol_line = protocol.line() if protocol else "not measured"
-    scaling_factor = base.vae.config.scaling_factor
+    evaluator, picture, scaling_factor = None, make_picture(config, base), base.vae.config.scaling_factor
+    with run.phase("measuring the real images"):
+        evaluator = make_evaluator(config, base, accelerator)
     if config.cache_latents:
-        dataset = with_cached_latents(config, base, dataset, accelerator)
+        with run.phase("encoding the training images"):
+            dataset = with_cached_latents(config, base, dataset, accelerator)
         # Evaluations borrow the autoencoder; training has no use for it any more.
-        base.vae = base.vae.to("cpu") if evaluator is not None or config.num_validation_images else None
+        base.vae = base.vae.to("cpu") if evaluator is not None or picture is not None else None
     task = GenerationTask(
         model,
         None if config.cache_latents else base.vae,
@@ -312,56 +306,20 @@ def main(argv: list[str] | None = None) -> None:
         config.class_dropout_prob,
         evaluator,
         scaling_factor,
+        adapter_info(config, base, base_fingerprint, evaluator.protocol.line() if evaluator else "not measured"),
+        picture,
+        config.swept_scales(),
     )
-
-    # Train
-    info = adapter_info(config, base, base_fingerprint, protocol_line)
-    before = {**evaluate(task, None, accelerator, config.seed), **floor}
-    _show(accelerator, "before", before)
-    summary = train(
-        task,
-        dataset,
-        config,
-        accelerator,
-        save_adapter=lambda folder: save_adapter(model, folder, info),
-        draw=lambda path, step: draw_samples(config, base, model, step, path),
-        hint=find_method(config.method).hint,
-        identity={"weights of the base": base_fingerprint, "files of the training data": data_identity},
-    )
-
-    # Evaluate
-    after = {**evaluate(task, None, accelerator, config.seed), **floor}
-    _show(accelerator, "after", after)
-
-    if evaluator is not None and config.swept_scales():
-        sweep_guidance(evaluator, model, config.swept_scales(), protocol, accelerator, output)
-
-    # Save
-    if accelerator.is_main_process:
-        info.metrics = {"before": before, "after": after}
-        plot_loss(output / "loss.png", summary.history)
-        draw_samples(config, base, model, summary.steps, output / "samples.png")
-        pictures = [path for path in (output / "samples.png", output / "loss.png") if path.exists()]
-        save_adapter(model, output / "adapter", info, pictures=pictures)
-        write_results(
-            output / "results.json",
-            task="generation",
-            config=config,
-            model=model,
-            summary=summary,
-            before=before,
-            after=after,
-            protocol=protocol_line,
-            seconds_total=time.perf_counter() - started,
-        )
-        print(f"adapter, results and pictures are in {output}")
-        publish(config)
-    accelerator.end_training()
+    task.hint = find_method(config.method).hint
+    task.identity = {"weights of the base": base_fingerprint, "files of the training data": data_identity}
+    return run_job(run, task, dataset)
 
 
-def _show(accelerator, when: str, figures: dict[str, float]) -> None:
-    if figures:
-        accelerator.print(f"{when}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    config = parse_config(DiTConfig, argv, __doc__)
+    with start_run(config) as started:
+        train(config, started)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,11 @@ from onelora_vision.adapters.container import CARD_FILE, CONFIG_FILE, WEIGHTS_FI
 from onelora_vision.adapters.layout import layout_of
 from onelora_vision.adapters.validate import check_tensors, parse_config
 from onelora_vision.errors import InputError
-from onelora_vision.files import atomic_directory, atomic_file
+from onelora_vision.outputs import check_file, check_folder, file_output, folder_output
 
 FORMAT_VERSION = "1"
 HEADER_PREFIX = "onelora."
+ADAPTER = "adapter"
 _MAX_HEADER_TEXT = 1000
 
 
@@ -196,12 +197,21 @@ def save_adapter(
     *,
     adapter_name: str = "default",
     pictures: Collection = (),
+    overwrite: bool = False,
 ) -> Path:
-    """Write ``model``'s adapter as a folder, whole or not at all; ``pictures`` are files that the card shows."""
+    """Write ``model``'s adapter as a folder, whole or not at all.
+
+    Args:
+        pictures: files that the card shows.
+        overwrite: replace an adapter that was written there before (see `outputs`).
+
+    Raises:
+        InputError: something else is there.
+    """
     tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     config = model.peft_config[adapter_name]
-    return write_adapter(config, tensors, info, folder, pictures=pictures)
+    return write_adapter(config, tensors, info, folder, pictures=pictures, overwrite=overwrite)
 
 
 def write_adapter(
@@ -211,6 +221,7 @@ def write_adapter(
     folder: str | Path,
     *,
     pictures: Collection = (),
+    overwrite: bool = False,
 ) -> Path:
     """Write an adapter folder from its parts, or a single file if the name ends in ``.safetensors``.
 
@@ -218,18 +229,18 @@ def write_adapter(
     shown by its card.
 
     Raises:
-        InputError: a picture is not there.
+        InputError: a picture is missing, or the place is taken (see `outputs`).
     """
     record = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
     record["inference_mode"] = True
     record["base_model_name_or_path"] = info.base
     text = json.dumps(record, indent=2, sort_keys=True)
     header = {**info.to_header(), HEADER_PREFIX + "config": text}
-    if str(folder).endswith(".safetensors"):
-        with atomic_file(folder) as temporary:
+    if is_single_file(folder):
+        with file_output(folder, overwrite=overwrite) as temporary:
             temporary.write_bytes(serialize(tensors, header))
         return Path(folder)
-    with atomic_directory(folder) as temporary:
+    with folder_output(folder, ADAPTER, overwrite=overwrite) as temporary:
         (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         (temporary / WEIGHTS_FILE).write_bytes(serialize(tensors, header))
         for picture in pictures:
@@ -241,6 +252,19 @@ def write_adapter(
         size = (temporary / WEIGHTS_FILE).stat().st_size
         (temporary / CARD_FILE).write_text(card(info, record, values, size, names), encoding="utf-8")
     return Path(folder)
+
+
+def is_single_file(path: str | Path) -> bool:
+    """Whether an adapter that is to be written to ``path`` becomes one file instead of a folder."""
+    return str(path).endswith(".safetensors")
+
+
+def check_adapter_output(path: str | Path, *, overwrite: bool = False, inputs: Collection = ()) -> None:
+    """Raise an `InputError` if no adapter may be written to ``path``; for commands, before they start work."""
+    if is_single_file(path):
+        check_file(path, overwrite=overwrite, inputs=inputs)
+    else:
+        check_folder(path, ADAPTER, overwrite=overwrite, inputs=inputs)
 
 
 def serialize(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data._utils import signal_handling
 
 from onelora_vision.errors import InputError
 from onelora_vision.seeding import mix, seedable
@@ -109,6 +110,7 @@ def training_loader(dataset: Dataset, sampler: TrainingBatchSampler, num_workers
 
     It is not to be prepared by accelerate: the sampler already gives each process its own part.
     """
+    _report_lost_workers_in_place()
     return DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -125,6 +127,7 @@ def evaluation_loader(dataset: Dataset, batch_size: int, num_workers: int = 0) -
 
     Padding makes the processes' batches even, so count with ``accelerator.gather_for_metrics``.
     """
+    _report_lost_workers_in_place()
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -133,6 +136,13 @@ def evaluation_loader(dataset: Dataset, batch_size: int, num_workers: int = 0) -
         worker_init_fn=_leave_signals_to_the_main_process,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _report_lost_workers_in_place() -> None:
+    # PyTorch's handler of SIGCHLD raises in the main thread, at whatever line runs then, also while a checkpoint is
+    # written. It is installed once, by the first loader with workers, unless this flag says that it is. Without it a
+    # loader notices by itself, within 5 s, where its next batch is asked for.
+    signal_handling._SIGCHLD_handler_set = True
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

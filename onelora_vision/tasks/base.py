@@ -1,31 +1,71 @@
-"""What the training loop knows of a task: a model, a loss per batch, and figures on held-out data."""
+"""What the training loop knows of a task: a model, a loss per batch, metrics on held-out data, and what to write."""
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch import nn
 
+from onelora_vision.adapters.files import AdapterInfo, save_adapter
 
-class Task(Protocol):
+
+class Task(ABC):
     """One kind of training job. The loop trains what in ``model`` requires gradients, and asks for nothing else.
 
     Attributes:
-        model: the network with its adapters; the only thing that accelerate wraps and that a checkpoint holds. A
-            frozen VAE, a teacher or a feature extractor belongs to the task, not to its model.
+        model: the network with its adapters; the only thing that accelerate wraps and that a checkpoint holds. A frozen
+            VAE, a teacher or a feature extractor belongs to the task, not to its model.
+        adapted: the same network, never wrapped.
+        info: what the adapter's files say about it.
+        identity: hashes that a resumed run must share, by what they are of: the base, the data.
+        hint: what to try when the loss is no longer a number.
+        details: of the last `evaluate`, tensors that `report` needs again; kept with the run's files.
     """
 
-    model: nn.Module
+    hint = "try a lower --learning_rate"
 
+    def __init__(self, model: PeftModel, info: AdapterInfo | None = None):
+        self.model: nn.Module = model
+        self.adapted = model
+        self.info = info or AdapterInfo("", "", "")
+        self.identity: dict[str, str] = {}
+        self.details: dict[str, torch.Tensor] = {}
+
+    @abstractmethod
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         """``{"loss": scalar, …}`` for a batch on the model's device: the mean over its samples, with gradient.
 
-        Other scalars in the dictionary are logged beside the loss. Everything random is drawn from ``batch["seed"]``
+        Other scalars in the dictionary are logged next to the loss. Everything random is drawn from ``batch["seed"]``
         (B,) with `onelora_vision.seeding`, or from torch's global generator, which the loop seeds at each step.
         """
 
+    @abstractmethod
     def evaluate(self, loader, accelerator) -> dict[str, float]:
-        """Figures on held-out data, the same on every process; ``loader`` may be None for a task that needs none.
+        """Metrics on held-out data, the same on every process; ``loader`` may be None for a task that needs none.
 
         The loop calls it on all processes, with the model in eval mode, without gradients, and with the averaged
         weights in place if there are any.
+        """
+
+    def save(self, folder: Path, pictures: tuple[Path, ...] = ()) -> None:
+        """Write the adapter as it is now into ``folder``, in place of one that this run wrote there before."""
+        save_adapter(self.adapted, folder, self.info, pictures=pictures, overwrite=True)
+
+    def draw(self, path: Path, step: int) -> None:  # noqa: B027 - optional
+        """Write a picture of what the model does after ``step`` as a PNG, if there is something to see.
+
+        Called on the main process after each evaluation during training.
+        """
+
+    def report(  # noqa: B027 - optional
+        self, folder: Path, step: int, before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], accelerator
+    ) -> None:
+        """Write the run's pictures and tables into ``folder``.
+
+        Called on all processes, so that they can share work; the main one's files are kept.
+
+        Args:
+            step: number of the last step.
+            before, after: `details` of the first and of the last evaluation.
         """

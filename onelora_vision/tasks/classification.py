@@ -6,17 +6,19 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from peft import PeftModel
 
+from onelora_vision.adapters.files import AdapterInfo
 from onelora_vision.backbones.vit import logits_of
 from onelora_vision.errors import InputError
 from onelora_vision.files import write_json
 from onelora_vision.metrics.accuracy import Predictions, confusion_matrix, draw_confusion_matrix, per_class_accuracy
 from onelora_vision.metrics.calibration import CalibrationBins, draw_reliability_diagram
 from onelora_vision.seeding import mix, seeded
+from onelora_vision.tasks.base import Task
 
 
-class ClassificationTask:
+class ClassificationTask(Task):
     """Train and judge a classifier.
 
     Args:
@@ -27,26 +29,27 @@ class ClassificationTask:
             (arXiv 1710.09412, 1905.04899); 0 is off. With both, each batch gets one of them.
         mean, std: of the channels of images in [0, 1], with which images that come as bytes are normalised: a batch at
             once and where the model is, so that the loader has less to do and a quarter of the bytes to move.
+        info: what the adapter's files say about it.
 
     Attributes:
-        predictions: of the last `evaluate`, for what is drawn and tabulated after it; None before.
+        details: the fields of `metrics.accuracy.Predictions` of the last `evaluate`.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PeftModel,
         class_names: Sequence[str],
         smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
+        info: AdapterInfo | None = None,
     ):
-        self.model = model
+        super().__init__(model, info)
         self.class_names = list(class_names)
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
         self.smoothing = smoothing
-        self.predictions: Predictions | None = None
         self._mixup = None
         if mixup or cutmix:
             from timm.data import Mixup
@@ -89,13 +92,19 @@ class ClassificationTask:
             with accelerator.autocast():
                 logits = logits_of(self.model, self._normalised(batch["image"])).float()
             parts.append(Predictions.of(*accelerator.gather_for_metrics((logits, batch["label"], batch["index"]))))
-        self.predictions = found = Predictions.cat(parts)
+        found = Predictions.cat(parts)
+        self.details = vars(found)
         return {
             "top1": found.correct.double().mean().item(),
             "top5": found.in_top5.double().mean().item(),
             "nll": found.nll.double().mean().item(),
             "ece": CalibrationBins.of(found.confidence, found.correct).error,
         }
+
+    def report(self, folder: Path, step: int, before: dict, after: dict, accelerator) -> None:
+        """`draw_report` of the evaluations before and after."""
+        if accelerator.is_main_process:
+            draw_report(Predictions(**before), Predictions(**after), self.class_names, folder)
 
 
 def draw_report(

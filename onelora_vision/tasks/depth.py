@@ -1,15 +1,22 @@
 """Monocular depth: a loss in metres (or, for relative depth, up to scale and shift) and the field's metrics."""
 
+from pathlib import Path
+
 import torch
+from peft import PeftModel
 from torch import nn
 
+from onelora_vision.adapters.files import AdapterInfo
 from onelora_vision.backbones.depth_anything import is_metric, predict
 from onelora_vision.data.depth.caps import Caps
+from onelora_vision.data.depth.dataset import DepthDataset
+from onelora_vision.depth_maps import ComparedDepth, save_depth_comparison
 from onelora_vision.metrics.depth import align_scale_and_shift, as_evaluated, depth_metrics, resized_depth
+from onelora_vision.tasks.base import Task
 from onelora_vision.tasks.depth_losses import gradient_matching, scale_and_shift_invariant, silog
 
 
-class DepthTask:
+class DepthTask(Task):
     """Depth Anything's training and evaluation.
 
     Args:
@@ -17,19 +24,24 @@ class DepthTask:
         caps: the depths that count in an evaluation, metres; predictions are clamped to them.
         loss: "silog" (metres, for a metric model) or "ssi" (scale and shift invariant, for a relative one).
         silog_lambda, silog_factor: see `silog`; 0.5 and 1 are Depth Anything v2's, 0.85 and 10 ZoeDepth's.
-        gradient_weight: of the gradient matching loss beside SiLog; 0 leaves it out.
+        gradient_weight: of the gradient matching loss next to SiLog; 0 leaves it out.
+        info: what the adapter's files say about it.
+        shown: frames that pictures are drawn of, and how many of them.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PeftModel,
         caps: Caps,
         loss: str = "silog",
         silog_lambda: float = 0.5,
         silog_factor: float = 1.0,
         gradient_weight: float = 0.0,
+        info: AdapterInfo | None = None,
+        shown: tuple[DepthDataset, int] | None = None,
     ):
-        self.model, self.caps, self.loss = model, caps, loss
+        super().__init__(model, info)
+        self.caps, self.loss, self.shown = caps, loss, shown
         self.silog_lambda, self.silog_factor, self.gradient_weight = silog_lambda, silog_factor, gradient_weight
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
@@ -52,6 +64,28 @@ class DepthTask:
             for name, values in accelerator.gather_for_metrics(metrics).items():
                 parts.setdefault(name, []).append(values)
         return {name: torch.cat(values).mean().item() for name, values in parts.items()}
+
+    def draw(self, path: Path, step: int) -> None:
+        """Image, truth, base, adapted and their errors, for frames spread over the evaluation data."""
+        data, count = self.shown or ((), 0)
+        count = min(count, len(data))
+        rows = [self._compared(data[round(i * len(data) / count)]) for i in range(count)]
+        if rows:
+            save_depth_comparison(path, rows, self.caps.far)
+
+    def report(self, folder: Path, step: int, before: dict, after: dict, accelerator) -> None:
+        """``pictures.png``."""
+        if accelerator.is_main_process:
+            self.draw(folder / "pictures.png", step)
+
+    @torch.no_grad()
+    def _compared(self, sample: dict) -> ComparedDepth:
+        model = self.adapted
+        image, depth, valid = (sample[name][None].to(model.device) for name in ("image", "depth", "valid"))
+        adapted = compared(model, image, depth, valid, self.caps)
+        with model.disable_adapter():
+            base = compared(model, image, depth, valid, self.caps)
+        return ComparedDepth(image[0], depth[0], valid[0], base[0], adapted[0])
 
 
 @torch.no_grad()

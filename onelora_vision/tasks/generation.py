@@ -1,18 +1,25 @@
 """Class-conditional image generation with a latent diffusion transformer."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
+from peft import PeftModel
 from torch import nn
 
 from onelora_vision import seeding
+from onelora_vision.adapters.files import AdapterInfo
 from onelora_vision.data.latents import posterior
 from onelora_vision.diffusion import NoiseSchedule, training_losses
 from onelora_vision.sampling import make_scheduler
+from onelora_vision.tasks.base import Task
+from onelora_vision.tasks.sample_evaluation import SampleEvaluator, SamplePicture, sweep_guidance
 
 # Independent uses of one sample's seed.
 LATENT, NOISE, TIMESTEP, DROPOUT = 10, 11, 12, 13
 
 
-class GenerationTask:
+class GenerationTask(Task):
     """DiT's training: noise a latent, predict the noise, and with a learned variance the variance too.
 
     Args:
@@ -23,18 +30,24 @@ class GenerationTask:
             draw per sample, from the sample's own seed.
         evaluator: called with the model by `evaluate`; ``None`` for a task that is only trained.
         scaling_factor: makes latents of unit size; by default the autoencoder's.
+        info: what the adapter's files say about it.
+        picture: what is drawn after evaluations and at the end. scales: of guidance, to evaluate at in the end.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PeftModel,
         vae: nn.Module | None,
         scheduler_config: dict,
         class_dropout_prob: float = 0.1,
-        evaluator=None,
+        evaluator: SampleEvaluator | None = None,
         scaling_factor: float | None = None,
+        info: AdapterInfo | None = None,
+        picture: SamplePicture | None = None,
+        scales: Sequence[float] = (),
     ):
-        self.model = model
+        super().__init__(model, info)
+        self.picture, self.scales = picture, scales
         self.vae = vae.requires_grad_(False).eval() if vae is not None else None
         self.scaling_factor = scaling_factor or vae.config.scaling_factor
         self.class_dropout_prob = class_dropout_prob
@@ -65,5 +78,17 @@ class GenerationTask:
         return {"loss": sum(losses.values()), **{name: loss.detach() for name, loss in losses.items()}}
 
     def evaluate(self, loader, accelerator) -> dict[str, float]:
-        """The evaluator's figures for samples of the model; ``loader`` is not used."""
+        """The evaluator's metrics for samples of the model; ``loader`` is not used."""
         return self.evaluator(accelerator.unwrap_model(self.model), accelerator) if self.evaluator else {}
+
+    def draw(self, path: Path, step: int) -> None:
+        """Samples of the base and of the model, on the same noise."""
+        if self.picture is not None:
+            self.picture.draw(path, self.adapted, f"{self.info.method}, {step} steps")
+
+    def report(self, folder: Path, step: int, before: dict, after: dict, accelerator) -> None:
+        """``samples.png``, and ``guidance.json`` and ``guidance.png`` if scales are to be swept."""
+        if self.evaluator is not None and self.scales:
+            sweep_guidance(self.evaluator, self.adapted, self.scales, accelerator, folder)
+        if accelerator.is_main_process:
+            self.draw(folder / "samples.png", step)

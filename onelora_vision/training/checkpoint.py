@@ -7,7 +7,6 @@ functions of the seed and the step, so nothing else is needed.
 """
 
 import dataclasses
-import fcntl
 import io
 import json
 import os
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from onelora_vision.errors import InputError, TrainingError, WriteError
-from onelora_vision.files import TEMPORARY_PREFIX, atomic_directory, clear_leftovers
+from onelora_vision.files import TEMPORARY_PREFIX, atomic_directory
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.ema import EMA
 from onelora_vision.training.optim import trained_parameters
@@ -48,7 +47,10 @@ class Progress:
 
 @dataclass
 class RunState:
-    """All that changes while training. ``model`` is the bare one, not accelerate's wrapper."""
+    """All that changes while training. ``model`` is the bare one, not accelerate's wrapper.
+
+    ``is_whole`` is false while a step changes it: a checkpoint written then would mix two steps.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -56,10 +58,11 @@ class RunState:
     scaler: torch.amp.GradScaler | None
     ema: EMA | None
     progress: Progress = field(default_factory=Progress)
+    is_whole: bool = True
 
 
 def run_settings(config: TrainingConfig, num_samples: int, samples_per_step: int) -> dict:
-    """What a resumed run must have in common with the interrupted one, to go on where that one stopped."""
+    """What a resumed run must have in common with the interrupted one, to continue where that one stopped."""
     fixed = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if not f.metadata.get("may_change")}
     return {**fixed, "number of training samples": num_samples, "samples per step": samples_per_step}
 
@@ -80,7 +83,7 @@ def save_checkpoint(output_dir: str | Path, run: RunState, settings: dict) -> Pa
     if run.ema is not None:
         files["ema.safetensors"] = safetensors.torch.save({n: a.cpu() for n, a in run.ema.average.items()})
     try:
-        with atomic_directory(folder) as temporary:
+        with atomic_directory(folder, replace=True) as temporary:
             for name, content in files.items():
                 (temporary / name).write_bytes(content)
     except WriteError as error:
@@ -154,22 +157,14 @@ def _refuse_other_settings(folder: Path, before: dict, now: dict) -> None:
 
 
 def find_checkpoint(output_dir: str | Path, wanted: str | None) -> Path | None:
-    """The folder that ``--resume_from_checkpoint`` names, or None to begin anew (also for ``latest`` of none).
+    """The folder that ``--resume_from_checkpoint`` names, or None to start from the beginning (also ``latest`` of none).
 
     Raises:
-        InputError: the folder does not exist, or ``wanted`` is None and the output folder has checkpoints, which a
-            new run would mix with its own.
+        InputError: the folder does not exist.
     """
     latest = latest_checkpoint(output_dir)
-    if wanted == "latest":
-        return latest
-    if wanted is None:
-        if latest is not None:
-            raise InputError(
-                f"{latest} is left from an earlier run: go on with --resume_from_checkpoint latest, "
-                "or choose another --output_dir"
-            )
-        return None
+    if wanted in ("latest", None):
+        return latest if wanted else None
     if not Path(wanted).is_dir():
         raise InputError(f"--resume_from_checkpoint {wanted}: no such folder; the latest is {latest or 'none'}")
     return Path(wanted)
@@ -210,30 +205,3 @@ def _read_state(folder: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return state if (folder / "trained.safetensors").is_file() else None
-
-
-_locks: dict[Path, io.TextIOBase] = {}
-
-
-def lock_folder(output_dir: str | Path) -> None:
-    """Keep other runs out of the folder until this process ends, and clear what a killed run left half-written.
-
-    Raises:
-        InputError: another process holds it, or it cannot be written.
-    """
-    folder = Path(output_dir).resolve()
-    if folder in _locks:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "w")  # noqa: SIM115 - held open: closing it gives the lock back
-    except OSError as error:
-        raise InputError(f"--output_dir {output_dir} cannot be written: {error.strerror}") from None
-    try:
-        # A POSIX lock, not flock: loader workers, which may outlive a killed run for seconds, do not inherit it.
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        handle.close()
-        raise InputError(f"--output_dir {output_dir} is in use by another run; choose another one") from None
-    _locks[folder] = handle
-    clear_leftovers(folder)

@@ -29,6 +29,7 @@ class TrainingConfig:
     """Settings of the training loop; raises `InputError` naming the flag when a value is out of range."""
 
     output_dir: str = option("output", "folder for checkpoints, adapter and results", may_change=True)
+    overwrite: bool = option(False, "replace the earlier run in output_dir; only its own files", may_change=True)
     seed: int = option(0, "seed of everything random: the run is a function of it")
 
     method: str = option("onelora", "fine-tuning method: onelora, lora, bitfit, head, full, sum+norms, …")
@@ -71,7 +72,7 @@ class TrainingConfig:
     ema_decay: float = option(0.9999, "decay of that average, reached after a warm-up")
 
     dataloader_num_workers: int = option(0, "processes that load data; 0: the main one", may_change=True)
-    checkpointing_steps: int = option(500, "steps between checkpoints; 0: none", may_change=True)
+    checkpointing_steps: int = option(500, "steps between checkpoints; 0: only after the last step", may_change=True)
     checkpoints_total_limit: int | None = option(None, "checkpoints kept, the newest (default: all)", may_change=True)
     resume_from_checkpoint: str | None = option(None, "a checkpoint folder, or 'latest'", may_change=True)
     validation_steps: int = option(0, "steps between evaluations; 0: none during training", may_change=True)

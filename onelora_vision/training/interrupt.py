@@ -1,4 +1,4 @@
-"""What ends a run from outside: signals, as a request to write a checkpoint and leave, and another process's end."""
+"""What ends a run from outside: signals, and the end of another process of the run or of one that loads its data."""
 
 import contextlib
 import signal
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from torch.distributed import DistError
 
-from onelora_vision.errors import TrainingError
+from onelora_vision.errors import Stopped, TrainingError
 
 
 @contextlib.contextmanager
 def in_touch(process: int) -> Iterator[None]:
-    """Tell the block's failure to reach the run's other processes as a `TrainingError` that says how to go on.
+    """Turn a failure to reach the run's other processes into a `TrainingError` that says how to resume.
 
     Args:
         process: number of this process, for the message.
@@ -23,24 +23,22 @@ def in_touch(process: int) -> Iterator[None]:
             raise
         raise TrainingError(
             f"process {process} lost touch with another process of this run, which was killed or has failed (its own "
-            "output says why); go on with the same command and --resume_from_checkpoint latest"
+            "output says why); resume with the same command and --resume_from_checkpoint latest"
         ) from error
 
 
-class Interrupted(Exception):
-    """Raised by a signal inside `Interruption.at_once`."""
-
-
 class Interruption:
-    """While entered, SIGTERM and SIGINT only set ``signal``. The handlers before are put back on leaving.
+    """While entered, SIGTERM and SIGINT raise `Stopped` where they arrive; inside `deferred` they only set ``signal``.
+
+    The handlers before are put back on leaving.
 
     Attributes:
-        signal: number of the signal that came, or None.
+        signal: number of the signal that arrived, or None.
     """
 
     def __init__(self):
         self.signal: int | None = None
-        self._raises = False
+        self._raises = True
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Interruption":
@@ -54,16 +52,29 @@ class Interruption:
     def _note(self, number: int, frame) -> None:
         self.signal = number
         if self._raises:
-            self._raises = False
-            raise Interrupted
+            raise Stopped(number)
 
     @contextlib.contextmanager
-    def at_once(self, possible: bool) -> Iterator[None]:
-        """Where ``possible``, a signal inside this block raises `Interrupted`: for what can be done again in full."""
-        if possible and self.signal is not None:
-            raise Interrupted
-        self._raises = possible
+    def deferred(self, raise_after: bool = False) -> Iterator[None]:
+        """Let the block finish when a signal arrives; the caller looks at ``signal``, or it is raised after the block."""
+        before, self._raises = self._raises, False
         try:
             yield
         finally:
-            self._raises = False
+            self._raises = before
+        if raise_after and self.signal is not None:
+            raise Stopped(self.signal)
+
+    @contextlib.contextmanager
+    def at_once(self, possible: bool) -> Iterator[None]:
+        """Inside `deferred`: a signal in this block raises `Stopped`, for work that can be repeated in full.
+
+        Not where ``possible`` is false, as on several processes, which have to leave at the same place.
+        """
+        if possible and self.signal is not None:
+            raise Stopped(self.signal)
+        before, self._raises = self._raises, possible or self._raises
+        try:
+            yield
+        finally:
+            self._raises = before

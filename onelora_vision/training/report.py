@@ -1,7 +1,5 @@
-"""What a run leaves behind: ``results.json`` with fixed keys, a picture of the loss, and the plan a dry run prints."""
+"""What a run tells people: its plan, its outcome, a picture of the loss; and what its results are made of."""
 
-import dataclasses
-import math
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -13,17 +11,16 @@ from torch import nn
 
 from onelora_vision.errors import InputError
 from onelora_vision.figures import saved_figure
-from onelora_vision.files import write_json
 from onelora_vision.methods import head_parameters
+from onelora_vision.metrics.direction import arrow
 from onelora_vision.training.config import TrainingConfig
-from onelora_vision.training.loop import TrainingSummary
 from onelora_vision.training.optim import samples_per_step, total_steps, trained_parameters
 
 _PACKAGES = ("onelora_vision", "torch", "peft", "accelerate", "transformers", "diffusers", "timm", "numpy")
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """``trainable_parameters``: all values trained; ``adapter_parameters``: without the head or label table."""
+    """``trainable_parameters``: all that is trained; ``adapter_parameters``: without the head or label table."""
     total = sum(parameter.numel() for parameter in trained_parameters(model).values())
     head = sum(parameter.numel() for parameter in head_parameters(model).values())
     return {"trainable_parameters": total, "adapter_parameters": total - head}
@@ -48,57 +45,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_results(
-    path: str | Path,
-    *,
-    task: str,
-    config: TrainingConfig,
-    model: nn.Module,
-    summary: TrainingSummary,
-    before: dict[str, float],
-    after: dict[str, float],
-    protocol: str,
-    seconds_total: float,
-) -> dict:
-    """Write the run's ``results.json`` and return its content. Figures that are no finite number become null.
+def publish(config: TrainingConfig) -> str:
+    """Upload the run's adapter to the hub; returns its address."""
+    from onelora_vision.adapters.hub import push_adapter
 
-    Args:
-        before, after: the task's figures without and with the training.
-        protocol: how they were measured, in one line: figures of unlike protocols must not be compared.
-        seconds_total: wall time of the whole run in seconds, evaluations included.
-    """
-    results = {
-        "task": task,
-        "method": config.method,
-        "seed": config.seed,
-        **count_parameters(model),
-        "metrics": {"before": _finite(before), "after": _finite(after)},
-        "protocol": protocol,
-        "steps": summary.steps,
-        "skipped_steps": summary.skipped_steps,
-        "best_step": summary.best_step,
-        "seconds_total": seconds_total,
-        "seconds_per_step": summary.seconds_per_step,
-        "data_seconds_per_step": summary.data_seconds_per_step,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "versions": versions(),
-        "config": dataclasses.asdict(config),
-    }
-    write_json(path, results)
-    return results
-
-
-def publish(config: TrainingConfig) -> None:
-    """Upload the run's adapter to the hub, if ``push_to_hub`` asks for it; the run's own files stand whatever happens."""
-    if config.push_to_hub:
-        from onelora_vision.adapters.hub import push_adapter
-
-        output = Path(config.output_dir)
-        print(f"adapter uploaded to {push_adapter(output / 'adapter', config.hub_model_id or output.resolve().name)}")
-
-
-def _finite(figures: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    output = Path(config.output_dir)
+    address = push_adapter(output / "adapter", config.hub_model_id or output.resolve().name)
+    print(f"adapter uploaded to {address}")
+    return address
 
 
 def aggregate_seeds(results: list[dict]) -> dict:
@@ -140,14 +94,48 @@ def plot_loss(path: str | Path, history: dict[str, list[float]]) -> None:
 
 
 def print_plan(config: TrainingConfig, model: nn.Module, num_samples: int, num_processes: int = 1) -> None:
-    """What ``--dry_run`` prints: trained values, size of the adapter file, steps, epochs and samples."""
+    """Print what a run will do: trained parameters, size of the adapter file, steps, epochs and samples."""
     counts, tensors = count_parameters(model), trained_parameters(model)
     steps, per_step = total_steps(config, num_samples, num_processes), samples_per_step(config, num_processes)
     total = sum(parameter.numel() for parameter in model.parameters())
     trained, adapter = counts["trainable_parameters"], counts["adapter_parameters"]
-    print(f"method             {config.method}")
-    print(f"trainable values   {trained:,} of {total:,} ({trained / total:.3%}), {adapter:,} of them the adapter's")
-    print(f"adapter file       about {4 * trained + 100 * len(tensors):,} bytes in fp32")
-    print(f"training samples   {num_samples:,}")
-    print(f"samples per step   {per_step:,} on {num_processes} process{'es' if num_processes > 1 else ''}")
-    print(f"steps              {steps:,}, {steps * per_step / num_samples:.2f} epochs")
+    print(f"method                {config.method}")
+    print(f"trainable parameters  {trained:,} of {total:,} ({trained / total:.3%}), {adapter:,} of them the adapter's")
+    print(f"adapter file          about {4 * trained + 100 * len(tensors):,} bytes in fp32")
+    print(f"training samples      {num_samples:,}")
+    print(f"samples per step      {per_step:,} on {num_processes} process{'es' if num_processes > 1 else ''}")
+    print(f"steps                 {steps:,}, {steps * per_step / num_samples:.2f} epochs")
+    print(f"output                {config.output_dir}", flush=True)
+
+
+def print_outcome(results: dict, output_dir: str | Path) -> None:
+    """Print how every run ends: the metrics before and after, the files, and the command that uses the adapter."""
+    output = Path(output_dir)
+    before, after = results["metrics"]["before"], results["metrics"]["after"]
+    if after:
+        width = max(len(name) for name in after)
+        print(f"\n{results['protocol']}")
+        print(f"{'':<{width}}    {'before':>10} {'after':>10}")
+        for name, value in after.items():
+            print(f"{name:<{width}}  {arrow(name)} {_shown(before.get(name)):>10} {_shown(value):>10}")
+    print(f"\n{results['trainable_parameters']:,} parameters trained in {results['seconds_total']:.0f} s")
+    for name in (
+        "adapter",
+        "best",
+        *(file.name for file in sorted(output.glob("*.*")) if file.suffix in _SHOWN_FILES),
+    ):
+        if (output / name).exists():
+            print(f"  {output / name}")
+    print(f"next: {_NEXT.get(results['task'], 'onelora inspect {adapter}').format(adapter=output / 'adapter')}")
+
+
+_SHOWN_FILES = (".json", ".png", ".html")
+_NEXT = {
+    "generation": "onelora sample {adapter} -o images",
+    "classification": "onelora predict --adapter {adapter} PICTURES",
+    "depth": "onelora predict --adapter {adapter} PICTURES",
+}
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"

@@ -1,8 +1,12 @@
-"""How a training script starts: the accelerator that fits its config, in an output folder of its own."""
+"""How a training script starts: processes, signals, random generators, and an output folder of its own."""
 
+import contextlib
 import importlib.util
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -11,21 +15,105 @@ from accelerate.utils import (
     ProjectConfiguration,
 )
 
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError
 from onelora_vision.seeding import seed_all
-from onelora_vision.training.checkpoint import find_checkpoint, lock_folder
+from onelora_vision.training.checkpoint import find_checkpoint
 from onelora_vision.training.config import TrainingConfig
+from onelora_vision.training.folder import RunFolder
+from onelora_vision.training.interrupt import Interruption, in_touch
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+RESUME = "resume with the same command and --resume_from_checkpoint latest"
 
 
-def start_run(config: TrainingConfig) -> Accelerator:
-    """Make the accelerator, take the output folder and seed the generators; a dry run touches no folder.
+class Run:
+    """A training run: its config, its processes, its folder, and how it ends when it does not reach its end.
+
+    Attributes:
+        config, accelerator: settings and processes.
+        folder: the output folder, whose ``path`` is resolved.
+        interruption: SIGTERM and SIGINT. resumes: whether it continues the run whose files are in its folder.
+        kept: what of the training is on disk already, in words; for the line that a failure ends with.
+    """
+
+    def __init__(self, config: TrainingConfig, accelerator: Accelerator, interruption: Interruption):
+        self.config, self.accelerator, self.interruption = config, accelerator, interruption
+        self.folder = RunFolder(config.output_dir)
+        self.started = time.perf_counter()
+        self.kept, self.resumes = "", False
+
+    @contextlib.contextmanager
+    def phase(self, doing: str) -> Iterator[None]:
+        """Name what the block does in the one line that it ends with if it fails or is stopped, with what is kept.
+
+        Raises:
+            Stopped: SIGTERM or SIGINT arrived.
+            InputError, TrainingError: as in the block, or for want of memory or disk space.
+        """
+        try:
+            with in_touch(self.accelerator.process_index), naming_lost_workers(self.config):
+                yield
+        except Stopped as stopped:
+            raise Stopped(
+                stopped.signal, f"{Stopped(stopped.signal).message} while {doing}{self._kept()}"
+            ) from stopped
+        except InputError as error:
+            raise InputError(f"{error}{self._kept()}") from error
+        except (TrainingError, WriteError) as error:
+            raise TrainingError(f"{error}{self._kept()}") from error
+        except torch.OutOfMemoryError as error:
+            advice = "try a smaller --train_batch_size or --eval_batch_size, or --gradient_checkpointing"
+            raise TrainingError(f"out of memory while {doing}; {advice}{self._kept()}") from error
+        except Exception as error:
+            error.add_note(f"while {doing}{self._kept()}")
+            raise
+
+    def _kept(self) -> str:
+        return f"; {self.kept}: {RESUME}" if self.kept else ""
+
+
+@contextlib.contextmanager
+def start_run(config: TrainingConfig) -> Iterator[Run]:
+    """Make the processes known to each other, take the output folder and seed the generators, for a block.
+
+    A dry run touches no folder.
 
     Raises:
-        InputError: the folder is in use or holds another run's checkpoints, the checkpoint to resume from does not
-            exist, or the setting of accelerate is one that checkpoints cannot be written under.
+        InputError: the folder is in use, or holds another run or foreign files; the checkpoint to resume from does not
+            exist; or the setting of accelerate is one that checkpoints cannot be written under.
     """
+    with Interruption() as interruption:
+        run = Run(config, _accelerator(config), interruption)
+        if not config.dry_run:
+            found = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
+            run.resumes = config.resume_from_checkpoint == "latest" or run.folder.contains(found)
+            if run.accelerator.is_main_process:
+                run.folder.take()
+                run.folder.require_free(run.resumes, config.overwrite)
+        seed_all(config.seed)
+        try:
+            yield run
+        except Stopped:
+            run.accelerator.end_training()  # the logs are written to their end
+            raise
+        run.accelerator.end_training()
+
+
+@contextlib.contextmanager
+def naming_lost_workers(config: TrainingConfig) -> Iterator[None]:
+    """Turn PyTorch's "DataLoader worker … exited" into a one-line `TrainingError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise TrainingError(
+            f"{str(error).splitlines()[0].rstrip('. ')}, often for want of memory; try fewer than "
+            f"--dataloader_num_workers {config.dataloader_num_workers}"
+        ) from error
+
+
+def _accelerator(config: TrainingConfig) -> Accelerator:
     try:
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
@@ -47,11 +135,6 @@ def start_run(config: TrainingConfig) -> Accelerator:
             f"{accelerator.distributed_type.value} shards the optimizer, which checkpoints here do not support; use "
             "DDP (accelerate launch --multi_gpu), and --shard_base to share the frozen base among the processes"
         )
-    if not config.dry_run:
-        if accelerator.is_main_process:
-            lock_folder(config.output_dir)
-        find_checkpoint(config.output_dir, config.resume_from_checkpoint)
-    seed_all(config.seed)
     return accelerator
 
 

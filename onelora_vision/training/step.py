@@ -16,7 +16,7 @@ from onelora_vision.tasks.base import Task
 from onelora_vision.training.checkpoint import RunState, latest_checkpoint
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.optim import trained_parameters
-from onelora_vision.training.trackers import log_figures
+from onelora_vision.training.trackers import log_metrics
 from onelora_vision.tuners import probe_gradients
 
 MAX_SKIPPED_IN_A_ROW = 20
@@ -24,32 +24,30 @@ MAX_SKIPPED_IN_A_ROW = 20
 
 @dataclass
 class OptimizerStep:
-    """Call it once per optimizer step; ``run`` is moved on by one step.
+    """Call it once per optimizer step; it advances ``state`` by one step.
 
-    The global generators (drop-out) are seeded by (seed, step, batch, process), so the step needs no state of theirs.
-    ``hint`` is what the error about a NaN proposes.
+    The global generators (dropout) are seeded by (seed, step, batch, process), so the step needs no state of theirs.
     """
 
     task: Task
     config: TrainingConfig
     accelerator: Accelerator
-    run: RunState
-    hint: str
+    state: RunState
     skipped_in_a_row: int = 0
     probed: bool = False
 
     def __post_init__(self):
         # Once for all steps, for it looks through every module; a list, for a spent generator would clip nothing.
-        self.trained = list(trained_parameters(self.run.model).values())
+        self.trained = list(trained_parameters(self.state.model).values())
 
     def __call__(self, batches: Iterator[dict], sampler: TrainingBatchSampler) -> dict[str, float]:
         """One optimizer step. Returns what was logged: means over the batches of all processes."""
-        config, accelerator, run, start = self.config, self.accelerator, self.run, time.perf_counter()
-        step, outputs, names = run.progress.step, [], []
+        config, accelerator, state, start = self.config, self.accelerator, self.state, time.perf_counter()
+        step, outputs, names = state.progress.step, [], []
         for micro in range(config.gradient_accumulation_steps):
             waiting = time.perf_counter()
             batch = next(batches)
-            run.progress.data_seconds += time.perf_counter() - waiting
+            state.progress.data_seconds += time.perf_counter() - waiting
             number = step * config.gradient_accumulation_steps + micro
             names.append(batch.get("path") or [f"sample {ref.index}" for ref in sampler.batch(number)])
             seed_all(mix(config.seed, step, micro, accelerator.process_index))
@@ -58,51 +56,53 @@ class OptimizerStep:
                 accelerator.backward(output["loss"])
             outputs.append({name: value.detach().float() for name, value in output.items()})
         if not self.probed:
-            probe_gradients(run.model)
+            probe_gradients(state.model)
             self.probed = True
         norm = accelerator.clip_grad_norm_(self.trained, config.max_grad_norm or math.inf)
         means = torch.stack([torch.stack(list(output.values())) for output in outputs]).mean(0)
-        figures = dict(zip(outputs[0], accelerator.reduce(means, "mean").tolist()), grad_norm=float(norm))
-        figures |= {f"lr_{group['name']}": group["lr"] for group in run.optimizer.param_groups}
-        if self._is_usable(figures):
+        metrics = dict(zip(outputs[0], accelerator.reduce(means, "mean").tolist()), grad_norm=float(norm))
+        metrics |= {f"lr_{group['name']}": group["lr"] for group in state.optimizer.param_groups}
+        state.is_whole = False
+        if self._is_usable(metrics):
             self._update()
         else:
-            self._stop_or_skip(figures, outputs, names)
-        run.optimizer.zero_grad()
-        run.progress.step += 1
-        run.progress.seconds += time.perf_counter() - start
-        for name, value in figures.items():
-            run.progress.history.setdefault(name, []).append(value)
-        log_figures(accelerator, "train", figures, run.progress.step)
-        return figures
+            self._stop_or_skip(metrics, outputs, names)
+        state.optimizer.zero_grad()
+        state.progress.step += 1
+        state.progress.seconds += time.perf_counter() - start
+        for name, value in metrics.items():
+            state.progress.history.setdefault(name, []).append(value)
+        state.is_whole = True
+        log_metrics(accelerator, "train", metrics, state.progress.step)
+        return metrics
 
     def _update(self) -> None:
-        run = self.run
-        run.optimizer.step()
+        state = self.state
+        state.optimizer.step()
         self.skipped_in_a_row = 0
-        if not run.optimizer.step_was_skipped:  # fp16's scaler skips a step whose gradients overflow
-            run.scheduler.step()
-            if run.ema is not None:
-                run.ema.update()
+        if not state.optimizer.step_was_skipped:  # fp16's scaler skips a step whose gradients overflow
+            state.scheduler.step()
+            if state.ema is not None:
+                state.ema.update()
 
-    def _is_usable(self, figures: dict[str, float]) -> bool:
+    def _is_usable(self, metrics: dict[str, float]) -> bool:
         # Under fp16 an infinite gradient is how the loss scaler finds its scale, as long as that has room to sink.
-        sinking = self.run.scaler is not None and self.run.scaler.get_scale() > 1
-        return math.isfinite(figures["loss"]) and (math.isfinite(figures["grad_norm"]) or sinking)
+        sinking = self.state.scaler is not None and self.state.scaler.get_scale() > 1
+        return math.isfinite(metrics["loss"]) and (math.isfinite(metrics["grad_norm"]) or sinking)
 
-    def _stop_or_skip(self, figures: dict[str, float], outputs: list[dict], names: list[list[str]]) -> None:
+    def _stop_or_skip(self, metrics: dict[str, float], outputs: list[dict], names: list[list[str]]) -> None:
         """Leave this step's gradients unused, or raise `TrainingError` with all that helps to find the cause."""
-        self.run.progress.skipped_steps += 1
+        self.state.progress.skipped_steps += 1
         self.skipped_in_a_row += 1
         if self.config.on_nan == "skip" and self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
-            if self.run.scaler is not None:
-                self.run.scaler.update()
+            if self.state.scaler is not None:
+                self.state.scaler.update()
             return
         bad = [name for output, batch in zip(outputs, names) if not output["loss"].isfinite() for name in batch]
         bad = gather_object(bad) or gather_object([name for batch in names for name in batch])
         raise TrainingError(
-            f"step {self.run.progress.step}: loss {figures['loss']}, gradient norm {figures['grad_norm']} at learning "
-            f"rate {self.run.optimizer.param_groups[0]['lr']:.3g}, in the batch of {', '.join(bad[:8])}"
+            f"step {self.state.progress.step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']} at learning "
+            f"rate {self.state.optimizer.param_groups[0]['lr']:.3g}, in the batch of {', '.join(bad[:8])}"
             f"{f' and {len(bad) - 8} more' if len(bad) > 8 else ''}; the last good checkpoint is "
-            f"{latest_checkpoint(self.config.output_dir) or 'none'}; {self.hint}"
+            f"{latest_checkpoint(self.config.output_dir) or 'none'}; {self.task.hint}"
         )

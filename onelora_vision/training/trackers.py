@@ -1,4 +1,4 @@
-"""Where a run's figures are logged: accelerate's trackers, opened so that a resumed run goes on in the same curves."""
+"""Where a run's metrics are logged: accelerate's trackers, opened so that a resumed run continues the same curves."""
 
 from accelerate import Accelerator
 
@@ -17,7 +17,7 @@ def open_trackers(accelerator: Accelerator, step: int) -> None:
             accelerator.init_trackers("onelora_vision", init_kwargs={"tensorboard": {"purge_step": step + 1}})
 
 
-def log_figures(accelerator: Accelerator, kind: str, figures: dict[str, float], step: int) -> None:
-    """Log each figure as ``kind/name``. Raises `WriteError` when that cannot be written."""
+def log_metrics(accelerator: Accelerator, kind: str, metrics: dict[str, float], step: int) -> None:
+    """Log each metric as ``kind/name``. Raises `WriteError` when that cannot be written."""
     with writing(accelerator.logging_dir):
-        accelerator.log({f"{kind}/{name}": value for name, value in figures.items()}, step=step)
+        accelerator.log({f"{kind}/{name}": value for name, value in metrics.items()}, step=step)

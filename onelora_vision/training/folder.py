@@ -1,0 +1,133 @@
+"""The output folder of a run: held by one run at a time, and writable only where nobody else's files are."""
+
+import contextlib
+import fcntl
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from onelora_vision.errors import InputError, listed
+from onelora_vision.files import TEMPORARY_PREFIX, clear_leftovers
+from onelora_vision.outputs import LEDGER, Ledger
+
+KIND = "run"
+LOCK = ".onelora-lock"
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_CHECKPOINT_FILES = {"trained.safetensors", "ema.safetensors", "training_state.pt", "state.json"}
+_FOLDERS = ("adapter", "adapter_without_ema", "best", "validation", "evaluations")
+_FILES = ("config.yaml", "results.json", "report.html", "per_class_accuracy.json", "guidance.json")
+_PICTURES = ("loss", "samples", "pictures", "confusion", "reliability", "guidance")
+
+
+class RunFolder:
+    """The ``--output_dir`` of a run. A run may write only names that are free or its own (see `outputs`).
+
+    Foreign files may lie next to a run's, such as the log of a batch system; they are never touched. Nor are the logs of
+    an earlier run: trackers add files, and never replace one.
+
+    Args:
+        path: the folder; made if it is missing.
+    """
+
+    _locks: dict[Path, io.TextIOBase] = {}
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(os.path.realpath(path))
+        self.given = str(path)
+        self.ledger = Ledger.read(self.path) or Ledger(self.path, KIND)
+
+    def take(self) -> None:
+        """Make the folder and keep other runs out of it until this process ends.
+
+        Raises:
+            InputError: another process holds it, it cannot be written, or it is an output of another kind.
+        """
+        if self.ledger.kind != KIND:
+            raise InputError(f"--output_dir {self.given} is an output of another kind ({self.ledger.kind})")
+        if self.path in self._locks:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = open(self.path / LOCK, "a")  # noqa: SIM115 - held open: closing it gives the lock back
+        except OSError as error:
+            raise InputError(f"--output_dir {self.given} cannot be written: {error.strerror}") from None
+        try:
+            # A POSIX lock, not flock: loader workers, which may outlive a killed run for seconds, do not inherit it.
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            handle.close()
+            raise InputError(f"--output_dir {self.given} is in use by another run; choose another one") from None
+        self._locks[self.path] = handle
+        clear_leftovers(self.path)
+
+    def require_free(self, resumes: bool, overwrite: bool) -> None:
+        """Refuse to write over anything but this run's own files.
+
+        Args:
+            resumes: whether the run continues the one whose files are here. overwrite: whether it replaces it.
+
+        Raises:
+            InputError: foreign or changed files have names that the run needs, or an earlier run is here and neither
+                ``resumes`` nor ``overwrite``.
+        """
+        foreign = [name for name in self._names() if not self._is_ours(name)]
+        if foreign:
+            raise InputError(
+                f"--output_dir {self.given} contains files that a run writes, but which this program did not write or "
+                f"which were changed since: {listed(foreign)}; move them away or choose another folder"
+            )
+        earlier = list(self._names())
+        if earlier and not resumes and not overwrite:
+            raise InputError(
+                f"--output_dir {self.given} contains an earlier run ({listed(earlier, 3)}): continue it with "
+                "--resume_from_checkpoint latest, replace it with --overwrite, or choose another folder"
+            )
+
+    def contains(self, path: Path | None) -> bool:
+        """Whether ``path`` is inside this folder."""
+        return path is not None and self.path in path.resolve().parents
+
+    def clear(self) -> None:
+        """Delete the files of the earlier run, all of which `require_free` found to be ours."""
+        for name in list(self._names()):
+            entry = self.path / name
+            # Renamed first: a deletion cut short must not leave half a checkpoint under a checkpoint's name.
+            doomed = entry.with_name(f"{TEMPORARY_PREFIX}{name}")
+            os.replace(entry, doomed)
+            shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Yield a temporary path that becomes the file ``name`` of this folder, recorded as ours.
+
+        Raises:
+            InputError: there is a foreign file of that name. WriteError: it cannot be written.
+        """
+        if not (self.path / LEDGER).exists():
+            self.ledger.create()
+        with self.ledger.writing_file(name) as temporary:
+            yield temporary
+
+    def _names(self) -> Iterator[str]:
+        """Entries of the folder whose names a run uses."""
+        for entry in sorted(self.path.iterdir()) if self.path.is_dir() else ():
+            pictures = (f"{name}.png" for name in _PICTURES)
+            if entry.name in (*_FOLDERS, *_FILES, *pictures) or _CHECKPOINT.fullmatch(entry.name):
+                yield entry.name
+
+    def _is_ours(self, name: str) -> bool:
+        path = self.path / name
+        if path.is_symlink():
+            return False
+        if not path.is_dir():
+            return not self.ledger.foreign([name])
+        files = [file for file in path.rglob("*") if not file.is_dir() or file.is_symlink()]
+        if _CHECKPOINT.fullmatch(name):
+            return all(file.name in _CHECKPOINT_FILES and file.parent == path for file in files)
+        inner = Ledger.read(path)
+        if inner is not None:
+            return not inner.foreign()
+        return not self.ledger.foreign(file.relative_to(self.path).as_posix() for file in files)

@@ -1,0 +1,104 @@
+"""A whole run, the same for every task: measure the base, train, save, measure again, draw, and say what came of it.
+
+Each phase is on disk before the next begins, so that nothing that was computed is lost when a later one fails; a resumed
+run does only what is missing.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from peft import set_peft_model_state_dict
+from torch.utils.data import Dataset
+
+from onelora_vision.adapters.files import read_adapter
+from onelora_vision.tasks.base import Task
+from onelora_vision.training.loop import TrainingSummary, evaluate, evaluating, train
+from onelora_vision.training.optim import trained_parameters
+from onelora_vision.training.record import Record
+from onelora_vision.training.report import plot_loss, print_outcome, publish
+from onelora_vision.training.setup import Run
+
+
+def run_job(run: Run, task: Task, dataset: Dataset, test_loader=None, validation_loader=None) -> dict:
+    """Take a task through all phases of a run (`record.PHASES`).
+
+    Args:
+        dataset: to train on, see `loop.train`.
+        test_loader: what the metrics before and after are of, handed to ``task.evaluate``.
+        validation_loader: what evaluations during training are of, and the best adapter is chosen by.
+
+    Returns the content of ``results.json``.
+
+    Raises:
+        InputError, TrainingError, Stopped: see `loop.train` and `setup.Run.phase`.
+    """
+    accelerator, seed = run.accelerator, run.config.seed
+    with run.phase("preparing the run"):
+        record = Record.open(run, task)
+    with run.phase("measuring the base"):
+        if not record.has("baseline"):
+            record.before = evaluate(task, test_loader, accelerator, seed)
+            record.save_details("before", task.details)
+            record.reach("baseline")
+    with run.phase("training"):
+        record.summary = train(run, task, dataset, validation_loader)
+    with run.phase("saving the adapter"):
+        if not record.has("trained"):
+            if accelerator.is_main_process:
+                task.save(run.folder.path / "adapter")
+            record.reach("trained")
+    run.kept = f"the trained adapter is in {Path(run.config.output_dir) / 'adapter'}"
+    with run.phase("measuring the result"):
+        if not record.has("evaluated"):
+            record.after = evaluate(task, test_loader, accelerator, seed)
+            record.save_details("after", task.details)
+            record.best = _best(run, task, record.summary, test_loader, validation_loader)
+            record.reach("evaluated")
+    task.info.metrics = {"before": record.before, "after": record.after}
+    with run.phase("drawing"):
+        if not record.has("drawn"):
+            _draw(run, task, record)
+            record.reach("drawn")
+    with run.phase("publishing"):
+        if accelerator.is_main_process and run.config.push_to_hub and not record.published:
+            record.published = publish(run.config)
+        record.reach("complete")
+    if accelerator.is_main_process:
+        print_outcome(record.content(), run.config.output_dir)
+    return record.content()
+
+
+def _best(run: Run, task: Task, summary: TrainingSummary, test_loader, validation_loader) -> dict | None:
+    """The metrics of the best adapter on the test data, with its step; they are written into its own card, too."""
+    if summary.best_step is None:
+        return None
+    folder = run.folder.path / "best"
+    if validation_loader is test_loader:
+        return {"step": summary.best_step, "metrics": dict(summary.evaluations)[summary.best_step]}
+    last = {name: parameter.detach().clone() for name, parameter in trained_parameters(task.adapted).items()}
+    set_peft_model_state_dict(task.adapted, read_adapter(folder).tensors)
+    metrics = evaluate(task, test_loader, run.accelerator, run.config.seed)
+    if run.accelerator.is_main_process:
+        task.info.metrics = {"after": metrics}
+        task.save(folder)
+    task.adapted.load_state_dict(last, strict=False)
+    return {"step": summary.best_step, "metrics": metrics}
+
+
+def _draw(run: Run, task: Task, record: Record) -> None:
+    """Write the task's pictures and the curve of the loss, and the adapter's card with all of them."""
+    details = record.load_details("before"), record.load_details("after")
+    with tempfile.TemporaryDirectory(prefix="onelora-report-") as place:
+        folder, step = Path(place), record.summary.steps
+        with evaluating(task, run.accelerator, run.config.seed):
+            task.report(folder, step, *details, run.accelerator)
+        if not run.accelerator.is_main_process:
+            return
+        plot_loss(folder / "loss.png", record.summary.history)
+        files = sorted(folder.iterdir(), key=lambda file: (file.name == "loss.png", file.name))
+        for file in files:
+            with run.folder.writing(file.name) as path:
+                shutil.copyfile(file, path)
+    pictures = tuple(run.folder.path / file.name for file in files if file.suffix == ".png")
+    task.save(run.folder.path / "adapter", pictures)

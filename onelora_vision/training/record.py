@@ -1,0 +1,174 @@
+"""``results.json``: what a run has measured so far and which phase it reached, written after each phase.
+
+A run goes through `PHASES` in order. A resumed run reads its own record back and repeats no phase that is in it, unless
+a setting has changed that the phase depends on.
+"""
+
+import dataclasses
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from onelora_vision.errors import InputError
+from onelora_vision.files import write_json
+from onelora_vision.tasks.base import Task
+from onelora_vision.training.loop import TrainingSummary
+from onelora_vision.training.report import count_parameters, peak_memory_bytes, versions
+from onelora_vision.training.setup import Run
+
+PHASES = ("started", "baseline", "trained", "evaluated", "drawn", "complete")
+RESULTS = "results.json"
+
+# Settings that no metric depends on, and those that the metrics before the training do not depend on either.
+_HARMLESS = {
+    "output_dir", "overwrite", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "report_to",
+    "logging_dir", "push_to_hub", "hub_model_id", "dataloader_num_workers", "dry_run", "cache_dir", "latents_dir",
+    "cache_latents", "download", "torch_compile", "gradient_checkpointing", "shard_base",
+}  # fmt: skip
+_OF_TRAINING = {
+    "max_train_steps", "num_train_epochs", "train_batch_size", "gradient_accumulation_steps", "validation_steps",
+    "early_stopping_patience", "on_nan",
+}  # fmt: skip
+
+
+@dataclass
+class Record:
+    """The content of ``results.json``, the same on every process; the main one writes it.
+
+    Attributes:
+        phase: the last of `PHASES` that is complete.
+        before, after: metrics without and with the training. best: of the best adapter, with its step.
+        seconds: wall time of earlier, interrupted starts of this run.
+        published: address that the adapter was uploaded to.
+    """
+
+    run: Run
+    task: Task
+    phase: str = "started"
+    before: dict = field(default_factory=dict)
+    after: dict = field(default_factory=dict)
+    best: dict | None = None
+    seconds: float = 0.0
+    published: str | None = None
+    summary: TrainingSummary | None = None
+
+    @classmethod
+    def open(cls, run: Run, task: Task) -> "Record":
+        """The record of this run: read back where it is resumed, else empty. An earlier run that it replaces is deleted.
+
+        Raises:
+            InputError: ``results.json`` is there, but is not a run's.
+        """
+        record, accelerator = cls(run, task), run.accelerator
+        found: list[dict | None] = [None]
+        if accelerator.is_main_process:
+            if not run.resumes:
+                run.folder.clear()
+            found = [record._read()]
+        if accelerator.num_processes > 1:
+            broadcast_object_list(found)
+        if found[0] is not None:
+            record._take(found[0])
+        return record
+
+    def _read(self) -> dict | None:
+        file = self.run.folder.path / RESULTS
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: not the results of a run ({error}); move it away") from error
+
+    def _take(self, found: dict) -> None:
+        """Keep what an earlier start of this run measured under the same settings."""
+        if found.get("protocol") != self.task.info.protocol or found.get("identity") != self.task.identity:
+            return
+        before, now = found.get("config", {}), json.loads(json.dumps(dataclasses.asdict(self.run.config)))
+        changed = {name for name in {*before, *now} if before.get(name) != now.get(name)} - _HARMLESS
+        if not changed - _OF_TRAINING and self._is_at_least(found, "baseline"):
+            self.phase, self.before = "baseline", found["metrics"]["before"]
+            self.seconds = found.get("seconds_total", 0.0)
+        if not changed and self._is_at_least(found, "evaluated"):
+            self.phase, self.after, self.best = found["phase"], found["metrics"]["after"], found.get("best")
+            self.published = found.get("published")
+
+    @staticmethod
+    def _is_at_least(found: dict, phase: str) -> bool:
+        return found.get("phase") in PHASES[PHASES.index(phase) :]
+
+    def has(self, phase: str) -> bool:
+        """Whether ``phase`` is complete."""
+        return PHASES.index(self.phase) >= PHASES.index(phase)
+
+    def reach(self, phase: str) -> None:
+        """Note that ``phase`` is complete, and write the record."""
+        self.phase = phase if not self.has(phase) else self.phase
+        if self.run.accelerator.is_main_process:
+            with self.run.folder.writing(RESULTS) as path:
+                write_json(path, self.content())
+
+    def content(self) -> dict:
+        """What ``results.json`` holds. Metrics that are not finite are null."""
+        config, summary = self.run.config, self.summary
+        return {
+            "task": self.task.info.task,
+            "method": config.method,
+            "seed": config.seed,
+            "phase": self.phase,
+            **count_parameters(self.task.adapted),
+            "metrics": {"before": finite(self.before), "after": finite(self.after)},
+            "best": self.best and {**self.best, "metrics": finite(self.best["metrics"])},
+            "protocol": self.task.info.protocol,
+            "steps": summary.steps if summary else 0,
+            "skipped_steps": summary.skipped_steps if summary else 0,
+            "best_step": summary.best_step if summary else None,
+            "seconds_total": self.seconds + time.perf_counter() - self.run.started,
+            "seconds_per_step": summary.seconds_per_step if summary else None,
+            "data_seconds_per_step": summary.data_seconds_per_step if summary else None,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "published": self.published,
+            "identity": self.task.identity,
+            "versions": versions(),
+            "config": dataclasses.asdict(config),
+        }
+
+    def save_details(self, when: str, details: dict[str, Tensor]) -> None:
+        """Keep the tensors of an evaluation, for pictures that are drawn after an interruption."""
+        if details and self.run.accelerator.is_main_process:
+            with self.run.folder.writing(f"evaluations/{when}.safetensors") as path:
+                path.write_bytes(safetensors.torch.save({k: v.cpu().contiguous() for k, v in details.items()}))
+
+    def load_details(self, when: str) -> dict[str, Tensor]:
+        """What `save_details` kept; empty if the task has none."""
+        file = Path(self.run.folder.path) / "evaluations" / f"{when}.safetensors"
+        return safetensors.torch.load_file(file) if file.is_file() else {}
+
+
+def finite(metrics: dict[str, float | None]) -> dict[str, float | None]:
+    """Metrics as JSON can hold them."""
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def read_results(path: str | Path) -> dict:
+    """The ``results.json`` of a finished run, by its path or its folder.
+
+    Raises:
+        InputError: there is none, or the run has not been evaluated.
+    """
+    file = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        results["protocol"], results["metrics"]["after"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: not the results.json of a run ({type(error).__name__}: {error})") from None
+    phase = results.get("phase", "complete")
+    if phase in PHASES[: PHASES.index("evaluated")]:
+        raise InputError(f"{file}: this run was interrupted (phase {phase!r}); resume it first")
+    return results
