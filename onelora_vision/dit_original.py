@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from onelora_vision.adapters.dit_names import facebook_module
 from onelora_vision.backbones.dit import DiT, DiTBase
 from onelora_vision.errors import InputError
-from onelora_vision.files import atomic_file, torch_save
+from onelora_vision.files import torch_save
+from onelora_vision.outputs import file_output, mark_zip
 
 POSITIONS = "pos_embed"
 #: Heads of DiT-XL, L, B and S by (blocks, width): a checkpoint's shapes do not tell them.
@@ -82,20 +83,26 @@ def to_original(model: DiT) -> dict[str, torch.Tensor]:
     return {POSITIONS: model.pos_embed.pos_embed.detach().clone(), **state}
 
 
-def save_original(state: dict[str, torch.Tensor], path: str | Path) -> None:
+def save_original(state: dict[str, torch.Tensor], path: str | Path, *, overwrite: bool = False) -> None:
     """Write an original state dict as ``.safetensors`` or ``.pt``.
 
     Raises:
-        InputError: for another ending.
+        InputError: another ending, or the place is taken (see `outputs`).
     """
-    path = Path(path)
-    if path.suffix not in (".safetensors", ".pt"):
-        raise InputError(f"{path}: an original checkpoint is named NAME.pt or NAME.safetensors")
-    with atomic_file(path) as temporary:
+    path = check_original_name(path)
+    with file_output(path, overwrite=overwrite) as temporary:
         if path.suffix == ".pt":
             torch_save(state, temporary)
+            mark_zip(temporary)
         else:
-            save_file({key: value.contiguous() for key, value in state.items()}, temporary)
+            save_file({key: value.contiguous() for key, value in state.items()}, temporary, {"onelora.kind": "DiT"})
+
+
+def check_original_name(path: str | Path) -> Path:
+    """Refuse a file name that does not say how a checkpoint is to be written."""
+    if Path(path).suffix not in (".safetensors", ".pt"):
+        raise InputError(f"{path}: an original checkpoint is named NAME.pt or NAME.safetensors")
+    return Path(path)
 
 
 def original_base(path: str | Path, vae: str | Path, class_names: list[str] | None, num_heads: int | None) -> DiTBase:

@@ -27,8 +27,8 @@ from onelora_vision.adapters.files import Adapter, read_adapter, serialize, writ
 from onelora_vision.adapters.layout import Layout, layout_of
 from onelora_vision.adapters.lowrank import LowRank, join_rows, low_rank, split_rows
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.files import atomic_directory
 from onelora_vision.methods import exact_pattern
+from onelora_vision.outputs import check_folder, folder_output
 
 TARGETS = ("peft-lora", "diffusers", "comfy", "merged")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -56,11 +56,13 @@ def export(
     base: str | Path | None = None,
     dtype: str = "fp32",
     max_shard_size: str = "5GB",
+    overwrite: bool = False,
 ) -> dict:
     """Write an adapter for other tools into the folder ``output``, load it there without this package, and compare.
 
     Args:
         to: one of `TARGETS`. dtype: of what is written. max_shard_size: of a merged model's files.
+        overwrite: replace an earlier export to the same format (see `outputs`).
 
     Returns a dictionary with ``file`` (what to load), ``carried`` (what is there besides low-rank changes), ``error``
         (greatest difference of the reloaded outputs) and ``effect`` (what the adapter itself changes), both relative
@@ -68,12 +70,14 @@ def export(
 
     Raises:
         InputError: the format cannot hold the adapter (with the list of what it cannot hold), or the reloaded export
-            does not give the adapter's outputs; nothing is left behind.
+            does not give the adapter's outputs, or the place is taken; nothing is left behind.
     """
     if to not in TARGETS:
         raise InputError(f"--to {to}: no such format{nearest(to, TARGETS, 'format')}")
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype}: no such type{nearest(dtype, DTYPES, 'type')}")
+    kind = f"{to} export"
+    check_folder(output, kind, overwrite=overwrite, inputs=[path, *([base] if base else [])])
     adapter = read_adapter(path)
     loaded = load_base(adapter.info, base)
     require_same_base(adapter, loaded)
@@ -82,7 +86,7 @@ def export(
     elif loaded.host != "diffusers" and to in ("diffusers", "comfy"):
         raise InputError(f"--to {to} is for DiT; this is a {adapter.info.task} adapter: use peft-lora or merged")
     job = Job(adapter, layout_of(adapter.config, adapter.tensors, str(path)), loaded, dtype, max_shard_size)
-    with atomic_directory(output) as folder:
+    with folder_output(output, kind, overwrite=overwrite) as folder:
         result, expected, plain = _WRITERS[to](job, folder)
         error = _reloaded(job, to, folder / result["file"], expected)
         effect = _relative(plain, expected)

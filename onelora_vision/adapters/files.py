@@ -25,7 +25,7 @@ from onelora_vision.adapters.container import CARD_FILE, CONFIG_FILE, WEIGHTS_FI
 from onelora_vision.adapters.layout import layout_of
 from onelora_vision.adapters.validate import check_tensors, parse_config
 from onelora_vision.errors import InputError
-from onelora_vision.outputs import check_file, check_folder, file_output, folder_output
+from onelora_vision.outputs import Ledger, check_file, check_folder, file_output, folder_output
 
 FORMAT_VERSION = "1"
 HEADER_PREFIX = "onelora."
@@ -231,27 +231,72 @@ def write_adapter(
     Raises:
         InputError: a picture is missing, or the place is taken (see `outputs`).
     """
+    text, weights = _contents(config, tensors, info)
+    if is_single_file(folder):
+        with file_output(folder, overwrite=overwrite) as temporary:
+            temporary.write_bytes(weights)
+        return Path(folder)
+    names = _names_of(pictures)
+    with folder_output(folder, ADAPTER, overwrite=overwrite) as temporary:
+        (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        (temporary / WEIGHTS_FILE).write_bytes(weights)
+        for picture, name in zip(pictures, names):
+            shutil.copyfile(picture, temporary / name)
+        (temporary / CARD_FILE).write_text(_card(info, text, tensors, len(weights), names), encoding="utf-8")
+    return Path(folder)
+
+
+def rewrite_card(adapter: Adapter, pictures: Collection = ()) -> Path:
+    """Write the card of an adapter folder again, for its ``info`` as it is now, and return the card's path.
+
+    Other files in the folder stay as they are, but for the header of the weights, where this program wrote them.
+
+    Raises:
+        InputError: a picture is missing, or the folder has a card, or a picture of such a name, that this program did
+            not write or that was edited.
+    """
+    folder, names = adapter.path, _names_of(pictures)
+    ledger = Ledger.read(folder) or Ledger(folder, ADAPTER)
+    copied = [(picture, name) for picture, name in zip(pictures, names) if not _is_same(picture, folder / name)]
+    ledger.require_ours([CARD_FILE, *(name for _, name in copied)])
+    text, weights = _contents(adapter.config, adapter.tensors, adapter.info)
+    if Ledger.read(folder) is None:
+        ledger.create()
+    if not ledger.foreign([WEIGHTS_FILE, CONFIG_FILE]):
+        for name, content in ((WEIGHTS_FILE, weights), (CONFIG_FILE, f"{text}\n".encode())):
+            with ledger.writing_file(name) as temporary:
+                temporary.write_bytes(content)
+    for picture, name in copied:
+        with ledger.writing_file(name) as temporary:
+            shutil.copyfile(picture, temporary)
+    size = (folder / WEIGHTS_FILE).stat().st_size
+    with ledger.writing_file(CARD_FILE) as temporary:
+        temporary.write_text(_card(adapter.info, text, adapter.tensors, size, names), encoding="utf-8")
+    return folder / CARD_FILE
+
+
+def _contents(config: PeftConfig, tensors: dict[str, torch.Tensor], info: AdapterInfo) -> tuple[str, bytes]:
+    """The text of the config and the bytes of the weights, whose header repeats it."""
     record = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
     record["inference_mode"] = True
     record["base_model_name_or_path"] = info.base
     text = json.dumps(record, indent=2, sort_keys=True)
-    header = {**info.to_header(), HEADER_PREFIX + "config": text}
-    if is_single_file(folder):
-        with file_output(folder, overwrite=overwrite) as temporary:
-            temporary.write_bytes(serialize(tensors, header))
-        return Path(folder)
-    with folder_output(folder, ADAPTER, overwrite=overwrite) as temporary:
-        (temporary / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-        (temporary / WEIGHTS_FILE).write_bytes(serialize(tensors, header))
-        for picture in pictures:
-            if not Path(picture).is_file():
-                raise InputError(f"{picture}: no such picture for the card")
-            shutil.copyfile(picture, temporary / Path(picture).name)
-        names = [Path(picture).name for picture in pictures]
-        values = sum(value.numel() for value in tensors.values())
-        size = (temporary / WEIGHTS_FILE).stat().st_size
-        (temporary / CARD_FILE).write_text(card(info, record, values, size, names), encoding="utf-8")
-    return Path(folder)
+    return text, serialize(tensors, {**info.to_header(), HEADER_PREFIX + "config": text})
+
+
+def _card(info: AdapterInfo, config: str, tensors: dict[str, torch.Tensor], size: int, pictures: list[str]) -> str:
+    return card(info, json.loads(config), sum(tensor.numel() for tensor in tensors.values()), size, pictures)
+
+
+def _names_of(pictures: Collection) -> list[str]:
+    for picture in pictures:
+        if not Path(picture).is_file():
+            raise InputError(f"{picture}: no such picture for the card")
+    return [Path(picture).name for picture in pictures]
+
+
+def _is_same(file: str | Path, other: Path) -> bool:
+    return other.exists() and Path(file).samefile(other)
 
 
 def is_single_file(path: str | Path) -> bool:

@@ -32,9 +32,10 @@ from torch.nn import functional as F
 from onelora_vision.backbones.base import Adaptation, norms_with_parameters
 from onelora_vision.backbones.fuse import join_linears, split_linear
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.files import atomic_directory
+from onelora_vision.outputs import folder_output
 
 ORIGINAL_NORM_EPS = 1e-6
+PIPELINE = "pipeline"
 
 
 class SharedAdaLayerNormZero(AdaLayerNormZero):
@@ -309,16 +310,23 @@ def _class_names(pipeline: DiTPipeline, num_classes: int) -> list[str]:
 
 
 def save_pipeline(
-    base: DiTBase, folder: str | Path, dtype: torch.dtype = torch.float32, max_shard_size: str = "10GB"
+    base: DiTBase,
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "10GB",
+    overwrite: bool = False,
 ) -> None:
     """Write a pipeline folder that stock diffusers loads, ``id2label`` included.
 
     Stock diffusers samples it with its own timestep frequencies and, for other than 1000 classes, with a wrong null
     class (its pipeline fixes it at 1000): use `onelora_vision.sampling.sample`, or guidance_scale=1 there.
+
+    Raises:
+        InputError: the place is taken (see `outputs`), by something else than a pipeline that is to be overwritten.
     """
     pipeline = DiTPipeline(base.transformer.to_stock().to(dtype), copy.deepcopy(base.vae).to(dtype), base.scheduler)
     pipeline.register_to_config(id2label={str(i): name for i, name in enumerate(base.class_names)})
-    with atomic_directory(folder) as temporary:
+    with folder_output(folder, PIPELINE, overwrite=overwrite) as temporary:
         pipeline.save_pretrained(temporary, max_shard_size=max_shard_size)
 
 

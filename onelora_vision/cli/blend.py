@@ -4,12 +4,13 @@ import argparse
 import re
 from pathlib import Path
 
+from onelora_vision.cli.output import add_output
 from onelora_vision.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapters", nargs="+", metavar="ADAPTER[:WEIGHT]", help="adapter and its weight (default 1)")
-    parser.add_argument("-o", "--output", required=True, help="folder, or a single file NAME.safetensors")
+    add_output(parser, "folder, or a single file NAME.safetensors")
     parser.add_argument("--average", action="store_true", help="all weights 1 / number of adapters")
     parser.add_argument(
         "--blocks", action="append", default=[], metavar="0-5:0.2", help="factor on all weights in these blocks"
@@ -23,15 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict:
     from onelora_vision.adapters.algebra import blend
     from onelora_vision.adapters.bases import load_base, require_same_base
-    from onelora_vision.adapters.files import read_adapter, write_adapter
+    from onelora_vision.adapters.files import check_adapter_output, read_adapter, write_adapter
 
     terms = [parse_term(text) for text in args.adapters]
     if args.average:
         if any(weight is not None for _, weight in terms):
             raise InputError("--average sets the weights itself: give the adapters without weights")
         terms = [(path, 1 / len(terms)) for path, _ in terms]
-    adapters = [(read_adapter(path), 1.0 if weight is None else weight) for path, weight in terms]
     paths = [Path(path) for path, _ in terms]
+    check_adapter_output(args.output, overwrite=args.overwrite, inputs=paths)
+    adapters = [(read_adapter(path), 1.0 if weight is None else weight) for path, weight in terms]
     whole_from = None
     if args.whole_from:
         if Path(args.whole_from) not in paths:
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> dict:
         base = load_base(adapters[0][0].info, args.base)
         require_same_base(adapters[0][0], base)
     result = blend(adapters, blocks=parse_blocks(args.blocks), base=base and base.model, whole_from=whole_from)
-    written = write_adapter(result.config, result.tensors, result.info, args.output)
+    written = write_adapter(result.config, result.tensors, result.info, args.output, overwrite=args.overwrite)
     return {
         "output": str(written),
         "method": result.info.method,

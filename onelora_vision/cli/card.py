@@ -1,4 +1,4 @@
-"""``onelora card``: write an adapter folder's README.md anew, with licence, data and pictures."""
+"""``onelora card``: rewrite an adapter folder's README.md, with licence, data and pictures."""
 
 import argparse
 
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict:
     from pathlib import Path
 
-    from onelora_vision.adapters.files import read_adapter, write_adapter
+    from onelora_vision.adapters.files import read_adapter, rewrite_card
 
     if not Path(args.adapter).is_dir():
         raise InputError(f"{args.adapter}: no such folder; a card belongs to an adapter folder")
@@ -25,8 +25,8 @@ def run(args: argparse.Namespace) -> dict:
     adapter.info.license = args.license or adapter.info.license
     adapter.info.data = args.data or adapter.info.data
     pictures = args.picture or sorted(Path(args.adapter).glob("*.png"))
-    folder = write_adapter(adapter.config, adapter.tensors, adapter.info, args.adapter, pictures=pictures)
-    return {"card": str(folder / "README.md"), "pictures": [Path(picture).name for picture in pictures]}
+    card = rewrite_card(adapter, pictures)
+    return {"card": str(card), "pictures": [Path(picture).name for picture in pictures]}
 
 
 def show(result: dict, args: argparse.Namespace) -> None:

@@ -2,11 +2,13 @@
 
 import argparse
 
+from onelora_vision.cli.output import add_output
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", help="adapter folder, .safetensors file or .zip")
     parser.add_argument("--to", required=True, help="peft-lora, diffusers, comfy or merged")
-    parser.add_argument("-o", "--output", required=True, help="folder for the result")
+    add_output(parser, "folder for the result")
     parser.add_argument("--base", help="where the base model is, if not where the adapter says")
     parser.add_argument("--dtype", default="fp32", help="fp32, fp16 or bf16")
     parser.add_argument("--max_shard_size", "--max-shard-size", default="5GB", help="of a merged model's files")
@@ -22,6 +24,7 @@ def run(args: argparse.Namespace) -> dict:
         base=args.base,
         dtype=args.dtype,
         max_shard_size=args.max_shard_size,
+        overwrite=args.overwrite,
     )
 
 

@@ -2,22 +2,25 @@
 
 import argparse
 
+from onelora_vision.cli.output import add_output
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("lora", help="PEFT folder, or LoRA file of diffusers or ComfyUI/kohya")
-    parser.add_argument("-o", "--output", required=True, help="folder, or a single file NAME.safetensors")
+    add_output(parser, "folder, or a single file NAME.safetensors")
     parser.add_argument("--base", help="the base model, if the file does not name it or it is elsewhere")
     parser.add_argument("--task", help="generation, classification or depth, if the file does not say")
     parser.add_argument("--class_names", "--class-names", help="names with commas, if the file does not say")
 
 
 def run(args: argparse.Namespace) -> dict:
-    from onelora_vision.adapters.files import write_adapter
+    from onelora_vision.adapters.files import check_adapter_output, write_adapter
     from onelora_vision.adapters.importing import import_lora
 
+    check_adapter_output(args.output, overwrite=args.overwrite, inputs=[args.lora])
     names = [name.strip() for name in args.class_names.split(",")] if args.class_names else None
     adapter = import_lora(args.lora, base=args.base, task=args.task, class_names=names)
-    write_adapter(adapter.config, adapter.tensors, adapter.info, args.output)
+    write_adapter(adapter.config, adapter.tensors, adapter.info, args.output, overwrite=args.overwrite)
     values = sum(tensor.numel() for tensor in adapter.tensors.values())
     return {"output": args.output, "method": adapter.info.method, "base": adapter.info.base, "values": values}
 

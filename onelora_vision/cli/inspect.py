@@ -2,13 +2,19 @@
 
 import argparse
 
+from onelora_vision.cli.output import add_overwrite
+from onelora_vision.outputs import check_file
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", help="adapter folder, .safetensors file or .zip")
+    add_overwrite(parser)
     parser.add_argument("--plot", help="PNG file for a bar chart of the norms per layer")
 
 
 def run(args: argparse.Namespace) -> dict:
+    if args.plot:
+        check_file(args.plot, overwrite=args.overwrite, inputs=[args.adapter])
     from onelora_vision.adapters.inspection import inspect, plot_norms
 
     result = inspect(args.adapter)

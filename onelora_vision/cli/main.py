@@ -20,7 +20,7 @@ COMMANDS = {
     "doctor": "what is wrong with an adapter file; exit code 2 if anything is",
     "export": "an adapter for PEFT, diffusers or ComfyUI, or merged; reloaded and compared before it counts",
     "import": "a rank-1 LoRA whose A is constant, back as a 1LoRA adapter",
-    "card": "write an adapter folder's README.md anew, with licence, data and pictures",
+    "card": "rewrite an adapter folder's README.md, with licence, data and pictures",
     "push": "upload an adapter folder to the Hugging Face hub",
     "sample": "images of an adapter's classes, as PNG files, a grid and an npz file",
     "predict": "classes, or depth, of pictures with an adapter",

@@ -2,7 +2,9 @@
 
 import argparse
 
+from onelora_vision.cli.output import add_overwrite
 from onelora_vision.errors import InputError
+from onelora_vision.outputs import check_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,10 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fuse_qkv", "--fuse-qkv", action="store_true", help="join q, k, v where the host splits them"
     )
     parser.add_argument("--rank", type=int, default=1, help="rank, for the methods that have one")
+    add_overwrite(parser)
     parser.add_argument("--plot", help="PNG file for a bar chart of the counts")
 
 
 def run(args: argparse.Namespace) -> list[dict]:
+    if args.plot:
+        check_file(args.plot, overwrite=args.overwrite)
     from onelora_vision.methods import METHODS, find_method
     from onelora_vision.parameters import count
 

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from onelora_vision.files import atomic_directory, write_json
+from onelora_vision.files import write_json
+from onelora_vision.outputs import folder_output
 
 
 class GlyphClassifier(nn.Module):
@@ -42,7 +43,7 @@ class GlyphClassifier(nn.Module):
 
     def save(self, folder: str | os.PathLike, **notes) -> None:
         """Write config.json (with ``notes`` on how it was trained) and fp16 model.safetensors into ``folder``."""
-        with atomic_directory(folder) as temporary:
+        with folder_output(folder, "classifier", overwrite=True) as temporary:
             write_json(temporary / "config.json", {"class_names": self.class_names, "widths": self.widths, **notes})
             state = {name: value.half().contiguous() for name, value in self.state_dict().items()}
             save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
