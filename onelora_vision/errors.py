@@ -2,7 +2,9 @@
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+
+_NAMES_IN_ERROR = 8
 
 
 class InputError(ValueError):
@@ -52,3 +54,10 @@ def nearest(name: str, known, what: str = "name") -> str:
     known = [str(k) for k in known]
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known {what}s: {', '.join(known)}"
+
+
+def listed(names: Collection[str]) -> str:
+    """Names for an error message: the first few in order, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - _NAMES_IN_ERROR} more" if len(names) > _NAMES_IN_ERROR else ""
+    return ", ".join(names[:_NAMES_IN_ERROR]) + more
