@@ -144,7 +144,7 @@ _AGAINST_MERGING: tuple[Reason, ...] = (
     (_lacks_values, "cannot merge into {names}: the weight {found}"),
     (
         _has_computed_bias,
-        "cannot merge into {names}: the {found} is computed from other tensors (pruning, parametrizations); make it "
+        "cannot merge into {names}: the bias is computed from other tensors (pruning, parametrizations); make it "
         "permanent first",
     ),
     (

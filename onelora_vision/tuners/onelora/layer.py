@@ -55,7 +55,7 @@ class OneLoraLayer(LinearAdapter):
         self.onelora_b = VectorDict()
         self.onelora_beta = VectorDict()
         self.onelora_gamma = VectorDict(start=1.0)
-        # Compression vectors by key (adapters with one key share one), and the key of each adapter that is no plain sum.
+        # Compression vectors by key (adapters with one key share one), and the key of each adapter that is not a plain sum.
         self.compression_vectors = CompressionDict({})
         self.compression_keys: dict[str, str] = {}
         self._compressions: dict[str, tuple[str, int]] = {}  # compression and seed by key
