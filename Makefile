@@ -3,7 +3,7 @@ SOURCES = onelora_vision train_scripts app benchmarks tests
 
 BENCHMARKS = step swap bank memory data profile
 
-.PHONY: quality style test docs adapters bench bench-quick test-oldest host-internals
+.PHONY: quality style test docs adapters bench bench-quick test-oldest test-quantised host-internals
 
 quality:
 	$(PYTHON) -m ruff check $(SOURCES)
@@ -22,6 +22,13 @@ test-oldest:
 	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --editable ".[test]" --constraint tests/oldest.txt
 	$(OLDEST)/bin/python -m pytest
+
+# On bases quantised by bitsandbytes and torchao. They are kept apart: PEFT, diffusers and transformers import them where
+# they can, which costs every start a second and prints warnings.
+QUANTISED = .quantised
+test-quantised:
+	test -d $(QUANTISED) || $(PYTHON) -m pip install --quiet --no-deps --target $(QUANTISED) bitsandbytes torchao
+	PYTHONPATH=$(QUANTISED):$(PYTHONPATH) $(PYTHON) -m pytest -n 0 tests/tuners/test_quantised.py
 
 # Which internals of PEFT, diffusers, timm, transformers and accelerate we rely on, and whether they still are there.
 host-internals:

@@ -48,7 +48,7 @@ from onelora_vision import embedded
 from onelora_vision.errors import InputError, exits_cleanly, nearest
 from onelora_vision.files import write_json
 from onelora_vision.methods import COMBINATIONS, find_method
-from onelora_vision.tuners.onelora import functional
+from onelora_vision.tuners.onelora import layer
 
 FOLDER = Path(__file__).parent / "results" / "study"
 METHODS = (
@@ -302,7 +302,7 @@ def run_cell(cell: Cell, folder: Path, overrides: dict) -> None:
     flags = {**cell.flags(), **overrides, "output_dir": work}
     log = work / "log.txt"
     replaced = mock.patch.object(script, "apply_method", apply_method)
-    measured = mock.patch.object(functional, "compression_vector", timed(functional.compression_vector, cost))
+    measured = mock.patch.object(layer, "compression_vector", timed(layer.compression_vector, cost))
     with replaced, measured, _logged_to(log):
         try:
             script.main([f"--{name}={value}" for name, value in flags.items()])

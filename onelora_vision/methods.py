@@ -16,11 +16,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from onelora_vision.backbones.base import Adaptation
-from onelora_vision.errors import InputError, nearest
+from onelora_vision.errors import InputError, listed, nearest
 from onelora_vision.seeding import seeded
-from onelora_vision.tuners import MoraConfig, OneLoraConfig
-from onelora_vision.tuners.base import listed, train_in_float32
+from onelora_vision.tuners import MoraConfig, OneLoraConfig, hosts
 from onelora_vision.tuners.mora.functional import ROTATING, SHARING
+from onelora_vision.tuners.whole import train_in_float32
 
 PARTS = ("sum", "bias", "scale", "norms")
 _DIVERGES = (
@@ -195,9 +195,12 @@ def apply_method(
         compression=compression,
         seed=seed,
     )
+    hosts.check_adaptable(model, targets)
+    hosts.check_trainable_whole(model, whole)
     with seeded(seed):
         adapted = get_peft_model(model, row.config(options), adapter_name=adapter_name)
     _check_outcome(adapted, row, targets, whole)
+    hosts.disable_fast_paths(adapted)
     for name in whole:
         train_in_float32(adapted.get_base_model().get_submodule(name).modules_to_save[adapter_name])
     adapted.whole_modules = tuple(adaptation.whole_modules)

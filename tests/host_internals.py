@@ -93,6 +93,30 @@ def _tuner_hooks() -> None:
 
 
 @relies_on(
+    "peft", "merging and all-linear", "tuners/base.py: StrictTuner", "all layers are checked before one changes"
+)
+def _merging() -> None:
+    from peft.tuners import tuners_utils
+    from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
+
+    takes(tuners_utils.BaseTuner.merge_adapter, "self", "adapter_names", "safe_merge")
+    names = ("self", "merge", "progressbar", "safe_merge", "adapter_names")
+    takes(tuners_utils.BaseTuner._unload_and_optionally_merge, *names)
+    takes(tuners_utils._maybe_include_all_linear_layers, "peft_config", "model")
+    takes(tuners_utils.onload_layer, "layer")
+    assert INCLUDE_LINEAR_LAYERS_SHORTHAND == "all-linear"
+
+
+@relies_on(
+    "peft", "disable_input_dtype_casting", "tuners/base.py: LinearAdapter", "layerwise casting sets a flag on us"
+)
+def _input_casting() -> None:
+    from peft.helpers import disable_input_dtype_casting
+
+    assert "module.cast_input_dtype_enabled = False" in inspect.getsource(disable_input_dtype_casting)
+
+
+@relies_on(
     "peft", "BaseTuner._remap_adapter_state_dict_for_load", "tuners/base.py: StrictTuner", "loading is strict there"
 )
 def _loading_hook() -> None:
@@ -115,13 +139,13 @@ def _layers() -> None:
     takes(check_target_module_exists, "key")
 
 
-@relies_on("peft", "ModulesToSaveWrapper", "tuners/base.py: WholeModule", "wholly trained modules and mixed batches")
+@relies_on("peft", "ModulesToSaveWrapper", "tuners/whole.py", "wholly trained modules and mixed batches")
 def _whole_modules() -> None:
     from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
     from torch import nn
 
     assert issubclass(ModulesToSaveWrapper, AuxiliaryTrainingWrapper)
-    has(ModulesToSaveWrapper, "_check_forward_args", "_mixed_batch_forward", "update", "set_adapter")
+    has(ModulesToSaveWrapper, "_check_forward_args", "_mixed_batch_forward", "init_modules", "update", "set_adapter")
     wrapped = ModulesToSaveWrapper(nn.Linear(2, 2), "default")
     assert "default" in wrapped.modules_to_save and isinstance(wrapped.original_module, nn.Linear)
 
@@ -248,6 +272,26 @@ def _accelerate() -> None:
     assert "self.scaler" in inspect.getsource(Accelerator.__init__)
     takes(GradientAccumulationPlugin, "num_steps", "sync_with_dataloader")
     takes(recursively_apply, "func", "data"), takes(concatenate, "data")
+
+
+@relies_on("accelerate", "the offloading hook", "tuners/hosts.py", "weights on the meta device may be elsewhere")
+def _offloading() -> None:
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+    from torch import nn
+
+    layer = add_hook_to_module(nn.Linear(2, 2), AlignDevicesHook(execution_device="cpu", offload=True))
+    assert layer._hf_hook.offload and layer._hf_hook.execution_device == "cpu" and layer.weight.is_meta
+
+
+@relies_on("torch", "fast paths past a layer", "tuners/hosts.py", "they are refused, or turned off by a forward hook")
+def _fast_paths() -> None:
+    from torch import nn
+
+    assert "out_proj.weight" in (source := inspect.getsource(nn.MultiheadAttention.forward))
+    assert "self.out_proj(" not in source, "attention calls its output layer now: it can be adapted"
+    layer = inspect.getsource(nn.TransformerEncoderLayer.forward)
+    assert "_forward_pre_hooks" in layer and "self.modules()" in layer
+    assert "self.use_nested_tensor" in inspect.getsource(nn.TransformerEncoder.forward)
 
 
 @relies_on(

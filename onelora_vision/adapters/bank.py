@@ -20,9 +20,11 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from onelora_vision.adapters.algebra import belongs_to_classes
 from onelora_vision.adapters.files import Adapter
 from onelora_vision.adapters.layout import ONELORA, VECTOR_NAMES, kind_of, layout_of
-from onelora_vision.errors import InputError, nearest
-from onelora_vision.tuners.base import BASE_ADAPTER, is_plain_linear, listed
-from onelora_vision.tuners.onelora.functional import compress, compression_vector, gathered_linear, plain_epilogue
+from onelora_vision.errors import InputError, listed, nearest
+from onelora_vision.tuners import hosts
+from onelora_vision.tuners.base import BASE_ADAPTER
+from onelora_vision.tuners.onelora.functional import compress, gathered_linear, plain_epilogue
+from onelora_vision.tuners.onelora.layer import compression_vector
 
 
 class Selection:
@@ -86,7 +88,7 @@ class BankedLinear(nn.Module):
             chosen if chosen is None else (chosen if repeats == 1 else chosen.repeat(repeats, 1)).view(shape)
             for chosen in (getattr(self, f"chosen_{part}", None) for part in ("b", "beta", "gamma"))
         )
-        if beta is None and gamma is None and is_plain_linear(base):
+        if beta is None and gamma is None and hosts.is_plain_linear(base):
             return gathered_linear(x, base.weight, base.bias, b, self.v)
         return plain_epilogue(base(x), None if b is None else compress(x, self.v), gamma, beta, b)
 
@@ -220,9 +222,13 @@ class AdapterBank(nn.Module):
         self._layers = list(dict.fromkeys(m for layout in layouts for m in layout.layers))
         self._whole = list(dict.fromkeys(m for layout in layouts for m in layout.whole))
         self._parts = {p for layout in layouts for parts in layout.layers.values() for p in parts}
+        for name in (*self._layers, *self._whole):
+            _module(model, name)
+        hosts.check_adaptable(model, self._layers)
+        hosts.check_trainable_whole(model, self._whole)
         banked = {name: self._linear(model, name, layouts, summing) for name in self._layers}
         for name in self._whole:
-            original = _module(model, name)
+            original = model.get_submodule(name)
             values = [layout.whole.get(name) for layout in layouts]
             classes = [
                 belongs_to_classes(value, a.info.class_names) for value, a in zip(values, adapters.values()) if value
@@ -234,13 +240,12 @@ class AdapterBank(nn.Module):
             banked[name] = BankedModule(original, values, any(classes))
         for name, module in banked.items():
             model.set_submodule(name, module)
+        hosts.disable_fast_paths(model, (BankedLinear, BankedModule))
         self.model = model
 
     def _linear(self, model: nn.Module, name: str, layouts: Sequence, summing: Adapter | None) -> BankedLinear:
-        linear = _module(model, name)
-        if not isinstance(linear, nn.Linear):
-            raise InputError(f"{name} is a {type(linear).__name__} in this model, not a Linear layer")
-        device, tables = linear.weight.device, {}
+        linear = model.get_submodule(name)
+        device, tables = hosts.device_of(linear), {}
         for key in sorted(self._parts):
             start = 1.0 if key == "onelora_gamma" else 0.0
             table = torch.full((len(layouts) + 1, linear.out_features), start, device=device)
@@ -252,7 +257,7 @@ class AdapterBank(nn.Module):
             tables[VECTOR_NAMES[key]] = table
         v = None
         if summing is not None:
-            v = compression_vector(summing.config.compression, linear.weight, summing.config.compression_seed)
+            v = compression_vector(name, linear, summing.config.compression, summing.config.compression_seed)
         return BankedLinear(linear, tables, v)
 
     def use(self, choice: Sequence[int | str | None] | Tensor | None, *, tiled: bool = False) -> None:

@@ -29,6 +29,7 @@ from onelora_vision.adapters.lowrank import LowRank, join_rows, low_rank, split_
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.methods import exact_pattern
 from onelora_vision.outputs import check_folder, folder_output
+from onelora_vision.tuners import hosts
 
 TARGETS = ("peft-lora", "diffusers", "comfy", "merged")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -226,7 +227,9 @@ def _to_merged(job: Job, folder: Path) -> tuple[dict, Tensor, Tensor]:
     if base.host == "diffusers":
         base.model.conditioning.time_proj.downscale_freq_shift = 1  # a pipeline cannot say otherwise
     plain = output_of(base.model, inputs)
-    merged = job.adapter.attach(base.model).merge_and_unload().eval()
+    adapted = job.adapter.attach(base.model)
+    hosts.check_mergeable(adapted.get_base_model(), job.layout.layers)  # adapters of other methods do not ask
+    merged = adapted.merge_and_unload().eval()
     expected = output_of(merged, inputs)
     _SAVERS[base.host](job, merged, folder)
     return {"file": "", "carried": ["everything"]}, expected, plain

@@ -26,6 +26,7 @@ from onelora_vision.adapters.layout import layout_of
 from onelora_vision.adapters.validate import check_tensors, parse_config
 from onelora_vision.errors import InputError
 from onelora_vision.outputs import Ledger, check_file, check_folder, file_output, folder_output
+from onelora_vision.tuners import hosts
 
 FORMAT_VERSION = "1"
 HEADER_PREFIX = "onelora."
@@ -137,10 +138,10 @@ class Adapter:
     header_config: str = ""  # the config's text in the header, which a folder's own file goes before
 
     def attach(self, model: nn.Module, adapter_name: str = "default", *, is_trainable: bool = False) -> PeftModel:
-        """Put the adapter on a base model, or beside the adapters of a PeftModel; every tensor must find its place.
+        """Put the adapter on a base model, or next to the adapters of a PeftModel; every tensor must find its place.
 
         Raises:
-            InputError: when names or shapes do not match; the message lists them.
+            InputError: when names or shapes do not match, or a layer cannot be adapted; the message lists them.
         """
         # Without the base's name, which PEFT would warn about: it cannot tell the name of a timm or diffusers model.
         config = copy.deepcopy(self.config)
@@ -148,6 +149,7 @@ class Adapter:
         had_adapters = isinstance(model, PeftModel)
         peft_model = model if had_adapters else None
         try:
+            self._check_host(model.get_base_model() if had_adapters else model)
             if had_adapters:
                 model.add_adapter(adapter_name, config)
             else:
@@ -159,7 +161,15 @@ class Adapter:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{self.path}: does not fit this base ({one_line(error, 300)})") from error
+        hosts.disable_fast_paths(peft_model)
         return peft_model
+
+    def _check_host(self, base: nn.Module) -> None:
+        """What our own methods ask at injection, for adapters of any method; modules that do not exist come later."""
+        layout = layout_of(self.config, self.tensors, str(self.path))
+        known = {name for name, _ in base.named_modules()}
+        hosts.check_adaptable(base, [name for name in layout.layers if name in known])
+        hosts.check_trainable_whole(base, [name for name in layout.whole if name in known])
 
     def check_fits(self, model: PeftModel, adapter_name: str) -> dict[str, torch.Tensor]:
         """Refuse tensors that are not exactly those of the model's adapter, by name and shape; returns the model's."""

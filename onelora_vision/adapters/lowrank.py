@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from onelora_vision.adapters.algebra import lora_scale
 from onelora_vision.adapters.files import Adapter
 from onelora_vision.adapters.layout import LORA, ONELORA, Layout, kind_of
-from onelora_vision.errors import InputError
-from onelora_vision.tuners.base import listed
-from onelora_vision.tuners.onelora.functional import compression_vector
+from onelora_vision.errors import InputError, listed
+from onelora_vision.tuners.onelora.layer import compression_vector
 
 
 @dataclass
@@ -53,7 +52,7 @@ def _rank_one(config, module: str, parts: dict[str, Tensor], base: nn.Module) ->
     except AttributeError:
         raise InputError(f"the base has no layer {module}, which the adapter changes") from None
     like = next(iter(parts.values()))
-    v = compression_vector(config.compression, linear.weight, config.compression_seed) if config.use_sum else None
+    v = compression_vector(module, linear, config.compression, config.compression_seed) if config.use_sum else None
     down = torch.ones(1, linear.in_features, dtype=like.dtype) if v is None else v[None].to(like.dtype)
     shift = parts.get("onelora_beta")
     if shift is not None and linear.bias is None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from onelora_vision.backbones.base import Adaptation, norms_with_parameters
 from onelora_vision.errors import InputError, nearest
+from onelora_vision.tuners.hosts import adaptable_linears
 
 #: Name of the small ViT that ships with the package (32 pixels, 36 printed characters).
 EMBEDDED = "embedded"
@@ -93,7 +94,7 @@ def classifier_names(model: nn.Module) -> list[str]:
 
 
 def vit_adaptation(model: nn.Module) -> Adaptation:
-    """Every Linear layer but the classifier is adapted, the classifier is trained whole.
+    """Every Linear layer but the classifier is adapted, as far as the host calls it; the classifier is trained whole.
 
     timm keeps q, k and v in one layer (4 Linear layers per block), transformers apart (6).
 
@@ -103,7 +104,7 @@ def vit_adaptation(model: nn.Module) -> Adaptation:
     heads = classifier_names(model)
     if not heads:
         raise InputError(f"{type(model).__name__} has no Linear classification layer: it is no classifier")
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in heads]
+    linears = [name for name in adaptable_linears(model) if name not in heads]
     return Adaptation(linears, norms_with_parameters(model), heads)
 
 

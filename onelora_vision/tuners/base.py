@@ -5,36 +5,32 @@ match, and makes half-precision adapters on half-precision models. The classes h
 """
 
 import contextlib
+import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import concatenate, recursively_apply
 from peft import PeftConfig
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge, check_target_module_exists
-from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    BaseTunerLayer,
+    _maybe_include_all_linear_layers,
+    check_adapters_to_merge,
+    check_target_module_exists,
+    onload_layer,
+)
+from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND, AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES, EMBEDDING_LAYER_NAMES
 from torch import nn
 
-from onelora_vision.errors import InputError, nearest
+from onelora_vision.errors import InputError, listed, nearest
+from onelora_vision.tuners import hosts
+from onelora_vision.tuners.whole import WholeModule, is_low_precision
 
 BASE_ADAPTER = "__base__"
-_ALL_LINEAR = "all-linear"
-_NAMES_IN_ERROR = 8
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names for an error message: the first few, and how many more there are."""
-    names = sorted(names)
-    more = f" and {len(names) - _NAMES_IN_ERROR} more" if len(names) > _NAMES_IN_ERROR else ""
-    return ", ".join(names[:_NAMES_IN_ERROR]) + more
-
-
-def _is_low_precision(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.element_size() < 4
 
 
 def check_choice(name: str, value: object, choices: tuple) -> None:
@@ -68,22 +64,44 @@ def check_targets(config: PeftConfig) -> None:
 
 
 class _KeepsPrecision(nn.Module):
-    """Casting the model to half precision moves what is in here but leaves it fp32."""
+    """Casting the model to half precision moves the tensors in here but leaves them fp32."""
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         def keeping_precision(tensor: torch.Tensor) -> torch.Tensor:
             changed = fn(tensor)
-            return tensor.to(changed.device) if _is_low_precision(changed) else changed
+            return tensor.to(changed.device) if is_low_precision(changed) else changed
 
         return super()._apply(keeping_precision, recurse)
 
 
 class VectorDict(_KeepsPrecision, nn.ParameterDict):
-    """Adapter parameters by adapter name, never below fp32: bf16 would round most of an AdamW step away."""
+    """Adapter parameters by adapter name, never below fp32: bf16 would round most of an AdamW step away.
+
+    Args:
+        start: the value at which the parameters change nothing. Parameters made on the meta device take it when
+            ``to_empty`` gives them memory.
+    """
+
+    def __init__(self, parameters: Any = None, start: float = 0.0) -> None:
+        super().__init__(parameters)
+        self.start = start
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        def with_values(tensor: torch.Tensor) -> torch.Tensor:
+            changed = fn(tensor)
+            return changed.fill_(self.start) if tensor.is_meta and not changed.is_meta else changed
+
+        return super()._apply(with_values, recurse)
 
 
 class CompressionDict(_KeepsPrecision, BufferDict):
-    """Fixed vectors that are rebuilt and so not saved, never below fp32."""
+    """Fixed vectors by compression key, rebuilt and not saved, never below fp32; never on the meta device."""
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        for key in [key for key, vector in self.items() if vector.is_meta]:
+            del self[key]
+        return self
 
 
 class LinearAdapter(nn.Module, BaseTunerLayer):
@@ -95,6 +113,7 @@ class LinearAdapter(nn.Module, BaseTunerLayer):
     """
 
     other_param_names = ("scaling", "r")
+    cast_input_dtype_enabled = True  # diffusers' layerwise casting sets it; our layers never cast their input
 
     def __init__(self, base_layer: nn.Module, module_name: str) -> None:
         super().__init__()
@@ -106,7 +125,25 @@ class LinearAdapter(nn.Module, BaseTunerLayer):
         self.r: dict[str, int] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
-        self._unmerged: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self._unmerged: tuple[nn.Parameter, nn.Parameter | None] | None = None
+
+    @classmethod
+    def check_config(cls, name: str, layer: nn.Module, config: PeftConfig) -> None:
+        """Refuse a Linear ``layer`` that this method cannot adapt with ``config``; asked before any layer changes.
+
+        Raises:
+            InputError: names the layer and the reason.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """The device of new adapter parameters."""
+        return hosts.device_of(self.get_base_layer())
+
+    @property
+    def frozen_weight(self) -> torch.Tensor:
+        """The base's weight without the adapters that are merged into it now."""
+        return self.get_base_layer().weight if self._unmerged is None else self._unmerged[0]
 
     @abstractmethod
     def forward_adapted(self, x: torch.Tensor, names: list[str]) -> torch.Tensor:
@@ -142,48 +179,61 @@ class LinearAdapter(nn.Module, BaseTunerLayer):
         if len(x) != len(names):
             raise InputError(f"{self.module_name}: {len(names)} adapter_names for an input of {len(x)} samples")
 
+    def adapters_to_merge(self, adapter_names: list[str] | None = None) -> list[str]:
+        """Those of ``adapter_names`` (by default the active ones) that this layer has and that are not merged yet."""
+        names = self.active_adapters if adapter_names is None else adapter_names
+        return [name for name in names if name in self.scaling and name not in self.merged_adapters]
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Write adapters into the base layer; the original tensors are kept, so that `unmerge` is exact to the bit.
+        """Give the base layer merged parameters of its own; `unmerge` puts the original ones back, exact to the bit.
+
+        Parameters that are tied to this layer's stay as they are.
 
         Args:
             safe_merge: refuse, with nothing changed, if a merged value would be NaN or infinite.
             adapter_names: adapters to merge, all active ones by default. They compose with those merged before.
 
         Raises:
-            InputError: ``safe_merge`` found a value that is not finite.
+            InputError: the base layer cannot be merged into, or ``safe_merge`` found a value that is not finite.
         """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.scaling]
+        check_adapters_to_merge(self, adapter_names)  # PEFT's warnings
+        names = self.adapters_to_merge(adapter_names)
         if not names:
             return
         linear = self.get_base_layer()
-        original = self._unmerged or (linear.weight.data, None if linear.bias is None else linear.bias.data)
-        with torch.no_grad():
-            weight, bias = self.merged_tensors(*original, self.merged_adapters + names)
-        if safe_merge and not all(bool(torch.isfinite(t).all()) for t in (weight, bias) if t is not None):
-            raise InputError(f"{self.module_name}: merging {listed(names)} gives values that are not finite (NaN)")
-        self._unmerged = original
-        self._write_base(weight, bias)
+        hosts.check_layer_mergeable(self.module_name, linear)
+        weight, bias = self.merged_with(names, safe_merge)
+        self._unmerged = self._unmerged or (linear.weight, linear.bias)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.merged_adapters.extend(names)
 
+    @torch.no_grad()
+    def merged_with(self, names: list[str], safe_merge: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias with ``names`` merged in addition to those merged already; nothing changes.
+
+        Raises:
+            InputError: ``safe_merge`` found a value that is not finite.
+        """
+        linear = self.get_base_layer()
+        weight, bias = self._unmerged or (linear.weight, linear.bias)
+        bias = None if bias is None else bias.data
+        merged = self.merged_tensors(weight.data, bias, self.merged_adapters + names)
+        if safe_merge and not all(bool(torch.isfinite(t).all()) for t in merged if t is not None):
+            raise InputError(f"{self.module_name}: merging {listed(names)} gives values that are not finite (NaN)")
+        return merged
+
     def unmerge(self) -> None:
-        """Put the tensors from before the first `merge` back."""
+        """Put the parameters from before the first `merge` back."""
         if self._unmerged is None:
             return
-        weight, bias = self._unmerged
-        like = self.get_base_layer().weight
-        self._write_base(weight.to(like), None if bias is None else bias.to(like))
+        linear = self.get_base_layer()
+        for parameter in self._unmerged:
+            if parameter is not None:  # the model may have been moved or cast since
+                parameter.data = parameter.data.to(linear.weight)
+        linear.weight, linear.bias = self._unmerged
         self._unmerged = None
         self.merged_adapters.clear()
-
-    def _write_base(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        linear = self.get_base_layer()
-        linear.weight.data = weight
-        if bias is None:
-            linear.bias = None
-        elif linear.bias is None:
-            linear.bias = nn.Parameter(bias, requires_grad=False)
-        else:
-            linear.bias.data = bias
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
@@ -213,73 +263,12 @@ class LinearAdapter(nn.Module, BaseTunerLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """PEFT casts adapters to the base's dtype here; ours move only, and never end below fp32."""
-        device = device or self.get_base_layer().weight.device
+        device = device or self.device
         for attribute in self.adapter_layer_names:
             vectors = getattr(self, attribute)
             if adapter_name in vectors and vectors[adapter_name].device.type != "meta":
                 vector = vectors[adapter_name]
-                vectors[adapter_name] = vector.to(device, torch.float32 if _is_low_precision(vector) else vector.dtype)
-
-
-class WholeModule(ModulesToSaveWrapper):
-    """PEFT's wrapper for a module trained whole, with two additions: mixed batches for any module, and fp32 copies.
-
-    A trained copy of a half-precision module is kept in fp32 and computes in fp32 (see `train_in_float32`).
-    """
-
-    def update(self, adapter_name: str, **kwargs: Any) -> None:
-        is_new = adapter_name not in self.modules_to_save
-        super().update(adapter_name, **kwargs)
-        if is_new:
-            train_in_float32(self.modules_to_save[adapter_name])
-
-    def _check_forward_args(self, *args: Any, **kwargs: Any) -> None:
-        """PEFT's check of the first argument's length is for a tensor; a list of feature maps has none to check."""
-        if args and isinstance(args[0], torch.Tensor):
-            super()._check_forward_args(*args, **kwargs)
-
-    def _mixed_batch_forward(self, *args: Any, adapter_names: list[str], **kwargs: Any) -> Any:
-        size = len(adapter_names)
-        rows = {name: [i for i, n in enumerate(adapter_names) if n == name] for name in dict.fromkeys(adapter_names)}
-        outputs, order = [], []
-        for name, indices in rows.items():
-            module = self.original_module
-            if name in self.modules_to_save:
-                module = self.modules_to_save[name]
-            pick = partial(_rows_of, indices=indices, size=size)
-            outputs.append(module(*recursively_apply(pick, args), **recursively_apply(pick, kwargs)))
-            order += indices
-        positions = sorted(range(size), key=order.__getitem__)
-        return recursively_apply(partial(_rows_of, indices=positions, size=size), concatenate(outputs))
-
-
-def _rows_of(tensor: torch.Tensor, indices: list[int], size: int) -> torch.Tensor:
-    return tensor[indices] if tensor.ndim and len(tensor) == size else tensor
-
-
-def train_in_float32(module: nn.Module) -> None:
-    """Turn a half-precision module into an fp32 one that still takes and gives tensors of the original dtype.
-
-    Steps of a usual learning rate vanish in the rounding of bf16 parameters. Nothing happens to an fp32 module.
-    """
-    low = [parameter.dtype for parameter in module.parameters() if _is_low_precision(parameter)]
-    if not low:
-        return
-    module.float()
-    module.register_forward_pre_hook(_inputs_to_float32, with_kwargs=True)
-    module.register_forward_hook(partial(_outputs_to, dtype=low[0]))
-
-
-def _inputs_to_float32(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    return recursively_apply(_cast, args, torch.float32), recursively_apply(_cast, kwargs, torch.float32)
-
-
-def _outputs_to(module: nn.Module, args: tuple, output: Any, dtype: torch.dtype) -> Any:
-    return recursively_apply(_cast, output, dtype)
-
-
-def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+                vectors[adapter_name] = vector.to(device, torch.float32 if is_low_precision(vector) else vector.dtype)
 
 
 class StrictTuner(BaseTuner):
@@ -299,20 +288,27 @@ class StrictTuner(BaseTuner):
             raise InputError("target_modules is missing: give module names, a regular expression or 'all-linear'")
         return peft_config
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, state_dict: dict | None = None, **kwargs: Any
+    ) -> None:
         """PEFT's injection, with ``modules_to_save`` matched by us and everything checked before a layer changes."""
         config = self.peft_config[adapter_name]
         modules_to_save = config.modules_to_save
-        self._whole_names = find_modules(model, modules_to_save or [])
-        self._prepare_adapter_config(config, {})
-        self._check_targets(model, config)
-        config.modules_to_save = None
         try:
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            self._whole_names = find_modules(model, modules_to_save or [])
+            hosts.check_trainable_whole(model, self._whole_names)
+            self._prepare_adapter_config(config, {})
+            self._check_targets(model, config, state_dict)
+            config.modules_to_save = None
+            super().inject_adapter(model, adapter_name, *args, state_dict=state_dict, **kwargs)
+        except Exception:
+            self.peft_config.pop(adapter_name, None)  # PEFT enters it beforehand, for a second adapter in the model
+            raise
         finally:
             config.modules_to_save = modules_to_save
         for name in self._whole_names:
             self._train_whole(model, name, adapter_name, config.inference_mode)
+        hosts.disable_fast_paths(model)
 
     def _train_whole(self, model: nn.Module, name: str, adapter_name: str, inference_mode: bool) -> None:
         module = model.get_submodule(name)
@@ -330,26 +326,64 @@ class StrictTuner(BaseTuner):
             return False
         return check_target_module_exists(peft_config, key)
 
-    def _check_targets(self, model: nn.Module, config: PeftConfig) -> None:
+    def _check_targets(self, model: nn.Module, config: PeftConfig, state_dict: dict | None) -> None:
+        """Refuse targets that match nothing or that cannot be adapted; "all-linear" becomes names, as in PEFT."""
         targets = config.target_modules
-        if targets in (_ALL_LINEAR, DUMMY_TARGET_MODULES):
+        if targets == DUMMY_TARGET_MODULES:
             return
         modules = dict(_own_modules(model))
-        if not isinstance(targets, str):
+        if isinstance(targets, str) and targets.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+            config.target_modules = _all_linear(model, config, modules)
+        elif not isinstance(targets, str):
             missing = [t for t in targets if not any(key == t or key.endswith(f".{t}") for key in modules)]
             if missing:
                 raise InputError(
                     f"no module matches target_modules {listed(missing)}{_nearest_module(missing[0], modules)}"
                 )
-        matched = [key for key in modules if self._check_target_module_exists(config, key)]
-        if not matched:
-            raise InputError(f"no module matches target_modules={targets!r} (after exclude_modules, modules_to_save)")
-        others = [key for key in matched if not isinstance(_base_of(modules[key]), nn.Linear)]
-        if others:
-            kinds = ", ".join(sorted({type(_base_of(modules[key])).__name__ for key in others}))
-            raise InputError(
-                f"only Linear layers can be adapted; target_modules also matches {listed(others)} ({kinds})"
-            )
+        try:
+            matched = [key for key in modules if self._check_target_module_exists(config, key)]
+            if not matched:
+                raise InputError(
+                    f"no module matches target_modules={targets!r} (after exclude_modules, modules_to_save)"
+                )
+            in_file = {key.rsplit(f".{self.prefix}", 1)[0] for key in state_dict or ()}  # PEFT adapts these instead
+            matched += [key for key in modules if key in in_file and key not in matched]
+            hosts.check_adaptable(model, matched)
+            for key in matched:
+                self.tuner_layer_cls.check_config(key, hosts.base_of(modules[key]), config)
+        except InputError:
+            config.target_modules = targets
+            raise
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """PEFT's merging; every layer is checked before one changes.
+
+        Raises:
+            InputError: a layer cannot be merged into, or ``safe_merge`` found a value that is not finite.
+        """
+        self._check_merge(adapter_names, safe_merge)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(
+        self, merge: bool = True, progressbar: bool = False, safe_merge: bool = False, adapter_names: Any = None
+    ) -> nn.Module:
+        if merge:
+            self._check_merge(adapter_names, safe_merge)
+        model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        hosts.restore_fast_paths(model)
+        return model
+
+    def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+        layers = {
+            name: (layer, names)
+            for name, layer in self.model.named_modules()
+            if isinstance(layer, self.tuner_layer_cls) and (names := layer.adapters_to_merge(adapter_names))
+        }
+        hosts.check_mergeable(self.model, layers)
+        if safe_merge:
+            for layer, names in layers.values():
+                with onload_layer(layer):
+                    layer.merged_with(names, safe_merge)
 
     def _create_and_replace(
         self,
@@ -363,8 +397,6 @@ class StrictTuner(BaseTuner):
         if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config)
             return
-        if not isinstance(_base_of(target), nn.Linear):
-            raise InputError(f"only Linear layers can be adapted; {current_key} is a {type(target).__name__}")
         layer = self.tuner_layer_cls(target, current_key)
         layer._active_adapter = adapter_name
         layer.update_layer(adapter_name, peft_config)
@@ -373,10 +405,8 @@ class StrictTuner(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, AuxiliaryTrainingWrapper):  # unloading; PEFT's way needs a weight, which a norm may lack
-            setattr(parent, child_name, new_module)
-        else:
-            super()._replace_module(parent, child_name, new_module, child)
+        """Nothing is moved or assigned, as it is in PEFT: that needs a weight, and changes a computed or offloaded one."""
+        setattr(parent, child_name, new_module)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; if others were active they stay so, also where no layer is adapted (unlike in PEFT)."""
@@ -391,13 +421,15 @@ class StrictTuner(BaseTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        known = model.state_dict()
+        known = model.state_dict(keep_vars=True)
         prefix = "" if any(key.startswith("base_model.model.") for key in known) else "base_model.model."
         given = {key.removeprefix(prefix) for key in remapped}
-        expected = {key for key in known if cls._is_adapter_key(key, adapter_name)}
+        expected = {key: value for key, value in known.items() if cls._is_adapter_key(key, adapter_name)}
+        # A module that the model holds in two places has two names here, but only the first one in the file.
+        first = {id(value): key for key, value in reversed(expected.items())}.values()
         # PEFT saves the embeddings of a language model beside an adapter when its vocabulary has changed.
         embeddings = {key for key in given & set(known) if set(key.split(".")) & set(EMBEDDING_LAYER_NAMES)}
-        check_keys(missing=expected - given, unexpected=given - expected - embeddings)
+        check_keys(missing=set(first) - given, unexpected=given - set(expected) - embeddings)
         return remapped
 
     @classmethod
@@ -453,23 +485,11 @@ def check_keys(missing: Sequence[str], unexpected: Sequence[str]) -> None:
         raise InputError(f"the adapter file does not fit this model: {'; '.join(problems)}")
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether ``module`` computes just ``F.linear(x, weight, bias)``, so that its tensors may be used directly.
-
-    Not so for quantised or sharded weights, layers with hooks (offloading, FSDP2), and other methods' adapters.
-    """
-    return (
-        type(module).forward is nn.Linear.forward
-        and "forward" not in module.__dict__
-        and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
-        and not module._backward_pre_hooks
-        and type(module.weight) in (torch.Tensor, nn.Parameter)
-        and module.weight.is_floating_point()
-    )
-
-
-def _base_of(module: nn.Module) -> nn.Module:
-    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+def _all_linear(model: nn.Module, config: PeftConfig, own: Collection[str]) -> set[str]:
+    """PEFT's names for "all-linear", and the layers of earlier adapters; PEFT leaves those out, and enters wrappers."""
+    names = _maybe_include_all_linear_layers(copy.copy(config), model).target_modules
+    adapted = {name for name, module in model.named_modules() if isinstance(module, LinearAdapter)}
+    return {*names, *adapted} & set(own)
 
 
 def _own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

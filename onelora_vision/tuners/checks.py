@@ -6,8 +6,8 @@ from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from onelora_vision.errors import InputError
-from onelora_vision.tuners.base import check_keys, listed
+from onelora_vision.errors import InputError, listed
+from onelora_vision.tuners.base import check_keys
 
 
 def probe_gradients(model: nn.Module) -> None:

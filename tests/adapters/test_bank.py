@@ -1,11 +1,19 @@
+from pathlib import Path
+
 import pytest
 import torch
+from peft import LoraConfig
 from tiny_hosts import HOSTS, example, fresh, make_adapter
+from torch import nn
 
+from onelora_vision import OneLoraConfig
 from onelora_vision.adapters.algebra import blend
 from onelora_vision.adapters.bank import AdapterBank, _own_parameters, swap
 from onelora_vision.adapters.bases import output_of
+from onelora_vision.adapters.files import Adapter, AdapterInfo
 from onelora_vision.errors import InputError
+
+LORA = {"A": torch.ones(1, 8), "B": torch.ones(8, 1)}
 
 
 def three_samples(host):
@@ -200,3 +208,70 @@ def test_what_a_bank_cannot_hold(tmp_path):
     bank.use([0])
     with pytest.raises(InputError, match="batches of 1 samples, but this one has 2"):
         output_of(bank, example("timm"))
+
+
+def by_hand(names, width=8, **options):
+    """An adapter of the layers ``names``, of ``width`` outputs each."""
+    generator = torch.Generator().manual_seed(len(names))
+    tensors = {f"base_model.model.{name}.onelora_b": torch.randn(width, generator=generator) for name in names}
+    return Adapter(OneLoraConfig(target_modules=list(names), **options), tensors, AdapterInfo("", "", ""), Path("a"))
+
+
+def encoder():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True), 1).eval()
+    nn.init.normal_(model.layers[0].norm1.weight)  # or the sums behind it are zero
+    return model
+
+
+@torch.no_grad()
+def test_torchs_encoder_calls_banked_layers_in_evaluation():
+    x = torch.randn(3, 4, 8)
+    adapters = {"a": by_hand(["layers.0.linear1"]), "b": by_hand(["layers.0.linear1", "layers.0.linear2"])}
+    bank = AdapterBank(encoder(), adapters).eval()
+    bank.use(["b", None, "a"])
+    found = bank(x)
+    for row, adapter in enumerate((adapters["b"], None, adapters["a"])):
+        model = encoder() if adapter is None else adapter.attach(encoder()).eval()
+        torch.testing.assert_close(found[row], model(x)[row])
+        assert adapter is None or not torch.allclose(found[row], encoder()(x)[row], atol=1e-3)
+
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = self.again = nn.Linear(8, 8)
+        self.computed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("make", "adapter", "message"),
+    [
+        (encoder, by_hand(["layers.0.self_attn.out_proj"]), r"cannot adapt layers\.0\.self_attn\.out_proj"),
+        (Odd, by_hand(["fc"]), "cannot adapt fc: the same module is also registered as again"),
+        (Odd, by_hand(["computed"], compression="singular"), "computed: compression='singular' reads the weight"),
+        (nn.ModuleDict, by_hand(["fc"]), "no module fc"),
+    ],
+)
+def test_layers_that_cannot_be_adapted_are_refused_in_a_bank_and_in_attaching(make, adapter, message):
+    model = make()
+    with pytest.raises(InputError, match=message):
+        AdapterBank(model, {"a": adapter})
+    with pytest.raises(InputError, match=message if "no module" not in message else "no module matches"):
+        adapter.attach(model)
+    assert str(model) == str(make())
+
+
+def test_a_lora_on_a_layer_that_is_not_called_is_refused():
+    name = "layers.0.self_attn.out_proj"
+    tensors = {f"base_model.model.{name}.lora_{part}.weight": t for part, t in LORA.items()}
+    adapter = Adapter(LoraConfig(r=1, target_modules=[name]), tensors, AdapterInfo("", "", ""), Path("a"))
+    with pytest.raises(InputError, match="cannot adapt layers"):
+        adapter.attach(encoder())
+    linear = {key.replace("self_attn.out_proj", "linear1"): tensor for key, tensor in tensors.items()}
+    config = LoraConfig(r=1, lora_alpha=1, target_modules=["layers.0.linear1"])
+    model = Adapter(config, linear, AdapterInfo("", "", ""), Path("a")).attach(encoder())
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x), model.train()(x))
+        assert not torch.allclose(model.eval()(x), encoder()(x), atol=1e-3)

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_hosts import save_base, trained_on
 
+from onelora_vision.adapters.bases import load_base
 from onelora_vision.adapters.export import export
 from onelora_vision.adapters.files import read_adapter, write_adapter
 from onelora_vision.adapters.importing import import_lora
@@ -135,6 +136,23 @@ def test_what_a_format_cannot_hold_is_refused_and_leaves_nothing(bases, tmp_path
     write_adapter(vit.config, vit.tensors, vit.info, tmp_path / "w")
     with pytest.raises(InputError, match="another base"):
         export(tmp_path / "w", "merged", tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", ["onelora", "lora"])
+def test_a_base_whose_weights_are_computed_is_not_merged(bases, method, tmp_path, monkeypatch):
+    from onelora_vision.adapters import export as module
+
+    def with_computed_weight(*args):
+        base = load_base(*args)
+        torch.nn.utils.parametrizations.weight_norm(base.model.blocks[1].mlp.fc1)
+        return base
+
+    adapter = trained_on(bases("timm"), "timm", tmp_path / "a", method)
+    monkeypatch.setattr(module, "load_base", with_computed_weight)
+    monkeypatch.setattr(module, "require_same_base", lambda *_: None)
+    with pytest.raises(InputError, match=r"cannot merge into blocks\.1\.mlp\.fc1: the weight is computed"):
+        export(adapter.path, "merged", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_an_export_that_does_not_give_the_same_outputs_is_refused(bases, tmp_path, monkeypatch):

@@ -10,7 +10,6 @@ from onelora_vision.tuners.onelora import functional
 from onelora_vision.tuners.onelora.functional import (
     Vectors,
     compose,
-    compression_vector,
     delta_weight,
     merged,
     random_compression,
@@ -280,13 +279,6 @@ def test_singular_compression_is_steady_where_singular_values_are_alike():
     weight = torch.eye(K) + 1e-6 * torch.randn(K, K)
     v, again = singular_compression(weight), singular_compression(weight * (1 + 1e-7 * torch.randn(K, K)))
     torch.testing.assert_close(again, v, atol=1e-4, rtol=1e-4)
-
-
-def test_compression_vectors_by_name():
-    weight = torch.randn(D, K)
-    assert compression_vector("sum", weight, 3) is None
-    assert torch.equal(compression_vector("random", weight, 3), random_compression(K, 3))
-    assert torch.equal(compression_vector("singular", weight, 3), singular_compression(weight))
 
 
 def test_random_compression_has_the_norm_of_ones_and_is_reproducible():

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from onelora_vision import InputError, OneLoraConfig
-from onelora_vision.tuners.base import WholeModule
 from onelora_vision.tuners.onelora import OneLoraLayer
+from onelora_vision.tuners.whole import WholeModule
 
 ALL = {"use_sum": True, "use_bias": True, "use_scale": True}
 
@@ -358,7 +358,9 @@ def test_singular_compression_is_rebuilt_from_the_frozen_weight(tmp_path, x):
 def test_singular_compression_of_a_quantised_weight_is_refused():
     quantised = net()
     quantised.blocks[0].fc.weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(InputError, match=r"blocks\.0\.fc: compression='singular' needs its weight.*use 'sum'"):
+    with pytest.raises(
+        InputError, match=r"blocks\.0\.fc: compression='singular' reads the weight, which is quantised.*int8.*'sum'"
+    ):
         get_peft_model(quantised, config(compression="singular"))
 
 

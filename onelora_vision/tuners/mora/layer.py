@@ -22,14 +22,15 @@ class MoraLayer(LinearAdapter):
         self.mora_m = VectorDict({})
         self.mora_type: dict[str, int] = {}
 
+    @classmethod
+    def check_config(cls, name: str, layer: nn.Linear, config: MoraConfig) -> None:
+        if _r_hat(layer.out_features, config) == 0:
+            raise InputError(f"{name}: {layer.out_features} outputs are too few for mora_type=6; exclude it")
+
     def update_layer(self, adapter_name: str, config: MoraConfig) -> None:
         """Add the matrix of an adapter, on the base layer's device."""
-        r_hat = config.r_hat or functional.default_r_hat(self.out_features, config.mora_type)
-        if r_hat == 0:
-            raise InputError(
-                f"{self.module_name}: {self.out_features} outputs are too few for mora_type=6; exclude it"
-            )
-        matrix = torch.zeros(r_hat, r_hat, device=self.get_base_layer().weight.device, dtype=torch.float32)
+        r_hat = _r_hat(self.out_features, config)
+        matrix = torch.zeros(r_hat, r_hat, device=self.device, dtype=torch.float32)
         if not config.init_weights:
             matrix += _RANDOM_INIT_STD * torch.randn_like(matrix)
         self.mora_m[adapter_name] = nn.Parameter(matrix)
@@ -72,3 +73,7 @@ class MoraLayer(LinearAdapter):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """The change is additive; a LoRA of rank r_hat or more holds it."""
         return True
+
+
+def _r_hat(out_features: int, config: MoraConfig) -> int:
+    return config.r_hat or functional.default_r_hat(out_features, config.mora_type)

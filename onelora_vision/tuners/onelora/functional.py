@@ -112,13 +112,6 @@ def singular_compression(weight: Tensor) -> Tensor:
     return v
 
 
-def compression_vector(compression: str, weight: Tensor, seed: int) -> Tensor | None:
-    """The vector v (k,) of one of `config.COMPRESSIONS` for a frozen weight (d, k), on its device; None: plain sum."""
-    if compression == "random":
-        return random_compression(weight.shape[1], seed).to(weight.device)
-    return singular_compression(weight) if compression == "singular" else None
-
-
 def merged(weight: Tensor, bias: Tensor | None, vectors: Sequence[Vectors]) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the plain linear layer that equals the adapted one; computed in fp32 or better, rounded once.
 

@@ -3,15 +3,45 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from onelora_vision.errors import InputError
-from onelora_vision.tuners.base import CompressionDict, LinearAdapter, VectorDict, is_plain_linear
+from onelora_vision.tuners import hosts
+from onelora_vision.tuners.base import CompressionDict, LinearAdapter, VectorDict
 from onelora_vision.tuners.onelora import functional
 from onelora_vision.tuners.onelora.config import OneLoraConfig
 from onelora_vision.tuners.onelora.functional import Vectors
+from onelora_vision.tuners.whole import version_of
 
 _RANDOM_INIT_STD = 0.02
+_SINGULAR = "singular"
+
+
+def compression_vector(
+    name: str, layer: nn.Linear, compression: str, seed: int, weight: Tensor | None = None
+) -> Tensor | None:
+    """The vector v (k,) of one of `config.COMPRESSIONS` for a frozen layer, on its device; None for the plain sum.
+
+    Args:
+        name: of the layer (d, k), for the message.
+        weight: (d, k), if the layer's own is not the frozen one now.
+
+    Raises:
+        InputError: the vector comes from the weight, whose values cannot be read.
+    """
+    if compression == "random":
+        return functional.random_compression(layer.in_features, seed).to(hosts.device_of(layer))
+    if compression == "sum":
+        return None
+    _check_readable(name, layer)
+    return functional.singular_compression(layer.weight if weight is None else weight)
+
+
+def _check_readable(name: str, layer: nn.Linear) -> None:
+    if problem := hosts.weight_problem(layer):
+        raise InputError(
+            f"{name}: compression='singular' reads the weight, which {problem}; or choose compression 'sum' or 'random'"
+        )
 
 
 class OneLoraLayer(LinearAdapter):
@@ -22,43 +52,60 @@ class OneLoraLayer(LinearAdapter):
 
     def __init__(self, base_layer: nn.Module, module_name: str) -> None:
         super().__init__(base_layer, module_name)
-        self.onelora_b = VectorDict({})
-        self.onelora_beta = VectorDict({})
-        self.onelora_gamma = VectorDict({})
-        # Compression vectors by key (adapters with one key share one), and the key of each adapter that is no plain sum.
+        self.onelora_b = VectorDict()
+        self.onelora_beta = VectorDict()
+        self.onelora_gamma = VectorDict(start=1.0)
+        # Compression vectors by key (adapters with one key share one), and the key of each adapter that is not a plain sum.
         self.compression_vectors = CompressionDict({})
         self.compression_keys: dict[str, str] = {}
+        self._compressions: dict[str, tuple[str, int]] = {}  # compression and seed by key
+        self._seen: tuple[int, int] | None = (
+            None  # id and version of the weight that the singular vector was made from
+        )
+        self.register_load_state_dict_post_hook(_follow_loaded_weight)
+
+    @classmethod
+    def check_config(cls, name: str, layer: nn.Linear, config: OneLoraConfig) -> None:
+        if config.use_sum and config.compression == _SINGULAR and not hosts.is_empty(layer):
+            _check_readable(name, layer)
 
     def update_layer(self, adapter_name: str, config: OneLoraConfig) -> None:
         """Add the parameters of an adapter, on the base layer's device."""
-        device = self.get_base_layer().weight.device
-        parts = {
-            "onelora_b": (config.use_sum, 0.0),
-            "onelora_beta": (config.use_bias, 0.0),
-            "onelora_gamma": (config.use_scale, 1.0),
-        }
-        for name, (is_used, start) in parts.items():
+        parts = {"onelora_b": config.use_sum, "onelora_beta": config.use_bias, "onelora_gamma": config.use_scale}
+        for name, is_used in parts.items():
             if is_used:
-                vector = torch.full((self.out_features,), start, device=device, dtype=torch.float32)
+                vectors = getattr(self, name)
+                vector = torch.full((self.out_features,), vectors.start, device=self.device, dtype=torch.float32)
                 if not config.init_weights:
                     vector += _RANDOM_INIT_STD * torch.randn_like(vector)
-                getattr(self, name)[adapter_name] = nn.Parameter(vector)
+                vectors[adapter_name] = nn.Parameter(vector)
         self.scaling[adapter_name] = 1.0
         self.r[adapter_name] = 1
         if config.use_sum and config.compression != "sum":
             key = self.compression_keys[adapter_name] = config.compression_key
-            if key not in self.compression_vectors:
-                self.compression_vectors[key] = self._compression_vector(config)
+            self._compressions[key] = (config.compression, config.compression_seed)
+            if key not in self.compression_vectors and not hosts.is_empty(self.get_base_layer()):
+                self._build(key)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def _compression_vector(self, config: OneLoraConfig) -> torch.Tensor:
-        weight = self.get_base_layer().weight if self._unmerged is None else self._unmerged[0]
-        is_known = weight.is_floating_point() and weight.shape == (self.out_features, self.in_features)
-        if config.compression == "singular" and not is_known:
-            raise InputError(
-                f"{self.module_name}: compression='singular' needs its weight, which is quantised; use 'sum' or 'random'"
-            )
-        return functional.compression_vector(config.compression, weight, config.compression_seed)
+    @torch.compiler.disable
+    def _build(self, key: str) -> None:
+        layer, weight = self.get_base_layer(), None
+        if key == _SINGULAR:
+            weight = self.frozen_weight
+            self._seen = (id(weight), version_of(weight))
+        self.compression_vectors[key] = compression_vector(self.module_name, layer, *self._compressions[key], weight)
+
+    def _compression(self, key: str) -> Tensor:
+        """The vector of a key; built now if the base had no values before, and again if its weight was changed since."""
+        is_current = key in self.compression_vectors
+        if is_current and key == _SINGULAR and not torch.compiler.is_compiling():
+            weight = self.frozen_weight
+            # Another object is the same weight gathered or brought in for this call, or was loaded: the hook sees that.
+            is_current = self._seen[0] != id(weight) or self._seen[1] == version_of(weight)
+        if not is_current:
+            self._build(key)
+        return self.compression_vectors[key]
 
     def vectors(self, adapter_name: str) -> Vectors:
         """The parameters of one adapter, not yet weighted; all None for an adapter that this layer does not have."""
@@ -67,7 +114,7 @@ class OneLoraLayer(LinearAdapter):
             b=self.onelora_b.get(adapter_name),
             beta=self.onelora_beta.get(adapter_name),
             gamma=self.onelora_gamma.get(adapter_name),
-            v=None if key is None else self.compression_vectors[key],
+            v=None if key is None else self._compression(key),
         )
 
     def composed(self, names: Sequence[str]) -> list[Vectors]:
@@ -76,7 +123,7 @@ class OneLoraLayer(LinearAdapter):
 
     def forward_adapted(self, x: torch.Tensor, names: list[str]) -> torch.Tensor:
         vectors = self.composed(names)
-        if is_plain_linear(self.base_layer):
+        if hosts.is_plain_linear(self.base_layer):
             return functional.linear(x, self.base_layer.weight, self.base_layer.bias, vectors)
         return functional.epilogue(self.base_layer(x), x, vectors)
 
@@ -92,10 +139,32 @@ class OneLoraLayer(LinearAdapter):
         return functional.merged(weight, bias, self.composed(names))
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """Change (out_features, in_features) that the adapter makes to the unmerged weight, fp32."""
-        weight = self.get_base_layer().weight if self._unmerged is None else self._unmerged[0]
-        return functional.delta_weight(weight, self.composed([adapter]))
+        """Change (out_features, in_features) that the adapter makes to the unmerged weight, fp32.
+
+        Raises:
+            InputError: gamma scales a weight whose values cannot be read.
+        """
+        vectors = self.composed([adapter])
+        if vectors[0].gamma is None:  # the weight has no part in it, and may be quantised
+            return functional.delta_weight(
+                torch.zeros(self.out_features, self.in_features, device=self.device), vectors
+            )
+        hosts.check_layer_mergeable(self.module_name, self.get_base_layer())
+        return functional.delta_weight(self.frozen_weight, vectors)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Only b is a change of the weight by a low-rank matrix; beta and gamma are not."""
         return adapter_name not in self.onelora_beta and adapter_name not in self.onelora_gamma
+
+
+def _follow_loaded_weight(layer: OneLoraLayer, incompatible_keys: object) -> None:
+    """After ``load_state_dict``: the singular vector is made again if the base's weight is not the one it was made from."""
+    if _SINGULAR not in layer.compression_keys.values():
+        return
+    base, weight = layer.get_base_layer(), layer.frozen_weight
+    if weight.is_meta or layer._seen == (id(weight), version_of(weight)):
+        return
+    if _SINGULAR in layer.compression_vectors:
+        del layer.compression_vectors[_SINGULAR]
+    if not hosts.weight_problem(base):  # a sharded one is gathered when the layer is called
+        layer._build(_SINGULAR)

@@ -1,0 +1,118 @@
+"""Modules that an adapter trains and saves whole, with parameters in fp32 on a base of any precision."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import concatenate, recursively_apply
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+
+
+def is_low_precision(tensor: torch.Tensor) -> bool:
+    """Whether a floating-point tensor has less than 32 bits."""
+    return tensor.is_floating_point() and tensor.element_size() < 4
+
+
+class WholeModule(ModulesToSaveWrapper):
+    """PEFT's wrapper for a module trained whole, with three additions.
+
+    * Mixed batches work for any module.
+    * A trained copy of a half-precision module is kept in fp32 and computes in fp32 (see `train_in_float32`).
+    * If the base is loaded after the adapter was added, copies that are still as they were made take its values.
+    """
+
+    def init_modules(self, adapter_name: str, **kwargs: Any) -> None:
+        super().init_modules(adapter_name, **kwargs)
+        self._made: dict[str, tuple[list, list]] = {}  # states of copy and original when the copy was made, by adapter
+        self.register_load_state_dict_post_hook(_follow_loaded_original)
+
+    def update(self, adapter_name: str, **kwargs: Any) -> None:
+        is_new = adapter_name not in self.modules_to_save
+        super().update(adapter_name, **kwargs)
+        if is_new:
+            train_in_float32(self.modules_to_save[adapter_name])
+            self._note(adapter_name)
+
+    def _note(self, adapter_name: str) -> None:
+        self._made[adapter_name] = (_state_of(self.modules_to_save[adapter_name]), _state_of(self.original_module))
+
+    def _untouched(self) -> list[str]:
+        """Adapters whose copies have neither been trained nor loaded."""
+        copies = self.modules_to_save
+        return [name for name, (state, _) in self._made.items() if name in copies and _state_of(copies[name]) == state]
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        untouched = self._untouched()
+        super()._apply(fn, recurse)
+        for name in untouched:
+            self._note(name)
+        return self
+
+    def _check_forward_args(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's check of the first argument's length is for a tensor; a list of feature maps has none to check."""
+        if args and isinstance(args[0], torch.Tensor):
+            super()._check_forward_args(*args, **kwargs)
+
+    def _mixed_batch_forward(self, *args: Any, adapter_names: list[str], **kwargs: Any) -> Any:
+        size = len(adapter_names)
+        rows = {name: [i for i, n in enumerate(adapter_names) if n == name] for name in dict.fromkeys(adapter_names)}
+        outputs, order = [], []
+        for name, indices in rows.items():
+            module = self.original_module
+            if name in self.modules_to_save:
+                module = self.modules_to_save[name]
+            pick = partial(_rows_of, indices=indices, size=size)
+            outputs.append(module(*recursively_apply(pick, args), **recursively_apply(pick, kwargs)))
+            order += indices
+        positions = sorted(range(size), key=order.__getitem__)
+        return recursively_apply(partial(_rows_of, indices=positions, size=size), concatenate(outputs))
+
+
+def _rows_of(tensor: torch.Tensor, indices: list[int], size: int) -> torch.Tensor:
+    return tensor[indices] if tensor.ndim and len(tensor) == size else tensor
+
+
+def train_in_float32(module: nn.Module) -> None:
+    """Turn a half-precision module into an fp32 one that still takes and gives tensors of the original dtype.
+
+    Steps of a usual learning rate vanish in the rounding of bf16 parameters. Nothing happens to an fp32 module.
+    """
+    low = [parameter.dtype for parameter in module.parameters() if is_low_precision(parameter)]
+    if not low:
+        return
+    module.float()
+    module.register_forward_pre_hook(_inputs_to_float32, with_kwargs=True)
+    module.register_forward_hook(partial(_outputs_to, dtype=low[0]))
+
+
+def _inputs_to_float32(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return recursively_apply(_cast, args, torch.float32), recursively_apply(_cast, kwargs, torch.float32)
+
+
+def _outputs_to(module: nn.Module, args: tuple, output: Any, dtype: torch.dtype) -> Any:
+    return recursively_apply(_cast, output, dtype)
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _follow_loaded_original(wrapper: WholeModule, incompatible_keys: object) -> None:
+    """After ``load_state_dict``: copies that nothing has touched take the values of an original that was loaded."""
+    original = wrapper.original_module
+    for name in wrapper._untouched():
+        if _state_of(original) != wrapper._made[name][1]:
+            wrapper.modules_to_save[name].load_state_dict(original.state_dict())
+            wrapper._note(name)
+
+
+def _state_of(module: nn.Module) -> list[tuple[int, int]]:
+    """Identity and number of changes in place of each tensor."""
+    return [(id(tensor), version_of(tensor)) for tensor in (*module.parameters(), *module.buffers())]
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often a tensor was changed in place; inference tensors do not count."""
+    return 0 if tensor.is_inference() else tensor._version
