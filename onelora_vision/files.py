@@ -81,7 +81,7 @@ def atomic_directory(path: str | os.PathLike, *, replace: bool = False) -> Itera
 
 @contextlib.contextmanager
 def _atomic_directory(path: Path, replace: bool) -> Iterator[Path]:
-    fills = path.is_dir() and not any(path.iterdir())
+    fills = is_empty_folder(path)
     place = path if fills else path.parent
     place.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=place))
@@ -100,6 +100,11 @@ def _atomic_directory(path: Path, replace: bool) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_empty_folder(path: Path) -> bool:
+    """Whether ``path`` is a folder with nothing in it but what this program is writing, or was when it was killed."""
+    return path.is_dir() and all(entry.name.startswith(TEMPORARY_PREFIX) for entry in path.iterdir())
 
 
 def _move_entries(source: Path, target: Path) -> None:

@@ -23,7 +23,14 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from onelora_vision.errors import InputError, listed
-from onelora_vision.files import ASIDE_PREFIX, TEMPORARY_PREFIX, atomic_directory, atomic_file, writing
+from onelora_vision.files import (
+    ASIDE_PREFIX,
+    TEMPORARY_PREFIX,
+    atomic_directory,
+    atomic_file,
+    is_empty_folder,
+    writing,
+)
 
 LEDGER = ".onelora-files"
 MARK = "onelora_vision"
@@ -141,7 +148,7 @@ def check_folder(
         InputError: it may not; the message says why and what to do.
     """
     place = _resolved(path, inputs)
-    if not os.path.lexists(place) or (place.is_dir() and not any(place.iterdir())):
+    if not os.path.lexists(place) or is_empty_folder(place):
         return place
     if not place.is_dir():
         raise InputError(f"{path} is a file, and the output is a folder: choose another name")
@@ -186,6 +193,7 @@ def folder_output(path: str | os.PathLike, kind: str, *, overwrite: bool = False
         ledger = Ledger(temporary, kind)
         ledger.hashes = {name: {_sha256(temporary / name)} for name in ledger._files() if name != LEDGER}
         ledger.create()
+        check_folder(path, kind, overwrite=overwrite)  # somebody may have used the place meanwhile
 
 
 @contextlib.contextmanager
@@ -194,6 +202,7 @@ def file_output(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator
     place = check_file(path, overwrite=overwrite)
     with writing(path), atomic_file(place) as temporary:
         yield temporary
+        check_file(path, overwrite=overwrite)
 
 
 def is_marked(path: Path) -> bool:

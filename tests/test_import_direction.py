@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up: a part of the package imports only from parts on lines above its own.
 LAYERS = [
-    {"errors", "seeding", "embedded", "registration"},
+    {"errors", "seeding", "embedded", "registration", "progress"},
     {"files"},
+    {"outputs"},
     {"figures"},
     {"tuners"},
     {"backbones", "data", "metrics", "diffusion", "pictures"},

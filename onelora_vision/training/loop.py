@@ -216,8 +216,9 @@ class _Loop:
                 shown = {"loss": f"{metrics['loss']:.4g}", "lr": f"{next(self._rates(metrics)):.3g}"}
                 bar.set_postfix(shown | {"grad_norm": f"{metrics['grad_norm']:.3g}"}, refresh=False)
                 bar.update()
+        self._note_checkpoint()
         if signal_number:
-            raise Stopped(signal_number, self._how_to_resume(signal_number))
+            raise Stopped(signal_number)
 
     @staticmethod
     def _rates(metrics: dict[str, float]) -> Iterator[float]:
@@ -238,8 +239,7 @@ class _Loop:
             if self.accelerator.num_processes == 1 and self.state.is_whole:
                 with contextlib.suppress(TrainingError):
                     self._save_if_due(now=True)
-            last = ckpt.latest_checkpoint(self.config.output_dir)
-            self.run.kept = f"the last good checkpoint is {last}" if last else ""
+            self._note_checkpoint()
             raise
 
     def _evaluate_if_due(self) -> None:
@@ -319,6 +319,6 @@ class _Loop:
                 f"can read ahead (--dataloader_num_workers, now {self.config.dataloader_num_workers})"
             )
 
-    def _how_to_resume(self, signal_number: int) -> str:
-        latest = ckpt.latest_checkpoint(self.config.output_dir) if self.accelerator.is_main_process else None
-        return f"{Stopped(signal_number).message}: {f'{RESUME} ({latest})' if latest else RESUME}"
+    def _note_checkpoint(self) -> None:
+        last = ckpt.latest_checkpoint(self.config.output_dir)
+        self.run.kept = f"the last good checkpoint is {last}" if last else ""

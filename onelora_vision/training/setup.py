@@ -101,15 +101,19 @@ def start_run(config: TrainingConfig) -> Iterator[Run]:
 
 @contextlib.contextmanager
 def naming_lost_workers(config: TrainingConfig) -> Iterator[None]:
-    """Turn PyTorch's "DataLoader worker … exited" into a one-line `TrainingError`."""
+    """Turn the end of a process that loads data into a one-line `TrainingError`.
+
+    The loader reports it as "DataLoader worker … exited", unless it is fetching a batch from that process just then.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        is_reported = str(error).startswith("DataLoader worker")
+        if not is_reported and (isinstance(error, RuntimeError) or not config.dataloader_num_workers):
             raise
+        reason = str(error).splitlines()[0].rstrip(". ") if is_reported else "DataLoader worker exited unexpectedly"
         raise TrainingError(
-            f"{str(error).splitlines()[0].rstrip('. ')}, often for want of memory; try fewer than "
-            f"--dataloader_num_workers {config.dataloader_num_workers}"
+            f"{reason}, often for want of memory; try fewer than --dataloader_num_workers {config.dataloader_num_workers}"
         ) from error
 
 

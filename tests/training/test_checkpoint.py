@@ -8,7 +8,9 @@ from accelerate.state import AcceleratorState, GradientState
 from tiny_run import TinyConfig, run
 
 from onelora_vision.errors import InputError, TrainingError
+from onelora_vision.files import TEMPORARY_PREFIX
 from onelora_vision.training import checkpoint as ckpt
+from onelora_vision.training.folder import LOCK, RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +25,7 @@ def job(folder, **settings):
 
 
 def checkpoints(folder):
-    return sorted(name for name in os.listdir(folder) if name.startswith(("checkpoint", ".partial")))
+    return sorted(name for name in os.listdir(folder) if name.startswith(("checkpoint", TEMPORARY_PREFIX)))
 
 
 def test_only_what_is_trained_is_in_a_checkpoint(tmp_path):
@@ -68,7 +70,9 @@ def test_latest_of_none_begins_anew(tmp_path):
 
 def test_a_new_run_does_not_mix_with_an_old_ones_checkpoints(tmp_path):
     job(tmp_path)
-    with pytest.raises(InputError, match=r"checkpoint-4 is left from an earlier run: .* latest"):
+    with pytest.raises(
+        InputError, match=r"contains an earlier run \(checkpoint-1, .* latest, replace it with --overwrite"
+    ):
         job(tmp_path)
 
 
@@ -124,9 +128,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 def test_a_folder_is_for_one_process_at_a_time_and_leftovers_are_cleared(tmp_path):
     def try_to_lock(folder, answers):
-        ckpt._locks.clear()
+        RunFolder._locks.clear()
         try:
-            ckpt.lock_folder(folder)
+            RunFolder(folder).take()
             answers.put("locked")
         except InputError as error:
             answers.put(str(error))
@@ -141,20 +145,21 @@ def test_a_folder_is_for_one_process_at_a_time_and_leftovers_are_cleared(tmp_pat
         process.join()
         return answer
 
-    (tmp_path / ".partial-x").mkdir()
-    (tmp_path / ".partial-y").write_text("")
-    ckpt.lock_folder(tmp_path)
-    ckpt.lock_folder(tmp_path)
+    (tmp_path / f"{TEMPORARY_PREFIX}x").mkdir()
+    (tmp_path / f"{TEMPORARY_PREFIX}y").write_text("")
+    RunFolder(tmp_path).take()
+    RunFolder(tmp_path).take()
+    assert os.listdir(tmp_path) == [LOCK]
     assert checkpoints(tmp_path) == []
     assert "in use by another run" in other_process(tmp_path)
-    ckpt._locks.pop(tmp_path.resolve()).close()
+    RunFolder._locks.pop(tmp_path.resolve()).close()
     assert other_process(tmp_path) == "locked"
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"--output_dir .*file/out cannot be written"):
-        ckpt.lock_folder(tmp_path / "file" / "out")
+        RunFolder(tmp_path / "file" / "out").take()
 
 
 def test_a_run_killed_before_the_oldest_was_deleted_deletes_it_when_resumed(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import math
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from processes import run_together
 from tiny_run import NoisyColors, TinyConfig, TinyTask, run, tiny_model
 
 from onelora_vision.data.stream import TrainingBatchSampler
-from onelora_vision.errors import InputError, TrainingError
+from onelora_vision.errors import InputError, Stopped, TrainingError
 from onelora_vision.training import setup, step
 from onelora_vision.training.loop import train
 from onelora_vision.training.setup import start_run
@@ -73,15 +74,17 @@ def assert_same_run(folder, unbroken, resumed):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_stopped_by_a_signal_and_resumed_ends_in_the_same_bits(tmp_path, capfd, workers):
+def test_a_run_stopped_by_a_signal_and_resumed_ends_in_the_same_bits(tmp_path, workers):
     unbroken = job(tmp_path / "unbroken", **EVERYTHING)
     stopped = {**EVERYTHING, "dataloader_num_workers": workers}
-    with pytest.raises(SystemExit) as leaving:
+    with pytest.raises(Stopped) as leaving:
         job(tmp_path / "resumed", **stopped, kill_in_step=3)
-    assert leaving.value.code == 143
-    line = capfd.readouterr().err.splitlines()[-1]
-    assert line.startswith("stopped by SIGTERM: go on with the same command and --resume_from_checkpoint latest")
-    assert line.endswith("checkpoint-4)")  # the step was finished
+    assert leaving.value.signal == signal.SIGTERM
+    checkpoint = tmp_path / "resumed" / "checkpoint-4"  # the step was finished
+    assert leaving.value.message == (
+        f"stopped by SIGTERM while training; the last good checkpoint is {checkpoint}: resume with the same command "
+        "and --resume_from_checkpoint latest"
+    )
     resumed = job(tmp_path / "resumed", **stopped, resume_from_checkpoint="latest")
     assert_same_run(tmp_path, unbroken, resumed)
 
@@ -89,7 +92,7 @@ def test_a_run_stopped_by_a_signal_and_resumed_ends_in_the_same_bits(tmp_path, c
 def test_rates_by_sums_resume_in_the_same_bits(tmp_path):
     settings = {**EVERYTHING, "method": "onelora", "sum_scale": "rms", "learning_rate": 0.1}
     unbroken = job(tmp_path / "unbroken", **settings)
-    with pytest.raises(SystemExit):
+    with pytest.raises(Stopped):
         job(tmp_path / "resumed", **settings, kill_in_step=3)
     resumed = job(tmp_path / "resumed", **settings, resume_from_checkpoint="latest")
     assert_same_run(tmp_path, unbroken, resumed)
@@ -100,14 +103,40 @@ def test_rates_by_sums_resume_in_the_same_bits(tmp_path):
         job(tmp_path / "lora", sum_scale="rms")
 
 
-def test_a_killed_loader_process_ends_the_run_in_one_line(tmp_path):
-    settings = {"checkpointing_steps": 1, "train_batch_size": 1, "num_samples": 20}
-    unbroken = job(tmp_path / "unbroken", **settings)
-    with pytest.raises(TrainingError, match=r"DataLoader worker .*memory; .*latest, perhaps with fewer") as error:
+def test_a_killed_loader_process_ends_the_run_in_one_line_with_a_checkpoint(tmp_path):
+    settings = {"checkpointing_steps": 0, "train_batch_size": 1, "num_samples": 20}
+    unbroken, handler = job(tmp_path / "unbroken", **settings), signal.getsignal(signal.SIGCHLD)
+    message = r"DataLoader worker .*for want of memory; .*the last good checkpoint is .*: resume with .* latest"
+    with pytest.raises(TrainingError, match=message) as error:
         job(tmp_path / "resumed", **settings, dataloader_num_workers=1, kill_worker_at=last_sample(settings))
     assert "\n" not in str(error.value)
+    # PyTorch's own handler would raise at whatever line runs when the process ends, also after this test.
+    assert signal.getsignal(signal.SIGCHLD) == handler
     resumed = job(tmp_path / "resumed", **settings, resume_from_checkpoint="latest")
     assert_same_run(tmp_path, unbroken, resumed)
+
+
+def test_an_unforeseen_error_leaves_a_checkpoint_of_the_last_whole_step(tmp_path, monkeypatch):
+    unbroken = job(tmp_path / "unbroken", **EVERYTHING)
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="a bug") as error:
+        patched.setattr(TinyTask, "forward", fail_in_call(9, TinyTask.forward))
+        job(tmp_path / "resumed", **EVERYTHING, max_train_steps=6)
+    assert error.value.__notes__[0].startswith(f"while training; the last good checkpoint is {tmp_path}/resumed")
+    assert (tmp_path / "resumed" / "checkpoint-4").is_dir()
+    resumed = job(tmp_path / "resumed", **EVERYTHING, resume_from_checkpoint="latest")
+    assert_same_run(tmp_path, unbroken, resumed)
+
+
+def fail_in_call(number, function):
+    calls = []
+
+    def called(*args):
+        calls.append(args)
+        if len(calls) == number:
+            raise RuntimeError("a bug")
+        return function(*args)
+
+    return called
 
 
 def last_sample(settings):
@@ -118,7 +147,7 @@ def last_sample(settings):
 
 def test_an_evaluation_cut_short_is_done_again(tmp_path):
     unbroken = job(tmp_path / "unbroken", **EVERYTHING)
-    with pytest.raises(SystemExit):
+    with pytest.raises(Stopped):
         job(tmp_path / "resumed", **EVERYTHING, kill_in_evaluation=1)
     assert (tmp_path / "resumed" / "checkpoint-4").is_dir()
     resumed = job(tmp_path / "resumed", **EVERYTHING, resume_from_checkpoint="latest")
@@ -280,9 +309,8 @@ def test_an_adapter_that_gets_no_gradient_is_named(tmp_path):
             return super().forward(batch)
 
     config = TinyConfig(output_dir=str(tmp_path))
-    accelerator = start_run(config)
-    with pytest.raises(InputError, match=r"blocks\.0\.mlp\.fc1"):
-        train(Detached(tiny_model(config), config), NoisyColors(config), config, accelerator)
+    with start_run(config) as run, pytest.raises(InputError, match=r"blocks\.0\.mlp\.fc1"):
+        train(run, Detached(tiny_model(config), config), NoisyColors(config))
 
 
 def test_the_settings_of_accelerate_that_do_not_work_are_one_line(tmp_path, monkeypatch):
@@ -290,12 +318,12 @@ def test_the_settings_of_accelerate_that_do_not_work_are_one_line(tmp_path, monk
         raise ValueError("fp8 mixed precision\nrequires another GPU")
 
     monkeypatch.setattr(setup, "Accelerator", refuse)
-    with pytest.raises(
-        InputError, match="accelerate refuses these settings: fp8 mixed precision requires another GPU"
-    ):
-        start_run(TinyConfig(output_dir=str(tmp_path)))
+    message = "accelerate refuses these settings: fp8 mixed precision requires another GPU"
+    with pytest.raises(InputError, match=message), start_run(TinyConfig(output_dir=str(tmp_path))):
+        pass
 
 
 def test_a_dry_run_touches_no_folder(tmp_path):
-    start_run(TinyConfig(output_dir=str(tmp_path / "out"), dry_run=True))
+    with start_run(TinyConfig(output_dir=str(tmp_path / "out"), dry_run=True)):
+        pass
     assert not Path(tmp_path / "out").exists()

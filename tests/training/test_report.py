@@ -1,73 +1,43 @@
-import json
-
 import pytest
 from tiny_run import TinyConfig, tiny_model
 
 from onelora_vision.errors import InputError
-from onelora_vision.training.loop import TrainingSummary
 from onelora_vision.training.report import (
     aggregate_seeds,
     count_parameters,
     plot_loss,
+    print_outcome,
     print_plan,
     publish,
-    write_results,
 )
 
-SUMMARY = TrainingSummary(3, 0, 0.3, 0.1, 0.01, {"loss": [3.0, 2.0, 1.0]}, [], None, None)
+
+def results(seed=0, accuracy=0.5, **changes):
+    metrics = {"before": {"accuracy": 0.1}, "after": {"accuracy": accuracy}}
+    return {
+        "task": "classification",
+        "method": "lora",
+        "seed": seed,
+        "protocol": "10 samples",
+        "metrics": metrics,
+    } | changes
 
 
-def results(tmp_path, seed=0, accuracy=0.5, **changes):
-    config = TinyConfig(seed=seed)
-    written = write_results(
-        tmp_path / "results.json",
-        task="classification",
-        config=config,
-        model=tiny_model(config),
-        summary=SUMMARY,
-        before={"accuracy": 0.1},
-        after={"accuracy": accuracy},
-        protocol="10 samples",
-        seconds_total=1.5,
-    )
-    return {**written, **changes}
-
-
-def test_results_have_the_fixed_keys_and_count_whole_modules_apart(tmp_path):
-    results(tmp_path)
-    written = json.loads((tmp_path / "results.json").read_text())
-    assert {
-        "task", "method", "seed", "trainable_parameters", "adapter_parameters", "metrics", "protocol",
-        "seconds_total", "seconds_per_step", "data_seconds_per_step", "peak_memory_bytes", "versions", "config",
-    } <= written.keys()  # fmt: skip
-    adapter = 2 * ((12 + 36) + (12 + 48))  # rank 1 on qkv and fc1 of two blocks
-    assert written["adapter_parameters"] == adapter
-    assert written["trainable_parameters"] == adapter + 12 * 3 + 3
-    assert written["metrics"] == {"before": {"accuracy": 0.1}, "after": {"accuracy": 0.5}}
-    assert written["peak_memory_bytes"] > 50e6
-    assert written["config"]["seed"] == 0
-
-
-def test_a_nan_figure_becomes_null(tmp_path):
-    results(tmp_path, accuracy=float("nan"))
-    assert json.loads((tmp_path / "results.json").read_text())["metrics"]["after"] == {"accuracy": None}
-
-
-def test_seeds_are_averaged_with_the_sample_deviation(tmp_path):
-    runs = [results(tmp_path, seed, accuracy) for seed, accuracy in ((0, 0.5), (1, 0.7), (2, 0.9))]
+def test_seeds_are_averaged_with_the_sample_deviation():
+    runs = [results(seed, accuracy) for seed, accuracy in ((0, 0.5), (1, 0.7), (2, 0.9))]
     summary = aggregate_seeds(runs)
     assert summary["seeds"] == [0, 1, 2]
     assert summary["metrics"]["accuracy"] == {"mean": pytest.approx(0.7), "std": pytest.approx(0.2)}
     assert aggregate_seeds(runs[:1])["metrics"]["accuracy"]["std"] is None
 
 
-def test_unlike_runs_are_not_averaged(tmp_path):
+def test_unlike_runs_are_not_averaged():
     with pytest.raises(InputError, match="differ in protocol"):
-        aggregate_seeds([results(tmp_path, 0), results(tmp_path, 1, protocol="20 samples")])
+        aggregate_seeds([results(0), results(1, protocol="20 samples")])
     with pytest.raises(InputError, match="one result per seed"):
-        aggregate_seeds([results(tmp_path, 0), results(tmp_path, 0)])
+        aggregate_seeds([results(0), results(0)])
     with pytest.raises(InputError, match="not finite for seed 1"):
-        aggregate_seeds([results(tmp_path, 0), results(tmp_path, 1, float("nan"))])
+        aggregate_seeds([results(0), results(1, None)])
 
 
 def test_the_loss_is_drawn(tmp_path):
@@ -84,14 +54,35 @@ def test_the_plan_counts_epochs_and_bytes(capsys):
     assert "10, 2.00 epochs" in printed
 
 
-def test_the_adapter_is_uploaded_when_asked(tmp_path, monkeypatch, capsys):
+def test_the_adapter_is_uploaded(tmp_path, monkeypatch, capsys):
     from onelora_vision.adapters import hub
 
     sent = []
     monkeypatch.setattr(hub, "push_adapter", lambda folder, name: sent.append((folder, name)) or "https://hub/x")
-    publish(TinyConfig(output_dir=str(tmp_path / "run")))
-    assert not sent
-    publish(TinyConfig(output_dir=str(tmp_path / "run"), push_to_hub=True))
-    publish(TinyConfig(output_dir=str(tmp_path / "run"), push_to_hub=True, hub_model_id="me/digits"))
+    assert publish(TinyConfig(output_dir=str(tmp_path / "run"))) == "https://hub/x"
+    publish(TinyConfig(output_dir=str(tmp_path / "run"), hub_model_id="me/digits"))
     assert sent == [(tmp_path / "run" / "adapter", "run"), (tmp_path / "run" / "adapter", "me/digits")]
     assert "https://hub/x" in capsys.readouterr().out
+
+
+def test_a_run_ends_in_a_table_its_files_and_the_next_command(tmp_path, capsys):
+    for name in ("results.json", "loss.png", "adapter/README.md", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    metrics = {"before": {"top1": 0.5, "ece": 0.2}, "after": {"top1": 0.75, "ece": None, "fd_x_floor": 1.0}}
+    print_outcome(results(trainable_parameters=1234, seconds_total=61.6, metrics=metrics), tmp_path)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        "",
+        "10 samples",
+        "                  before      after",
+        "top1        ↑        0.5       0.75",
+        "ece         ↓        0.2       none",
+        "fd_x_floor          none          1",
+        "",
+        "1,234 parameters trained in 62 s",
+        f"  {tmp_path}/adapter",
+        f"  {tmp_path}/loss.png",
+        f"  {tmp_path}/results.json",
+        f"next: onelora predict --adapter {tmp_path}/adapter PICTURES",
+    ]

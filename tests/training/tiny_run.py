@@ -12,7 +12,9 @@ import torch
 
 from onelora_vision import OneLoraConfig, seeding
 from onelora_vision.data.stream import SampleRef, evaluation_loader
+from onelora_vision.adapters.files import AdapterInfo
 from onelora_vision.errors import exits_cleanly
+from onelora_vision.tasks.base import Task
 from onelora_vision.training.config import TrainingConfig, option, parse_config
 from onelora_vision.training.loop import TrainingSummary, evaluate, train
 from onelora_vision.training.setup import start_run
@@ -55,11 +57,14 @@ class NoisyColors(torch.utils.data.Dataset):
         return {"image": image, "label": label, "seed": ref.seed, "path": f"images/{ref.index}.png"}
 
 
-class TinyTask:
+class TinyTask(Task):
     """Classification, which counts its calls so that a test can have something happen at a known moment."""
 
-    def __init__(self, model: torch.nn.Module, config: TinyConfig, rank: int = 0):
-        self.model, self.config, self.rank = model, config, rank
+    hint = "lower the rate"
+
+    def __init__(self, model: peft.PeftModel, config: TinyConfig, rank: int = 0):
+        super().__init__(model, AdapterInfo("classification", config.method, "tiny", protocol="10 samples"))
+        self.config, self.rank = config, rank
         self.forwards = self.evaluations = 0
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
@@ -100,18 +105,18 @@ def tiny_model(config: TinyConfig) -> peft.PeftModel:
 
 
 def run(config: TinyConfig) -> tuple[TrainingSummary, dict[str, torch.Tensor], dict[str, float]]:
-    """The summary, the trained tensors and the last evaluation's figures."""
-    accelerator = start_run(config)
-    dataset = NoisyColors(config)
-    task = TinyTask(tiny_model(config), config, accelerator.process_index)
-    loader = accelerator.prepare(evaluation_loader(dataset, 4))
-    summary = train(task, dataset, config, accelerator, loader, hint="lower the rate")
-    model = accelerator.unwrap_model(task.model)
-    trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    figures = evaluate(task, loader, accelerator)
-    if accelerator.is_main_process:
-        torch.save((vars(summary), trained, figures), Path(config.output_dir) / "result.pt")
-    return summary, trained, figures
+    """The summary, the trained tensors and the last evaluation's metrics."""
+    with start_run(config) as run, run.phase("training"):
+        accelerator, dataset = run.accelerator, NoisyColors(config)
+        task = TinyTask(tiny_model(config), config, accelerator.process_index)
+        loader = accelerator.prepare(evaluation_loader(dataset, 4))
+        summary = train(run, task, dataset, loader)
+        model = accelerator.unwrap_model(task.model)
+        trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        metrics = evaluate(task, loader, accelerator)
+        if accelerator.is_main_process:
+            torch.save((vars(summary), trained, metrics), Path(config.output_dir) / "result.pt")
+    return summary, trained, metrics
 
 
 @exits_cleanly
