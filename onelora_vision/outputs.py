@@ -61,7 +61,9 @@ class Ledger:
             head, *lines = file.read_text(encoding="utf-8").splitlines()
             kind = json.loads(head)["kind"]
             for line in lines:
-                with contextlib.suppress(ValueError):  # the last line of a killed process may be cut off
+                with contextlib.suppress(
+                    ValueError, KeyError, TypeError
+                ):  # a killed process may cut its last line off
                     entry = json.loads(line)
                     hashes.setdefault(entry["file"], set()).add(entry["sha256"])
         except (OSError, ValueError, KeyError, TypeError):

@@ -93,7 +93,7 @@ def test_a_folder_with_files_is_not_replaced_unless_asked(tmp_path):
     target = tmp_path / "results"
     target.mkdir()
     (target / "notes").write_text("mine")
-    with pytest.raises(WriteError, match="could not write .*results: Directory not empty"), atomic_directory(target):
+    with pytest.raises(WriteError, match=r"could not write .*results: Directory not empty"), atomic_directory(target):
         pass
     assert (target / "notes").read_text() == "mine" and os.listdir(tmp_path) == ["results"]
 

@@ -148,11 +148,11 @@ def test_a_ledger_grows_file_by_file_and_keeps_off_files_of_others(tmp_path):
             path.write_text(content)
     assert Ledger.read(tmp_path).foreign() == [] and (tmp_path / "a" / "b.txt").read_text() == "y"
     (tmp_path / "c.txt").write_text("mine")
-    with pytest.raises(InputError, match="did not write, or that were changed since: c.txt"):
+    with pytest.raises(InputError, match=r"did not write, or that were changed since: c\.txt"):
         with ledger.writing_file("c.txt"):
             raise AssertionError
     (tmp_path / "a" / "b.txt").write_text("mine")
-    with pytest.raises(InputError, match="a/b.txt"), ledger.writing_file("a/b.txt") as path:
+    with pytest.raises(InputError, match=r"a/b\.txt"), ledger.writing_file("a/b.txt") as path:
         path.write_text("z")
     assert (tmp_path / "a" / "b.txt").read_text() == "mine"
 

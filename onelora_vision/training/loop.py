@@ -30,7 +30,7 @@ from onelora_vision.training.optim import (
     to_fp32,
     total_steps,
 )
-from onelora_vision.training.setup import RESUME, Run
+from onelora_vision.training.setup import Run
 from onelora_vision.training.sharding import ShardedBlocks, leave_frozen_to_us
 from onelora_vision.training.step import OptimizerStep
 from onelora_vision.training.sum_scale import rates_by_sums

@@ -154,7 +154,7 @@ def test_a_complete_run_has_nothing_left_to_do_and_a_longer_one_measures_again(t
 
 def test_an_earlier_run_is_refused_continued_or_replaced(tmp_path):
     run(tmp_path)
-    with pytest.raises(InputError, match="contains an earlier run .*--overwrite"):
+    with pytest.raises(InputError, match=r"contains an earlier run .*--overwrite"):
         run(tmp_path, seed=1)
     (tmp_path / "slurm.log").write_text("mine")
     calls, results = run(tmp_path, seed=1, overwrite=True)

@@ -11,8 +11,8 @@ import timm
 import torch
 
 from onelora_vision import OneLoraConfig, seeding
-from onelora_vision.data.stream import SampleRef, evaluation_loader
 from onelora_vision.adapters.files import AdapterInfo
+from onelora_vision.data.stream import SampleRef, evaluation_loader
 from onelora_vision.errors import exits_cleanly
 from onelora_vision.tasks.base import Task
 from onelora_vision.training.config import TrainingConfig, option, parse_config
