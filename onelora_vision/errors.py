@@ -54,7 +54,7 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., None]:
             code = main(*args, **kwargs) or 0
             sys.stdout.flush()
         except InputError as error:
-            code = _report(f"error: {_last_line(error)}", 2)
+            code = _report(f"error: {message_of(error)}", 2)
         except (TrainingError, WriteError) as error:
             code = _report(f"error: {error}", 1)
         except BrokenPipeError:
@@ -86,7 +86,8 @@ def _stop(number: int, frame) -> None:
     raise Stopped(number)
 
 
-def _last_line(error: InputError) -> str:
+def message_of(error: Exception) -> str:
+    """The one line of an `InputError`, also where it was raised in a process that loads data."""
     # torch raises a loader worker's error again with the worker's traceback as its text, whose last line is the message
     kind = f"{type(error).__module__}.{type(error).__qualname__}: "
     return (str(error).strip().splitlines() or [""])[-1].removeprefix(kind)

@@ -132,9 +132,9 @@ def test_pictures_have_the_mark(tmp_path):
 def test_a_file_of_others_is_never_replaced(tmp_path, name):
     (tmp_path / name).write_bytes(b"mine")
     for overwrite in (False, True):
-        with pytest.raises(InputError, match=f"{name} exists and was not written by onelora_vision"):
-            with file_output(tmp_path / name, overwrite=overwrite):
-                raise AssertionError
+        message = f"{name} exists and was not written by onelora_vision"
+        with pytest.raises(InputError, match=message), file_output(tmp_path / name, overwrite=overwrite):
+            raise AssertionError
     assert (tmp_path / name).read_bytes() == b"mine"
     if name == "x.npz":
         np.savez(tmp_path / name, a=np.zeros(1))
@@ -148,9 +148,9 @@ def test_a_ledger_grows_file_by_file_and_keeps_off_files_of_others(tmp_path):
             path.write_text(content)
     assert Ledger.read(tmp_path).foreign() == [] and (tmp_path / "a" / "b.txt").read_text() == "y"
     (tmp_path / "c.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"did not write, or that were changed since: c\.txt"):
-        with ledger.writing_file("c.txt"):
-            raise AssertionError
+    message = r"did not write, or that were changed since: c\.txt"
+    with pytest.raises(InputError, match=message), ledger.writing_file("c.txt"):
+        raise AssertionError
     (tmp_path / "a" / "b.txt").write_text("mine")
     with pytest.raises(InputError, match=r"a/b\.txt"), ledger.writing_file("a/b.txt") as path:
         path.write_text("z")

@@ -122,7 +122,7 @@ def make_adapter(
             if parameter.requires_grad:
                 parameter.add_(size * torch.randn_like(parameter))
     info = AdapterInfo(method=method, base=f"tiny/{host}", base_fingerprint=base_fingerprint, **INFO[host])
-    return read_adapter(save_adapter(adapted, folder, info))
+    return read_adapter(save_adapter(adapted, folder, info, overwrite=True))
 
 
 def save_base(host, folder):
@@ -171,4 +171,4 @@ def trained_on(
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.add_(size * torch.randn_like(parameter))
-    return read_adapter(save_adapter(adapted, folder, info))
+    return read_adapter(save_adapter(adapted, folder, info, overwrite=True))

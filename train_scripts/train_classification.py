@@ -63,6 +63,10 @@ class ClassificationConfig(TrainingConfig):
         self._require("crop_scale", 0 < self.crop_scale <= 1, "in (0, 1]")
         for name in ("mixup", "cutmix", "few_shot", "resolution"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 0, "0 or more")
+        if (self.mixup or self.cutmix) and self.train_batch_size % 2:
+            raise InputError(
+                f"mixup and cutmix pair the images of a batch: --train_batch_size {self.train_batch_size} is odd"
+            )
         if self.freeze_norms and find_method(self.method).trains_norms:
             raise InputError(f"--freeze_norms contradicts --method {self.method}, which trains the norms")
 

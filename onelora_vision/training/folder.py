@@ -79,12 +79,15 @@ class RunFolder:
                 f"--output_dir {self.given} contains files that a run writes, but which this program did not write or "
                 f"which were changed since: {listed(foreign)}; move them away or choose another folder"
             )
-        earlier = list(self._names())
-        if earlier and not resumes and not overwrite:
+        if self.has_trained() and not resumes and not overwrite:
             raise InputError(
-                f"--output_dir {self.given} contains an earlier run ({listed(earlier, 3)}): continue it with "
+                f"--output_dir {self.given} contains an earlier run ({listed(self._names(), 3)}): continue it with "
                 "--resume_from_checkpoint latest, replace it with --overwrite, or choose another folder"
             )
+
+    def has_trained(self) -> bool:
+        """Whether an earlier run has got so far here that there is something to lose."""
+        return any(name == "adapter" or _CHECKPOINT.fullmatch(name) for name in self._names())
 
     def contains(self, path: Path | None) -> bool:
         """Whether ``path`` is inside this folder."""

@@ -12,8 +12,10 @@ from peft import set_peft_model_state_dict
 from torch.utils.data import Dataset
 
 from onelora_vision.adapters.files import read_adapter
+from onelora_vision.errors import InputError, nearest
 from onelora_vision.tasks.base import Task
-from onelora_vision.training.loop import TrainingSummary, evaluate, evaluating, train
+from onelora_vision.training.config import TrainingConfig
+from onelora_vision.training.loop import evaluate, evaluating, train
 from onelora_vision.training.optim import trained_parameters
 from onelora_vision.training.record import Record
 from onelora_vision.training.report import plot_loss, print_outcome, publish
@@ -41,10 +43,12 @@ def run_job(run: Run, task: Task, dataset: Dataset, test_loader=None, validation
             record.before = evaluate(task, test_loader, accelerator, seed)
             record.save_details("before", task.details)
             record.reach("baseline")
+        _check_metric(run.config, record.before)
     with run.phase("training"):
         record.summary = train(run, task, dataset, validation_loader)
     with run.phase("saving the adapter"):
-        if not record.has("trained"):
+        is_saved = record.has("trained") and (run.folder.path / "adapter").is_dir()
+        if not is_saved:
             if accelerator.is_main_process:
                 task.save(run.folder.path / "adapter")
             record.reach("trained")
@@ -53,11 +57,11 @@ def run_job(run: Run, task: Task, dataset: Dataset, test_loader=None, validation
         if not record.has("evaluated"):
             record.after = evaluate(task, test_loader, accelerator, seed)
             record.save_details("after", task.details)
-            record.best = _best(run, task, record.summary, test_loader, validation_loader)
+            record.best = _best(run, task, record, test_loader, validation_loader)
             record.reach("evaluated")
     task.info.metrics = {"before": record.before, "after": record.after}
     with run.phase("drawing"):
-        if not record.has("drawn"):
+        if not (is_saved and record.has("drawn")):
             _draw(run, task, record)
             record.reach("drawn")
     with run.phase("publishing"):
@@ -69,8 +73,16 @@ def run_job(run: Run, task: Task, dataset: Dataset, test_loader=None, validation
     return record.content()
 
 
-def _best(run: Run, task: Task, summary: TrainingSummary, test_loader, validation_loader) -> dict | None:
+def _check_metric(config: TrainingConfig, metrics: dict[str, float]) -> None:
+    """Refuse a metric to choose the best adapter by that the task does not measure, before anything is trained."""
+    name = config.metric_for_best_model
+    if name is not None and name not in metrics:
+        raise InputError(f"--metric_for_best_model {name} is not evaluated here{nearest(name, metrics, 'metric')}")
+
+
+def _best(run: Run, task: Task, record: Record, test_loader, validation_loader) -> dict | None:
     """The metrics of the best adapter on the test data, with its step; they are written into its own card, too."""
+    summary = record.summary
     if summary.best_step is None:
         return None
     folder = run.folder.path / "best"
@@ -80,7 +92,7 @@ def _best(run: Run, task: Task, summary: TrainingSummary, test_loader, validatio
     set_peft_model_state_dict(task.adapted, read_adapter(folder).tensors)
     metrics = evaluate(task, test_loader, run.accelerator, run.config.seed)
     if run.accelerator.is_main_process:
-        task.info.metrics = {"after": metrics}
+        task.info.metrics = {"before": record.before, "after": metrics}
         task.save(folder)
     task.adapted.load_state_dict(last, strict=False)
     return {"step": summary.best_step, "metrics": metrics}

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from onelora_vision.data.stream import TrainingBatchSampler, training_loader
-from onelora_vision.errors import InputError, Stopped, TrainingError, nearest
+from onelora_vision.errors import Stopped, TrainingError
 from onelora_vision.progress import progress_bar
 from onelora_vision.seeding import seed_all
 from onelora_vision.tasks.base import Task
@@ -280,8 +280,6 @@ class _Loop:
         name, best = self.config.metric_for_best_model, self.state.progress.best_metric
         if name is None:
             return False
-        if name not in metrics:
-            raise InputError(f"--metric_for_best_model {name} is not evaluated here{nearest(name, metrics, 'metric')}")
         value = metrics[name]
         return math.isfinite(value) and (
             best is None or (value > best if self.config.greater_is_better else value < best)

@@ -60,7 +60,7 @@ class Record:
 
     @classmethod
     def open(cls, run: Run, task: Task) -> "Record":
-        """The record of this run: read back where it is resumed, else empty. An earlier run that it replaces is deleted.
+        """The record of this run, with what an earlier start of it measured. An earlier run that it replaces is deleted.
 
         Raises:
             InputError: ``results.json`` is there, but is not a run's.
@@ -68,7 +68,7 @@ class Record:
         record, accelerator = cls(run, task), run.accelerator
         found: list[dict | None] = [None]
         if accelerator.is_main_process:
-            if not run.resumes:
+            if not run.resumes and run.folder.has_trained():
                 run.folder.clear()
             found = [record._read()]
         if accelerator.num_processes > 1:

@@ -111,13 +111,16 @@ def print_plan(config: TrainingConfig, model: nn.Module, num_samples: int, num_p
 def print_outcome(results: dict, output_dir: str | Path) -> None:
     """Print how every run ends: the metrics before and after, the files, and the command that uses the adapter."""
     output = Path(output_dir)
-    before, after = results["metrics"]["before"], results["metrics"]["after"]
+    columns, after = dict(results["metrics"]), results["metrics"]["after"]
+    if results.get("best"):
+        columns[f"best ({results['best']['step']})"] = results["best"]["metrics"]
     if after:
         width = max(len(name) for name in after)
         print(f"\n{results['protocol']}")
-        print(f"{'':<{width}}    {'before':>10} {'after':>10}")
-        for name, value in after.items():
-            print(f"{name:<{width}}  {arrow(name)} {_shown(before.get(name)):>10} {_shown(value):>10}")
+        print(" " * (width + 3) + "".join(f" {title:>10}" for title in columns))
+        for name in after:
+            cells = "".join(f" {_shown(metrics.get(name)):>10}" for metrics in columns.values())
+            print(f"{name:<{width}}  {arrow(name)}{cells}")
     print(f"\n{results['trainable_parameters']:,} parameters trained in {results['seconds_total']:.0f} s")
     for name in (
         "adapter",

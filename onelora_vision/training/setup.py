@@ -15,7 +15,7 @@ from accelerate.utils import (
     ProjectConfiguration,
 )
 
-from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError
+from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError, message_of
 from onelora_vision.seeding import seed_all
 from onelora_vision.training.checkpoint import find_checkpoint
 from onelora_vision.training.config import TrainingConfig
@@ -58,7 +58,7 @@ class Run:
                 stopped.signal, f"{Stopped(stopped.signal).message} while {doing}{self._kept()}"
             ) from stopped
         except InputError as error:
-            raise InputError(f"{error}{self._kept()}") from error
+            raise InputError(f"{message_of(error)}{self._kept()}") from error
         except (TrainingError, WriteError) as error:
             raise TrainingError(f"{error}{self._kept()}") from error
         except torch.OutOfMemoryError as error:

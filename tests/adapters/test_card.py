@@ -13,7 +13,7 @@ def card_of(folder, host, **fields):
     adapter = make_adapter(folder, host)
     for name, value in fields.items():
         setattr(adapter.info, name, value)
-    write_adapter(adapter.config, adapter.tensors, adapter.info, folder)
+    write_adapter(adapter.config, adapter.tensors, adapter.info, folder, overwrite=True)
     return (folder / "README.md").read_text()
 
 
@@ -42,7 +42,7 @@ def test_pictures_are_copied_and_shown(tmp_path):
     picture = tmp_path / "samples.png"
     Image.new("RGB", (4, 4)).save(picture)
     adapter = make_adapter(tmp_path / "a")
-    write_adapter(adapter.config, adapter.tensors, adapter.info, tmp_path / "a", pictures=[picture])
+    write_adapter(adapter.config, adapter.tensors, adapter.info, tmp_path / "a", pictures=[picture], overwrite=True)
     assert (tmp_path / "a" / "samples.png").read_bytes() == picture.read_bytes()
     assert "![samples.png](samples.png)" in (tmp_path / "a" / "README.md").read_text()
     with pytest.raises(InputError, match="no such picture"):

@@ -288,7 +288,7 @@ def test_values_that_are_wrong(originals, tmp_path):
         (good.to(torch.complex64), "floating-point"),
     ):
         adapter.tensors[key] = value
-        write_adapter(adapter.config, adapter.tensors, adapter.info, tmp_path / "b")
+        write_adapter(adapter.config, adapter.tensors, adapter.info, tmp_path / "b", overwrite=True)
         with pytest.raises(InputError, match=message):
             read_adapter(tmp_path / "b")
     save_file({"base_model.model.blocks.0.attn.qkv.onelora_b": good}, tmp_path / "bare.safetensors")

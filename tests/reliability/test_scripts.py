@@ -8,8 +8,9 @@ import jobs
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
-from onelora_vision.training import checkpoint
+from onelora_vision.files import TEMPORARY_PREFIX
 from onelora_vision.training.checkpoint import latest_checkpoint
+from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.step import OptimizerStep
 
 FILES = {"classification": "train/", "dit": "train/", "depth": ".npy"}
@@ -30,9 +31,9 @@ def fresh_process():
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    for handle in checkpoint._locks.values():
+    for handle in RunFolder._locks.values():
         handle.close()
-    checkpoint._locks.clear()
+    RunFolder._locks.clear()
 
 
 @pytest.fixture(scope="module", params=jobs.SCRIPTS)
@@ -72,7 +73,7 @@ def test_a_full_disk_ends_a_run_in_one_line(job, tmp_path, capsys, monkeypatch):
     unlimited, update = resource.getrlimit(resource.RLIMIT_FSIZE), OptimizerStep._update
 
     def update_until_full(step):
-        if step.run.progress.step == 3:
+        if step.state.progress.step == 3:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, unlimited[1]))
         update(step)
 
@@ -85,7 +86,7 @@ def test_a_full_disk_ends_a_run_in_one_line(job, tmp_path, capsys, monkeypatch):
     expected = f"error: could not write {tmp_path}/checkpoint-4: File too large; the last good checkpoint is {last}"
     assert error_line(capsys) == expected
     assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-2"]
-    assert not list(tmp_path.glob(".partial-*"))
+    assert not list(tmp_path.glob(f"{TEMPORARY_PREFIX}*"))
 
 
 @pytest.mark.parametrize("job", ["depth"], indirect=True)  # the logs are the loop's: one script will do

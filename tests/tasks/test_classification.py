@@ -79,7 +79,7 @@ def test_evaluation_counts_each_image_once():
         figures = task.evaluate([first, second], Accelerator(cpu=True))
     logits = torch.cat([first["image"], second["image"][:3]]).mean((2, 3))
     labels = torch.cat([first["label"], second["label"][:3]])
-    assert len(task.predictions.label) == 7
+    assert len(task.details["label"]) == 7
     assert figures["top1"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     assert figures["top5"] == 1.0 and 0 <= figures["ece"] <= 1
     assert figures["nll"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), abs=1e-6)

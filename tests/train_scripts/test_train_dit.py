@@ -83,7 +83,7 @@ def test_a_user_fine_tunes_a_pipeline_folder_on_food101_resumes_and_samples(dit_
     assert results["adapter_parameters"] == 2 * 480 + 96
     assert results["trainable_parameters"] == results["adapter_parameters"] + 4 * 32
     assert sorted(p.name for p in (output / "adapter").iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "loss.png", "samples.png",
+        ".onelora-files", "README.md", "adapter_config.json", "adapter_model.safetensors", "loss.png", "samples.png",
     ]  # fmt: skip
     assert yaml.safe_load((output / "config.yaml").read_text())["dataset_name"] == "food101"
     assert {"samples.png", "loss.png", "checkpoint-2", "checkpoint-4"} <= {p.name for p in output.iterdir()}
@@ -155,7 +155,7 @@ def test_samples_are_measured_and_guidance_is_swept(dit_folder, food101, tmp_pat
 def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food101, tmp_path, capsys):
     assert run(*arguments(dit_folder, food101, tmp_path / "out"), "--dry_run") == 0
     printed = capsys.readouterr().out
-    assert "1,184 of" in printed and "adapter file" in printed and "steps              4" in printed
+    assert "1,184 of" in printed and "adapter file" in printed and "steps                 4" in printed
     assert not (tmp_path / "out").exists()
 
 

@@ -216,3 +216,11 @@ def test_the_results_of_an_interrupted_run_are_not_taken_for_a_run(tmp_path):
         run(tmp_path, terminate, "evaluation 4")
     with pytest.raises(InputError, match=r"this run was interrupted \(phase 'trained'\); resume it first"):
         read_results(tmp_path)
+
+
+def test_a_metric_that_is_not_measured_is_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(InputError, match="acuracy is not evaluated here; did you mean 'accuracy'"):
+        run(tmp_path, metric_for_best_model="acuracy")
+    assert latest_checkpoint(tmp_path) is None
+    calls, _ = run(tmp_path, metric_for_best_model="accuracy")
+    assert calls[0] == "evaluation 0"  # the folder can be used again, for nothing was trained

@@ -271,11 +271,6 @@ def test_the_best_adapter_is_kept(tmp_path, greater, best):
     assert weight == pytest.approx(summary.best_metric)
 
 
-def test_a_metric_that_is_not_evaluated_is_refused(tmp_path):
-    with pytest.raises(InputError, match="acuracy is not evaluated here; did you mean 'accuracy'"):
-        job(tmp_path, validation_steps=1, metric_for_best_model="acuracy")
-
-
 def test_evaluation_and_result_use_the_average(tmp_path):
     plain = job(tmp_path / "plain", learning_rate=0.1)
     averaged = job(tmp_path / "averaged", learning_rate=0.1, use_ema=True, validation_steps=6)
