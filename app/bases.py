@@ -19,6 +19,7 @@ from onelora_vision.adapters.bases import Base, load_base, require_same_base
 from onelora_vision.adapters.container import one_line
 from onelora_vision.adapters.files import Adapter, AdapterInfo
 from onelora_vision.backbones.base import shared_copy
+from onelora_vision.device import choose_device
 from onelora_vision.errors import InputError
 
 EMBEDDED = {"generation": "embedded", "classification": "embedded", "depth": "embedded/depth"}
@@ -56,7 +57,7 @@ class Bases:
     def __init__(self, folders: Mapping[str, Path], fetch: Callable[[str], Path], device: str | None = None):
         self.folders = {name: Path(path).resolve() for name, path in folders.items()}
         self._fetch, self._fetched = fetch, {}
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = choose_device(device)
         self._lock = threading.RLock()
         self._bases: OrderedDict[tuple, Base] = OrderedDict()
         self._views: OrderedDict[tuple, View] = OrderedDict()
@@ -131,7 +132,7 @@ class Bases:
             return self._views[key]
 
 
-def _fitted(base: Base, info: AdapterInfo, mix: Adapter | None, device: str) -> View:
+def _fitted(base: Base, info: AdapterInfo, mix: Adapter | None, device: torch.device) -> View:
     """A view of ``base`` with the classes of ``info``, in the way of the library's own loaders."""
     from onelora_vision.backbones.vit import replace_head
 

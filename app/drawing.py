@@ -18,7 +18,8 @@ from onelora_vision.figures import saved_figure
 from onelora_vision.files import atomic_file
 from onelora_vision.generator import trained_settings
 from onelora_vision.pictures import read_notes, save_sample, tile
-from onelora_vision.sampling import SAMPLERS, SamplingSettings, decode, denoise
+from onelora_vision.sampling import decode, denoise
+from onelora_vision.sampling_settings import SAMPLERS, SamplingSettings
 
 MAX_IMAGES = 64
 MAX_CELLS = 36

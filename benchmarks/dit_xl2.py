@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(measure(args, args.methods, int(args.batch_sizes))))
         return
     from onelora_vision.files import write_json
-    from onelora_vision.methods import METHODS
+    from onelora_vision.method_names import METHODS
 
     methods = list(METHODS) if args.methods == "all" else args.methods.split(",")
     rows = [in_own_process(args, method, size) for size in args.batch_sizes.split(",") for method in methods]

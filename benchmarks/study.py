@@ -47,7 +47,7 @@ from benchmarks.subjects import (
 from onelora_vision import embedded
 from onelora_vision.errors import InputError, exits_cleanly, nearest
 from onelora_vision.files import write_json
-from onelora_vision.methods import COMBINATIONS, find_method
+from onelora_vision.method_names import COMBINATIONS, find_method
 from onelora_vision.tuners.onelora import layer
 
 FOLDER = Path(__file__).parent / "results" / "study"

@@ -12,7 +12,8 @@ from torch import nn
 
 from onelora_vision.backbones.base import Adaptation, block_list, shared_copy
 from onelora_vision.backbones.catalogue import describe
-from onelora_vision.methods import METHODS, apply_method
+from onelora_vision.method_names import METHODS
+from onelora_vision.methods import apply_method
 from onelora_vision.planner import PRECISIONS, example_inputs, training_loss
 
 FROZEN = "frozen"

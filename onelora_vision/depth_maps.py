@@ -16,6 +16,7 @@ from onelora_vision.adapters.bases import load_base, require_same_base
 from onelora_vision.adapters.files import read_adapter
 from onelora_vision.backbones.depth_anything import is_metric, predict
 from onelora_vision.data.depth.dataset import InputSize, resized_image
+from onelora_vision.device import choose_device
 from onelora_vision.errors import InputError
 from onelora_vision.figures import saved_figure
 from onelora_vision.files import atomic_file
@@ -42,12 +43,15 @@ class DepthEstimator:
         return estimate_depth(self.model, image, self.resolution)
 
 
-def load_depth_estimator(folder: str | Path, base: str | Path | None = None) -> DepthEstimator:
-    """Load an adapter of `train_depth` together with its base, on the CPU in eval mode.
+def load_depth_estimator(
+    folder: str | Path, base: str | Path | None = None, device: str | torch.device | None = None
+) -> DepthEstimator:
+    """Load an adapter of `train_depth` together with its base, in eval mode.
 
     Args:
         folder: the adapter.
         base: where the base is, if not where the adapter's file says.
+        device: by default CUDA where there is one.
 
     Raises:
         InputError: not a depth adapter, its base cannot be loaded, or it is another one than it was trained on.
@@ -57,7 +61,8 @@ def load_depth_estimator(folder: str | Path, base: str | Path | None = None) -> 
         raise InputError(f"{folder}: an adapter for {adapter.info.task or 'no task that is named'}, not for depth")
     loaded = load_base(adapter.info, base)
     require_same_base(adapter, loaded)
-    return DepthEstimator(adapter.attach(loaded.model).eval(), adapter.info.extra.get("resolution"))
+    device = choose_device(device)
+    return DepthEstimator(adapter.attach(loaded.model).to(device).eval(), adapter.info.extra.get("resolution"))
 
 
 @torch.no_grad()

@@ -14,6 +14,10 @@ class InputError(ValueError):
     """Bad input: the message is one line that says what is wrong, where, and what to do about it. Exit code 2."""
 
 
+class NotApplicable(InputError):
+    """A method that has nothing to train on a model: bad input where it was asked for by name."""
+
+
 class TrainingError(RuntimeError):
     """A run that cannot continue for another reason than bad input (NaN loss, full disk): one line, exit code 1."""
 
@@ -118,4 +122,5 @@ def nearest(name: str, known, what: str = "name") -> str:
 
     known = [str(k) for k in known]
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known {what}s: {', '.join(known)}"
+    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"; did you mean {close[0]!r}?" if close else f"; known {plural}: {', '.join(known)}"

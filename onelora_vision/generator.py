@@ -9,8 +9,10 @@ from peft import PeftModel
 from onelora_vision.adapters.bases import load_base, require_same_base
 from onelora_vision.adapters.files import AdapterInfo, read_adapter
 from onelora_vision.backbones.dit import DiTBase, class_ids
+from onelora_vision.device import choose_device
 from onelora_vision.errors import InputError
-from onelora_vision.sampling import SamplingSettings, sample
+from onelora_vision.sampling import sample
+from onelora_vision.sampling_settings import SamplingSettings
 
 
 class Generator:
@@ -73,7 +75,7 @@ def load_generator(
     found = load_base(info, base)
     require_same_base(loaded, found)
     dit = found.loaded
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(device)
     model = loaded.attach(found.model).to(device)
     dit.vae.to(device)
     return Generator(model, dit, trained_settings(info))

@@ -1,13 +1,12 @@
-"""The methods by name: what each trains, and how to put it on a model. A new method is one row of the table.
+"""How a method of `method_names` is put on a model.
 
-Besides the names of the table, every combination of {sum, bias, scale, norms} is a method (the 1LoRA paper's
-ablation): ``sum+norms`` is onelora_norms, ``bias`` is bitfit, ``bias+scale+norms`` is difffit.
+A new method is one row of the table there, with the maker of its PEFT config.
 """
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from functools import partial
 
 from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -16,17 +15,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from onelora_vision.backbones.base import Adaptation
-from onelora_vision.errors import InputError, listed, nearest
+from onelora_vision.errors import InputError, NotApplicable, listed, nearest
+from onelora_vision.method_names import Method, find_method
 from onelora_vision.seeding import seeded
 from onelora_vision.tuners import MoraConfig, OneLoraConfig, hosts
 from onelora_vision.tuners.mora.functional import ROTATING, SHARING
 from onelora_vision.tuners.whole import train_in_float32
-
-PARTS = ("sum", "bias", "scale", "norms")
-_DIVERGES = (
-    "scale (gamma) together with sum (b) can diverge (the 1LoRA paper's ablation): "
-    "leave scale out, or lower the learning rate"
-)
 
 
 @dataclass(frozen=True)
@@ -40,110 +34,41 @@ class Options:
     compression: str
     seed: int
 
-
-@dataclass(frozen=True)
-class Method:
-    """One row of the table.
-
-    Attributes:
-        name: what the user types.
-        trains: what is trained in each adapted layer W (out d, in k), with its count; for tables and cards.
-        config: makes the PEFT config.
-        adapts_layers: whether linear layers get adapters (not so for norms, head and full).
-        trains_norms: whether the norms are trained whole. trains_all: whether every module is.
-        takes_rank: whether ``rank`` applies; takes_alpha: whether ``lora_alpha`` does; takes_compression likewise.
-        hint: what to try when training gives NaN.
-    """
-
-    name: str
-    trains: str
-    config: Callable[[Options], PeftConfig]
-    adapts_layers: bool = True
-    trains_norms: bool = False
-    trains_all: bool = False
-    takes_rank: bool = False
-    takes_alpha: bool = False
-    takes_compression: bool = False
-    hint: str = "lower the learning rate"
+    @property
+    def targets(self) -> dict:
+        """What every config takes."""
+        return {"target_modules": self.target_modules, "modules_to_save": self.modules_to_save}
 
 
-def _targets(options: Options) -> dict:
-    return {"target_modules": options.target_modules, "modules_to_save": options.modules_to_save}
-
-
-def _family(name: str, *parts: str) -> Method:
-    """A member of 1LoRA's family: any of the parts sum, bias, scale, norms."""
-    uses = {f"use_{part}": part in parts for part in PARTS[:3]}
-
-    def config(options: Options) -> PeftConfig:
-        compression = (
-            {"compression": options.compression, "compression_seed": options.seed % 2**32} if "sum" in parts else {}
-        )
-        return OneLoraConfig(**_targets(options), **uses, **compression)
-
-    symbols = {"sum": "b (d)", "bias": "beta (d)", "scale": "gamma (d)", "norms": "norms"}
-    return Method(
-        name,
-        trains=" + ".join(symbols[part] for part in parts) or "nothing",
-        config=config,
-        adapts_layers=any(uses.values()),
-        trains_norms="norms" in parts,
-        takes_compression="sum" in parts,
-        **({"hint": _DIVERGES} if {"sum", "scale"} <= set(parts) else {}),
-    )
+def _onelora(parts: Sequence[str], options: Options) -> PeftConfig:
+    uses = {f"use_{part}": part in parts for part in ("sum", "bias", "scale")}
+    if "sum" in parts:
+        uses |= {"compression": options.compression, "compression_seed": options.seed % 2**32}
+    return OneLoraConfig(**options.targets, **uses)
 
 
 def _lora(options: Options, **kwargs: bool) -> PeftConfig:
-    return LoraConfig(r=options.rank, lora_alpha=options.lora_alpha, **_targets(options), **kwargs)
+    return LoraConfig(r=options.rank, lora_alpha=options.lora_alpha, **options.targets, **kwargs)
 
 
 def _vera(options: Options) -> PeftConfig:
     # The shared projections are saved: PEFT rebuilds them from the seed, but warns that not on every machine alike.
-    return VeraConfig(r=options.rank, projection_prng_key=options.seed, save_projection=True, **_targets(options))
+    return VeraConfig(r=options.rank, projection_prng_key=options.seed, save_projection=True, **options.targets)
 
 
-def _mora(mora_type: int) -> Callable[[Options], PeftConfig]:
-    return lambda options: MoraConfig(mora_type=mora_type, **_targets(options))
-
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        _family("onelora", "sum"),
-        _family("onelora_norms", "sum", "norms"),
-        _family("bitfit", "bias"),
-        _family("difffit", "bias", "scale", "norms"),
-        Method("lora", "A (r k) + B (d r)", _lora, takes_rank=True, takes_alpha=True),
-        Method(
-            "dora", "A (r k) + B (d r) + m (d)", lambda o: _lora(o, use_dora=True), takes_rank=True, takes_alpha=True
-        ),
-        Method("vera", "b (d) + d (r)", _vera, takes_rank=True),
-        Method("mora1", "M (r^2, r = round(sqrt(d)))", _mora(SHARING)),
-        Method("mora6", "M (r^2, r even, about sqrt(d))", _mora(ROTATING)),
-        _family("head"),
-        Method("full", "everything", _family("full").config, adapts_layers=False, trains_all=True),
-    )
+_CONFIGS: dict[str, Callable[[Options], PeftConfig]] = {
+    "lora": _lora,
+    "dora": lambda options: _lora(options, use_dora=True),
+    "vera": _vera,
+    "mora1": lambda options: MoraConfig(mora_type=SHARING, **options.targets),
+    "mora6": lambda options: MoraConfig(mora_type=ROTATING, **options.targets),
 }
 
-_ALIASES = {("sum",): "onelora", ("sum", "norms"): "onelora_norms", ("bias",): "bitfit", PARTS[1:]: "difffit"}
 
-COMBINATIONS = ["+".join(parts) for size in range(1, 5) for parts in combinations(PARTS, size)]
-"""All 15 combinations of the parts, in canonical order."""
-
-
-def find_method(name: str) -> Method:
-    """The row for a name of the table or a combination of parts in any order (``norms+sum``).
-
-    Raises:
-        InputError: there is no such method; the message names the nearest.
-    """
-    if name in METHODS:
-        return METHODS[name]
-    parts = name.split("+")
-    if set(parts) <= set(PARTS) and len(set(parts)) == len(parts):
-        canonical = tuple(part for part in PARTS if part in parts)
-        return METHODS[_ALIASES[canonical]] if canonical in _ALIASES else _family("+".join(canonical), *canonical)
-    raise InputError(f"unknown method {name!r}{nearest(name, [*METHODS, *COMBINATIONS], 'method')}")
+def _config(row: Method, options: Options) -> PeftConfig:
+    """The PEFT config of a method; 1LoRA's, without parts, is what trains modules whole and nothing else."""
+    make = row.config or _CONFIGS.get(row.name) or partial(_onelora, row.parts)
+    return make(options)
 
 
 def apply_method(
@@ -166,7 +91,7 @@ def apply_method(
     bf16 model.
 
     Args:
-        method: a name of `METHODS` or a combination of parts, see `find_method`.
+        method: a name of `method_names.METHODS` or a combination of parts, see `method_names.find_method`.
         rank: of lora, dora and vera. lora_alpha: of lora and dora, by default ``rank`` (a scale of 1).
         compression: "sum", "random" or "singular", of the methods with sum.
         seed: of random compression, and of initial values.
@@ -176,7 +101,7 @@ def apply_method(
 
     Raises:
         InputError: unknown method, an option that the method does not have, modules that do not exist or that the
-            method cannot adapt, nothing to train.
+            method cannot adapt. `NotApplicable` where there is nothing to train.
     """
     row = find_method(method)
     _check_options(row, rank, lora_alpha, compression, target_modules)
@@ -184,9 +109,9 @@ def apply_method(
     linears = adaptation.target_modules if target_modules is None else _chosen(adaptation, target_modules)
     targets = [name for name in linears if not _is_under(name, whole)] if row.adapts_layers else []
     if row.adapts_layers and not targets:
-        raise InputError(f"method {row.name}: this model has no linear layer to adapt")
+        raise NotApplicable(f"method {row.name}: this model has no linear layer to adapt")
     if not row.adapts_layers and not whole:
-        raise InputError(f"method {row.name} trains nothing on this model: it has no such modules")
+        raise NotApplicable(f"method {row.name} trains nothing on this model: it has no such modules")
     options = Options(
         target_modules=exact_pattern(targets) if targets else None,
         modules_to_save=whole or None,
@@ -198,7 +123,7 @@ def apply_method(
     hosts.check_adaptable(model, targets)
     hosts.check_trainable_whole(model, whole)
     with seeded(seed):
-        adapted = get_peft_model(model, row.config(options), adapter_name=adapter_name)
+        adapted = get_peft_model(model, _config(row, options), adapter_name=adapter_name)
     _check_outcome(adapted, row, targets, whole)
     hosts.disable_fast_paths(adapted)
     for name in whole:

@@ -5,7 +5,8 @@ import json
 from peft import get_peft_model_state_dict
 
 from onelora_vision.backbones.catalogue import describe
-from onelora_vision.methods import apply_method, find_method
+from onelora_vision.method_names import find_method
+from onelora_vision.methods import apply_method
 
 ADAM_BYTES_PER_VALUE = 8  # two fp32 moments
 

@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_map_only
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.catalogue import describe
 from onelora_vision.errors import InputError
-from onelora_vision.methods import apply_method, find_method, trainable_parameters
+from onelora_vision.method_names import find_method
+from onelora_vision.methods import apply_method, trainable_parameters
 from onelora_vision.parameters import ADAM_BYTES_PER_VALUE
 
 PRECISIONS = {
@@ -99,12 +100,14 @@ def plan(
     num_classes: int | None = None,
     fuse_qkv: bool = False,
     rank: int = 1,
+    watch: Callable[[str], None] = lambda step: None,
 ) -> dict:
     """Memory of a training step, and the largest batch within ``memory`` bytes, without and with checkpointing.
 
     Returns ``{"backbone", "method", "precision", "batch", "memory", "trainable_parameters", "plain":
     {"weights", "activations", "gradients", "optimizer", "saved", "peak", "largest_batch"}, "gradient_checkpointing":
-    the same}``; ``largest_batch`` is None without ``memory``, and 0 where not even one sample fits.
+    the same}``; ``largest_batch`` is None without ``memory``, and 0 where not even one sample fits. ``watch`` is told
+    what is measured next, a step of training each time: a few for each of the two, more with ``memory``.
 
     Raises:
         InputError: unknown backbone, method or precision; a backbone that is no image model.
@@ -116,8 +119,13 @@ def plan(
     found = {}
     for name, checkpointing in (("plain", False), ("gradient_checkpointing", True)):
         model, inputs = _build(backbone, method, num_classes, fuse_qkv, rank, checkpointing)
-        measured = fake_step(model, inputs, batch, precision)
-        largest = None if memory is None else _largest_batch(model, inputs, precision, memory, batch, measured)
+
+        def measure(size: int, model=model, inputs=inputs, name=name) -> StepMemory:
+            watch(f"{method}, {name.replace('_', ' ')}, batch {size}")
+            return fake_step(model, inputs, size, precision)
+
+        measured = measure(batch)
+        largest = None if memory is None else _largest_batch(measure, memory, batch, measured)
         found[name] = {**vars(measured), "peak": measured.peak, "largest_batch": largest}
     fixed = {"backbone": backbone, "method": find_method(method).name, "precision": precision, "batch": batch}
     return {**fixed, "memory": memory, "trainable_parameters": trainable_parameters(model), **found}
@@ -219,15 +227,13 @@ def _on_fake_cpu(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             store[name] = tensor
 
 
-def _largest_batch(
-    model: PeftModel, inputs: Callable, precision: str, memory: int, batch: int, measured: StepMemory
-) -> int:
+def _largest_batch(measure: Callable[[int], StepMemory], memory: int, batch: int, measured: StepMemory) -> int:
     """Memory follows a straight line over the batch, but for small steps: along it until a size explains itself."""
     peaks = {batch: measured.peak}
 
     def peak(size: int) -> int:
         if size not in peaks:
-            peaks[size] = fake_step(model, inputs, size, precision).peak
+            peaks[size] = measure(size).peak
         return peaks[size]
 
     if peak(1) > memory:

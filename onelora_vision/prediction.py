@@ -8,6 +8,7 @@ import torch
 from onelora_vision.adapters.bases import load_base, require_same_base
 from onelora_vision.adapters.files import read_adapter
 from onelora_vision.backbones.vit import ViT
+from onelora_vision.device import choose_device
 from onelora_vision.errors import InputError
 
 
@@ -30,5 +31,5 @@ def load_classifier(
         raise InputError(f"{adapter}: an adapter for {info.task or 'no task that is named'}, not for classification")
     found = load_base(info, base)
     require_same_base(loaded, found)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(device)
     return replace(found.loaded, model=loaded.attach(found.model).to(device).eval())

@@ -26,13 +26,13 @@ class _Lines:
         self.stream.flush()
 
 
-def progress_bar(total: int, *, desc: str = "", unit: str = "item", hidden: bool = False, **options) -> tqdm:
+def progress_bar(total: int | None, *, desc: str = "", unit: str = "item", hidden: bool = False, **options) -> tqdm:
     """A progress bar on stderr: redrawn on a terminal, lines elsewhere. ``TQDM_DISABLE=1`` hides it everywhere.
 
     Give figures with ``set_postfix(…, refresh=False)``: they appear with the next redrawing.
 
     Args:
-        total: number of items.
+        total: number of items; None if nobody knows.
         hidden: hide it, as on all processes of a run but the first.
         options: of tqdm, such as ``initial`` and ``leave``.
     """

@@ -5,7 +5,6 @@ image does not depend on the batch it is made in, and a base and an adapted mode
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,40 +13,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import nn
 
 from onelora_vision import seeding
-from onelora_vision.errors import InputError, nearest
-
-SAMPLERS = ("ddim", "dpm++", "ddpm")
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How to sample; the defaults are DiT's usual evaluation setting with a short sampler.
-
-    Attributes:
-        sampler: ``ddim`` (η = 0, deterministic), ``dpm++`` (DPM-Solver++ 2M, deterministic), or ``ddpm`` (ancestral,
-            with the learned variance where the network has one: the original's sampler).
-        steps: denoising steps.
-        guidance_scale: 1 means none (arXiv 2207.12598).
-        guidance_channels: guide only the first so many latent channels; the original DiT guides 3 of 4. ``None``: all.
-        guidance_interval: guide only at timesteps t with low <= t/T < high (arXiv 2404.07724).
-    """
-
-    sampler: str = "dpm++"
-    steps: int = 20
-    guidance_scale: float = 1.5
-    guidance_channels: int | None = None
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self):
-        if self.sampler not in SAMPLERS:
-            raise InputError(f"sampler={self.sampler!r} is unknown{nearest(self.sampler, SAMPLERS, 'sampler')}")
-        if self.steps < 1:
-            raise InputError(f"steps={self.steps}: a sampler needs at least 1 step")
-        if self.guidance_channels is not None and self.guidance_channels < 1:
-            raise InputError(f"guidance_channels={self.guidance_channels}: guide at least 1 channel, or all (null)")
-        low, high = self.guidance_interval
-        if not 0 <= low < high <= 1:
-            raise InputError(f"guidance_interval={self.guidance_interval}: needs 0 <= low < high <= 1")
+from onelora_vision.errors import InputError
+from onelora_vision.sampling_settings import SamplingSettings
 
 
 class SpacedDDIM(DDIMScheduler):

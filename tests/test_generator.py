@@ -6,7 +6,7 @@ from onelora_vision.backbones.dit import dit_adaptation, load_dit
 from onelora_vision.errors import InputError
 from onelora_vision.generator import load_generator
 from onelora_vision.methods import apply_method
-from onelora_vision.sampling import SamplingSettings
+from onelora_vision.sampling_settings import SamplingSettings
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["split", "fused"])

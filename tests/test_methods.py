@@ -13,17 +13,8 @@ from torch import nn
 
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.errors import InputError
-from onelora_vision.methods import (
-    COMBINATIONS,
-    METHODS,
-    PARTS,
-    apply_method,
-    exact_pattern,
-    find_method,
-    head_parameters,
-    saved_parameters,
-    trainable_parameters,
-)
+from onelora_vision.method_names import COMBINATIONS, METHODS, PARTS, find_method
+from onelora_vision.methods import apply_method, exact_pattern, head_parameters, saved_parameters, trainable_parameters
 from onelora_vision.tuners import probe_gradients
 
 OURS = [name for name in METHODS if name not in ("lora", "dora", "vera")]

@@ -6,15 +6,8 @@ import torch
 from onelora_vision.backbones.dit import load_dit
 from onelora_vision.diffusion import NoiseSchedule
 from onelora_vision.errors import InputError
-from onelora_vision.sampling import (
-    SAMPLERS,
-    SamplingSettings,
-    denoise,
-    make_scheduler,
-    sample,
-    sample_latents,
-    set_timesteps,
-)
+from onelora_vision.sampling import denoise, make_scheduler, sample, sample_latents, set_timesteps
+from onelora_vision.sampling_settings import SAMPLERS, SamplingSettings
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,8 @@ from onelora_vision.data.class_images import (
 from onelora_vision.data.stream import evaluation_loader
 from onelora_vision.errors import exits_cleanly
 from onelora_vision.files import write_json
-from onelora_vision.methods import apply_method, find_method
+from onelora_vision.method_names import find_method
+from onelora_vision.methods import apply_method
 from onelora_vision.tasks.classification import ClassificationTask
 from onelora_vision.training.config import parse_config
 from onelora_vision.training.folder import RunFolder

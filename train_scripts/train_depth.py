@@ -93,7 +93,8 @@ from onelora_vision.data.depth.dataset import DepthDataset, InputSize
 from onelora_vision.data.depth.formats import FORMATS, find_format, open_frames
 from onelora_vision.data.stream import evaluation_loader
 from onelora_vision.errors import exits_cleanly
-from onelora_vision.methods import apply_method, find_method
+from onelora_vision.method_names import find_method
+from onelora_vision.methods import apply_method
 from onelora_vision.tasks.depth import DepthTask
 from onelora_vision.training.config import parse_config
 from onelora_vision.training.job import run_job

@@ -108,10 +108,11 @@ from onelora_vision.data.digits import HandwrittenDigits
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import LatentDataset, cache_latents
 from onelora_vision.errors import exits_cleanly
-from onelora_vision.methods import apply_method, find_method
+from onelora_vision.method_names import find_method
+from onelora_vision.methods import apply_method
 from onelora_vision.metrics.features import cached_features, open_features
 from onelora_vision.metrics.generative import Features, FeatureSet, Protocol, autoencoder_floor, weights_hash
-from onelora_vision.sampling import SamplingSettings
+from onelora_vision.sampling_settings import SamplingSettings
 from onelora_vision.tasks.generation import GenerationTask
 from onelora_vision.tasks.sample_evaluation import SampleEvaluator, SamplePicture, reference_features
 from onelora_vision.training.config import parse_config

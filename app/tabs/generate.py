@@ -10,7 +10,7 @@ from app.drawing import AXES, MAX_SEED, Drawing, Picture, Request, parse_axis, r
 from app.inference import Studio
 from app.tabs.adapters import AdapterPanel
 from app.tabs.common import MODEL, QUICK, bar, hint, say_cancelled, toasts
-from onelora_vision.sampling import SAMPLERS
+from onelora_vision.sampling_settings import SAMPLERS
 
 START = hint("Choose classes and press Draw: the base and your mix of adapters draw them on the same noise.")
 AXIS_VALUES = {

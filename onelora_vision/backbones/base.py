@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from onelora_vision.errors import InputError, one_line
+
 
 @dataclass(frozen=True)
 class Adaptation:
@@ -33,13 +35,22 @@ def norms_with_parameters(model: nn.Module, prefix: str = "") -> list[str]:
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Recompute each block's activations in the backward pass, by the host's own switch."""
-    if hasattr(model, "set_grad_checkpointing"):  # timm
-        model.set_grad_checkpointing(True)
-    elif hasattr(model, "gradient_checkpointing_enable"):  # transformers
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    else:
-        model.enable_gradient_checkpointing()  # diffusers
+    """Recompute each block's activations in the backward pass, by the host's own switch.
+
+    Raises:
+        InputError: the host has no such switch, or refuses.
+    """
+    try:
+        if hasattr(model, "set_grad_checkpointing"):  # timm
+            model.set_grad_checkpointing(True)
+        elif hasattr(model, "gradient_checkpointing_enable"):  # transformers
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.enable_gradient_checkpointing()  # diffusers
+    except (AttributeError, AssertionError, ValueError, NotImplementedError) as error:
+        raise InputError(
+            f"--gradient_checkpointing: {type(model).__name__} does not support it ({one_line(error)}); leave it out"
+        ) from error
 
 
 def block_list(model: nn.Module) -> str | None:

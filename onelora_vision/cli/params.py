@@ -1,15 +1,16 @@
 """``onelora params``: what each method trains on a backbone."""
 
 import argparse
+import sys
 
 from onelora_vision.cli.output import add_overwrite
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, NotApplicable
 from onelora_vision.outputs import check_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", required=True, help="dit-xl-2, vit-b-16, …, a timm name, a folder or a hub id")
-    parser.add_argument("--method", default="all", help="a method's name, several with commas, or all")
+    parser.add_argument("--method", default="all", help="a method's name, several with commas, or all that apply")
     parser.add_argument("--num_classes", "--num-classes", type=int, help="classes of the head or label table")
     parser.add_argument(
         "--fuse_qkv", "--fuse-qkv", action="store_true", help="join q, k, v where the host splits them"
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> list[dict]:
     if args.plot:
         check_file(args.plot, overwrite=args.overwrite)
-    from onelora_vision.methods import METHODS, find_method
+    from onelora_vision.method_names import METHODS, find_method
     from onelora_vision.parameters import count
 
     names = list(METHODS) if args.method == "all" else [name.strip() for name in args.method.split(",")]
@@ -30,10 +31,16 @@ def run(args: argparse.Namespace) -> list[dict]:
         find_method(name)  # all names are checked before the first is counted
     if args.num_classes is not None and args.num_classes < 1:
         raise InputError(f"--num_classes is {args.num_classes}, but must be at least 1")
-    rows = [
-        count(args.backbone, name, num_classes=args.num_classes, fuse_qkv=args.fuse_qkv, rank=args.rank)
-        for name in names
-    ]
+    rows = []
+    for name in names:
+        try:
+            rows.append(
+                count(args.backbone, name, num_classes=args.num_classes, fuse_qkv=args.fuse_qkv, rank=args.rank)
+            )
+        except NotApplicable as error:
+            if args.method != "all":
+                raise
+            print(f"left out: {error}", file=sys.stderr)
     if args.plot:
         _plot(rows, args.plot)
     return rows

@@ -25,15 +25,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> list[dict]:
     memory = None if args.memory is None else bytes_of(args.memory)
 
-    from onelora_vision.methods import find_method
+    from onelora_vision.method_names import find_method
     from onelora_vision.planner import plan
+    from onelora_vision.progress import progress_bar
 
     methods = [find_method(name.strip()).name for name in args.method.split(",")]
     options = {"num_classes": args.num_classes, "fuse_qkv": args.fuse_qkv, "rank": args.rank}
-    return [
-        plan(args.backbone, method, batch=args.batch, precision=args.precision, memory=memory, **options)
-        for method in methods
-    ]
+    with progress_bar(None, desc="measuring", unit="step", leave=False) as bar:
+
+        def watch(step: str) -> None:
+            bar.set_description(step)
+            bar.update()
+
+        return [
+            plan(
+                args.backbone, name, batch=args.batch, precision=args.precision, memory=memory, watch=watch, **options
+            )
+            for name in methods
+        ]
 
 
 def bytes_of(text: str) -> int:

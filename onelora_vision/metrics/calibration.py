@@ -26,9 +26,12 @@ class CalibrationBins:
 
     @classmethod
     def of(cls, confidence: torch.Tensor, correct: torch.Tensor, num_bins: int = NUM_BINS) -> "CalibrationBins":
-        """From the confidence (N,) in [0, 1] of each predicted class and whether it is right, (N,) bool."""
+        """From the confidence (N,) in [0, 1] of each predicted class and whether it is right, (N,) bool.
+
+        A confidence that is NaN makes the error NaN.
+        """
         confidence = confidence.double().cpu()
-        bins = (torch.ceil(confidence * num_bins) - 1).clamp(0, num_bins - 1).long()
+        bins = (torch.ceil(confidence.nan_to_num() * num_bins) - 1).clamp(0, num_bins - 1).long()
         count = torch.bincount(bins, minlength=num_bins)
         sums = [torch.bincount(bins, weights=w, minlength=num_bins) for w in (confidence, correct.double().cpu())]
         return cls(count, *(total / count.clamp(min=1) for total in sums))

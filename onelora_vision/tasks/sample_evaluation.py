@@ -18,7 +18,8 @@ from onelora_vision.files import write_json
 from onelora_vision.metrics.generative import Features, FeatureSet, Protocol, class_accuracy, collect, compare
 from onelora_vision.pictures import save_comparison, save_curves
 from onelora_vision.progress import progress, progress_bar
-from onelora_vision.sampling import SamplingSettings, decode, sample, sample_latents
+from onelora_vision.sampling import decode, sample, sample_latents
+from onelora_vision.sampling_settings import SamplingSettings
 
 
 @contextlib.contextmanager

@@ -112,6 +112,7 @@ class TrainingConfig:
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
         if self.max_train_steps is None and self.num_train_epochs is None:
             raise InputError("neither --max_train_steps nor --num_train_epochs is set: give one of them")
         if self.metric_for_best_model and not self.validation_steps:

@@ -15,7 +15,8 @@ from onelora_vision.adapters.files import AdapterInfo, save_adapter
 from onelora_vision.backbones.depth_anything import depth_adaptation
 from onelora_vision.backbones.dit import dit_adaptation
 from onelora_vision.backbones.vit import vit_adaptation
-from onelora_vision.methods import apply_method, find_method
+from onelora_vision.method_names import find_method
+from onelora_vision.methods import apply_method
 
 # One for all apps of this process, as gradio reads it once, when it is imported.
 os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="gradio-")

@@ -15,7 +15,7 @@ from onelora_vision.depth_maps import load_depth_estimator
 from onelora_vision.errors import InputError
 from onelora_vision.generator import load_generator
 from onelora_vision.prediction import load_classifier
-from onelora_vision.sampling import SamplingSettings
+from onelora_vision.sampling_settings import SamplingSettings
 
 REQUEST = Request(("2",), seed=3, steps=3, num_images=2)
 SETTINGS = SamplingSettings("dpm++", 3, 2.5)

@@ -16,7 +16,8 @@ from PIL import Image
 
 from onelora_vision.adapters.files import AdapterInfo, read_adapter, write_adapter
 from onelora_vision.backbones.base import Adaptation
-from onelora_vision.methods import METHODS, apply_method
+from onelora_vision.method_names import METHODS
+from onelora_vision.methods import apply_method
 
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 MOST_LINES = 40

@@ -13,7 +13,8 @@ from onelora_vision.data.digits import HandwrittenDigits
 from onelora_vision.data.glyphs import CLASS_NAMES, render_glyphs
 from onelora_vision.metrics.frechet import frechet_distance
 from onelora_vision.metrics.generative import EmbeddedFeatures, autoencoder_floor, class_accuracy, measure
-from onelora_vision.sampling import SamplingSettings, sample
+from onelora_vision.sampling import sample
+from onelora_vision.sampling_settings import SamplingSettings
 
 
 @pytest.fixture(scope="module")

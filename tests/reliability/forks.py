@@ -1,10 +1,12 @@
 """Runs as forks of a process that has the imports done, and ways to kill them at a chosen moment."""
 
+import json
 import os
 import pathlib
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -48,24 +50,48 @@ def wait(child: int, seconds: float) -> int | None:
         time.sleep(0.01)
 
 
-class WriteEvents:
-    """Counts this process's writes (of files, syncs, renames, deletions) and kills it by SIGKILL at number ``kill_at``.
+class Moments:
+    """The moments of a run at which it may be killed: its writes, and the seconds within each of its phases.
 
-    Those of its own children, such as a loader's workers, do not count.
+    Writes are those of files, syncs, renames and deletions by this process; those of its children, such as a loader's
+    workers, do not count. Each write and each start of a phase is a JSON line of ``record``, with the phase, the seconds
+    since the start, and whether it belongs to the writing or the rotation of checkpoints.
 
-    A file's write is cut in the middle: half of its bytes are on the disk. Each event is a line of ``record``, with
-    the word "checkpoint" if it belongs to the writing or the rotation of checkpoints.
+    Args:
+        kill_at: number of the write at which the process kills itself by SIGKILL. A file's write is cut in the middle:
+            half of its bytes are on the disk.
+        kill_in: a phase and the seconds after its start at which the process kills itself.
     """
 
-    def __init__(self, record: Path, kill_at: int | None = None):
-        self.record, self.kill_at, self.count = record, kill_at, 0
+    def __init__(self, record: Path, kill_at: int | None = None, kill_in: tuple[str, float] | None = None):
+        self.record, self.kill_at, self.kill_in = record, kill_at, kill_in
+        self.count, self.phase = 0, "starting"
 
     def install(self) -> None:
-        self.process = os.getpid()
-        for owner, name in ((os, "replace"), (os, "fsync"), (shutil, "rmtree")):
+        from onelora_vision.training.setup import Run
+
+        self.process, self.start = os.getpid(), time.monotonic()
+        for owner, name in ((os, "replace"), (os, "rename"), (os, "fsync"), (shutil, "rmtree")):
             self._patch(owner, name, lambda *args: None)
         self._patch(pathlib.Path, "write_bytes", _write_half)
         self._patch(pathlib.Path, "write_text", _write_half)
+        whole_phase = Run.phase
+        Run.phase = lambda run, doing: self._enter(doing) or whole_phase(run, doing)
+        self._enter("starting")
+
+    def _enter(self, phase: str) -> None:
+        self.phase = phase
+        self._note("phase")
+        if self.kill_in is not None and self.kill_in[0] == phase:
+            timer = threading.Timer(self.kill_in[1], os.kill, (os.getpid(), signal.SIGKILL))
+            timer.daemon = True
+            timer.start()
+
+    def _note(self, event: str) -> None:
+        line = {"event": event, "phase": self.phase, "seconds": time.monotonic() - self.start}
+        line["checkpoint"] = _in_a_checkpoint()
+        with open(self.record, "a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def _patch(self, owner, name: str, half) -> None:
         whole = getattr(owner, name)
@@ -74,8 +100,7 @@ class WriteEvents:
             if os.getpid() != self.process:
                 return whole(*args, **options)
             self.count += 1
-            with open(self.record, "a") as file:
-                file.write(f"{name} {'checkpoint' if _in_a_checkpoint() else 'other'}\n")
+            self._note(name)
             if self.count == self.kill_at:
                 half(*args)
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -91,7 +116,7 @@ def _write_half(path: Path, content: bytes | str, *rest) -> None:
 
 
 def _in_a_checkpoint() -> bool:
-    frame = sys._getframe(2)
+    frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name in ("save_checkpoint", "rotate"):
             return True

@@ -93,13 +93,26 @@ def arguments(flags: dict, output: Path, **changes) -> list[str]:
     return [f"--{name}={value}" for name, value in {**flags, "output_dir": output, **changes}.items()]
 
 
+# Files that say when and how long, or that are compared by what they hold.
+_COMPARED_OTHERWISE = (
+    "results.json",
+    "config.yaml",
+    "state.json",
+    "training_state.pt",
+    ".onelora-files",
+    ".onelora-lock",
+)
+
+
 def outcome(output: Path) -> dict:
-    """What must not depend on interruptions: adapters, averages, optimizer, figures, losses and logs."""
+    """What must not depend on interruptions: adapters, averages, optimizer, figures, pictures, losses and logs."""
     results = json.loads((output / "results.json").read_text())
-    names = ("metrics", "steps", "skipped_steps", "best_step", "protocol", "trainable_parameters")
+    names = ("phase", "metrics", "best", "steps", "skipped_steps", "best_step", "protocol", "trainable_parameters")
     found = {name: results[name] for name in names}
-    for file in sorted(output.rglob("*.safetensors")):
-        found[str(file.relative_to(output))] = hashlib.sha256(file.read_bytes()).hexdigest()
+    for file in sorted(output.rglob("*")):
+        name = file.relative_to(output)
+        if file.is_file() and file.name not in _COMPARED_OTHERWISE and name.parts[0] != "logs":
+            found[str(name)] = hashlib.sha256(file.read_bytes()).hexdigest()
     last = max((path for path in output.glob("checkpoint-*")), key=lambda path: int(path.name.split("-")[1]))
     state = torch.load(last / "training_state.pt", weights_only=True)
     state["progress"].update(seconds=0, data_seconds=0)

@@ -2,24 +2,28 @@
 
     python tests/reliability/kill_anywhere.py --kills 50
 
-Half of the kills come at a random time, half at a random write: in the middle of a file, before a sync, a rename or a
-deletion. A run is killed and resumed up to five times before it may end. Prints one JSON line per script.
+A third of the kills come at a random time, a third at a random write (in the middle of a file, before a sync, a rename
+or a deletion), and a third somewhere in a chosen phase: each in turn, from reading the arguments to publishing. A run is
+killed and resumed up to five times before it may end. Prints one JSON line per script.
 """
 
 import argparse
+import collections
+import itertools
 import json
 import os
 import random
 import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import environment  # noqa: F401
 import jobs
 import torch
-from forks import WriteEvents, fork, wait
+from forks import Moments, fork, wait
+
+from onelora_vision.files import TEMPORARY_PREFIX
 
 LONGEST = 300  # seconds after which a run counts as hung
 KILLS_IN_A_ROW = 5
@@ -46,33 +50,52 @@ def kill_and_compare(script: str, folder: Path, kills: int, draw: random.Random,
     """Kill the script's job ``kills`` times, in as many runs as it takes, and count."""
     flags = {**jobs.make_job(script, folder), "dataloader_num_workers": workers, "resume_from_checkpoint": "latest"}
     job = Job(script, flags, folder)
-    start = time.monotonic()
-    job.attempt("unbroken", job.events)
-    seconds, expected = time.monotonic() - start, jobs.outcome(folder / "unbroken")
-    moments = job.events.read_text().split("\n")[:-1]
-    counts = {"script": script, "kills": 0, "at a time": 0, "at a write": 0, "writing a checkpoint": 0, "runs": 0}
-    different = []
+    record = folder / "record"
+    job.attempt("unbroken", record)
+    expected, unbroken = jobs.outcome(folder / "unbroken"), read_moments(record)
+    chances = Chances(unbroken, draw)
+    counts, phases, different = collections.Counter(), collections.Counter(), []
     while counts["kills"] < kills:
         counts["runs"] += 1
         output = f"run-{counts['runs']}"
         for attempt in range(min(KILLS_IN_A_ROW, kills - counts["kills"])):
-            at_write = draw.random() < 0.5
-            shorter = 2 if attempt else 1  # what is left of a resumed run
-            number = draw.randint(1, len(moments) // shorter) if at_write else None
-            delay = LONGEST if at_write else draw.uniform(0, seconds / shorter)
-            record = folder / "record"
-            record.write_text("")
-            if not job.attempt(output, record, number, delay):
+            way, moment = chances.next(resumed=attempt > 0)
+            if not job.attempt(output, record, **moment):
                 break  # it was done before the moment came
+            last = read_moments(record)[-1]
             counts["kills"] += 1
-            counts["at a write" if at_write else "at a time"] += 1
-            last = record.read_text().split("\n")[-2:][0]
-            half = at_write and last.endswith("checkpoint")
-            counts["writing a checkpoint"] += half or (not at_write and _half_a_checkpoint(folder / output))
-        job.attempt(output, folder / "record")
+            counts[way] += 1
+            half = last["checkpoint"] if way == "at a write" else _half_a_checkpoint(folder / output)
+            counts["writing a checkpoint"] += half
+            phases[last["phase"]] += 1
+        job.attempt(output, record)
         found = jobs.outcome(folder / output)
         different += [f"{output}: {name}" for name in expected.keys() | found if expected.get(name) != found.get(name)]
-    return {**counts, "writes in a run": len(moments), "seconds of a run": round(seconds, 1), "different": different}
+    size = {"writes in a run": chances.writes, "seconds of a run": round(chances.seconds, 1)}
+    return {"script": script, **counts, "phases": phases, **size, "different": different}
+
+
+class Chances:
+    """The moments to kill a run at, drawn from those that an unbroken run had."""
+
+    def __init__(self, unbroken: list[dict], draw: random.Random):
+        self.draw, self.seconds = draw, unbroken[-1]["seconds"]
+        self.writes = sum(moment["event"] != "phase" for moment in unbroken)
+        starts = [moment for moment in unbroken if moment["event"] == "phase"]
+        ends = [*(moment["seconds"] for moment in starts[1:]), self.seconds]
+        self.lengths = {start["phase"]: end - start["seconds"] for start, end in zip(starts, ends)}
+        self.ways = itertools.cycle(("in a phase", "at a write", "at a time"))
+        self.phases = itertools.cycle(self.lengths)
+
+    def next(self, resumed: bool) -> tuple[str, dict]:
+        """The way to kill the next run, and the arguments of `Job.attempt` for it."""
+        way, shorter = next(self.ways), 2 if resumed else 1  # what is left of a resumed run
+        if way == "at a write":
+            return way, {"kill_at": self.draw.randint(1, self.writes // shorter)}
+        if way == "at a time":
+            return way, {"kill_in": ("starting", self.draw.uniform(0, self.seconds / shorter))}
+        phase = next(self.phases)
+        return way, {"kill_in": (phase, self.draw.uniform(0, self.lengths[phase]))}
 
 
 class Job:
@@ -80,35 +103,38 @@ class Job:
 
     def __init__(self, script: str, flags: dict, folder: Path):
         self.main, self.flags, self.folder = jobs.main_of(script), flags, folder
-        self.events = folder / "events"
 
-    def attempt(self, output: str, record: Path, kill_at: int | None = None, delay: float = LONGEST) -> bool:
-        """Run, or go on; True if it was killed, at write ``kill_at`` or after ``delay`` seconds, before its end.
+    def attempt(self, output: str, record: Path, **moment) -> bool:
+        """Run, or go on; True if it was killed at the ``moment`` (of `forks.Moments`) before its end.
 
         Raises:
             RuntimeError: it ended in an error, or not at all.
         """
-
         argv, log = jobs.arguments(self.flags, self.folder / output), self.folder / f"{output}.log"
         # A cache of its own: what a run keeps for others must not hide what it does.
         cache = {"XDG_CACHE_HOME": str(self.folder / f"{output}-cache")}
         argv += [f"--latents_dir={self.folder / output}-latents"] if "latents_dir" in self.flags else []
-        child = fork(lambda: self.main(argv), log, WriteEvents(record, kill_at).install, **cache)
-        code = wait(child, delay)
+        record.write_text("")
+        child = fork(lambda: self.main(argv), log, Moments(record, **moment).install, **cache)
+        code = wait(child, LONGEST)
         if code is None:
             os.kill(child, signal.SIGKILL)
-            code = wait(child, LONGEST)
-            if delay >= LONGEST:
-                raise RuntimeError(f"{output} did not end in {LONGEST} s:\n{log.read_text()[-3000:]}")
+            wait(child, LONGEST)
+            raise RuntimeError(f"{output} did not end in {LONGEST} s:\n{log.read_text()[-3000:]}")
         if code not in (0, -signal.SIGKILL):
             raise RuntimeError(f"{output} ended with {code}:\n{log.read_text()[-3000:]}")
         return code != 0
 
 
+def read_moments(record: Path) -> list[dict]:
+    """The events that a run recorded."""
+    return [json.loads(line) for line in record.read_text().splitlines()]
+
+
 def _half_a_checkpoint(output: Path) -> bool:
     """Whether a kill left a half-written checkpoint: a temporary folder with its files."""
     names = ("state.json", "trained.safetensors", "training_state.pt")
-    return any((part / name).exists() for part in output.glob(".partial-*") for name in names)
+    return any((part / name).exists() for part in output.glob(f"{TEMPORARY_PREFIX}*") for name in names)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from onelora_vision.adapters.files import read_adapter
 from onelora_vision.backbones.dit import load_dit
 from onelora_vision.metrics.generative import Protocol
-from onelora_vision.sampling import SamplingSettings, sample
+from onelora_vision.sampling import sample
+from onelora_vision.sampling_settings import SamplingSettings
 from train_scripts import train_dit
 
 ROOT = Path(__file__).parents[2]
