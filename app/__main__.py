@@ -5,7 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from onelora_vision.errors import InputError, exits_cleanly
+from onelora_vision.command import exits_cleanly
+from onelora_vision.errors import InputError
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -45,7 +45,8 @@ from benchmarks.subjects import (
     training_step,
 )
 from onelora_vision import embedded
-from onelora_vision.errors import InputError, exits_cleanly, nearest
+from onelora_vision.command import exits_cleanly
+from onelora_vision.errors import InputError, nearest
 from onelora_vision.files import write_json
 from onelora_vision.method_names import COMBINATIONS, find_method
 from onelora_vision.tuners.onelora import layer

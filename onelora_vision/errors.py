@@ -1,13 +1,7 @@
-"""Errors that users can act on, and how a command turns each into one line on stderr and an exit code."""
+"""Errors that users can act on, and the words of their messages. `command` says how a program ends with one."""
 
-import functools
-import os
 import signal
-import sys
-import threading
-from collections.abc import Callable, Iterable, Set
-
-_EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1
+from collections.abc import Iterable, Set
 
 
 class InputError(ValueError):
@@ -42,52 +36,6 @@ class Stopped(KeyboardInterrupt):
         super().__init__(number)
         self.signal = number
         self.message = message or f"stopped by {signal.Signals(number).name}"
-
-
-def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., None]:
-    """Make ``main`` a command that ends with an exit code and, unless it succeeds, with one line on stderr.
-
-    The exit code is 2 for `InputError`, 1 for `TrainingError` and `WriteError`, 128 + number for SIGINT and SIGTERM, which
-    are reported whenever they arrive, and 141 where the reader of stdout has gone (``onelora … | head``).
-    """
-
-    @functools.wraps(main)
-    def command(*args, **kwargs) -> None:
-        _raise_on_signals()
-        try:
-            code = main(*args, **kwargs) or 0
-            sys.stdout.flush()
-        except InputError as error:
-            code = _report(f"error: {message_of(error)}", 2)
-        except (TrainingError, WriteError) as error:
-            code = _report(f"error: {error}", 1)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at exit
-            code = _EXIT_BROKEN_PIPE
-        except KeyboardInterrupt as interrupt:
-            stopped = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT)
-            code = _report(stopped.message, 128 + stopped.signal)
-        sys.exit(code)
-
-    return command
-
-
-def _report(line: str, code: int) -> int:
-    print(line, file=sys.stderr)
-    return code
-
-
-def _raise_on_signals() -> None:
-    """Have SIGTERM and SIGINT raise `Stopped`, unless somebody else handles them already."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    for number, usual in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
-        if signal.getsignal(number) == usual:
-            signal.signal(number, _stop)
-
-
-def _stop(number: int, frame) -> None:
-    raise Stopped(number)
 
 
 def message_of(error: Exception) -> str:

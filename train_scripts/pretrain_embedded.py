@@ -19,9 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from onelora_vision import embedded
+from onelora_vision.command import exits_cleanly
 from onelora_vision.data.digits import INK, PAPER, HandwrittenDigits, jitter
 from onelora_vision.data.glyphs import CLASS_NAMES, FONTS, font_numbers, paint, random_colors, render_glyphs
-from onelora_vision.errors import InputError, exits_cleanly
+from onelora_vision.errors import InputError
 from onelora_vision.files import atomic_file, torch_save, write_json
 from onelora_vision.metrics.classifier import GlyphClassifier
 from onelora_vision.seeding import mix, seed_all

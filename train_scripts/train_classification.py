@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onelora_vision.errors import InputError
-from onelora_vision.training.config import Schedule, TrainingConfig, option, show_help_if_asked
+from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
 
 EMBEDDED = "embedded"
 
@@ -72,7 +72,7 @@ class ClassificationConfig(TrainingConfig):
 
 
 if __name__ == "__main__":
-    show_help_if_asked(ClassificationConfig, __doc__)  # before the imports that take seconds
+    check_command_line(ClassificationConfig, __doc__)  # before the imports that take seconds
 
 from dataclasses import replace
 from functools import partial
@@ -92,6 +92,7 @@ from onelora_vision.backbones.vit import (
     replace_head,
     vit_adaptation,
 )
+from onelora_vision.command import exits_cleanly
 from onelora_vision.data.class_images import (
     ClassImageDataset,
     ClassImages,
@@ -99,7 +100,6 @@ from onelora_vision.data.class_images import (
     open_training_images,
 )
 from onelora_vision.data.stream import evaluation_loader
-from onelora_vision.errors import exits_cleanly
 from onelora_vision.files import write_json
 from onelora_vision.method_names import find_method
 from onelora_vision.methods import apply_method

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onelora_vision.errors import InputError
-from onelora_vision.training.config import Schedule, TrainingConfig, option, show_help_if_asked
+from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
 
 EMBEDDED = "embedded/depth"
 DATASETS = "rooms, streets, nyu, kitti, diode_indoor, diode_outdoor, hypersim, vkitti2, jsonl"
@@ -70,7 +70,7 @@ class DepthConfig(TrainingConfig):
 
 
 if __name__ == "__main__":
-    show_help_if_asked(DepthConfig, __doc__)  # before the imports that take seconds
+    check_command_line(DepthConfig, __doc__)  # before the imports that take seconds
 
 import math
 
@@ -88,11 +88,11 @@ from onelora_vision.backbones.depth_anything import (
     set_max_depth,
 )
 from onelora_vision.backbones.fuse import fuse_qkv
+from onelora_vision.command import exits_cleanly
 from onelora_vision.data.depth.caps import Caps, caps_by_name
 from onelora_vision.data.depth.dataset import DepthDataset, InputSize
 from onelora_vision.data.depth.formats import FORMATS, find_format, open_frames
 from onelora_vision.data.stream import evaluation_loader
-from onelora_vision.errors import exits_cleanly
 from onelora_vision.method_names import find_method
 from onelora_vision.methods import apply_method
 from onelora_vision.tasks.depth import DepthTask

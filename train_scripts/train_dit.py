@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onelora_vision.errors import InputError
-from onelora_vision.training.config import Schedule, TrainingConfig, option, show_help_if_asked
+from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
 
 EMBEDDED = "embedded"
 DINOV2 = "vit_large_patch14_dinov2.lvd142m"
@@ -94,7 +94,7 @@ class DiTConfig(TrainingConfig):
 
 
 if __name__ == "__main__":
-    show_help_if_asked(DiTConfig, __doc__)  # before the imports that take seconds
+    check_command_line(DiTConfig, __doc__)  # before the imports that take seconds
 
 import torch
 
@@ -102,12 +102,12 @@ from onelora_vision import embedded
 from onelora_vision.adapters.files import AdapterInfo, fingerprint
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, load_dit
+from onelora_vision.command import exits_cleanly
 from onelora_vision.data.class_images import ClassImageDataset, open_class_images
 from onelora_vision.data.content import combined_hash, content_hashes, default_cache
 from onelora_vision.data.digits import HandwrittenDigits
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import LatentDataset, cache_latents
-from onelora_vision.errors import exits_cleanly
 from onelora_vision.method_names import find_method
 from onelora_vision.methods import apply_method
 from onelora_vision.metrics.features import cached_features, open_features

@@ -11,7 +11,8 @@ import json
 import keyword
 import sys
 
-from onelora_vision.errors import InputError, exits_cleanly, nearest
+from onelora_vision.command import exits_cleanly
+from onelora_vision.errors import InputError, nearest
 
 COMMANDS = {
     "params": "count the parameters of a method on a backbone, without its weights",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from onelora_vision.command import ends_at_once
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.files import atomic_file
 
@@ -152,13 +153,12 @@ def parse_config(config_class: type[Config], argv: list[str] | None = None, desc
     return config_class(**{field.name: values[field.name] for field in dataclasses.fields(config_class)})
 
 
-def show_help_if_asked(config_class: type[TrainingConfig], description: str | None) -> None:
-    """Print the help and exit if the command line asks for it.
+def check_command_line(config_class: type[TrainingConfig], description: str | None) -> None:
+    """Check the flags of the script that runs; ``--help`` is printed, and bad input ends the program.
 
-    A script calls it between its settings and its other imports, so that its help need not wait for torch.
+    A script calls it between its settings and its other imports, so that a typo need not wait for torch.
     """
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        parse_config(config_class, None, description)
+    ends_at_once(lambda: parse_config(config_class, None, description))
 
 
 def save_config(config: TrainingConfig, path: str | Path) -> None:

@@ -11,11 +11,12 @@ from PIL import Image
 from tiny_hosts import make_adapter
 
 from onelora_vision import dit_original, pictures
+from onelora_vision.command import exits_cleanly
 from onelora_vision.data.class_images import open_class_images
 from onelora_vision.data.image_sets import write_npz
 from onelora_vision.data.latents import LatentStore
 from onelora_vision.depth_maps import ComparedDepth, save_depth_comparison, save_depth_png
-from onelora_vision.errors import WriteError, exits_cleanly
+from onelora_vision.errors import WriteError
 from onelora_vision.files import atomic_directory, write_json
 from onelora_vision.metrics.accuracy import draw_confusion_matrix
 from onelora_vision.metrics.calibration import CalibrationBins, draw_reliability_diagram

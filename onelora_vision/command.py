@@ -1,0 +1,98 @@
+"""How a command begins and ends: quiet libraries, one line on stderr for whatever goes wrong, and an exit code."""
+
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+
+from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError, message_of
+
+_EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., None]:
+    """Make ``main`` a command that ends with an exit code and, unless it succeeds, with one line on stderr.
+
+    The exit code is 2 for `InputError`, 1 for `TrainingError` and `WriteError`, 128 + number for SIGINT and SIGTERM, which
+    are reported whenever they arrive, and 141 where the reader of stdout has gone (``onelora … | head``).
+    """
+
+    @functools.wraps(main)
+    def command(*args, **kwargs) -> None:
+        quiet_libraries()
+        _on_signals(_stop)
+        try:
+            code = main(*args, **kwargs) or 0
+            sys.stdout.flush()
+        except InputError as error:
+            code = _report(f"error: {message_of(error)}", 2)
+        except (TrainingError, WriteError) as error:
+            code = _report(f"error: {error}", 1)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at exit
+            code = _EXIT_BROKEN_PIPE
+        except KeyboardInterrupt as interrupt:
+            stopped = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT)
+            code = _report(stopped.message, 128 + stopped.signal)
+        sys.exit(code)
+
+    return command
+
+
+def _report(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code
+
+
+def quiet_libraries() -> None:
+    """Keep what libraries tell their developers off the user's terminal: deprecations, notes on settings, retries.
+
+    What a user can act on is said by this program itself. ``PYTHONWARNINGS``, ``TRANSFORMERS_VERBOSITY`` and the like
+    bring the libraries' words back. To be called before they are imported.
+    """
+    for library in ("TRANSFORMERS", "DIFFUSERS", "HF_HUB", "DATASETS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    log = logging.getLogger("onelora_vision")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("warning: %(message)s"))
+        log.addHandler(handler)
+
+
+def ends_at_once(check: Callable[[], object]) -> None:
+    """Run a script's ``check`` of its flags before the imports that take seconds; then imports can be interrupted.
+
+    `InputError` ends the program with exit code 2, and until `exits_cleanly` takes over a signal ends it at once: nothing
+    is open yet that would have to be closed.
+    """
+    quiet_libraries()
+    _on_signals(_exit)
+    try:
+        check()
+    except InputError as error:
+        sys.exit(_report(f"error: {message_of(error)}", 2))
+
+
+def _on_signals(handler: Callable) -> None:
+    """Handle SIGTERM and SIGINT, unless somebody else handles them already."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in _SIGNALS:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler, _exit):
+            signal.signal(number, handler)
+
+
+def _stop(number: int, frame) -> None:
+    raise Stopped(number)
+
+
+def _exit(number: int, frame) -> None:
+    os.write(2, f"{Stopped(number).message}\n".encode())
+    os._exit(128 + number)
