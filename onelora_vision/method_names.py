@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from peft import PeftConfig
 
-    from onelora_vision.methods import Options
-
 PARTS = ("sum", "bias", "scale", "norms")
 _SYMBOLS = {"sum": "b (d)", "bias": "beta (d)", "scale": "gamma (d)", "norms": "norms"}
 _DIVERGES = (
@@ -50,7 +48,7 @@ class Method:
     takes_alpha: bool = False
     takes_compression: bool = False
     hint: str = "lower the learning rate"
-    config: "Callable[[Options], PeftConfig] | None" = None
+    config: "Callable[..., PeftConfig] | None" = None
 
 
 def _family(name: str, *parts: str) -> Method:
