@@ -34,13 +34,13 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path next to ``path``; on success it is synced and renamed to ``path``, on error removed.
 
-    A file at ``path`` is replaced: callers own it, or asked `outputs` before.
+    A file at ``path`` is replaced: callers own it, or asked `outputs` before. Where ``path`` is a symbolic link, its
+    target is meant.
 
     Raises:
         WriteError: it cannot be written; a file that was at ``path`` is unchanged.
     """
-    path = Path(path)
-    with writing(path), _atomic_file(path) as temporary:
+    with writing(path), _atomic_file(Path(os.path.realpath(path))) as temporary:
         yield temporary
 
 
