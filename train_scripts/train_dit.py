@@ -103,7 +103,7 @@ from onelora_vision.adapters.files import AdapterInfo, fingerprint
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, load_dit
 from onelora_vision.data.class_images import ClassImageDataset, open_class_images
-from onelora_vision.data.content import combined_hash, content_hashes, default_cache
+from onelora_vision.data.content import content_hashes
 from onelora_vision.data.digits import HandwrittenDigits
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import LatentDataset, cache_latents
@@ -150,12 +150,10 @@ def open_data(config: DiTConfig, base: DiTBase, split: str):
     return ClassImageDataset(source, transform, config.on_bad_image)
 
 
-def with_cached_latents(config: DiTConfig, base: DiTBase, dataset, accelerator) -> LatentDataset:
-    folder = config.latents_dir or default_cache() / "latents"
-    mark = weights_hash(base.vae)
-    return cache_latents(
-        dataset, base.vae, mark, folder, accelerator, config.eval_batch_size, config.dataloader_num_workers
-    )
+def with_cached_latents(config: DiTConfig, base: DiTBase, dataset, accelerator):
+    """The training images as kept latents; ``dataset`` itself where these cannot be kept."""
+    loading = (config.eval_batch_size, config.dataloader_num_workers)
+    return cache_latents(dataset, base.vae, weights_hash(base.vae), config.latents_dir, accelerator, *loading)
 
 
 def make_evaluator(config: DiTConfig, base: DiTBase, accelerator) -> SampleEvaluator | None:
@@ -217,9 +215,8 @@ def measure_reference(config: DiTConfig, features: Features, dataset, accelerato
 
     if not isinstance(dataset, ClassImageDataset) or features.class_names:  # logits are not kept
         return compute()
-    mark = [*content_hashes(dataset.source), str(dataset.transform), features.name, features.weights_hash]
-    path = default_cache() / "references" / f"{combined_hash(mark)[:16]}.safetensors"
-    return cached_features(path, compute, accelerator.is_main_process)
+    parts = [*content_hashes(dataset.source), str(dataset.transform), features.name, features.weights_hash]
+    return cached_features(parts, compute, accelerator.is_main_process)
 
 
 def shown_classes(config: DiTConfig, base: DiTBase) -> list[int]:
@@ -297,11 +294,13 @@ def train(config: DiTConfig, run: Run) -> dict:
     if config.cache_latents:
         with run.phase("encoding the training images"):
             dataset = with_cached_latents(config, base, dataset, accelerator)
+    caches_latents = isinstance(dataset, LatentDataset)
+    if caches_latents:
         # Evaluations borrow the autoencoder; training has no use for it any more.
         base.vae = base.vae.to("cpu") if evaluator is not None or picture is not None else None
     task = GenerationTask(
         model,
-        None if config.cache_latents else base.vae,
+        None if caches_latents else base.vae,
         dict(base.scheduler.config),
         config.class_dropout_prob,
         evaluator,

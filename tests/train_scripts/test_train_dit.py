@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from onelora_vision.adapters.files import read_adapter
 from onelora_vision.backbones.dit import load_dit
-from onelora_vision.metrics.generative import Protocol
+from onelora_vision.metrics.generative import Features, Protocol
 from onelora_vision.sampling import SamplingSettings, sample
 from train_scripts import train_dit
 
@@ -121,6 +121,15 @@ def test_cached_latents_give_the_losses_of_images(dit_folder, food101, tmp_path)
     assert any(not torch.equal(trained.tensors[name], value) for name, value in averaged.tensors.items())
 
 
+class SmallFeatures(Features):
+    """The mean colour, in the place of InceptionV3."""
+
+    name, dim, weights_hash, class_names, model = "inception", 3, "small", (), torch.nn.Identity()
+
+    def __call__(self, images):
+        return images.mean((2, 3)), None
+
+
 def test_samples_are_measured_and_guidance_is_swept(dit_folder, food101, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     torch.manual_seed(0)
@@ -148,8 +157,25 @@ def test_samples_are_measured_and_guidance_is_swept(dit_folder, food101, tmp_pat
     assert (tmp_path / "out" / "guidance.png").is_file()
     (kept,) = (tmp_path / "cache" / "onelora_vision" / "references").iterdir()
     assert read_adapter(tmp_path / "out" / "adapter").info.extra["sampling"]["guidance_interval"] == [0, 0.9]
-    kept.write_bytes(b"damaged")  # the next run reads it instead of measuring again
-    assert run(*arguments(dit_folder, food101, tmp_path / "again", **flags)) == 2
+    kept.write_bytes(b"damaged")  # the next run reads it, and measures again
+    assert run(*arguments(dit_folder, food101, tmp_path / "again", **flags)) == 0
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert again["metrics"] == results["metrics"]
+
+
+def test_a_home_folder_that_cannot_be_written_costs_no_results(dit_folder, food101, tmp_path, monkeypatch, caplog):
+    """Neither the latents nor the features of the real images can be kept; both are computed all the same."""
+    monkeypatch.setattr(train_dit, "open_features", lambda *_: SmallFeatures())
+    common = {"fid_features": "inception", "fid_num_samples": 4, "num_validation_images": 0}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert run(*arguments(dit_folder, food101, tmp_path / "kept", **common, cache_latents="true")) == 0
+    assert not caplog.messages
+    (tmp_path / "nohome").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nohome"))
+    assert run(*arguments(dit_folder, food101, tmp_path / "lost", **common, cache_latents="true")) == 0
+    assert len([line for line in caplog.messages if "the cache is not used" in line]) == 2
+    kept, lost = (json.loads((tmp_path / name / "results.json").read_text())["metrics"] for name in ("kept", "lost"))
+    assert kept["before"] == lost["before"] and kept["after"] == pytest.approx(lost["after"], rel=1e-3)
 
 
 def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food101, tmp_path, capsys):
