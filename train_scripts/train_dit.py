@@ -12,6 +12,22 @@ from onelora_vision.errors import InputError
 from onelora_vision.training.config import Schedule, TrainingConfig, option, show_help_if_asked
 
 EMBEDDED = "embedded"
+CIFAR, LISTED = {"cifar10", "cifar100"}, {"food101", "flowers102", "oxford_iiit_pet"}
+BUILT_IN = {EMBEDDED, *CIFAR, *LISTED, "imagefolder"}
+# Flags and the data sets with which they have no effect.
+IGNORED = {
+    "data_dir": {EMBEDDED},
+    "download": {EMBEDDED, "imagefolder"},
+    "image_column": BUILT_IN,
+    "label_column": BUILT_IN,
+    "on_bad_image": {EMBEDDED, *CIFAR},
+    "max_train_samples": {EMBEDDED},
+    "resolution": {EMBEDDED},
+    "center_crop": {EMBEDDED},
+    "random_flip": {EMBEDDED},
+    "cache_latents": {EMBEDDED},
+    "latents_dir": {EMBEDDED},
+}
 DINOV2 = "vit_large_patch14_dinov2.lvd142m"
 
 
@@ -34,7 +50,11 @@ class DiTConfig(TrainingConfig):
     stock_numerics: bool = option(False, "diffusers' timestep frequencies and norm eps instead of the original DiT's")
     fuse_qkv: bool = option(False, "adapt one fused qkv per block instead of q, k, v")
 
-    dataset_name: str = option(EMBEDDED, "embedded, food101, imagefolder, cifar10, …, or a hub data set")
+    dataset_name: str | None = option(
+        None,
+        "embedded (handwritten digits), imagefolder, food101, cifar10, …, or a hub data set "
+        "(default: imagefolder with --data_dir, else embedded)",
+    )
     data_dir: str | None = option(None, "folder of the data set", may_change=True)
     download: bool = option(False, "download the data set into --data_dir if it is not there", may_change=True)
     image_column: str = option("image", "column of the images, for a hub data set")
@@ -75,6 +95,8 @@ class DiTConfig(TrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self.dataset_name = self.dataset_name or ("imagefolder" if self.data_dir else EMBEDDED)
+        self._refuse_ignored(self.dataset_name, IGNORED, "dataset_name")
         self._require("class_dropout_prob", 0 <= self.class_dropout_prob < 1, "in [0, 1)")
         self._require("fid_num_samples", self.fid_num_samples == 0 or self.fid_num_samples >= 2, "0, or at least 2")
         self._require("num_validation_images", self.num_validation_images >= 0, "0 or more")

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from safetensors.torch import save_file
 
 from onelora_vision.adapters.files import read_adapter
 from onelora_vision.backbones.dit import load_dit
+from onelora_vision.data.class_images import OPENERS
+from onelora_vision.errors import InputError
 from onelora_vision.metrics.generative import Features, Protocol
 from onelora_vision.sampling import SamplingSettings, sample
 from train_scripts import train_dit
@@ -176,6 +179,32 @@ def test_a_home_folder_that_cannot_be_written_costs_no_results(dit_folder, food1
     assert len([line for line in caplog.messages if "the cache is not used" in line]) == 2
     kept, lost = (json.loads((tmp_path / name / "results.json").read_text())["metrics"] for name in ("kept", "lost"))
     assert kept["before"] == lost["before"] and kept["after"] == pytest.approx(lost["after"], rel=1e-3)
+
+
+def test_a_folder_alone_is_the_data(dit_folder, food101, tmp_path, capsys):
+    flags = arguments(dit_folder, food101 / "images", tmp_path / "out", dataset_name="null")
+    assert run(*flags, "--dry_run") == 0
+    assert "3 classes" in capsys.readouterr().out
+    assert train_dit.DiTConfig().dataset_name == "embedded"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"dataset_name": "embedded", "data_dir": "pics"}, "--data_dir has no effect with --dataset_name embedded"),
+        ({"data_dir": "pics", "download": True}, "--download has no effect with --dataset_name imagefolder"),
+        ({"random_flip": True}, "--random_flip has no effect with --dataset_name embedded"),
+        ({"cache_latents": True}, "--cache_latents has no effect with --dataset_name embedded"),
+    ],
+)
+def test_a_flag_without_effect_on_the_data_set_is_refused(flags, message):
+    with pytest.raises(InputError, match=message):
+        train_dit.DiTConfig(**flags)
+
+
+def test_every_flag_and_data_set_of_the_table_exists():
+    assert set(train_dit.IGNORED) <= {field.name for field in dataclasses.fields(train_dit.DiTConfig)}
+    assert set().union(*train_dit.IGNORED.values()) == set(OPENERS)
 
 
 def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food101, tmp_path, capsys):
