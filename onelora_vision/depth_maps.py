@@ -19,8 +19,8 @@ from onelora_vision.data.depth.dataset import InputSize, resized_image
 from onelora_vision.device import choose_device
 from onelora_vision.errors import InputError
 from onelora_vision.figures import saved_figure
-from onelora_vision.files import atomic_file
 from onelora_vision.metrics.depth import resized_depth
+from onelora_vision.pictures import save_marked
 
 COLOR_MAP = "turbo"
 PNG_LIMIT = 65.535  # metres: the most that 16 bits of millimetres hold
@@ -98,8 +98,7 @@ def save_depth_png(path: str | os.PathLike, depth: np.ndarray) -> int:
     """
     finite = np.isfinite(depth)
     millimetres = np.clip(np.where(finite, depth, 0) * 1000 + 0.5, 0, 65535).astype(np.uint16)
-    with atomic_file(path) as temporary:
-        Image.fromarray(millimetres).save(temporary, format="PNG")
+    save_marked(path, millimetres)
     return int((finite & (depth > PNG_LIMIT)).sum())
 
 

@@ -34,6 +34,8 @@ from onelora_vision.files import (
 
 LEDGER = ".onelora-files"
 MARK = "onelora_vision"
+#: Prefix of the text fields that a PNG says things in.
+NOTE_PREFIX = "onelora."
 _MAX_LEDGER = 256 << 20
 _OVERWRITE = "set --overwrite to replace it, or choose another name"
 
@@ -88,9 +90,19 @@ class Ledger:
         """
         path = self.folder / name
         self.require_ours([name])
-        with atomic_file(path) as temporary:
-            yield temporary
-            self.record(name, temporary)
+        with writing(path):
+            if not (self.folder / LEDGER).exists():
+                self.create()
+            with atomic_file(path) as temporary:
+                yield temporary
+                self.record(name, temporary)
+
+    def delete(self, names: Iterable[str] | None = None) -> None:
+        """Delete our files among ``names``, or all of ours; files of others stay."""
+        for name in list(self._files() if names is None else names):
+            if name != LEDGER and self._is_ours(name):
+                with writing(self.folder / name):
+                    (self.folder / name).unlink()
 
     def record(self, name: str, content: Path) -> None:
         """Note that the file ``name`` has the content of the file ``content``."""
@@ -170,6 +182,34 @@ def check_folder(
     return place
 
 
+def check_additions(
+    path: str | os.PathLike,
+    kind: str,
+    names: Iterable[str],
+    *,
+    overwrite: bool = False,
+    inputs: Collection[str | os.PathLike] = (),
+) -> Ledger:
+    """Decide whether files ``names`` of ``kind`` may be added to the folder ``path``, next to whatever is there.
+
+    Returns the folder's ledger, whose `Ledger.writing_file` writes them.
+
+    Raises:
+        InputError: they may not: the folder is inside an input or is an output of another kind, or has files of these
+            names that are foreign, or ours and not ``overwrite``.
+    """
+    place, names = _resolved(path, inputs), list(names)
+    if place.exists() and not place.is_dir():
+        raise InputError(f"{path} is a file, and the output is a folder: choose another name")
+    ledger = Ledger.read(place) or Ledger(place, kind)
+    if ledger.kind != kind:
+        raise InputError(f"{path} is an output of another kind ({ledger.kind}): choose another folder")
+    ledger.require_ours(names)
+    if not overwrite and (there := [name for name in names if os.path.lexists(place / name)]):
+        raise InputError(f"{path} contains {listed(there)} already: {_OVERWRITE}")
+    return ledger
+
+
 def check_file(
     path: str | os.PathLike, *, overwrite: bool = False, inputs: Collection[str | os.PathLike] = ()
 ) -> Path:
@@ -219,6 +259,25 @@ def is_marked(path: Path) -> bool:
                 return image.info.get("Software") == MARK
         with zipfile.ZipFile(path) as archive:  # NumPy's .npz and PyTorch's .pt
             return archive.comment == MARK.encode()
+    except Exception:  # whatever a foreign file makes its reader raise
+        return False
+
+
+def is_sheet(path: str | os.PathLike) -> bool:
+    """Whether an image file is one that this program drew to be looked at: a grid, a plot, a depth map.
+
+    All our PNG files carry the mark; only samples say the seed that they were drawn with.
+    """
+    if os.path.splitext(path)[1].lower() != ".png":
+        return False
+    try:
+        with open(path, "rb") as file:
+            if MARK.encode() not in file.read(4096):  # opening each as an image would take long in a large folder
+                return False
+        from PIL import Image
+
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == MARK and f"{NOTE_PREFIX}seed" not in image.info
     except Exception:  # whatever a foreign file makes its reader raise
         return False
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -10,11 +11,17 @@ from PIL.PngImagePlugin import PngInfo
 from onelora_vision.errors import InputError
 from onelora_vision.figures import saved_figure
 from onelora_vision.files import atomic_file
-from onelora_vision.outputs import MARK
-
-NOTE_PREFIX = "onelora."
+from onelora_vision.outputs import MARK, NOTE_PREFIX
 
 MIN_CELL = 96  # pixels; smaller images are enlarged, without smoothing, so that their own pixels show
+
+
+def save_marked(path: str | os.PathLike, pixels: np.ndarray) -> None:
+    """Write pixels (H, W) or (H, W, 3) as a PNG to look at, which never counts as a sample or as data."""
+    text = PngInfo()
+    text.add_text("Software", MARK)
+    with atomic_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="png", pnginfo=text)
 
 
 def save_sample(path: str | os.PathLike, image: torch.Tensor, notes: Mapping[str, str]) -> None:

@@ -42,7 +42,9 @@ def test_every_end_has_its_exit_code_and_at_most_one_line(statement, code, line)
 
 
 def test_flags_are_checked_before_the_imports():
-    check = "def check():\n    raise InputError('no such flag')\nends_at_once(check)\nprint('imports', file=sys.stderr)"
+    check = (
+        "def check():\n    raise InputError('no such flag')\nends_at_once(check)\nprint('imports', file=sys.stderr)"
+    )
     assert run(check) == (2, "error: no such flag\n")
 
 
@@ -55,12 +57,20 @@ def test_a_signal_during_the_imports_ends_in_one_line(name):
 
 def test_after_the_imports_a_signal_is_raised_where_it_arrives():
     statement = "\n    ".join(
-        ["try:", "    os.kill(os.getpid(), signal.SIGTERM)", "except Stopped:", "    sys.stderr.write('saved ')", "    raise"]
+        [
+            "try:",
+            "    os.kill(os.getpid(), signal.SIGTERM)",
+            "except Stopped:",
+            "    sys.stderr.write('saved ')",
+            "    raise",
+        ]
     )
     assert run("ends_at_once(lambda: None)\n" + main_that(statement)) == (143, "saved stopped by SIGTERM\n")
 
 
-WARN = main_that("warnings.warn('deprecated', FutureWarning); logging.getLogger('onelora_vision.x').warning('skipped a')")
+WARN = main_that(
+    "warnings.warn('deprecated', FutureWarning); logging.getLogger('onelora_vision.x').warning('skipped a')"
+)
 
 
 def test_only_what_this_program_says_reaches_the_user():

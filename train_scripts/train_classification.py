@@ -12,6 +12,18 @@ from onelora_vision.errors import InputError
 from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
 
 EMBEDDED = "embedded"
+CIFAR, LISTED = {"cifar10", "cifar100"}, {"food101", "flowers102", "oxford_iiit_pet"}
+BUILT_IN = {EMBEDDED, *CIFAR, *LISTED, "imagefolder"}
+# Flags and the data sets with which they have no effect.
+IGNORED = {
+    "data_dir": {EMBEDDED},
+    "download": {EMBEDDED, "imagefolder"},
+    "cache_dir": BUILT_IN,
+    "image_column": BUILT_IN,
+    "label_column": BUILT_IN,
+    "on_bad_image": {EMBEDDED, *CIFAR},
+    "validation_fraction": {EMBEDDED, "flowers102"},
+}
 
 
 @dataclass(kw_only=True)
@@ -35,8 +47,10 @@ class ClassificationConfig(TrainingConfig):
     fuse_qkv: bool = option(False, "adapt one fused qkv per block where the host (transformers) keeps q, k, v apart")
     freeze_norms: bool = option(False, "keep normalisation layers as they are, also with --method full")
 
-    dataset_name: str = option(
-        EMBEDDED, "embedded (handwritten digits), cifar10, cifar100, food101, flowers102, oxford_iiit_pet, …"
+    dataset_name: str | None = option(
+        None,
+        "embedded (handwritten digits), imagefolder, cifar10, cifar100, food101, flowers102, oxford_iiit_pet, … "
+        "(default: imagefolder with --data_dir, else embedded)",
     )
     data_dir: str | None = option(None, "folder of the data set", may_change=True)
     download: bool = option(False, "fetch the data set when it is not there", may_change=True)
@@ -58,6 +72,8 @@ class ClassificationConfig(TrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self.dataset_name = self.dataset_name or ("imagefolder" if self.data_dir else EMBEDDED)
+        self._refuse_ignored(self.dataset_name, IGNORED, "dataset_name")
         for name in ("drop_path", "reprob", "smoothing", "validation_fraction"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         self._require("crop_scale", 0 < self.crop_scale <= 1, "in (0, 1]")

@@ -13,7 +13,10 @@ from onelora_vision.errors import InputError
 from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
 
 EMBEDDED = "embedded/depth"
-DATASETS = "rooms, streets, nyu, kitti, diode_indoor, diode_outdoor, hypersim, vkitti2, jsonl"
+RENDERED, FOLDERS = {"rooms", "streets"}, {"diode_indoor", "diode_outdoor", "hypersim", "vkitti2"}
+# Flags and the data sets with which they have no effect.
+TRAIN_IGNORED = {"train_data_dir": RENDERED, "train_split_file": {*RENDERED, *FOLDERS}}
+EVAL_IGNORED = {"eval_data_dir": RENDERED, "eval_split_file": {*RENDERED, *FOLDERS}}
 
 
 @dataclass(kw_only=True)
@@ -36,7 +39,11 @@ class DepthConfig(TrainingConfig):
     fuse_qkv: bool = option(False, "adapt one fused qkv per block instead of q, k, v")
     train_head: bool = option(False, "train the head (three convolutions) whole, besides what the method trains")
 
-    dataset_name: str = option("streets", DATASETS)
+    dataset_name: str | None = option(
+        None,
+        "rooms, streets, nyu, kitti, diode_indoor, diode_outdoor, hypersim, vkitti2, jsonl "
+        "(default: jsonl with --train_data_dir, else streets)",
+    )
     train_data_dir: str | None = option(None, "folder of the training data (NYU: or the .mat file)", may_change=True)
     train_split: str | None = option(None, "split to train on (default: the data set's)")
     train_split_file: str | None = option(None, "list of the training files, as KITTI's Eigen split", may_change=True)
@@ -65,8 +72,12 @@ class DepthConfig(TrainingConfig):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("max_train_samples", "max_eval_samples", "max_depth"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
-        for name in dataset_names(self):
+        self.dataset_name = self.dataset_name or ("jsonl" if self.train_data_dir else "streets")
+        train_name, eval_name = dataset_names(self)
+        for name in (train_name, eval_name):
             find_format(name)
+        self._refuse_ignored(train_name, TRAIN_IGNORED, "dataset_name")
+        self._refuse_ignored(eval_name, EVAL_IGNORED, "eval_dataset_name")
 
 
 if __name__ == "__main__":

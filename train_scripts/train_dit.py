@@ -12,6 +12,22 @@ from onelora_vision.errors import InputError
 from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
 
 EMBEDDED = "embedded"
+CIFAR, LISTED = {"cifar10", "cifar100"}, {"food101", "flowers102", "oxford_iiit_pet"}
+BUILT_IN = {EMBEDDED, *CIFAR, *LISTED, "imagefolder"}
+# Flags and the data sets with which they have no effect.
+IGNORED = {
+    "data_dir": {EMBEDDED},
+    "download": {EMBEDDED, "imagefolder"},
+    "image_column": BUILT_IN,
+    "label_column": BUILT_IN,
+    "on_bad_image": {EMBEDDED, *CIFAR},
+    "max_train_samples": {EMBEDDED},
+    "resolution": {EMBEDDED},
+    "center_crop": {EMBEDDED},
+    "random_flip": {EMBEDDED},
+    "cache_latents": {EMBEDDED},
+    "latents_dir": {EMBEDDED},
+}
 DINOV2 = "vit_large_patch14_dinov2.lvd142m"
 
 
@@ -34,7 +50,11 @@ class DiTConfig(TrainingConfig):
     stock_numerics: bool = option(False, "diffusers' timestep frequencies and norm eps instead of the original DiT's")
     fuse_qkv: bool = option(False, "adapt one fused qkv per block instead of q, k, v")
 
-    dataset_name: str = option(EMBEDDED, "embedded, food101, imagefolder, cifar10, …, or a hub data set")
+    dataset_name: str | None = option(
+        None,
+        "embedded (handwritten digits), imagefolder, food101, cifar10, …, or a hub data set "
+        "(default: imagefolder with --data_dir, else embedded)",
+    )
     data_dir: str | None = option(None, "folder of the data set", may_change=True)
     download: bool = option(False, "download the data set into --data_dir if it is not there", may_change=True)
     image_column: str = option("image", "column of the images, for a hub data set")
@@ -75,6 +95,8 @@ class DiTConfig(TrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self.dataset_name = self.dataset_name or ("imagefolder" if self.data_dir else EMBEDDED)
+        self._refuse_ignored(self.dataset_name, IGNORED, "dataset_name")
         self._require("class_dropout_prob", 0 <= self.class_dropout_prob < 1, "in [0, 1)")
         self._require("fid_num_samples", self.fid_num_samples == 0 or self.fid_num_samples >= 2, "0, or at least 2")
         self._require("num_validation_images", self.num_validation_images >= 0, "0 or more")
@@ -104,7 +126,7 @@ from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, load_dit
 from onelora_vision.command import exits_cleanly
 from onelora_vision.data.class_images import ClassImageDataset, open_class_images
-from onelora_vision.data.content import combined_hash, content_hashes, default_cache
+from onelora_vision.data.content import content_hashes
 from onelora_vision.data.digits import HandwrittenDigits
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import LatentDataset, cache_latents
@@ -151,12 +173,10 @@ def open_data(config: DiTConfig, base: DiTBase, split: str):
     return ClassImageDataset(source, transform, config.on_bad_image)
 
 
-def with_cached_latents(config: DiTConfig, base: DiTBase, dataset, accelerator) -> LatentDataset:
-    folder = config.latents_dir or default_cache() / "latents"
-    mark = weights_hash(base.vae)
-    return cache_latents(
-        dataset, base.vae, mark, folder, accelerator, config.eval_batch_size, config.dataloader_num_workers
-    )
+def with_cached_latents(config: DiTConfig, base: DiTBase, dataset, accelerator):
+    """The training images as kept latents; ``dataset`` itself where these cannot be kept."""
+    loading = (config.eval_batch_size, config.dataloader_num_workers)
+    return cache_latents(dataset, base.vae, weights_hash(base.vae), config.latents_dir, accelerator, *loading)
 
 
 def make_evaluator(config: DiTConfig, base: DiTBase, accelerator) -> SampleEvaluator | None:
@@ -218,9 +238,8 @@ def measure_reference(config: DiTConfig, features: Features, dataset, accelerato
 
     if not isinstance(dataset, ClassImageDataset) or features.class_names:  # logits are not kept
         return compute()
-    mark = [*content_hashes(dataset.source), str(dataset.transform), features.name, features.weights_hash]
-    path = default_cache() / "references" / f"{combined_hash(mark)[:16]}.safetensors"
-    return cached_features(path, compute, accelerator.is_main_process)
+    parts = [*content_hashes(dataset.source), str(dataset.transform), features.name, features.weights_hash]
+    return cached_features(parts, compute, accelerator.is_main_process)
 
 
 def shown_classes(config: DiTConfig, base: DiTBase) -> list[int]:
@@ -298,11 +317,13 @@ def train(config: DiTConfig, run: Run) -> dict:
     if config.cache_latents:
         with run.phase("encoding the training images"):
             dataset = with_cached_latents(config, base, dataset, accelerator)
+    caches_latents = isinstance(dataset, LatentDataset)
+    if caches_latents:
         # Evaluations borrow the autoencoder; training has no use for it any more.
         base.vae = base.vae.to("cpu") if evaluator is not None or picture is not None else None
     task = GenerationTask(
         model,
-        None if config.cache_latents else base.vae,
+        None if caches_latents else base.vae,
         dict(base.scheduler.config),
         config.class_dropout_prob,
         evaluator,

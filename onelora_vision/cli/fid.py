@@ -34,7 +34,6 @@ def measure_sets(args: argparse.Namespace) -> dict:
     import torch
     from tqdm import tqdm
 
-    from onelora_vision.data.content import combined_hash, default_cache
     from onelora_vision.data.image_sets import ImageSet
     from onelora_vision.metrics.dinov2 import MODEL
     from onelora_vision.metrics.features import cached_features, open_features
@@ -54,9 +53,8 @@ def measure_sets(args: argparse.Namespace) -> dict:
 
             return collect(features, watched())
 
-    mark = combined_hash([*reference.hashes, features.name, features.weights_hash])
-    kept = default_cache() / "references" / f"{mark[:16]}.safetensors"
-    figures = compare(measured(generated), cached_features(kept, lambda: measured(reference)), features.name)
+    parts = [*reference.hashes, features.name, features.weights_hash]
+    figures = compare(measured(generated), cached_features(parts, lambda: measured(reference)), features.name)
     return {
         "reference": args.paths[0],
         "reference_images": len(reference),

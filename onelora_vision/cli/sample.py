@@ -1,18 +1,26 @@
-"""``onelora sample``: images of an adapter's classes, as PNG files, a grid and an npz file."""
+"""``onelora sample``: images of an adapter's classes, as PNG files, a grid and an npz file.
+
+The folder holds the samples of one request, which ``samples.json`` describes. The same command again draws what is
+missing, such as after an interruption. Another request needs another folder, or ``--overwrite``, which deletes the
+earlier samples before it draws. The grid, which is to be looked at, is in ``sheets/`` and never counts as a sample.
+"""
 
 import argparse
 import dataclasses
 import json
 from pathlib import Path
 
+from onelora_vision.cli.output import add_output
 from onelora_vision.errors import InputError, nearest
 
 FORMATS = ("png", "grid", "npz")
+KIND = "samples"
+REQUEST, GRID, ARCHIVE = "samples.json", "sheets/grid.png", "samples.npz"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", help="adapter folder or .safetensors file of a generation model")
-    parser.add_argument("-o", "--output", required=True, help="folder for the images")
+    add_output(parser, "folder for the images; the same command again draws what is missing")
     parser.add_argument("--classes", help="names or numbers with commas (default: all)")
     parser.add_argument("--num_images", "--num-images", type=int, default=4, help="images of each class")
     parser.add_argument("--seed", type=int, default=0, help="seed of a class's first image; the next has the next one")
@@ -42,7 +50,11 @@ def run(args: argparse.Namespace) -> dict:
             raise InputError(f"--{flag} is {getattr(args, flag)}, but must be at least 1")
     from onelora_vision.backbones.dit import class_ids
     from onelora_vision.generator import load_generator
+    from onelora_vision.outputs import check_folder
 
+    # Whether the folder's samples are those of this request is only known when the adapter is loaded.
+    inputs = [path for path in (args.adapter, args.base) if path]
+    check_folder(args.output, KIND, overwrite=True, inputs=inputs)
     generator = load_generator(args.adapter, args.base, args.device)
     chosen = args.classes.split(",") if args.classes else list(range(len(generator.class_names)))
     ids = class_ids(chosen, generator.class_names)
@@ -52,9 +64,16 @@ def run(args: argparse.Namespace) -> dict:
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     settings = dataclasses.replace(generator.settings, **{k: v for k, v in given.items() if v is not None})
     notes = {"adapter": str(args.adapter), "adapted": not args.without_adapter, **dataclasses.asdict(settings)}
-    pixels = _draw(generator, labels, seeds, settings, args, notes if "png" in formats else None)
-    _write_sheets(pixels, labels, formats, args)
     names = [generator.class_names[label] for label in ids]
+    drawn = {
+        "adapter_hash": _hash_of(args.adapter),
+        "classes": names,
+        "num_images": args.num_images,
+        "seed": args.seed,
+    }
+    ledger = _open_folder(args, {**notes, **drawn})
+    pixels = _draw(generator, labels, seeds, settings, args, notes, ledger if "png" in formats else None)
+    _write_sheets(pixels, labels, formats, args.num_images, ledger)
     return {"output": args.output, "images": len(labels), "classes": names, "settings": notes}
 
 
@@ -63,27 +82,71 @@ def show(result: dict, args: argparse.Namespace) -> None:
     print(f"{result['output']}: {result['images']} images of {len(result['classes'])} classes\n{settings}")
 
 
-def _draw(generator, labels, seeds, settings, args, notes: dict | None):
-    """All images as uint8 (N, H, W, 3); with ``notes`` each is also written as a PNG as soon as it is drawn."""
+def _hash_of(adapter: str) -> str:
+    """The content of an adapter: another one may be at the same path the next time."""
+    from onelora_vision.adapters.container import WEIGHTS_FILE
+    from onelora_vision.data.content import content_hash
+
+    return content_hash(Path(adapter) / WEIGHTS_FILE if Path(adapter).is_dir() else adapter)
+
+
+def _open_folder(args: argparse.Namespace, request: dict):
+    """The ledger of the output folder, in which there are only samples of this request, if any.
+
+    Raises:
+        InputError: the samples of another request are there, and there is no ``--overwrite``.
+    """
+    from onelora_vision.files import clear_leftovers, write_json
+    from onelora_vision.outputs import Ledger, check_folder
+
+    request = json.loads(json.dumps(request))
+    place = check_folder(args.output, KIND, overwrite=True)
+    ledger = Ledger.read(place)
+    if ledger is None or not (place / REQUEST).exists() or _request_in(place) != request:
+        check_folder(args.output, KIND, overwrite=args.overwrite)
+        ledger = ledger or Ledger(place, KIND)
+        ledger.delete()
+        with ledger.writing_file(REQUEST) as temporary:
+            write_json(temporary, request)
+    clear_leftovers(place)
+    return ledger
+
+
+def _request_in(folder: Path) -> dict:
+    return json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+
+
+def _draw(generator, labels, seeds, settings, args, notes: dict, ledger):
+    """All images as uint8 (N, H, W, 3); with a ``ledger`` each is kept as a PNG as soon as it is drawn, or read from it."""
     import numpy as np
-    from tqdm import tqdm
 
     from onelora_vision.pictures import save_sample
+    from onelora_vision.progress import progress_bar
 
-    drawn = []
-    with tqdm(total=len(labels), unit="image", leave=False) as bar:
-        for start in range(0, len(labels), args.batch_size):
-            part = slice(start, start + args.batch_size)
-            images = generator.sample(
-                labels[part], seeds[part], settings, adapted=not args.without_adapter, batch_size=args.batch_size
-            )
-            drawn.append((images.permute(0, 2, 3, 1) * 255).round().byte().numpy())
-            for image, label, seed in zip(images, labels[part], seeds[part]):
-                if notes is not None:
-                    path = Path(args.output) / f"{label:04d}-{seed:05d}.png"
-                    save_sample(path, image, _notes(seed, label, generator.class_names[label], notes))
-            bar.update(len(images))
-    return np.concatenate(drawn)
+    names = [f"{label:04d}-{seed:05d}.png" for label, seed in zip(labels, seeds)]
+    pixels = {name: _read(ledger.folder / name) for name in names if ledger and (ledger.folder / name).exists()}
+    missing = [number for number, name in enumerate(names) if name not in pixels]
+    with progress_bar(len(missing), desc="drawing", unit="image", leave=False) as bar:
+        for start in range(0, len(missing), args.batch_size):
+            batch = missing[start : start + args.batch_size]
+            chosen = [labels[number] for number in batch], [seeds[number] for number in batch]
+            images = generator.sample(*chosen, settings, adapted=not args.without_adapter, batch_size=args.batch_size)
+            for number, image in zip(batch, images):
+                pixels[names[number]] = (image.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+                if ledger:
+                    text = _notes(seeds[number], labels[number], generator.class_names[labels[number]], notes)
+                    with ledger.writing_file(names[number]) as temporary:
+                        save_sample(temporary, image, text)
+            bar.update(len(batch))
+    return np.stack([pixels[name] for name in names])
+
+
+def _read(path: Path):
+    import numpy as np
+
+    from onelora_vision.data.images import read_image
+
+    return np.array(read_image(path))
 
 
 def _notes(seed: int, label: int, name: str, settings: dict) -> dict[str, str]:
@@ -91,19 +154,17 @@ def _notes(seed: int, label: int, name: str, settings: dict) -> dict[str, str]:
     return {"seed": str(seed), "class": name, "label": str(label), "settings": json.dumps(settings)}
 
 
-def _write_sheets(pixels, labels, formats, args: argparse.Namespace) -> None:
+def _write_sheets(pixels, labels, formats, columns: int, ledger) -> None:
     import numpy as np
     import torch
-    from PIL import Image
 
     from onelora_vision.data.image_sets import write_npz
-    from onelora_vision.files import atomic_file
-    from onelora_vision.pictures import tile
+    from onelora_vision.pictures import save_marked, tile
 
     if "grid" in formats:
-        sheet = tile(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255, args.num_images)
-        with atomic_file(Path(args.output) / "grid.png") as temporary:
-            image = Image.fromarray((sheet.permute(1, 2, 0) * 255).round().byte().numpy())
-            image.save(temporary, format="png")
+        sheet = tile(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255, columns)
+        with ledger.writing_file(GRID) as temporary:
+            save_marked(temporary, (sheet.permute(1, 2, 0) * 255).round().byte().numpy())
     if "npz" in formats:
-        write_npz(Path(args.output) / "samples.npz", pixels, np.array(labels))
+        with ledger.writing_file(ARCHIVE) as temporary:
+            write_npz(temporary, pixels, np.array(labels))

@@ -202,7 +202,7 @@ def open_class_images(
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r}{nearest(split, SPLITS, 'split')}")
-    opener = _OPENERS.get(dataset_name)
+    opener = OPENERS.get(dataset_name)
     if opener is None:
         return _open_hub(dataset_name, data_dir, split, download, seed, image_column, label_column, cache_dir)
     if data_dir is None and dataset_name != EMBEDDED:
@@ -373,7 +373,7 @@ def _class_folders(root: Path, split: str, class_names: list[str] | None = None)
 
 def _open_hub(name, data_dir, split, download, seed, image_column, label_column, cache_dir) -> ClassImages:
     """A data set of the `datasets` package: a local folder, or a hub id (``download`` allows the network)."""
-    unknown = f"data set {name!r} is unknown{nearest(name, _OPENERS, 'data set')}"
+    unknown = f"data set {name!r} is unknown{nearest(name, OPENERS, 'data set')}"
     try:
         import datasets
     except ImportError:
@@ -417,7 +417,8 @@ def _hub_split(name: str, tables: dict, split: str, seed: int, image_column: str
     return _own_split(opened, split, seed) if list(tables) == ["train"] else opened
 
 
-_OPENERS = {
+#: The data sets that are opened here; `datasets` opens others.
+OPENERS = {
     EMBEDDED: _open_digits,
     "cifar10": _open_cifar10,
     "cifar100": _open_cifar100,

@@ -2,16 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from onelora_vision.data.class_images import ClassImages
 from onelora_vision.data.images import shown
 from onelora_vision.errors import InputError
+from onelora_vision.progress import progress
 
 _THREADS = 8  # hashing frees the interpreter's lock, so files are read side by side
 
@@ -32,7 +31,7 @@ def content_hash(image: str | os.PathLike | Image.Image) -> str:
         raise InputError(f"{shown(image)}: the image cannot be read ({error.strerror})") from None
 
 
-def content_hashes(source: ClassImages, progress: bool = False) -> list[str]:
+def content_hashes(source: ClassImages, hidden: bool = True) -> list[str]:
     """`content_hash` of every image, in order; a file that cannot be opened is hashed by its path instead, so that
     reading it later says what is wrong with it."""
 
@@ -44,17 +43,4 @@ def content_hashes(source: ClassImages, progress: bool = False) -> list[str]:
 
     with ThreadPoolExecutor(_THREADS) as pool:
         hashes = pool.map(hash_of, range(len(source)))
-        return list(tqdm(hashes, "hashing images", len(source), leave=False, unit="image", disable=not progress))
-
-
-def combined_hash(parts: Sequence[str]) -> str:
-    """One SHA-256 in hex of several texts, which depends on their order."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(f"{len(part)} {part} ".encode())
-    return digest.hexdigest()
-
-
-def default_cache() -> Path:
-    """Where computed things are kept that runs share: ``onelora_vision`` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "onelora_vision"
+        return list(progress(hashes, len(source), desc="hashing images", unit="image", hidden=hidden))

@@ -7,6 +7,7 @@ from typing import IO
 from PIL import Image, ImageOps
 
 from onelora_vision.errors import InputError
+from onelora_vision.outputs import is_sheet
 
 IMAGE_EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
@@ -61,6 +62,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def list_images(folder: str | os.PathLike) -> list[str]:
     """Paths of all image files (by extension) below ``folder``, sorted; hidden files and folders are left out.
 
+    So are grids, plots and depth maps that this program drew to be looked at (`outputs.is_sheet`).
+
     Links are followed; every real folder is visited once, so that a loop of links ends.
 
     Raises:
@@ -77,7 +80,7 @@ def list_images(folder: str | os.PathLike) -> list[str]:
         for entry in _entries(current):
             if entry.is_dir():
                 folders.append(entry.path)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS:
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS and not is_sheet(entry.path):
                 found.append(entry.path)
         waiting.extend(reversed(folders))
     return sorted(found)

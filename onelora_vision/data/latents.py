@@ -17,18 +17,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from onelora_vision.cache import NoHomeFolder, combined_hash, default_cache, dispensable
 from onelora_vision.data.class_images import ClassImageDataset
-from onelora_vision.data.content import combined_hash, content_hashes
+from onelora_vision.data.content import content_hashes
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.stream import SampleRef, SeededDataset, collate
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, WriteError
 from onelora_vision.files import atomic_file
+from onelora_vision.progress import progress_bar
 
 SHARD = 512  # entries; of 32 x 32 x 4 latents in fp32 a shard is 32 MiB
 
@@ -42,19 +44,15 @@ def posterior(vae: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 class LatentStore:
-    """The shards in one folder, as a map from an image's hash to its latents.
-
-    Raises:
-        InputError: a shard is damaged.
-    """
+    """The shards in one folder, as a map from an image's hash to its latents. Damaged shards are left out, with a warning."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._place: dict[str, tuple[Path, int]] = {}
         self._open: dict[Path, Any] = {}
         for path in sorted(self.folder.glob("latents-*.safetensors")):
-            for row, key in enumerate(json.loads(self._shard(path).metadata()["keys"])):
-                self._place[key] = path, row
+            with dispensable((InputError,)):
+                self._place.update((key, (path, row)) for row, key in enumerate(self._keys(path)))
 
     def __contains__(self, key: str) -> bool:
         return key in self._place
@@ -76,12 +74,22 @@ class LatentStore:
             save_file(tensors, temporary, metadata={"keys": json.dumps(list(keys))})
         self._place.update((key, (path, row)) for row, key in enumerate(keys))
 
+    def _keys(self, path: Path) -> list[str]:
+        try:
+            return json.loads(self._shard(path).metadata()["keys"])
+        except (
+            TypeError,
+            KeyError,
+            ValueError,
+        ):  # a header that this class did not write; JSON's error is a ValueError
+            raise InputError(f"{path} is damaged (no list of keys); its images are encoded again") from None
+
     def _shard(self, path: Path):
         if path not in self._open:
             try:
                 self._open[path] = safe_open(path, framework="pt")
             except (OSError, SafetensorError) as error:
-                raise InputError(f"{path} is damaged ({error}): delete it, and its images are encoded anew") from None
+                raise InputError(f"{path} is damaged ({error}); its images are encoded again") from None
         return self._open[path]
 
     def __getstate__(self) -> dict:
@@ -130,46 +138,56 @@ def cache_latents(
     dataset: ClassImageDataset,
     vae: nn.Module,
     vae_hash: str,
-    cache_dir: str | Path,
+    cache_dir: str | Path | None,
     accelerator: Accelerator,
     batch_size: int = 16,
     num_workers: int = 0,
-) -> LatentDataset:
+) -> LatentDataset | ClassImageDataset:
     """Encode what of ``dataset`` is not yet in the cache, each process its share, and open the latents.
+
+    Where the cache cannot be written, ``dataset`` itself is returned, with a warning.
 
     Args:
         dataset: with a centred `SquareCrop`; its flip stays free.
         vae_hash: of the autoencoder's weights.
-        cache_dir: the folder above all caches; this one's name is a hash of autoencoder and transform.
+        cache_dir: the folder above all caches (default: in the user's cache); this one's name is a hash of autoencoder
+            and transform.
         batch_size: images per encoding, which counts each with its mirror image as one.
 
     Raises:
-        InputError: the transform is random beyond mirroring, an image cannot be read (unless the dataset skips such
-            images), or the cache is damaged.
-        WriteError: the cache cannot be written.
+        InputError: the transform is random beyond mirroring, or an image cannot be read (unless the dataset skips such
+            images).
     """
     if not (isinstance(dataset, ClassImageDataset) and isinstance(dataset.transform, SquareCrop)):
         raise InputError("--cache_latents: these training images are drawn afresh at each pass; train without it")
     if not dataset.transform.center_crop:
         raise InputError("--cache_latents needs --center_crop: a random crop has no latent that could be kept")
+    keys, done = content_hashes(dataset.source, not accelerator.is_local_main_process), False
     plain = replace(dataset.transform, random_flip=False)
-    folder = Path(cache_dir) / combined_hash([vae_hash, str(plain)])[:16]
-    keys = content_hashes(dataset.source, accelerator.is_local_main_process)
-    store = LatentStore(folder)
+    images = ClassImageDataset(dataset.source, plain, dataset.on_bad_image)
+    with dispensable((NoHomeFolder, WriteError)):  # other failures to read or write are the images', or a lost process
+        folder = Path(cache_dir) if cache_dir else default_cache() / "latents"
+        store = LatentStore(folder / combined_hash([vae_hash, str(plain)])[:16])
+        _encode(images, _own_part(keys, store, accelerator), keys, vae, store, batch_size, num_workers, accelerator)
+        done = True
+    if not all(gather_object([done])):
+        return dataset
+    return LatentDataset(dataset, keys, LatentStore(store.folder))
+
+
+def _own_part(keys: Sequence[str], store: LatentStore, accelerator: Accelerator) -> list[int]:
+    """Which of the images that are not in ``store`` this process encodes: one index of each."""
     missing = {key: index for index, key in enumerate(keys) if key not in store}
     # An image's process is told by its hash, so that none is left out when another run adds entries at the same time.
-    own = [
+    return [
         i for key, i in missing.items() if int(key[:15], 16) % accelerator.num_processes == accelerator.process_index
     ]
-    images = ClassImageDataset(dataset.source, plain, dataset.on_bad_image)
-    _encode(images, own, keys, vae, store, batch_size, num_workers, accelerator.is_local_main_process)
-    accelerator.wait_for_everyone()
-    return LatentDataset(dataset, keys, LatentStore(folder))
 
 
-def _encode(images, indices, keys, vae, store, batch_size, num_workers, progress) -> None:
+def _encode(images, indices, keys, vae, store, batch_size, num_workers, accelerator) -> None:
     loader = DataLoader(images, batch_size, sampler=indices, num_workers=num_workers, collate_fn=collate)
-    with tqdm(total=len(indices), desc="encoding images", unit="image", disable=not progress or not indices) as bar:
+    hidden = not accelerator.is_local_main_process or not indices
+    with progress_bar(len(indices), desc="encoding images", unit="image", hidden=hidden) as bar:
         entries = _entries(loader, indices, keys, vae, bar)
         while shard := [entry for _, entry in zip(range(SHARD), entries)]:
             names, means, stds = zip(*shard)

@@ -1,12 +1,13 @@
 """Models that images are measured with, by name; and the features of a reference set, computed once."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from onelora_vision.cache import combined_hash, default_cache, dispensable
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.files import atomic_file
 from onelora_vision.metrics.dinov2 import MODEL, DinoFeatures
@@ -36,19 +37,31 @@ def open_features(name: str, weights: str | Path | None = None, timm_model: str 
     return models[name]()
 
 
-def cached_features(path: Path, compute: Callable[[], FeatureSet], write: bool = True) -> FeatureSet:
-    """The feature set kept in ``path``, or what ``compute`` gives, which is then kept there if ``write``.
+def cached_features(parts: Sequence[str], compute: Callable[[], FeatureSet], write: bool = True) -> FeatureSet:
+    """The feature set of ``parts`` in the user's cache, or what ``compute`` returns, which is then kept if ``write``.
 
-    Raises:
-        InputError: the file is damaged.
+    A cache that cannot be read or written, or is damaged, is a warning; the features are computed.
+
+    Args:
+        parts: all that the features depend on, such as hashes of images and weights.
     """
-    if path.is_file():
-        try:
-            return FeatureSet(load_file(path)["features"])
-        except (SafetensorError, KeyError) as error:
-            raise InputError(f"{path} is damaged ({error}): delete it, and it is computed anew") from None
+    with dispensable():
+        path = _cache_file(parts)
+        if path.exists():
+            return _read(path)
     found = compute()
     if write:
-        with atomic_file(path) as temporary:
+        with dispensable(), atomic_file(_cache_file(parts)) as temporary:
             save_file({"features": found.features.contiguous()}, temporary)
     return found
+
+
+def _cache_file(parts: Sequence[str]) -> Path:
+    return default_cache() / "references" / f"{combined_hash(parts)[:16]}.safetensors"
+
+
+def _read(path: Path) -> FeatureSet:
+    try:
+        return FeatureSet(load_file(path)["features"])
+    except (SafetensorError, KeyError) as error:
+        raise OSError(f"{path} is damaged ({error})") from error

@@ -59,8 +59,8 @@ def _find(weights: str | Path | None) -> Path:
     kept = Path(torch.hub.get_dir()) / "checkpoints" / FILE
     path = kept if weights in (None, DOWNLOAD) else Path(weights)
     if weights == DOWNLOAD and not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(SOURCE, str(path), hash_prefix="6726825d")
         except (OSError, RuntimeError) as error:
             raise InputError(f"{SOURCE} cannot be downloaded to {path} ({error}): put it there by hand") from None

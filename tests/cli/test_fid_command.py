@@ -29,7 +29,18 @@ def test_two_sets_are_measured(onelora, sets):
     code, text, _ = onelora("fid", sets / "real.npz", sets / "real.npz", *arguments)
     assert (code == 0 and f"{0:>14.6g}" in text.split("fd_embedded")[1].splitlines()[0]) or "e-" in text
     kept.write_bytes(b"damaged")
-    assert onelora("fid", sets / "real.npz", sets / "made.npz", *arguments)[0] == 2
+    code, again, _ = onelora("fid", sets / "real.npz", sets / "made.npz", *arguments, "--json")
+    assert code == 0 and again["metrics"] == result["metrics"]
+
+
+def test_a_home_folder_that_cannot_be_written_costs_no_metrics(onelora, sets, monkeypatch, caplog):
+    (sets / "nohome").touch()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(sets / "nohome"))
+    arguments = ("--features", "embedded", "--device", "cpu", "--json")
+    code, result, _ = onelora("fid", sets / "real.npz", sets / "made.npz", *arguments)
+    assert code == 0 and result["metrics"]["fd_embedded"] > 0.01
+    assert len(caplog.messages) == 1 and "the cache is not used: could not write" in caplog.messages[0]
 
 
 def test_runs_are_compared_only_under_one_protocol(onelora, tmp_path):

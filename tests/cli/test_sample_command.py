@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -7,7 +8,10 @@ from PIL import Image
 
 from onelora_vision.adapters.files import AdapterInfo, save_adapter
 from onelora_vision.backbones.dit import dit_adaptation, load_dit
-from onelora_vision.generator import load_generator
+from onelora_vision.data.images import list_images
+from onelora_vision.depth_maps import save_depth_png
+from onelora_vision.figures import saved_figure
+from onelora_vision.generator import Generator, load_generator
 from onelora_vision.methods import apply_method
 from onelora_vision.sampling_settings import SamplingSettings
 
@@ -34,7 +38,9 @@ def test_images_can_be_drawn_again_from_what_they_say(onelora, adapter, tmp_path
     )  # fmt: skip
     assert code == 0 and result["images"] == 6 and result["classes"] == ["crème brûlée", "pie"]
     names = [f"{label:04d}-{seed:05d}.png" for label in (0, 2) for seed in (5, 6, 7)]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [*names, "grid.png", "samples.npz"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [".onelora-files", *names, "samples.json", "samples.npz", "sheets"]
+    )
     image = Image.open(tmp_path / "0002-00006.png")
     assert image.text["onelora.class"] == "crème brûlée" and image.text["onelora.label"] == "2"
     settings = json.loads(image.text["onelora.settings"])
@@ -50,14 +56,14 @@ def test_images_can_be_drawn_again_from_what_they_say(onelora, adapter, tmp_path
     assert archive["arr_0"].dtype == np.uint8 and archive["arr_0"].shape == (6, 16, 16, 3)
     assert archive["arr_1"].tolist() == [2, 2, 2, 0, 0, 0]
     assert np.array_equal(archive["arr_0"][1], np.array(image))
-    assert Image.open(tmp_path / "grid.png").size == (3 * 18 - 2, 2 * 18 - 2)
+    assert Image.open(tmp_path / "sheets" / "grid.png").size == (3 * 18 - 2, 2 * 18 - 2)
 
 
 def test_the_base_alone_and_bad_input(onelora, adapter, tmp_path):
     common = ("sample", adapter, "-o", tmp_path, "--num_images", 1, "--formats", "npz", "--device", "cpu")
     onelora(*common)
     adapted = np.load(tmp_path / "samples.npz")["arr_0"]
-    onelora(*common, "--without_adapter")
+    onelora(*common, "--without_adapter", "--overwrite")
     assert adapted.shape == (3, 16, 16, 3)
     assert not np.array_equal(adapted, np.load(tmp_path / "samples.npz")["arr_0"])
     for flags, message in {
@@ -68,3 +74,66 @@ def test_the_base_alone_and_bad_input(onelora, adapter, tmp_path):
     }.items():
         code, _, error = onelora(*common, *flags)
         assert code == 2 and message in error
+
+
+def test_the_grid_is_not_a_sample(onelora, adapter, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    common = ("sample", adapter, "--num_images", 4, "--device", "cpu")
+    assert onelora(*common, "-o", tmp_path / "with", "--formats", "png,grid,npz")[0] == 0
+    assert onelora(*common, "-o", tmp_path / "without", "--formats", "png")[0] == 0
+    # a copy of the grid among the samples is not one either, nor are the plots of a run and depth maps
+    shutil.copy(tmp_path / "with" / "sheets" / "grid.png", tmp_path / "with" / "copy.png")
+    with saved_figure(tmp_path / "with" / "loss.png", (2, 2)):
+        pass
+    save_depth_png(tmp_path / "with" / "depth.png", np.ones((9, 9)))
+    found = [
+        onelora("fid", tmp_path / "without", tmp_path / name, "--features", "embedded", "--device", "cpu", "--json")[1]
+        for name in ("with", "without")
+    ]
+    assert [result["generated_images"] for result in found] == [12, 12]
+    assert found[0]["metrics"] == found[1]["metrics"]
+    assert len(list_images(tmp_path / "with")) == 12
+
+
+def test_an_interrupted_command_is_finished_by_the_same_command(onelora, adapter, tmp_path, monkeypatch):
+    common = ("sample", adapter, "--num_images", 2, "--device", "cpu", "--batch_size", 1)
+    assert onelora(*common, "-o", tmp_path / "whole")[0] == 0
+    original, drawn = Generator.sample, []
+
+    def stops_at_the_fourth(self, *args, **options):
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        drawn.append(args)
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(Generator, "sample", stops_at_the_fourth)
+    assert onelora(*common, "-o", tmp_path / "out")[0] == 130
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
+    assert len(before) == 3
+    drawn.clear()
+    assert onelora(*common, "-o", tmp_path / "out")[0] == 0
+    assert (
+        len(drawn) == 3
+        and before.items() <= {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*")}.items()
+    )
+    whole, out = (sorted(p for p in (tmp_path / name).rglob("*.png")) for name in ("whole", "out"))
+    assert [p.read_bytes() for p in whole] == [p.read_bytes() for p in out]
+
+
+def test_other_samples_and_foreign_files_are_not_replaced(onelora, adapter, tmp_path):
+    out = tmp_path / "out"
+    common = ("sample", adapter, "-o", out, "--num_images", 1, "--device", "cpu")
+    assert onelora(*common)[0] == 0
+    code, _, error = onelora(*common, "--steps", 2)
+    assert code == 2 and "exists already: set --overwrite" in error
+    assert onelora(*common, "--steps", 2, "--classes", "PIE", "--overwrite")[0] == 0
+    assert [path.name for path in out.glob("*.png")] == ["0000-00000.png"]
+    (out / "mine.png").write_bytes(b"mine")
+    code, _, error = onelora(*common, "--overwrite")
+    assert code == 2 and "mine.png" in error and (out / "mine.png").read_bytes() == b"mine"
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"mine")
+    code, _, error = onelora("sample", adapter, "-o", tmp_path / "photos", "--overwrite")
+    assert code == 2 and [p.name for p in (tmp_path / "photos").iterdir()] == ["a.png"]
+    code, _, error = onelora("sample", adapter, "-o", adapter / "images")
+    assert code == 2 and "choose another output" in error

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from onelora_vision.data.class_images import ClassImages
-from onelora_vision.data.content import combined_hash, content_hash, content_hashes, default_cache
+from onelora_vision.data.content import content_hash, content_hashes
 from onelora_vision.errors import InputError
 
 
@@ -28,12 +28,3 @@ def test_a_missing_file_stands_for_itself(files):
     assert len(set(hashes)) == 2
     with pytest.raises(InputError, match="gone"):
         content_hash(source.images[1])
-
-
-def test_combined_hash_keeps_parts_apart():
-    assert combined_hash(["ab", "c"]) != combined_hash(["a", "bc"]) != combined_hash(["bc", "a"])
-
-
-def test_the_cache_is_in_the_users_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache() == tmp_path / "onelora_vision"

@@ -8,11 +8,11 @@ from onelora_vision.data.depth.frames import (
     FilePair,
     FrameFiles,
     make_frame,
-    read_depth_any,
-    read_depth_png,
+    read_depth,
     read_hdf5,
-    read_npy,
+    read_mask,
 )
+from onelora_vision.depth_maps import save_depth_png
 from onelora_vision.errors import InputError
 
 
@@ -34,9 +34,8 @@ def test_sizes_must_agree():
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x89PNG\r\n\x1a\n junk"])
-@pytest.mark.parametrize(
-    ("reader", "suffix"), [(read_depth_png, ".png"), (read_npy, ".npy"), (read_depth_any, ".npz")]
-)
+@pytest.mark.parametrize("suffix", [".png", ".npy", ".npz"])
+@pytest.mark.parametrize("reader", [read_depth, read_mask])
 def test_unreadable_depth_files_are_named(tmp_path, content, reader, suffix):
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(content)
@@ -50,7 +49,7 @@ def test_unreadable_depth_files_are_named(tmp_path, content, reader, suffix):
 def test_pickled_arrays_are_refused(tmp_path):
     np.save(tmp_path / "evil.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match=r"evil\.npy: cannot be read"):
-        read_npy(tmp_path / "evil.npy")
+        read_depth(tmp_path / "evil.npy")
 
 
 def test_a_truncated_png_is_refused(tmp_path):
@@ -58,28 +57,53 @@ def test_a_truncated_png_is_refused(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 65536, (64, 64), dtype=np.uint16)).save(path)
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(InputError, match=r"cut\.png: cannot be read"):
-        read_depth_png(path)
+        read_depth(path)
 
 
-def test_pictures_that_are_no_depth_are_refused(tmp_path):
-    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "grey.png")
-    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "color.png")
-    with pytest.raises(InputError, match=r"grey\.png: a depth PNG has one channel of 16 bits, this is 1 of 8"):
-        read_depth_png(tmp_path / "grey.png")
-    with pytest.raises(InputError, match=r"color\.png: depth has one channel, this is 3 of 8"):
-        read_depth_any(tmp_path / "color.png")
-    np.save(tmp_path / "flat.npy", np.ones(4))
-    with pytest.raises(InputError, match=r"flat\.npy: an array of shape \(4,\)"):
-        read_npy(tmp_path / "flat.npy")
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("grey.png", np.full((4, 4), 7, np.uint8), "depth needs 16 bits or more, this has 8"),
+        ("grey.tiff", np.full((4, 4), 7, np.uint8), "depth needs 16 bits or more, this has 8"),
+        ("color.png", np.zeros((4, 4, 3), np.uint8), "depth has one channel"),
+        ("grey.jpg", np.full((4, 4), 7, np.uint8), "JPEG does not keep values as they are"),
+        ("grey.webp", np.zeros((4, 4, 3), np.uint8), "WEBP does not keep values as they are"),
+        ("bytes.npy", np.full((4, 4), 7, np.uint8), "depth needs 16 bits or more, this has 8"),
+        ("mask.npy", np.ones((4, 4), bool), "depth needs 16 bits or more, this has 8"),
+        ("flat.npy", np.ones(4), r"depth has one channel and the shape \(height, width\), this is \(4,\)"),
+    ],
+)
+def test_pictures_that_are_no_depth_are_refused(tmp_path, name, array, message):
+    path = tmp_path / name
+    np.save(path, array) if path.suffix == ".npy" else Image.fromarray(array).save(path)
+    with pytest.raises(InputError, match=f"{name}: {message}"):
+        read_depth(path)
+    if path.suffix in (".jpg", ".webp"):  # a mask that is not zero where it should be
+        with pytest.raises(InputError, match="does not keep values"):
+            read_mask(path)
+
+
+def test_an_archive_of_two_arrays_is_refused(tmp_path):
     np.savez(tmp_path / "two.npz", a=np.ones((2, 2)), b=np.ones((2, 2)))
     with pytest.raises(InputError, match=r"two\.npz: .*holds 2 arrays"):
-        read_npy(tmp_path / "two.npz")
+        read_depth(tmp_path / "two.npz")
+
+
+def test_whole_numbers_are_millimetres_and_floats_metres_unless_the_data_set_says_otherwise(tmp_path):
+    np.save(tmp_path / "whole.npy", np.array([[2500]], np.uint16))
+    np.save(tmp_path / "float.npy", np.array([[2.5]]))
+    Image.fromarray(np.array([[2500]], np.uint16)).save(tmp_path / "whole.png")
+    save_depth_png(tmp_path / "ours.png", np.array([[2.5]], np.float32))
+    for name in ("whole.npy", "float.npy", "whole.png", "ours.png"):
+        assert read_depth(tmp_path / name) == pytest.approx(np.array([[2.5]]))
+    assert read_depth(tmp_path / "whole.png", 1 / 256) == pytest.approx(np.array([[2500 / 256]]))
+    assert read_depth(tmp_path / "float.npy", 0.5) == pytest.approx(np.array([[1.25]]))
 
 
 def test_float_tiff_is_read_exactly(tmp_path):
     values = np.random.default_rng(1).uniform(0, 90, (5, 7)).astype(np.float32)
     Image.fromarray(values).save(tmp_path / "d.tiff")
-    np.testing.assert_array_equal(read_depth_any(tmp_path / "d.tiff"), values)
+    np.testing.assert_array_equal(read_depth(tmp_path / "d.tiff"), values)
 
 
 def test_hdf5_without_the_array_is_refused(tmp_path):
@@ -94,7 +118,7 @@ def test_hdf5_without_the_array_is_refused(tmp_path):
 def test_a_missing_mask_is_named(tmp_path):
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "i.png")
     np.save(tmp_path / "d.npy", np.ones((2, 2)))
-    files = FrameFiles([FilePair(tmp_path / "i.png", tmp_path / "d.npy", 1.0, tmp_path / "m.npy")], read_npy)
+    files = FrameFiles([FilePair(tmp_path / "i.png", tmp_path / "d.npy", 1.0, tmp_path / "m.npy")])
     with pytest.raises(InputError, match=r"m\.npy: no such"):
         files[0]
 

@@ -121,10 +121,22 @@ def test_what_cannot_be_cached_is_refused(cached, files, tmp_path):
         cached(dataset_of(files, SquareCrop(16, center_crop=False)))
     with pytest.raises(InputError, match="drawn afresh"):
         cached(torch.utils.data.TensorDataset(torch.zeros(3)))
+
+
+@pytest.mark.parametrize("content", [b"cut", b"\x02" + bytes(7) + b"{}"])
+def test_a_damaged_shard_is_a_warning_and_its_images_are_encoded_again(cached, files, caplog, monkeypatch, content):
     shard = sorted(cached(dataset_of(files)).store.folder.iterdir())[0]
-    shard.write_bytes(shard.read_bytes()[:200])
-    with pytest.raises(InputError, match=r"damaged.*delete it"):
-        cached(dataset_of(files))
+    shard.write_bytes(content)
+    counts = encoded(monkeypatch)
+    assert len(cached(dataset_of(files)).store) == 7 and sum(counts) in (2, 6)
+    assert len(caplog.messages) == 1 and f"{shard} is damaged" in caplog.messages[0]
+
+
+def test_a_cache_that_cannot_be_written_leaves_the_images_as_they_are(cached, files, tmp_path, caplog):
+    (tmp_path / "cache").touch()  # a file in the place of the folder
+    dataset = dataset_of(files)
+    assert cached(dataset) is dataset
+    assert len(caplog.messages) == 1 and "could not write" in caplog.messages[0]
 
 
 def test_workers_read_it_too(cached, files):

@@ -117,18 +117,42 @@ def test_dinov2_is_timms_with_its_own_preprocessing(tmp_path, folders):
         open_features("inceptoin")
 
 
-def test_reference_features_are_computed_once(tmp_path):
+@pytest.fixture
+def counted(tmp_path, monkeypatch):
+    """A cache in ``tmp_path``, a function that computes features, and how often it was called."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     calls = []
 
     def compute():
         calls.append(1)
         return FeatureSet(torch.rand(9, 3, generator=torch.Generator().manual_seed(0)))
 
-    path = tmp_path / "references" / "a.safetensors"
-    cached_features(path, compute, write=False)
-    assert not path.exists()
-    first, second = cached_features(path, compute), cached_features(path, compute)
+    return compute, calls
+
+
+def test_reference_features_are_computed_once(counted, tmp_path):
+    compute, calls = counted
+    cached_features(["a"], compute, write=False)
+    assert not (tmp_path / "cache").exists()
+    first, second = cached_features(["a"], compute), cached_features(["a"], compute)
     assert len(calls) == 2 and frechet_distance(first.statistics, second.statistics) < 1e-12
-    path.write_bytes(b"nothing")
-    with pytest.raises(InputError, match="damaged"):
-        cached_features(path, compute)
+    cached_features(["b"], compute)
+    assert len(calls) == 3
+
+
+def test_a_damaged_cache_is_a_warning_and_replaced(counted, tmp_path, caplog):
+    compute, calls = counted
+    cached_features(["a"], compute)
+    (kept,) = (tmp_path / "cache").rglob("*.safetensors")
+    kept.write_bytes(b"nothing")
+    assert len(cached_features(["a"], compute)) == 9
+    assert len(caplog.messages) == 1 and f"{kept} is damaged" in caplog.messages[0]
+    cached_features(["a"], compute)
+    assert len(calls) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_no_features(counted, tmp_path, caplog):
+    compute, calls = counted
+    (tmp_path / "cache").touch()  # a file in the place of the folder
+    assert len(cached_features(["a"], compute)) == 9 and len(calls) == 1
+    assert len(caplog.messages) == 1 and "could not write" in caplog.messages[0]

@@ -20,8 +20,6 @@ from onelora_vision.errors import WriteError
 from onelora_vision.files import atomic_directory, write_json
 from onelora_vision.metrics.accuracy import draw_confusion_matrix
 from onelora_vision.metrics.calibration import CalibrationBins, draw_reliability_diagram
-from onelora_vision.metrics.features import cached_features
-from onelora_vision.metrics.generative import FeatureSet
 from onelora_vision.training.config import TrainingConfig, save_config
 from onelora_vision.training.report import plot_loss
 
@@ -59,7 +57,6 @@ WRITERS = {
     "pictures.png": lambda path: save_depth_comparison(path, [compared()], 9.0),
     "images.npz": lambda path: write_npz(path, np.zeros((2, 9, 9, 3), np.uint8), np.zeros(2)),
     "latents": write_latents,
-    "reference.safetensors": lambda path: cached_features(path, lambda: FeatureSet(torch.rand(9, 9)), True),
     "dit.pt": lambda path: dit_original.save_original({"x": torch.rand(999)}, path, overwrite=True),
     "dit.safetensors": lambda path: dit_original.save_original({"x": torch.rand(999)}, path, overwrite=True),
     "adapter": lambda path: make_adapter(path),
@@ -72,7 +69,7 @@ def test_a_file_that_does_not_fit_is_named_and_what_stood_there_stands(tmp_path,
     path = tmp_path / name
     if name in ("adapter", "adapter.safetensors", "dit.pt", "dit.safetensors"):
         WRITERS[name](path)  # only an output of ours is replaced
-    elif name != "reference.safetensors":  # which is read if it is there
+    else:
         path.write_text("before")
     before = contents(tmp_path)
     with pytest.raises(WriteError, match=rf"could not write {tmp_path}/{name}.*: ") as caught, full_disk():

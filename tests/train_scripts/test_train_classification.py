@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import os
@@ -16,7 +17,8 @@ from safetensors.torch import save_file
 
 from onelora_vision.adapters.files import read_adapter
 from onelora_vision.backbones.vit import load_vit, predict_classes, replace_head
-from onelora_vision.data.class_images import open_class_images
+from onelora_vision.data.class_images import OPENERS, open_class_images
+from onelora_vision.errors import InputError
 from onelora_vision.prediction import load_classifier
 from onelora_vision.training.config import parse_config
 from train_scripts import train_classification
@@ -243,6 +245,35 @@ def test_settings_are_chosen_on_the_validation_split(base, cifar, tmp_path):
     flags = {"eval_split": "validation", "validation_fraction": 0.25, "max_train_steps": 1}
     assert run(*arguments(base, cifar, tmp_path / "out", **flags)) == 0
     assert results_of(tmp_path / "out")["protocol"].startswith("6 images of cifar validation")
+
+
+def test_a_folder_alone_is_the_data(base, cifar, tmp_path):
+    flags = [flag for flag in arguments(base, cifar, tmp_path / "out") if "dataset_name" not in flag]
+    assert run(*flags) == 0
+    results = results_of(tmp_path / "out")
+    assert results["protocol"].startswith("15 images of cifar test")
+    assert results["config"]["dataset_name"] == "imagefolder"
+    assert ClassificationConfig().dataset_name == "embedded"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"dataset_name": "embedded", "data_dir": "pics"}, "--data_dir has no effect with --dataset_name embedded"),
+        ({"data_dir": "pics", "download": True}, "--download has no effect with --dataset_name imagefolder"),
+        ({"on_bad_image": "skip"}, "--on_bad_image has no effect with --dataset_name embedded"),
+        ({"dataset_name": "cifar10", "data_dir": "x", "label_column": "fine"}, "--label_column has no effect"),
+    ],
+)
+def test_a_flag_without_effect_on_the_data_set_is_refused(flags, message):
+    with pytest.raises(InputError, match=message):
+        ClassificationConfig(**flags)
+
+
+def test_every_flag_and_data_set_of_the_table_exists():
+    assert set(train_classification.IGNORED) <= {field.name for field in dataclasses.fields(ClassificationConfig)}
+    assert set().union(*train_classification.IGNORED.values()) == set(OPENERS)
+    ClassificationConfig(dataset_name="someone/pictures", label_column="fine", download=True, cache_dir="x")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The script as users run it, on tiny data sets in real formats and on the model's real class at a tiny size."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import yaml
 from PIL import Image
 
 from onelora_vision.adapters.files import read_adapter
+from onelora_vision.data.depth.formats import FORMATS
 from onelora_vision.data.scenes import render_scene
 from onelora_vision.depth_maps import load_depth_estimator
 from onelora_vision.errors import InputError
 from onelora_vision.training.config import parse_config
+from onelora_vision.training.setup import start_run
 from train_scripts import train_depth
-from train_scripts.train_depth import DepthConfig, main, run
+from train_scripts.train_depth import DepthConfig, main
 
 CONFIGS = sorted((Path(train_depth.__file__).parent / "configs" / "depth").glob("*.yaml"))
 
@@ -39,6 +42,11 @@ def streets(tmp_path_factory):
         lines.append({"image": f"{index}.png", "depth": f"{index}.npy", "scale": 0.001, "split": split})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
+
+
+def run(config: DepthConfig) -> dict:
+    with start_run(config) as started:
+        return train_depth.train(config, started)
 
 
 def arguments(base: Path, data: Path, output: Path, **changes) -> list[str]:
@@ -157,6 +165,34 @@ def test_depth_of_a_wrong_scale_ends_in_one_line(base, streets, tmp_path, capsys
     assert error.startswith("error: ")
     assert "4.npy: all depths" in error
     assert "is the scale wrong" in error
+
+
+def test_a_folder_alone_is_the_data(base, streets, tmp_path):
+    results = run(config_of(base, streets, tmp_path, dataset_name="null", max_depth=80, max_train_steps=1))
+    assert results["protocol"].startswith("jsonl test, 2 images")
+    assert DepthConfig().dataset_name == "streets"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"dataset_name": "rooms", "train_data_dir": "pics"},
+            "--train_data_dir has no effect with --dataset_name rooms",
+        ),
+        ({"eval_data_dir": "pics"}, "--eval_data_dir has no effect with --eval_dataset_name streets"),
+        ({"dataset_name": "vkitti2", "train_split_file": "x"}, "--train_split_file has no effect"),
+    ],
+)
+def test_a_flag_without_effect_on_the_data_set_is_refused(flags, message):
+    with pytest.raises(InputError, match=message):
+        DepthConfig(**flags)
+
+
+def test_every_data_set_of_the_tables_exists():
+    for table in (train_depth.TRAIN_IGNORED, train_depth.EVAL_IGNORED):
+        assert set().union(*table.values()) < set(FORMATS)
+        assert all(name in {field.name for field in dataclasses.fields(DepthConfig)} for name in table)
 
 
 @pytest.mark.parametrize(

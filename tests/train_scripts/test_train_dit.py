@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from safetensors.torch import save_file
 
 from onelora_vision.adapters.files import read_adapter
 from onelora_vision.backbones.dit import load_dit
-from onelora_vision.metrics.generative import Protocol
+from onelora_vision.data.class_images import OPENERS
+from onelora_vision.errors import InputError
+from onelora_vision.metrics.generative import Features, Protocol
 from onelora_vision.sampling import sample
 from onelora_vision.sampling_settings import SamplingSettings
 from train_scripts import train_dit
@@ -122,6 +125,15 @@ def test_cached_latents_give_the_losses_of_images(dit_folder, food101, tmp_path)
     assert any(not torch.equal(trained.tensors[name], value) for name, value in averaged.tensors.items())
 
 
+class SmallFeatures(Features):
+    """The mean colour, in the place of InceptionV3."""
+
+    name, dim, weights_hash, class_names, model = "inception", 3, "small", (), torch.nn.Identity()
+
+    def __call__(self, images):
+        return images.mean((2, 3)), None
+
+
 def test_samples_are_measured_and_guidance_is_swept(dit_folder, food101, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     torch.manual_seed(0)
@@ -149,8 +161,51 @@ def test_samples_are_measured_and_guidance_is_swept(dit_folder, food101, tmp_pat
     assert (tmp_path / "out" / "guidance.png").is_file()
     (kept,) = (tmp_path / "cache" / "onelora_vision" / "references").iterdir()
     assert read_adapter(tmp_path / "out" / "adapter").info.extra["sampling"]["guidance_interval"] == [0, 0.9]
-    kept.write_bytes(b"damaged")  # the next run reads it instead of measuring again
-    assert run(*arguments(dit_folder, food101, tmp_path / "again", **flags)) == 2
+    kept.write_bytes(b"damaged")  # the next run reads it, and measures again
+    assert run(*arguments(dit_folder, food101, tmp_path / "again", **flags)) == 0
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert again["metrics"] == results["metrics"]
+
+
+def test_a_home_folder_that_cannot_be_written_costs_no_results(dit_folder, food101, tmp_path, monkeypatch, caplog):
+    """Neither the latents nor the features of the real images can be kept; both are computed all the same."""
+    monkeypatch.setattr(train_dit, "open_features", lambda *_: SmallFeatures())
+    common = {"fid_features": "inception", "fid_num_samples": 4, "num_validation_images": 0}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert run(*arguments(dit_folder, food101, tmp_path / "kept", **common, cache_latents="true")) == 0
+    assert not caplog.messages
+    (tmp_path / "nohome").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nohome"))
+    assert run(*arguments(dit_folder, food101, tmp_path / "lost", **common, cache_latents="true")) == 0
+    assert len([line for line in caplog.messages if "the cache is not used" in line]) == 2
+    kept, lost = (json.loads((tmp_path / name / "results.json").read_text())["metrics"] for name in ("kept", "lost"))
+    assert kept["before"] == lost["before"] and kept["after"] == pytest.approx(lost["after"], rel=1e-3)
+
+
+def test_a_folder_alone_is_the_data(dit_folder, food101, tmp_path, capsys):
+    flags = arguments(dit_folder, food101 / "images", tmp_path / "out", dataset_name="null")
+    assert run(*flags, "--dry_run") == 0
+    assert "3 classes" in capsys.readouterr().out
+    assert train_dit.DiTConfig().dataset_name == "embedded"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"dataset_name": "embedded", "data_dir": "pics"}, "--data_dir has no effect with --dataset_name embedded"),
+        ({"data_dir": "pics", "download": True}, "--download has no effect with --dataset_name imagefolder"),
+        ({"random_flip": True}, "--random_flip has no effect with --dataset_name embedded"),
+        ({"cache_latents": True}, "--cache_latents has no effect with --dataset_name embedded"),
+    ],
+)
+def test_a_flag_without_effect_on_the_data_set_is_refused(flags, message):
+    with pytest.raises(InputError, match=message):
+        train_dit.DiTConfig(**flags)
+
+
+def test_every_flag_and_data_set_of_the_table_exists():
+    assert set(train_dit.IGNORED) <= {field.name for field in dataclasses.fields(train_dit.DiTConfig)}
+    assert set().union(*train_dit.IGNORED.values()) == set(OPENERS)
 
 
 def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food101, tmp_path, capsys):

@@ -8,7 +8,6 @@ from onelora_vision.data.depth.frames import (
     FilePair,
     FrameFiles,
     existing_folder,
-    read_npy,
     require_frames,
 )
 
@@ -25,4 +24,4 @@ def diode(root: str, split: str, split_file: str | None = None) -> Sequence[Dept
         )
         for path in depths
     ]
-    return FrameFiles(require_frames(pairs, folder, "*.png with *_depth.npy and *_depth_mask.npy"), read_npy)
+    return FrameFiles(require_frames(pairs, folder, "*.png with *_depth.npy and *_depth_mask.npy"))

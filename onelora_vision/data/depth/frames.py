@@ -15,6 +15,8 @@ from PIL import Image
 from onelora_vision.data.images import read_image, shown
 from onelora_vision.errors import InputError
 
+_LOSSLESS = ("PNG", "TIFF", "PPM")  # Pillow's names of formats
+
 
 class DepthFrame(NamedTuple):
     """``image`` (H, W, 3) uint8, ``depth`` (H, W) fp32 metres, ``valid`` (H, W) bool, ``name`` for messages."""
@@ -26,20 +28,19 @@ class DepthFrame(NamedTuple):
 
 
 class FilePair(NamedTuple):
-    """The files of one frame; ``scale`` turns the depth file's values into metres; ``mask`` is nonzero where valid."""
+    """The files of one frame; ``scale`` as in `in_metres`; ``mask`` is nonzero where depth is valid."""
 
     image: Path
     depth: Path
-    scale: float = 1.0
+    scale: float | None = None
     mask: Path | None = None
 
 
 class FrameFiles(Sequence[DepthFrame]):
-    """Frames that are files: ``pairs`` say which, ``read_depth(path)`` gives a depth file's numbers (H, W)."""
+    """Frames that are files: ``pairs`` say which, ``read(path, scale)`` returns a depth file's metres (H, W)."""
 
-    def __init__(self, pairs: Sequence[FilePair], read_depth: Callable[[Path], np.ndarray]):
-        self.pairs = list(pairs)
-        self.read_depth = read_depth
+    def __init__(self, pairs: Sequence[FilePair], read: "Callable[[Path, float | None], np.ndarray] | None" = None):
+        self.pairs, self.read = list(pairs), read or read_depth
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -47,15 +48,9 @@ class FrameFiles(Sequence[DepthFrame]):
     def __getitem__(self, index: int) -> DepthFrame:
         """Read a frame. Raises `InputError`, naming the file, when one is unreadable or their sizes differ."""
         pair = self.pairs[index]
-        values = self.read_depth(pair.depth)
+        depth = self.read(pair.depth, pair.scale)
         mask = None if pair.mask is None else read_mask(pair.mask)
-        return make_frame(
-            np.asarray(read_image(pair.image)),
-            values * np.float32(pair.scale),
-            shown(pair.depth),
-            shown(pair.image),
-            mask,
-        )
+        return make_frame(np.asarray(read_image(pair.image)), depth, shown(pair.depth), shown(pair.image), mask)
 
 
 def make_frame(
@@ -75,26 +70,50 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
 
 
-def read_depth_png(path: Path) -> np.ndarray:
-    """The integers of a 16-bit grey PNG, (H, W) fp32. An 8-bit or colour picture is no depth: it is refused."""
-    values = _pixels(path)
-    if values.ndim != 2 or values.dtype == np.uint8:
-        raise InputError(f"{shown(path)}: a depth PNG has one channel of 16 bits, this is {_kind(values)}")
-    return values.astype(np.float32)
+def read_depth(path: Path, scale: float | None = None) -> np.ndarray:
+    """Metres (H, W) fp32 of a depth file: .npy, .npz (its only array), PNG, TIFF or PGM; see `in_metres` for ``scale``.
+
+    Raises:
+        InputError: it cannot be read, is stored with loss (JPEG), or holds something else than depth.
+    """
+    return in_metres(_read_values(path), shown(path), scale)
 
 
-def read_depth_any(path: Path) -> np.ndarray:
-    """The numbers (H, W) of a depth file of any kind: .npy, .npz (its only array), 16-bit PNG, TIFF (also float)."""
-    if path.suffix.lower() in (".npy", ".npz"):
-        return read_npy(path)
-    values = _pixels(path)
-    if values.ndim != 2:
-        raise InputError(f"{shown(path)}: depth has one channel, this is {_kind(values)}")
-    return values.astype(np.float32)
+def in_metres(values: np.ndarray, name: str, scale: float | None = None) -> np.ndarray:
+    """What the numbers of any depth file mean: metres (H, W) fp32 of an array (H, W) or (H, W, 1).
+
+    Args:
+        name: of the file, for messages.
+        scale: metres per unit. None: floats are metres, whole numbers are millimetres.
+
+    Raises:
+        InputError: another shape, 8 bits (which cannot hold depth: a colour map or a mask), or no numbers.
+    """
+    values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
+    if values.ndim != 2 or values.size == 0:
+        raise InputError(f"{name}: depth has one channel and the shape (height, width), this is {values.shape}")
+    if values.dtype.kind not in "iuf" or values.dtype.itemsize < 2:
+        raise InputError(
+            f"{name}: depth needs 16 bits or more, this has {8 * values.dtype.itemsize}: is it a picture or a mask?"
+        )
+    unit = 1.0 if values.dtype.kind == "f" else 0.001
+    return values.astype(np.float32) * np.float32(unit if scale is None else scale)
 
 
-def read_npy(path: Path) -> np.ndarray:
-    """The array (H, W) or (H, W, 1) of a .npy, or of a .npz with one array, as (H, W) fp32; pickles are refused."""
+def read_mask(path: Path) -> np.ndarray:
+    """A mask file, (H, W), nonzero where valid: .npy or any grey picture that is stored without loss."""
+    values = _read_values(path)
+    if values.ndim not in (2, 3):
+        raise InputError(f"{shown(path)}: an array of shape {values.shape}, but a mask is (height, width)")
+    return values if values.ndim == 2 else values.max(axis=2)
+
+
+def _read_values(path: Path) -> np.ndarray:
+    return _array(path) if path.suffix.lower() in (".npy", ".npz") else _pixels(path)
+
+
+def _array(path: Path) -> np.ndarray:
+    """The array of a .npy, or of a .npz with one array; pickles are refused."""
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):
@@ -102,24 +121,12 @@ def read_npy(path: Path) -> np.ndarray:
                 if len(loaded.files) != 1:
                     raise ValueError(f"it holds {len(loaded.files)} arrays, expected one")
                 loaded = loaded[loaded.files[0]]
-        array = np.asarray(loaded, dtype=np.float32)
     except FileNotFoundError:
         raise InputError(f"{shown(path)}: no such depth file") from None
     # numpy answers broken files with OSError, ValueError, EOFError, zipfile.BadZipFile, and more.
     except Exception as error:
         raise InputError(f"{shown(path)}: cannot be read as an array ({_one_line(error)})") from error
-    array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    if array.ndim != 2 or array.size == 0:
-        raise InputError(f"{shown(path)}: an array of shape {array.shape}, but depth is (height, width)")
-    return array
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """A mask file, (H, W), nonzero where valid: .npy or any grey picture."""
-    if path.suffix.lower() == ".npy":
-        return read_npy(path)
-    values = _pixels(path)
-    return values if values.ndim == 2 else values.max(axis=2)
+    return np.asarray(loaded)
 
 
 def read_hdf5(path: Path, key: str) -> np.ndarray:
@@ -172,18 +179,20 @@ def read_list(path: str | os.PathLike) -> list[list[str]]:
 def _pixels(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
+            if image.format not in _LOSSLESS:
+                raise InputError(
+                    f"{shown(path)}: {image.format} does not keep values as they are; save depth as "
+                    "16-bit PNG (millimetres), TIFF or .npy"
+                )
             image.load()
             return np.asarray(image)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{shown(path)}: no such depth file") from None
     # Pillow's decoders answer broken files with OSError, SyntaxError, ValueError, EOFError, struct.error, and more.
     except Exception as error:
         raise InputError(f"{shown(path)}: cannot be read as a depth image ({_one_line(error)})") from error
-
-
-def _kind(values: np.ndarray) -> str:
-    channels = 1 if values.ndim == 2 else values.shape[2]
-    return f"{channels} of {values.dtype.itemsize * 8} bits"
 
 
 def _one_line(error: Exception) -> str:

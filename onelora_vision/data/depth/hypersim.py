@@ -10,11 +10,11 @@ from onelora_vision.data.depth.frames import (
     FilePair,
     FrameFiles,
     existing_folder,
+    in_metres,
     read_hdf5,
     require_frames,
 )
 from onelora_vision.data.images import shown
-from onelora_vision.errors import InputError
 
 FOCAL_PIXELS = 886.81  # at a width of 1024
 
@@ -36,14 +36,12 @@ def _geometry(image: Path) -> Path:
     return image.parent.with_name(camera) / image.name.replace(".tonemap.jpg", ".depth_meters.hdf5")
 
 
-def read_z_depth(path: Path) -> np.ndarray:
+def read_z_depth(path: Path, scale: float | None = None) -> np.ndarray:
     """The file's distances (H, W) from the camera's centre, as depth along its axis in metres; NaN stays NaN.
 
     ``depth_meters`` is the length of the ray: z = distance / sqrt(1 + (x² + y²) / f²), x and y from the middle.
     """
-    distance = read_hdf5(path, "dataset").astype(np.float32)
-    if distance.ndim != 2:
-        raise InputError(f"{shown(path)}: an array of shape {distance.shape}, but depth is (height, width)")
+    distance = in_metres(read_hdf5(path, "dataset"), shown(path), scale)
     height, width = distance.shape
     focal = FOCAL_PIXELS * width / 1024
     x, y = np.arange(width) + 0.5 - width / 2, np.arange(height)[:, None] + 0.5 - height / 2

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from onelora_vision.data.depth.frames import DepthFrame, FilePair, FrameFiles, read_depth_any, require_frames
+from onelora_vision.data.depth.frames import DepthFrame, FilePair, FrameFiles, require_frames
 from onelora_vision.data.images import shown
 from onelora_vision.errors import InputError, nearest
 
@@ -15,8 +15,8 @@ _KEYS = ("image", "depth", "scale", "mask", "split")
 def jsonl(root: str, split: str, split_file: str | None = None) -> Sequence[DepthFrame]:
     """Frames listed in ``root`` (the file, or a folder that holds ``metadata.jsonl``); paths are relative to it.
 
-    ``scale`` (default 1) times a depth file's values is metres: 0.001 for millimetres. ``mask`` is nonzero where depth
-    is known. Depth files: .npy, .npz, 16-bit PNG, TIFF. With a ``split`` key a line belongs to that split alone; split
+    ``scale`` times a depth file's values is metres; without it whole numbers are millimetres and floats metres. ``mask``
+    is nonzero where depth is known. Depth files: .npy, .npz, 16-bit PNG, TIFF. With a ``split`` key a line belongs to that split alone; split
     "all" takes every line.
     """
     path = Path(split_file or root)
@@ -27,9 +27,7 @@ def jsonl(root: str, split: str, split_file: str | None = None) -> Sequence[Dept
         raise InputError(f"{shown(path)}: cannot be read ({' '.join(str(error).split())})") from error
     entries = [_entry(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     pairs = [_pair(path, entry) for entry in entries if split == "all" or entry.get("split", split) == split]
-    return FrameFiles(
-        require_frames(pairs, path, f'lines {{"image": …, "depth": …}} of the split {split!r}'), read_depth_any
-    )
+    return FrameFiles(require_frames(pairs, path, f'lines {{"image": …, "depth": …}} of the split {split!r}'))
 
 
 def _entry(path: Path, number: int, line: str) -> dict:
@@ -57,4 +55,4 @@ def _entry(path: Path, number: int, line: str) -> dict:
 
 def _pair(path: Path, entry: dict) -> FilePair:
     mask = path.parent / entry["mask"] if entry.get("mask") else None
-    return FilePair(path.parent / entry["image"], path.parent / entry["depth"], entry.get("scale", 1.0), mask)
+    return FilePair(path.parent / entry["image"], path.parent / entry["depth"], entry.get("scale"), mask)

@@ -8,7 +8,6 @@ from onelora_vision.data.depth.frames import (
     FilePair,
     FrameFiles,
     existing_folder,
-    read_depth_png,
     read_list,
     require_frames,
 )
@@ -60,7 +59,7 @@ def kitti(root: str, split: str, split_file: str | None = None) -> Sequence[Dept
         if words[1] != "None":
             image, depth = _found(folder, _IMAGE_FOLDERS, words[0]), _found(folder, _DEPTH_FOLDERS, words[1])
             pairs.append(FilePair(image, depth, 1 / 256))
-    return KittiFrames(require_frames(pairs, path, "lines 'image depth [focal]'"), read_depth_png)
+    return KittiFrames(require_frames(pairs, path, "lines 'image depth [focal]'"))
 
 
 def _split_list(folder: Path, split: str) -> Path:

@@ -11,8 +11,8 @@ from onelora_vision.data.depth.frames import (
     FrameFiles,
     existing_folder,
     import_h5py,
+    in_metres,
     make_frame,
-    read_depth_png,
     read_list,
     require_frames,
 )
@@ -53,7 +53,7 @@ class NyuMat(Sequence[DepthFrame]):
         with import_h5py().File(self.path) as file:  # opened anew: a handle must not cross into a worker process
             image, depth = file["images"][number].transpose(2, 1, 0), file["depths"][number].T
         name = f"{shown(self.path)} frame {number}"
-        return make_frame(np.ascontiguousarray(image), depth, name, name)
+        return make_frame(np.ascontiguousarray(image), in_metres(depth, name), name, name)
 
 
 def _split_indices(path: Path, split: str, count: int) -> np.ndarray:
@@ -81,6 +81,8 @@ def nyu(root: str, split: str, split_file: str | None = None) -> Sequence[DepthF
     distributed. Depth PNGs hold millimetres.
     """
     if Path(root).suffix == ".mat":
+        if split_file:
+            raise InputError(f"{shown(root)}: the .mat file has splits of its own: leave {shown(split_file)} out")
         return NyuMat(Path(root), split)
     folder = existing_folder(root)
     if split_file:
@@ -92,4 +94,4 @@ def nyu(root: str, split: str, split_file: str | None = None) -> Sequence[DepthF
         images = [path for path in sorted((folder / split).rglob("rgb_*")) if path.suffix.lower() in (".jpg", ".png")]
         pairs = [FilePair(path, path.with_name(f"sync_depth_{path.stem[4:]}.png"), 0.001) for path in images]
     require_frames(pairs, folder, f"{split}/**/rgb_*.jpg with sync_depth_*.png, or a --split_file")
-    return FrameFiles(pairs, read_depth_png)
+    return FrameFiles(pairs)

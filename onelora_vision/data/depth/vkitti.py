@@ -8,7 +8,6 @@ from onelora_vision.data.depth.frames import (
     FilePair,
     FrameFiles,
     existing_folder,
-    read_depth_png,
     require_frames,
 )
 
@@ -23,7 +22,6 @@ def vkitti2(root: str, split: str, split_file: str | None = None) -> Sequence[De
     pairs = [FilePair(path, _depth(path), 0.01) for path in images]
     return FrameFiles(
         require_frames(pairs, folder, "frames/rgb/Camera_*/rgb_*.jpg with frames/depth/Camera_*/depth_*.png"),
-        read_depth_png,
     )
 
 
