@@ -22,11 +22,13 @@ from torch import nn
 
 from onelora_vision.adapters.card import card
 from onelora_vision.adapters.container import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, one_line, read_contents
-from onelora_vision.adapters.layout import layout_of
+from onelora_vision.adapters.layout import LORA, VERA, kind_of, layout_of
 from onelora_vision.adapters.validate import check_tensors, parse_config
 from onelora_vision.errors import InputError
 from onelora_vision.outputs import Ledger, check_file, check_folder, file_output, folder_output
 from onelora_vision.tuners import hosts
+from onelora_vision.tuners.base import own_modules
+from onelora_vision.tuners.matching import resolve, resolve_whole
 
 FORMAT_VERSION = "1"
 HEADER_PREFIX = "onelora."
@@ -150,6 +152,7 @@ class Adapter:
         peft_model = model if had_adapters else None
         try:
             self._check_host(model.get_base_model() if had_adapters else model)
+            self._resolve(config, model.get_base_model() if had_adapters else model)
             if had_adapters:
                 model.add_adapter(adapter_name, config)
             else:
@@ -163,6 +166,13 @@ class Adapter:
             raise InputError(f"{self.path}: does not fit this base ({one_line(error, 300)})") from error
         hosts.disable_fast_paths(peft_model)
         return peft_model
+
+    def _resolve(self, config: PeftConfig, base: nn.Module) -> None:
+        """Rewrite the file's names and expressions as names of ``base``: PEFT would hand them to Python's ``re``."""
+        names = [name for name, _ in own_modules(base)]
+        resolve(config, names, str(self.path))
+        if kind_of(config) in (LORA, VERA) and config.modules_to_save:  # our own tuners match these themselves
+            resolve_whole(config, names)
 
     def _check_host(self, base: nn.Module) -> None:
         """What our own methods ask at injection, for adapters of any method; modules that do not exist come later."""

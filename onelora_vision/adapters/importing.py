@@ -16,8 +16,8 @@ from onelora_vision.adapters.files import Adapter, AdapterInfo, read_adapter
 from onelora_vision.adapters.layout import LORA, Layout, kind_of, layout_of
 from onelora_vision.adapters.lowrank import LowRank, low_rank, split_rows
 from onelora_vision.errors import InputError, listed, nearest
-from onelora_vision.methods import exact_pattern
 from onelora_vision.tuners import OneLoraConfig
+from onelora_vision.tuners.matching import exact_pattern
 
 _CONSTANT = 1e-6  # how far A's values may differ from their mean, relative to it
 _COMFY = "lora_unet_"
