@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from onelora_vision.adapters.container import one_line
 from onelora_vision.adapters.files import read_adapter
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
 
 
 def push_adapter(folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:

@@ -13,10 +13,11 @@ import torch
 from peft import LoraConfig, PeftConfig, TaskType, VeraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from onelora_vision.adapters.container import one_line
+from onelora_vision.adapters.container import MAX_CONFIG
 from onelora_vision.adapters.layout import LORA, MORA, ONELORA, VERA, Layout, kind_of
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
 from onelora_vision.tuners.matching import check_fields
+from onelora_vision.weights import check_numbers, parse_json
 
 READABLE = (ONELORA, MORA, LORA, VERA)
 _HARMLESS = {  # fields of PEFT's own configs that may have any value of the right kind
@@ -44,9 +45,11 @@ def parse_config(text: str, where: str) -> PeftConfig:
     Raises:
         InputError: not JSON, an unknown method or field, or a field that does more than describe an adapter.
     """
+    if len(text) > MAX_CONFIG:
+        raise InputError(f"{where}: its config has {len(text):,} characters, more than an adapter's can have")
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(text)
+    except ValueError as error:
         raise InputError(f"{where}: its adapter_config.json is not JSON ({one_line(error)})") from error
     kind = record.get("peft_type") if isinstance(record, dict) else None
     if not isinstance(kind, str) or kind not in READABLE:
@@ -111,13 +114,10 @@ def check_tensors(config: PeftConfig, layout: Layout, where: str, *, finite: boo
         for part, tensor in parts.items():
             _check_tensor(f"{where}: {module}.{part}", part, tensor)
     _check_ranks(config, kind, layout, where)
-    everything = layout.to_tensors()
-    for name, tensor in everything.items():
-        if tensor.is_complex():
-            raise InputError(f"{where}: {name} has complex values")
-        if finite and tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-            bad = int((~torch.isfinite(tensor.float())).sum())
-            raise InputError(f"{where}: {name} holds {bad} of {tensor.numel()} values that are NaN or infinite")
+    for module, parts in layout.whole.items():
+        if empty := next((part for part, tensor in parts.items() if tensor.numel() == 0), None):
+            raise InputError(f"{where}: {one_line(f'{module}.{empty}', 100)} holds no values")
+    check_numbers(layout.to_tensors(), where, finite=finite)
 
 
 def _expected_parts(config: PeftConfig, kind: str) -> set[str] | None:
