@@ -16,11 +16,10 @@ import torch
 from torch import nn
 
 from onelora_vision.adapters.bases import Base, load_base, require_same_base
-from onelora_vision.adapters.container import one_line
 from onelora_vision.adapters.files import Adapter, AdapterInfo
 from onelora_vision.backbones.base import shared_copy
 from onelora_vision.device import choose_device
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
 
 EMBEDDED = {"generation": "embedded", "classification": "embedded", "depth": "embedded/depth"}
 HUB_ID = re.compile(r"[\w\-]+/[\w\-.]+")

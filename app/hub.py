@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE, one_line
-from onelora_vision.errors import InputError
+from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE
+from onelora_vision.errors import InputError, one_line
 
 _BASE_FILES = ["*.safetensors", "*.json", "*.txt"]
 

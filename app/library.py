@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from onelora_vision import embedded
-from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE, one_line
+from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE
 from onelora_vision.adapters.files import Adapter, read_adapter
 from onelora_vision.adapters.layout import kind_of
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
 
 TASKS = ("generation", "classification", "depth")
 MAX_DEPTH, MAX_SIDE = 1000, 2048

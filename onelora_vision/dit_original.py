@@ -4,25 +4,27 @@ The original joins q, k and v into one layer and stores its positions; everythin
 (`adapters.dit_names`).
 """
 
-import argparse
-import pickle
+import math
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DDIMScheduler
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from onelora_vision.adapters.dit_names import facebook_module
 from onelora_vision.backbones.dit import DiT, DiTBase
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.files import torch_save
 from onelora_vision.outputs import file_output, mark_zip
+from onelora_vision.weights import read_weights
 
 POSITIONS = "pos_embed"
 #: Heads of DiT-XL, L, B and S by (blocks, width): a checkpoint's shapes do not tell them.
 HEADS = {(28, 1152): 16, (24, 1024): 16, (12, 768): 12, (12, 384): 6}
+_TABLE, _PATCHES, _LAST = "y_embedder.embedding_table.weight", "x_embedder.proj.weight", "final_layer.linear.weight"
+_DIMENSIONS = {_PATCHES: 4, POSITIONS: 3, _TABLE: 2, _LAST: 2}
+_MAX_BLOCKS = 512
 
 
 def read_original(path: str | Path) -> dict[str, torch.Tensor]:
@@ -33,40 +35,36 @@ def read_original(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         InputError: it cannot be read, or is no DiT.
     """
-    path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # the original keeps its arguments
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: cannot be read as a checkpoint ({' '.join(str(error).split())[:200]})") from error
-    state = state.get("ema", state) if isinstance(state, dict) else {}
-    if not {"x_embedder.proj.weight", "y_embedder.embedding_table.weight", POSITIONS} <= state.keys():
+    state = read_weights(path, inside=("ema",))
+    if not {_PATCHES, _TABLE, POSITIONS} <= state.keys():
         raise InputError(f"{path}: not an original DiT checkpoint: it has no x_embedder, y_embedder and pos_embed")
     return state
 
 
 def from_original(state: dict[str, torch.Tensor], num_heads: int | None = None) -> DiT:
-    """The model of an original state dict, whose tensors it takes over.
+    """The model of an original state dict, in fp32; it takes over the tensors that are fp32 already.
 
     Raises:
         InputError: the number of heads is needed and not given, or the tensors are not those of a DiT.
     """
     state = dict(state)
+    config = _config(state, num_heads)
     positions = state.pop(POSITIONS)
     with init_empty_weights(include_buffers=False):
-        model = DiT(**_config(state, positions, num_heads)).fuse_qkv()
+        model = DiT(**config).fuse_qkv()
     own = {key: state.pop(_original_key(key), None) for key in model.state_dict()}
     wrong = sorted([_original_key(key) for key, value in own.items() if value is None] + list(state))
     if wrong:
-        raise InputError(f"not an original DiT: {', '.join(wrong[:4])} missing or unknown ({len(wrong)} in all)")
+        raise InputError(f"not an original DiT: {listed(wrong, 4)} missing or unknown ({len(wrong)} in all)")
+    whole = sorted(_original_key(key) for key, value in own.items() if not value.is_floating_point())
+    if whole or not positions.is_floating_point():
+        raise InputError(f"not an original DiT: {listed(whole or [POSITIONS], 4)} without floating-point values")
     try:
-        model.load_state_dict(own, assign=True)
+        model.load_state_dict({key: value.float() for key, value in own.items()}, assign=True)
     except RuntimeError as error:
-        raise InputError(f"not an original DiT: {' '.join(str(error).split())[:300]}") from error
-    if not torch.allclose(model.pos_embed.pos_embed, positions.float(), atol=1e-5):
+        raise InputError(f"not an original DiT: {one_line(error, 300)}") from error
+    rounding = max(1e-5, torch.finfo(positions.dtype).eps)
+    if not torch.allclose(model.pos_embed.pos_embed, positions.float(), atol=rounding):
         raise InputError(
             "its pos_embed is not DiT's table of sines and cosines: such a checkpoint cannot be converted"
         )
@@ -122,7 +120,7 @@ def original_base(path: str | Path, vae: str | Path, class_names: list[str] | No
     try:
         autoencoder = AutoencoderKL.from_pretrained(vae)
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"--vae {vae}: no autoencoder there ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"--vae {vae}: no autoencoder there ({one_line(error)})") from error
     # DiT's schedule: 1000 linear steps (arXiv 2212.09748, section 4).
     scheduler = DDIMScheduler(1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
     return DiTBase(model, autoencoder, scheduler, names, str(path))
@@ -133,27 +131,39 @@ def _original_key(key: str) -> str:
     return f"{facebook_module(module)}.{kind}"
 
 
-def _config(state: dict[str, torch.Tensor], positions: torch.Tensor, num_heads: int | None) -> dict:
+def _config(state: dict[str, torch.Tensor], num_heads: int | None) -> dict:
     """The constructor's arguments, read off the shapes."""
-    width, in_channels, patch, _ = state["x_embedder.proj.weight"].shape
+    for name, dimensions in _DIMENSIONS.items():
+        if name not in state:
+            raise InputError(f"not an original DiT: {name} is missing")
+        if state[name].ndim != dimensions or 0 in state[name].shape:
+            raise InputError(f"not an original DiT: {name} has shape {tuple(state[name].shape)[:8]}")
+    if len(state[_TABLE]) < 2:
+        raise InputError(f"not an original DiT: {_TABLE} has one row, which is no class")
+    width, in_channels, patch, _ = state[_PATCHES].shape
+    side = math.isqrt(state[POSITIONS].shape[1])
+    if state[POSITIONS].shape != (1, side**2, width):
+        shape = tuple(state[POSITIONS].shape)
+        raise InputError(f"its pos_embed has shape {shape}: converted are square grids, (1, side², {width})")
     depth = sum(key.endswith("attn.qkv.weight") for key in state)
+    if depth > _MAX_BLOCKS:
+        raise InputError(f"not an original DiT: {depth:,} blocks")
+    if num_heads is not None and num_heads < 1:
+        raise InputError(f"--num_heads is {num_heads}: give a whole number from 1")
     heads = num_heads or HEADS.get((depth, width))
     if heads is None:
         raise InputError(f"{depth} blocks of width {width} are none of DiT-XL, L, B, S: give --num_heads")
     if width % heads:
         raise InputError(f"--num_heads is {heads}, which does not divide the width {width}")
-    final = state.get("final_layer.linear.weight")
-    if final is None:
-        raise InputError("not an original DiT: final_layer.linear.weight is missing")
     return {
         "num_attention_heads": heads,
         "attention_head_dim": width // heads,
         "in_channels": in_channels,
-        "out_channels": len(final) // patch**2,
+        "out_channels": len(state[_LAST]) // patch**2,
         "num_layers": depth,
-        "sample_size": round(positions.shape[1] ** 0.5) * patch,
+        "sample_size": side * patch,
         "patch_size": patch,
-        "num_embeds_ada_norm": len(state["y_embedder.embedding_table.weight"]) - 1,
+        "num_embeds_ada_norm": len(state[_TABLE]) - 1,
     }
 
 

@@ -19,6 +19,7 @@ from onelora_vision.errors import InputError, NotApplicable, listed, nearest
 from onelora_vision.method_names import Method, find_method
 from onelora_vision.seeding import seeded
 from onelora_vision.tuners import MoraConfig, OneLoraConfig, hosts
+from onelora_vision.tuners.matching import exact_pattern
 from onelora_vision.tuners.mora.functional import ROTATING, SHARING
 from onelora_vision.tuners.whole import train_in_float32
 
@@ -159,32 +160,6 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and _is_under(plain[name], heads)
     }
-
-
-def exact_pattern(names: Iterable[str]) -> str:
-    """A regular expression that matches exactly ``names``; PEFT would match list entries as ends of longer names, too.
-
-    Layers that are alike are folded: ``blocks\\.(?:0|1)\\.(?:attn\\.qkv|mlp\\.fc1)``.
-    """
-    plain: list[str] = []
-    numbered: dict[str, dict[str, list[str]]] = {}  # part before the first number -> number -> parts after it
-    for name in names:
-        match = re.fullmatch(r"(.*?\.)?(\d+)(\..*)?", name)
-        if match is None:
-            plain.append(re.escape(name))
-        else:
-            before, number, after = match.groups(default="")
-            numbered.setdefault(before, {}).setdefault(number, []).append(re.escape(after))
-    for before, layers in numbered.items():
-        alike: dict[str, list[str]] = {}
-        for number, afters in layers.items():
-            alike.setdefault(_either(afters), []).append(number)
-        plain += [f"{re.escape(before)}{_either(numbers)}{after}" for after, numbers in alike.items()]
-    return "|".join(plain)
-
-
-def _either(options: list[str]) -> str:
-    return options[0] if len(options) == 1 else f"(?:{'|'.join(options)})"
 
 
 def _chosen(adaptation: Adaptation, expression: str) -> list[str]:

@@ -87,9 +87,21 @@ def _tuner_hooks() -> None:
     assert "base_model._enable_peft_forward_hooks" in inspect.getsource(PeftModel._enable_peft_forward_hooks)
     takes(BaseTuner.inject_adapter, "self", "model", "adapter_name")
     takes(BaseTuner._check_target_module_exists, "peft_config", "key")
+    takes(BaseTuner._check_tied_modules, "self", "model", "peft_config")
     names = ("self", "peft_config", "adapter_name", "target", "target_name", "parent", "current_key")
     takes(BaseTuner._create_and_replace, *names)
     takes(BaseTuner._replace_module, "self", "parent", "child_name", "new_module", "child")
+
+
+@relies_on("peft", "matching of names", "tuners/matching.py", "we match by its rules with another engine")
+def _matching() -> None:
+    from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
+    from peft.utils import other
+
+    assert not _ExcludedModule()
+    source = inspect.getsource(check_target_module_exists)
+    assert r"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\." in source and r".*?\.[^.]*\.(?P<idx>\d+)\." in source
+    assert r"(.*\.)?({key})$" in inspect.getsource(other.get_pattern_key)
 
 
 @relies_on(
@@ -130,13 +142,12 @@ def _loading_hook() -> None:
 
 @relies_on("peft", "BaseTunerLayer's state", "tuners/base.py: LinearAdapter", "switching, merging and saving use it")
 def _layers() -> None:
-    from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge, check_target_module_exists
+    from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 
     has(BaseTunerLayer, "adapter_layer_names", "other_param_names", "active_adapters", "disable_adapters", "merged")
     has(BaseTunerLayer, "get_base_layer", "set_adapter", "delete_adapter")
     takes(BaseTunerLayer._move_adapter_to_device_of_base_layer, "self", "adapter_name", "device")
     takes(check_adapters_to_merge, "module", "adapter_names")
-    takes(check_target_module_exists, "key")
 
 
 @relies_on("peft", "ModulesToSaveWrapper", "tuners/whole.py", "wholly trained modules and mixed batches")

@@ -118,11 +118,49 @@ def test_a_converted_checkpoint_is_a_base(state, dit_folder, tmp_path):
     assert all(torch.equal(value, state[key]) for key, value in to_original(again.transformer).items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_checkpoints_of_other_precisions_are_converted_to_fp32(state, dtype, tmp_path):
+    lower = {key: value.to(dtype) for key, value in state.items()}
+    torch.save(lower, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    model = from_original(read_original(tmp_path / "old.pt"), HEADS)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    again = to_original(model)
+    assert all(torch.equal(again[key], lower[key].float()) for key in state if key != "pos_embed")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pos_embed": torch.zeros(1, 5, WIDTH)}, "square grids"),
+        ({"pos_embed": torch.zeros(16, WIDTH)}, "pos_embed has shape"),
+        ({"pos_embed": torch.zeros(1, 16, WIDTH // 2)}, "square grids"),
+        ({"pos_embed": torch.zeros(1, 16, WIDTH, dtype=torch.int64)}, "without floating-point"),
+        ({"x_embedder.proj.weight": torch.zeros(WIDTH, 4)}, "x_embedder.proj.weight has shape"),
+        ({"x_embedder.proj.weight": torch.zeros(WIDTH, 4, 0, 0)}, "x_embedder.proj.weight has shape"),
+        ({"final_layer.linear.weight": torch.zeros(3, 1)}, "size mismatch"),
+        ({"final_layer.linear.weight": torch.zeros(WIDTH)}, "final_layer.linear.weight has shape"),
+        ({"y_embedder.embedding_table.weight": torch.zeros(1, WIDTH)}, "has one row"),
+        ({"blocks.0.attn.proj.bias": torch.zeros(WIDTH, dtype=torch.int64)}, "blocks.0.attn.proj.bias without floating-point"),
+        ({f"blocks.{k}.attn.qkv.weight": torch.zeros(1) for k in range(1000)}, "1,000 blocks"),
+        ({"blocks.0.attn.proj.bias": torch.full((WIDTH,), float("nan"))}, "blocks.0.attn.proj.bias holds 32 of 32"),
+        ({"blocks.0.attn.proj.bias": torch.zeros(1).expand(10**11)}, "larger .100000000000. than what the file holds"),
+    ],
+)  # fmt: skip
+def test_hostile_checkpoints_end_in_one_line(state, change, message, tmp_path):
+    torch.save({**state, **change}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match=message) as caught:
+        from_original(read_original(tmp_path / "x.pt"), HEADS)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
 def test_what_cannot_be_converted_is_named(state, dit_folder, tmp_path):
     with pytest.raises(InputError, match=r"2 blocks of width 32.*--num_heads"):
         from_original(state)
     with pytest.raises(InputError, match="does not divide"):
         from_original(state, 3)
+    for heads in (0, -2):
+        with pytest.raises(InputError, match="whole number from 1"):
+            from_original(state, heads)
     with pytest.raises(InputError, match=r"blocks\.1\.attn\.proj\.bias missing"):
         from_original({key: value for key, value in state.items() if key != "blocks.1.attn.proj.bias"}, HEADS)
     with pytest.raises(InputError, match="extra missing or unknown"):

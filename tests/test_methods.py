@@ -14,7 +14,7 @@ from torch import nn
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.errors import InputError
 from onelora_vision.method_names import COMBINATIONS, METHODS, PARTS, find_method
-from onelora_vision.methods import apply_method, exact_pattern, head_parameters, saved_parameters, trainable_parameters
+from onelora_vision.methods import apply_method, head_parameters, saved_parameters, trainable_parameters
 from onelora_vision.tuners import probe_gradients
 
 OURS = [name for name in METHODS if name not in ("lora", "dora", "vera")]
@@ -313,26 +313,3 @@ def test_names_that_end_alike_are_told_apart_or_refused(method, tmp_path):
             apply_method(Alike(), method, clashing)
     elif method != "full":
         assert "decode_head" not in touched(apply_method(Alike(), method, clashing))
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["fc"],
-        ["fc", "inner.fc"],
-        ["blocks.0.attn.qkv", "blocks.1.attn.qkv", "blocks.11.attn.qkv", "blocks.1.mlp.fc1"],
-        ["a.0.b.1.c", "a.0.b.2.c", "a.1.b.1.c", "head", "x.net.0", "x.net.2.proj", "0", "1.fc"],
-        ["we+ird.0.n(a)me"],
-    ],
-)
-def test_exact_pattern_matches_exactly(names):
-    pattern = exact_pattern(names)
-    assert all(re.fullmatch(pattern, name) for name in names)
-    near = {f"x.{name}" for name in names} | {f"{name}.x" for name in names} | {f"{name}1" for name in names}
-    near |= {re.sub(r"\d", "7", name) for name in names} | {"blocks.0.mlp.fc1", "a.1.b.2.c", "", "blocks.1"}
-    assert not [name for name in near - set(names) if re.fullmatch(pattern, name)]
-
-
-def test_exact_pattern_is_short_for_many_alike_layers():
-    pattern = exact_pattern(f"blocks.{i}.{name}" for i in range(24) for name in ("attn.qkv", "mlp.fc1", "mlp.fc2"))
-    assert len(pattern) < 150 and pattern.startswith(r"blocks\.(?:0|1|2|")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from onelora_vision.adapters.files import Adapter, AdapterInfo
 from onelora_vision.adapters.layout import LORA, MORA, ONELORA, VECTOR_NAMES, Layout, block_of, kind_of, layout_of
 from onelora_vision.errors import InputError
-from onelora_vision.methods import exact_pattern
+from onelora_vision.tuners.matching import exact_pattern
 from onelora_vision.tuners.onelora.functional import Vectors, compose
 
 _NEUTRAL = {"onelora_b": 0.0, "onelora_beta": 0.0, "onelora_gamma": 1.0}

@@ -1,34 +1,22 @@
 """Reading adapter files that may be damaged or hostile: whole or not at all, and nothing in them is ever executed.
 
-A file's frame is checked before its values are touched: the length of the header, doubled keys, names, sizes. Pickles
-are not read. Zip archives are read in memory: nothing is unpacked to disk, and each entry has a size limit.
+A file's frame is checked before its values are touched (`onelora_vision.weights`). Pickles are not read. Zip archives are
+read in memory: nothing is unpacked to disk, and each entry has a size limit.
 """
 
-import json
 import re
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
 
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
+from onelora_vision.weights import read_tensors, tensors_from_bytes
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
-MAX_HEADER = 32 << 20
-MAX_CONFIG = 4 << 20
+MAX_CONFIG = 1 << 20
 MAX_ZIPPED = 2 << 30
-_NAME = re.compile(r"[\w\-]+(?:\.[\w\-]+)*")
-_KNOWN_START = {
-    b"\x80": "a pickle (a PyTorch checkpoint?)",
-    b"PK": "a zip archive (a PyTorch checkpoint?)",
-    b"\x93NUMPY": "a numpy file",
-    b"GGUF": "a GGUF file",
-    b"<": "a web page (a failed download?)",
-    b"version https://git-lfs": "a Git LFS pointer (the file itself was not downloaded)",
-}
 
 
 class Contents(NamedTuple):
@@ -58,65 +46,6 @@ def read_contents(path: Path) -> Contents:
         return Contents(tensors, header, text)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
-
-
-def read_tensors(weights: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """All tensors of a safetensors file and the strings of its header."""
-    size = weights.stat().st_size
-    with open(weights, "rb") as file:
-        start = file.read(8)
-        length = _header_length(start, size, str(weights))
-        header = _parse_header(file.read(length), str(weights))
-    try:
-        with safe_open(weights, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{weights}: not a whole safetensors file ({one_line(error)})") from error
-    return tensors, header
-
-
-def tensors_from_bytes(data: bytes, where: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """`read_tensors` for a file in memory."""
-    header = _parse_header(data[8 : 8 + _header_length(data[:8], len(data), where)], where)
-    try:
-        return load(data), header
-    except (SafetensorError, ValueError, RuntimeError) as error:
-        raise InputError(f"{where}: not a whole safetensors file ({one_line(error)})") from error
-
-
-def _header_length(start: bytes, size: int, where: str) -> int:
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > size - 8:
-        kind = next((f": it is {kind}" for sign, kind in _KNOWN_START.items() if start.startswith(sign[:8])), "")
-        raise InputError(f"{where}: not a whole safetensors file{kind or f' ({size} bytes, cut off or damaged)'}")
-    if length > MAX_HEADER:
-        raise InputError(f"{where}: its header has {length:,} bytes, more than an adapter's can have")
-    return length
-
-
-def _parse_header(text: bytes, where: str) -> dict[str, str]:
-    """The header's strings; refuses doubled keys and odd names, which the library would let pass."""
-    try:
-        fields = json.loads(text.decode("utf-8"), object_pairs_hook=_without_doubles)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not a whole safetensors file (its header: {one_line(error)})") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{where}: not a whole safetensors file (its header is no JSON object)")
-    strings = fields.pop("__metadata__", {})
-    if not isinstance(strings, dict) or not all(isinstance(value, str) for value in strings.values()):
-        raise InputError(f"{where}: the header's __metadata__ must hold strings only")
-    odd = next((name for name in fields if not _NAME.fullmatch(name)), None)
-    if odd is not None:
-        raise InputError(f"{where}: {odd[:80]!r} is no name of a tensor of a model")
-    return strings
-
-
-def _without_doubles(pairs: list[tuple[str, object]]) -> dict:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)[:80]!r} is there twice")
-    return fields
 
 
 def _read_zip(path: Path) -> Contents:
@@ -184,9 +113,3 @@ def _decode(data: bytes, where: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: is not text ({one_line(error)})") from error
-
-
-def one_line(error: object, limit: int = 200) -> str:
-    """An exception's text on one line, printable, cut at ``limit`` characters."""
-    text = " ".join(str(error).split())
-    return "".join(c if c.isprintable() else "?" for c in text)[:limit]

@@ -27,9 +27,9 @@ from onelora_vision.adapters.files import Adapter, read_adapter, serialize, writ
 from onelora_vision.adapters.layout import Layout, layout_of
 from onelora_vision.adapters.lowrank import LowRank, join_rows, low_rank, split_rows
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.methods import exact_pattern
 from onelora_vision.outputs import check_folder, folder_output
 from onelora_vision.tuners import hosts
+from onelora_vision.tuners.matching import exact_pattern
 
 TARGETS = ("peft-lora", "diffusers", "comfy", "merged")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

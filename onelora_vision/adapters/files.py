@@ -21,12 +21,15 @@ from safetensors.torch import save
 from torch import nn
 
 from onelora_vision.adapters.card import card
-from onelora_vision.adapters.container import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, one_line, read_contents
-from onelora_vision.adapters.layout import layout_of
+from onelora_vision.adapters.container import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, read_contents
+from onelora_vision.adapters.layout import LORA, VERA, kind_of, layout_of
 from onelora_vision.adapters.validate import check_tensors, parse_config
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
 from onelora_vision.outputs import Ledger, check_file, check_folder, file_output, folder_output
 from onelora_vision.tuners import hosts
+from onelora_vision.tuners.base import own_modules
+from onelora_vision.tuners.matching import resolve, resolve_whole
+from onelora_vision.weights import parse_json
 
 FORMAT_VERSION = "1"
 HEADER_PREFIX = "onelora."
@@ -110,15 +113,15 @@ class AdapterInfo:
         version = header.get(HEADER_PREFIX + "format_version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
             raise InputError(
-                f"{where}: format version {version} is newer than {FORMAT_VERSION}; update onelora_vision"
+                f"{where}: format version {one_line(version, 20)} is newer than {FORMAT_VERSION}; update onelora_vision"
             )
         values = {}
         for name in (f.name for f in dataclass_fields(cls)):
             text = header.get(HEADER_PREFIX + name)
             if text is not None:
                 try:
-                    values[name] = json.loads(text)
-                except (ValueError, RecursionError) as error:
+                    values[name] = parse_json(text, constant=lambda name: None)
+                except ValueError as error:
                     raise InputError(
                         f"{where}: header key {HEADER_PREFIX}{name} is not JSON ({one_line(error)})"
                     ) from error
@@ -150,6 +153,7 @@ class Adapter:
         peft_model = model if had_adapters else None
         try:
             self._check_host(model.get_base_model() if had_adapters else model)
+            self._resolve(config, model.get_base_model() if had_adapters else model)
             if had_adapters:
                 model.add_adapter(adapter_name, config)
             else:
@@ -163,6 +167,13 @@ class Adapter:
             raise InputError(f"{self.path}: does not fit this base ({one_line(error, 300)})") from error
         hosts.disable_fast_paths(peft_model)
         return peft_model
+
+    def _resolve(self, config: PeftConfig, base: nn.Module) -> None:
+        """Rewrite the file's names and expressions as names of ``base``: PEFT would hand them to Python's ``re``."""
+        names = [name for name, _ in own_modules(base)]
+        resolve(config, names, str(self.path))
+        if kind_of(config) in (LORA, VERA) and config.modules_to_save:  # our own tuners match these themselves
+            resolve_whole(config, names)
 
     def _check_host(self, base: nn.Module) -> None:
         """What our own methods ask at injection, for adapters of any method; modules that do not exist come later."""

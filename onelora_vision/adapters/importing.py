@@ -10,14 +10,15 @@ from torch import Tensor
 
 from onelora_vision.adapters import dit_names
 from onelora_vision.adapters.bases import TASKS, Base, load_base, require_same_base
-from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE, read_tensors
+from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE
 from onelora_vision.adapters.export import MODULES_FILE
 from onelora_vision.adapters.files import Adapter, AdapterInfo, read_adapter
 from onelora_vision.adapters.layout import LORA, Layout, kind_of, layout_of
 from onelora_vision.adapters.lowrank import LowRank, low_rank, split_rows
 from onelora_vision.errors import InputError, listed, nearest
-from onelora_vision.methods import exact_pattern
 from onelora_vision.tuners import OneLoraConfig
+from onelora_vision.tuners.matching import exact_pattern
+from onelora_vision.weights import check_numbers, read_tensors, read_weights
 
 _CONSTANT = 1e-6  # how far A's values may differ from their mean, relative to it
 _COMFY = "lora_unet_"
@@ -54,6 +55,7 @@ def import_lora(
     else:
         file = _lora_file(path)
         tensors, header = read_tensors(file)
+        check_numbers(tensors, str(file))
         info, loaded = _base_of(AdapterInfo.from_header(header, str(file)), path, base, task, class_names)
         changes, whole = _from_file(tensors, file, loaded)
     vectors = {module: _vector(change, module) for module, change in changes.items()}
@@ -124,7 +126,7 @@ def _from_diffusers(tensors: dict[str, Tensor], file: Path) -> Found:
     whole: dict[str, dict[str, Tensor]] = {}
     beside = file.with_name(MODULES_FILE)
     if beside.is_file():
-        for key, tensor in read_tensors(beside)[0].items():
+        for key, tensor in read_weights(beside).items():
             module, _, part = key.rpartition(".")
             whole.setdefault(module, {})[part] = tensor
     return _own_changes(changes), whole

@@ -1,6 +1,5 @@
 """What is in an adapter file, and what is wrong with it."""
 
-import json
 import os
 import statistics
 from collections.abc import Sequence
@@ -14,8 +13,9 @@ from onelora_vision.adapters.bases import Base, load_base, output_of
 from onelora_vision.adapters.container import CONFIG_FILE
 from onelora_vision.adapters.files import Adapter, read_adapter
 from onelora_vision.adapters.layout import Layout, block_of, kind_of, layout_of
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.figures import saved_figure
+from onelora_vision.weights import parse_json
 
 PROBLEM, NOTE = "problem", "note"
 EXPLODING = 100.0  # times the median of its kind
@@ -204,14 +204,25 @@ def _header(adapter: Adapter, layout: Layout) -> list[dict]:
         rows = [t.shape[0] for parts in layout.whole.values() for t in parts.values() if t.ndim > 1]
         if rows and not {len(info.class_names), len(info.class_names) + 1} & set(rows):
             findings.append(_finding("classes", f"{len(info.class_names)} class names, but rows {sorted(set(rows))}"))
-    inside, beside = adapter.header_config, adapter.path / CONFIG_FILE
-    if inside and beside.is_file():
-        records = [json.loads(inside), json.loads(beside.read_text(encoding="utf-8"))]
-        differ = sorted(key for key in records[0] | records[1] if records[0].get(key) != records[1].get(key))
-        if differ:
-            text = f"{CONFIG_FILE} and the copy in the header differ in {', '.join(differ)}"
-            findings.append(_finding("config", text))
-    return findings
+    return findings + _config_twice(adapter)
+
+
+def _config_twice(adapter: Adapter) -> list[dict]:
+    """A folder has its config in a file, which was read, and again in the header."""
+    beside = adapter.path / CONFIG_FILE
+    if not adapter.header_config or not beside.is_file():
+        return []
+    try:
+        inside = parse_json(adapter.header_config)
+    except ValueError as error:
+        return [_finding("config", f"the copy of {CONFIG_FILE} in the header is not JSON ({one_line(error)})")]
+    if not isinstance(inside, dict):
+        return [_finding("config", f"the copy of {CONFIG_FILE} in the header is no config")]
+    record = parse_json(beside.read_text(encoding="utf-8"))
+    differ = {key for key in record | inside if record.get(key) != inside.get(key)}
+    return (
+        [_finding("config", f"{CONFIG_FILE} and the copy in the header differ in {listed(differ)}")] if differ else []
+    )
 
 
 def _on_base(adapter: Adapter, layout: Layout, place: str | Path) -> list[dict]:

@@ -32,7 +32,8 @@ def low_rank(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, Low
         raise InputError(
             f"{adapter.path}: a LoRA cannot hold the gamma of {listed(list(layout.layers))}; export with --to merged"
         )
-    if kind == LORA and not config.use_dora and config.bias == "none" and not config.rank_pattern:
+    is_even = not (getattr(config, "rank_pattern", None) or getattr(config, "alpha_pattern", None))
+    if kind == LORA and not config.use_dora and config.bias == "none" and is_even:
         return {
             module: LowRank(
                 parts["lora_A.weight"],

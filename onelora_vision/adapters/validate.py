@@ -1,12 +1,11 @@
 """What an adapter's config and tensors must be before anything is built from them.
 
 A config decides what a library does when the adapter is loaded: PEFT's LoRA config can name a Python module to import,
-repeat layers, or rewrite the base's weights; a regular expression can run for ever; a rank can ask for all memory. Only
+repeat layers, or rewrite the base's weights; a rank can ask for all memory (expressions: `tuners.matching`). Only
 plain configs pass, and only tensors that are all there, of the kind and shape that the config promises.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import fields as dataclass_fields
 
@@ -14,9 +13,11 @@ import torch
 from peft import LoraConfig, PeftConfig, TaskType, VeraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from onelora_vision.adapters.container import one_line
+from onelora_vision.adapters.container import MAX_CONFIG
 from onelora_vision.adapters.layout import LORA, MORA, ONELORA, VERA, Layout, kind_of
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
+from onelora_vision.tuners.matching import check_fields
+from onelora_vision.weights import check_numbers, parse_json
 
 READABLE = (ONELORA, MORA, LORA, VERA)
 _HARMLESS = {  # fields of PEFT's own configs that may have any value of the right kind
@@ -36,7 +37,6 @@ _PARTS = {
     LORA: {"lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector"},
     VERA: {"vera_lambda_b", "vera_lambda_d"},
 }
-_MAX_REPEATS = 4
 
 
 def parse_config(text: str, where: str) -> PeftConfig:
@@ -45,9 +45,11 @@ def parse_config(text: str, where: str) -> PeftConfig:
     Raises:
         InputError: not JSON, an unknown method or field, or a field that does more than describe an adapter.
     """
+    if len(text) > MAX_CONFIG:
+        raise InputError(f"{where}: its config has {len(text):,} characters, more than an adapter's can have")
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(text)
+    except ValueError as error:
         raise InputError(f"{where}: its adapter_config.json is not JSON ({one_line(error)})") from error
     kind = record.get("peft_type") if isinstance(record, dict) else None
     if not isinstance(kind, str) or kind not in READABLE:
@@ -82,22 +84,7 @@ def _check_fields(record: dict, kind: str, where: str) -> None:
         raise InputError(f"{where}: init_lora_weights = {one_line(record['init_lora_weights'], 60)!r} is not accepted")
     if record.get("task_type") not in (None, *(task.value for task in TaskType)):
         raise InputError(f"{where}: task_type {one_line(repr(record['task_type']), 60)} is unknown")
-    for name in ("target_modules", "exclude_modules", "layers_pattern"):
-        patterns = record.get(name)
-        # PEFT puts the entries of layers_pattern, too, into an expression.
-        patterns = patterns if name == "layers_pattern" and isinstance(patterns, list) else [patterns]
-        for pattern in patterns:
-            if isinstance(pattern, str):
-                check_pattern(pattern, f"{where}: {name}")
-    for name in ("rank_pattern", "alpha_pattern"):
-        patterns = record.get(name) or {}
-        if not isinstance(patterns, dict) or not all(isinstance(v, (int, float)) for v in patterns.values()):
-            raise InputError(f"{where}: {name} must map names to numbers")
-        for pattern in patterns:
-            check_pattern(pattern, f"{where}: {name}")
-    saved = record.get("modules_to_save")
-    if saved is not None and not (isinstance(saved, list) and all(isinstance(s, str) and s for s in saved)):
-        raise InputError(f"{where}: modules_to_save = {one_line(repr(saved), 60)} is no list of names")
+    check_fields(record, where)
 
 
 def _same(value: object, default: object) -> bool:
@@ -105,21 +92,6 @@ def _same(value: object, default: object) -> bool:
         return True
     default = json.loads(json.dumps(default, default=lambda o: sorted(o) if isinstance(o, set) else vars(o)))
     return value == default
-
-
-def check_pattern(pattern: str, where: str) -> None:
-    """Refuse a regular expression that is wrong, or that could run for ever on a long name.
-
-    Lists of alternatives and a few ``.*`` are all that module names need; a repeated group is what explodes.
-    """
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise InputError(f"{where} is no regular expression ({one_line(error)})") from error
-    plain = re.sub(r"\\.|\[[^\]]*\]", "x", pattern)
-    repeats = re.findall(r"[*+{]", plain)
-    if re.search(r"\)[*+{]", plain) or len(repeats) > _MAX_REPEATS or "(?P=" in plain:
-        raise InputError(f"{where}: the expression {one_line(pattern, 60)!r} repeats too much to be safe")
 
 
 def check_tensors(config: PeftConfig, layout: Layout, where: str, *, finite: bool = True) -> None:
@@ -142,13 +114,10 @@ def check_tensors(config: PeftConfig, layout: Layout, where: str, *, finite: boo
         for part, tensor in parts.items():
             _check_tensor(f"{where}: {module}.{part}", part, tensor)
     _check_ranks(config, kind, layout, where)
-    everything = layout.to_tensors()
-    for name, tensor in everything.items():
-        if tensor.is_complex():
-            raise InputError(f"{where}: {name} has complex values")
-        if finite and tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-            bad = int((~torch.isfinite(tensor.float())).sum())
-            raise InputError(f"{where}: {name} holds {bad} of {tensor.numel()} values that are NaN or infinite")
+    for module, parts in layout.whole.items():
+        if empty := next((part for part, tensor in parts.items() if tensor.numel() == 0), None):
+            raise InputError(f"{where}: {one_line(f'{module}.{empty}', 100)} holds no values")
+    check_numbers(layout.to_tensors(), where, finite=finite)
 
 
 def _expected_parts(config: PeftConfig, kind: str) -> set[str] | None:

@@ -13,9 +13,12 @@ from torch import nn
 from onelora_vision.backbones.base import Adaptation, norms_with_parameters
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.tuners.hosts import adaptable_linears
+from onelora_vision.weights import read_weights
 
 #: Name of the small ViT that ships with the package (32 pixels, 36 printed characters).
 EMBEDDED = "embedded"
+#: Where timm keeps a state dict in a training checkpoint, in the order of timm's own choice.
+_TIMM_STATES = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 @dataclass(frozen=True)
@@ -182,15 +185,14 @@ def _from_file(path: Path, architecture: str | None, options: dict) -> ViT:
     if architecture is None:
         raise InputError(f"{path}: a checkpoint file does not say what it is of: give --architecture, a timm name")
     vit = _from_timm(str(path), {}, name=architecture, pretrained=False)
+    weights = timm.models.clean_state_dict(read_weights(path, inside=_TIMM_STATES))
     try:
-        weights = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
         heads = classifier_names(vit.model)
         classes = [weights[f"{name}.weight"].shape[0] for name in heads if f"{name}.weight" in weights]
         size = {"num_classes": classes[0]} if classes else {}
         vit = _from_timm(str(path), options, name=architecture, pretrained=False, **size)
-        result = timm.models.load_checkpoint(vit.model, str(path), strict=False)
-    # a file may be damaged, of another kind, or of another architecture, each with exceptions of its own
-    except Exception as error:
+        result = vit.model.load_state_dict(weights, strict=False)
+    except (RuntimeError, IndexError) as error:
         raise InputError(f"{path}: no checkpoint of {architecture} ({_one_line(error)})") from error
     missing = [key for key in result.missing_keys if key.rsplit(".", 1)[0] not in heads]
     if missing:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from onelora_vision.errors import InputError
 from onelora_vision.metrics.generative import Features, weights_hash
 from onelora_vision.metrics.inception import DOWNLOAD
+from onelora_vision.weights import read_weights
 
 MODEL = "vit_large_patch14_dinov2.lvd142m"
 SIDE = 224  # pixels
@@ -39,14 +40,17 @@ class DinoFeatures(Features):
             self.model = timm.create_model(
                 model,
                 pretrained=True,
-                pretrained_cfg_overlay=None if weights == DOWNLOAD else {"file": str(weights)},
+                pretrained_cfg_overlay=None if weights == DOWNLOAD else {"state_dict": read_weights(weights)},
                 num_classes=0,
                 img_size=SIDE,
                 global_pool="token",
             )
+        except InputError:
+            raise
         except Exception as error:  # timm answers names and files that do not fit with many kinds of error
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"{weights}: cannot be loaded into timm's {model} ({reason})") from error
+        self.model.pretrained_cfg.pop("state_dict", None)  # else it keeps the weights a second time
         self.model.eval().requires_grad_(False)
         self.dim = self.model.num_features
         self.weights_hash = weights_hash(self.model)

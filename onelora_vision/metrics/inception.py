@@ -1,15 +1,13 @@
 """InceptionV3 as FID means it: TensorFlow's weights of 2015, its resize and its pooling, from torch-fidelity."""
 
 import io
-import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from onelora_vision.errors import InputError
 from onelora_vision.metrics.generative import Features, weights_hash
+from onelora_vision.weights import read_weights
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 SOURCE = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
@@ -38,7 +36,7 @@ class InceptionFeatures(Features):
         path = _find(weights)
         # torch-fidelity unpickles whatever its file holds: it is handed the tensors alone, read safely here.
         tensors = io.BytesIO()
-        torch.save(_read_tensors(path), tensors)
+        torch.save(read_weights(path), tensors)
         tensors.seek(0)
         try:
             self.model = FeatureExtractorInceptionV3(
@@ -70,12 +68,3 @@ def _find(weights: str | Path | None) -> Path:
             f"or --fid_weights {DOWNLOAD}"
         )
     return path
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: cannot be read as weights ({' '.join(str(error).split())[:200]})") from error

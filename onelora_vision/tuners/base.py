@@ -19,7 +19,6 @@ from peft.tuners.tuners_utils import (
     BaseTunerLayer,
     _maybe_include_all_linear_layers,
     check_adapters_to_merge,
-    check_target_module_exists,
     onload_layer,
 )
 from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND, AuxiliaryTrainingWrapper, ModulesToSaveWrapper
@@ -28,6 +27,7 @@ from torch import nn
 
 from onelora_vision.errors import InputError, listed, nearest
 from onelora_vision.tuners import hosts
+from onelora_vision.tuners.matching import Targets, ends_of, shown_targets
 from onelora_vision.tuners.whole import WholeModule, is_low_precision
 
 BASE_ADAPTER = "__base__"
@@ -282,6 +282,7 @@ class StrictTuner(BaseTuner):
     """
 
     target_module_mapping: dict[str, list[str]] = {}
+    _targets: Targets | None = None  # of the config that is being injected
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         if peft_config.target_modules is None:
@@ -305,7 +306,7 @@ class StrictTuner(BaseTuner):
             self.peft_config.pop(adapter_name, None)  # PEFT enters it beforehand, for a second adapter in the model
             raise
         finally:
-            config.modules_to_save = modules_to_save
+            config.modules_to_save, self._targets = modules_to_save, None
         for name in self._whole_names:
             self._train_whole(model, name, adapter_name, config.inference_mode)
         hosts.disable_fast_paths(model)
@@ -324,27 +325,32 @@ class StrictTuner(BaseTuner):
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:
         if any(key == name or key.startswith(f"{name}.") for name in self._whole_names):
             return False
-        return check_target_module_exists(peft_config, key)
+        return (self._targets or Targets(peft_config)).check(key)
+
+    def _check_tied_modules(self, model: nn.Module, peft_config: PeftConfig) -> None:
+        """PEFT's check matches the config's expression with ``re``; tied layers are `hosts.check_adaptable`'s."""
 
     def _check_targets(self, model: nn.Module, config: PeftConfig, state_dict: dict | None) -> None:
         """Refuse targets that match nothing or that cannot be adapted; "all-linear" becomes names, as in PEFT."""
         targets = config.target_modules
         if targets == DUMMY_TARGET_MODULES:
             return
-        modules = dict(_own_modules(model))
+        modules = dict(own_modules(model))
         if isinstance(targets, str) and targets.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND:
             config.target_modules = _all_linear(model, config, modules)
         elif not isinstance(targets, str):
-            missing = [t for t in targets if not any(key == t or key.endswith(f".{t}") for key in modules)]
+            there = {end for key in modules for end in ends_of(key)}
+            missing = sorted(set(targets) - there)
             if missing:
                 raise InputError(
                     f"no module matches target_modules {listed(missing)}{_nearest_module(missing[0], modules)}"
                 )
         try:
+            self._targets = Targets(config)
             matched = [key for key in modules if self._check_target_module_exists(config, key)]
             if not matched:
                 raise InputError(
-                    f"no module matches target_modules={targets!r} (after exclude_modules, modules_to_save)"
+                    f"no module matches target_modules={shown_targets(targets)} (after exclude_modules, modules_to_save)"
                 )
             in_file = {key.rsplit(f".{self.prefix}", 1)[0] for key in state_dict or ()}  # PEFT adapts these instead
             matched += [key for key in modules if key in in_file and key not in matched]
@@ -492,7 +498,7 @@ def _all_linear(model: nn.Module, config: PeftConfig, own: Collection[str]) -> s
     return {*names, *adapted} & set(own)
 
 
-def _own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Named modules of the model itself: not what is inside adapted layers and wrappers, and not the root."""
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
@@ -515,7 +521,7 @@ def find_modules(model: nn.Module, names: Sequence[str]) -> list[str]:
     Raises:
         InputError: a name matches no module.
     """
-    own = [name for name, _ in _own_modules(model)]
+    own = [name for name, _ in own_modules(model)]
     found: dict[str, None] = {}
     for name in names:
         matches = [name] if name in own else [key for key in own if key.endswith(f".{name}")]

@@ -90,7 +90,7 @@ def test_inception_loads_safely_and_says_what_is_missing(inception_file, tmp_pat
         assert open_features("inception", "download").weights_hash == first.weights_hash
     assert len(fetched) == 1
     torch.save({"a": print}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match="cannot be read as weights"):
+    with pytest.raises(InputError, match="cannot be read as a checkpoint"):
         InceptionFeatures(tmp_path / "evil.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(InputError, match="not the weights of FID's InceptionV3"):
