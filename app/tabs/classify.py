@@ -39,14 +39,14 @@ def build_classify(studio: Studio) -> None:
         )
     turn = gr.State(0)
 
-    @toasts
+    @toasts(studio, "Not classified")
     def run(path: str | None, request: gr.Request):
         session = studio.session(request.session_hash)
         rows = studio.classifier.classify(session, [Path(path)] if path else [])
         more = "" if len(rows[0]) > 1 else hint("Enable a classification adapter to compare.")
         return _answers(rows[0]) + more
 
-    @toasts
+    @toasts(studio, "Not classified")
     def run_all(paths: list[str] | None, request: gr.Request):
         files = [Path(path) for path in paths or []]
         rows = studio.classifier.classify(studio.session(request.session_hash), files)

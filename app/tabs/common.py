@@ -1,13 +1,16 @@
 """What the tabs share: errors as toasts, progress as a bar, texts that cannot be markup."""
 
+import contextlib
 import functools
 import html
 import inspect
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 
 import gradio as gr
 
-from onelora_vision.errors import InputError
+from app.inference import Studio
+from onelora_vision.errors import InputError, TrainingError, WriteError, message_of
 
 #: Events that run a model share one limit, whatever their tab.
 MODEL = {"concurrency_id": "model", "show_progress": "minimal"}
@@ -15,35 +18,52 @@ MODEL = {"concurrency_id": "model", "show_progress": "minimal"}
 QUICK = {"concurrency_limit": None, "show_progress": "hidden"}
 
 
-def toasts(function: Callable) -> Callable:
-    """Turn `InputError` into a toast in words; anything else into one that says where to look."""
+def toasts(studio: Studio, title: str) -> Callable[[Callable], Callable]:
+    """Decorate an event's function: errors that users can act on become a toast with ``title`` and an API error.
 
-    def shown(error: Exception) -> gr.Error:
-        if isinstance(error, gr.Error):
-            return error
-        if isinstance(error, InputError):
-            return gr.Error(html.escape(str(error)), title="That did not work", print_exception=False)
-        return gr.Error("Something unexpected went wrong; the server's log says what.", title="Sorry")
+    Anything else is a toast that points to the server's log. No path of this server is shown.
+    """
 
-    if inspect.isgeneratorfunction(function):
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def called(*args, **kwargs):
+            with _toasted(studio, title):
+                return function(*args, **kwargs)
 
         @functools.wraps(function)
         def stepped(*args, **kwargs):
-            try:
+            with _toasted(studio, title):
                 yield from function(*args, **kwargs)
-            except Exception as error:
-                raise shown(error) from error
 
-        return stepped
+        return stepped if inspect.isgeneratorfunction(function) else called
 
-    @functools.wraps(function)
-    def called(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            raise shown(error) from error
+    return decorate
 
-    return called
+
+@contextlib.contextmanager
+def _toasted(studio: Studio, title: str) -> Iterator[None]:
+    try:
+        yield
+    except gr.Error:
+        raise
+    except (InputError, TrainingError, WriteError) as error:
+        raise refusal([studio.public(message_of(error))], title) from error
+    except Exception as error:
+        traceback.print_exception(error)
+        raise refusal(["something unexpected went wrong; the server's log has the details"], title) from error
+
+
+def refusal(lines: list[str], title: str) -> gr.Error:
+    """Show each line in a toast of its own, and return the error to raise, which tells API users the same."""
+    for line in lines:
+        toast(gr.Warning, title, line)
+    return gr.Error("\n".join(html.escape(line) for line in lines), visible=False, print_exception=False)
+
+
+def toast(kind: Callable, title: str, text: str) -> None:
+    """Show a toast: ``kind`` is `gr.Info` or `gr.Warning`."""
+    # gradio's page ignores titles and writes the kind ("Error", "Info") in their place; the page's CSS hides that word
+    kind(f"<b>{html.escape(title)}</b><br>{html.escape(text)}", title=title)
 
 
 def bar(done: int, total: int, text: str) -> str:

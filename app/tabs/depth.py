@@ -30,7 +30,7 @@ def build_depth(studio: Studio) -> None:
         difference = gr.Image(label="Adapted minus base", elem_id="depth-difference", **options)
     file = gr.DownloadButton("Download depth (16-bit PNG, millimetres)", interactive=False, elem_id="depth-file")
 
-    @toasts
+    @toasts(studio, "Depth not estimated")
     def run(path: str | None, request: gr.Request):
         session = studio.session(request.session_hash)
         maps = studio.depth.estimate(session, Path(path) if path else None)

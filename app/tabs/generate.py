@@ -1,6 +1,5 @@
 """Generate: draw classes with the base and with the mix, on the same noise; grids; settings from a picture."""
 
-import html
 import random
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import gradio as gr
 from app.drawing import AXES, MAX_SEED, Drawing, Picture, Request, parse_axis, restore
 from app.inference import Studio
 from app.tabs.adapters import AdapterPanel
-from app.tabs.common import MODEL, QUICK, bar, hint, say_cancelled, toasts
+from app.tabs.common import MODEL, QUICK, bar, hint, say_cancelled, toast, toasts
 from onelora_vision.sampling import SAMPLERS
 
 START = hint("Choose classes and press Draw: the base and your mix of adapters draw them on the same noise.")
@@ -62,7 +61,7 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
             tuple(classes or ()), seed, int(number), sampler, int(steps), float(guidance), base or "", compare
         )
 
-    @toasts
+    @toasts(studio, "Not drawn")
     def run(request: gr.Request, *values):
         wanted = request_of(*values)
         for state in studio.drawer.draw(studio.session(request.session_hash), wanted):
@@ -75,7 +74,7 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
     _restore(studio, panel, [classes, seed, is_random, number, steps, sampler, guidance, base, compare])
     _grid(studio, settings, request_of)
 
-    @toasts
+    @toasts(studio, "Classes unknown")
     def choices(current: list[str] | None, base: str, request: gr.Request):
         session = studio.session(request.session_hash)
         names = studio.drawer.classes(session, base or "")
@@ -110,19 +109,17 @@ def _restore(studio: Studio, panel: AdapterPanel, settings: list) -> None:
             elem_id="restore-file",
         )
 
-    @toasts
+    @toasts(studio, "Not restored")
     def restored(path: str | None, version: int, changed: int, request: gr.Request):
         if path is None:
             return [gr.skip()] * (len(settings) + 3)
         session = studio.session(request.session_hash)
         found = restore(session, Path(path))
         if found.missing:
-            names = html.escape(", ".join(found.missing))
-            gr.Warning(
-                f"Drawn with {names}, not open here: add it and drop the picture again.", title="Adapter missing"
-            )
+            names = ", ".join(found.missing)
+            toast(gr.Warning, "Adapter missing", f"Drawn with {names}: add it and drop the picture again.")
         else:
-            gr.Info("Settings and adapters are those of the picture.", title="Restored")
+            toast(gr.Info, "Restored", "Settings and adapters are those of the picture.")
         wanted, names = found.request, studio.drawer.classes(session, found.request.base)
         kept = gr.update(choices=names, value=[name for name in wanted.classes if name in names])
         values = [kept, wanted.seed, False, wanted.num_images, wanted.steps, wanted.sampler, wanted.guidance]
@@ -146,7 +143,7 @@ def _grid(studio: Studio, settings: list, request_of) -> None:
         picture = gr.Image(label="Grid", format="png", interactive=False, elem_id="grid-picture", buttons=["download"])
         file = gr.DownloadButton("Download the grid", interactive=False)
 
-    @toasts
+    @toasts(studio, "Not drawn")
     def run(request: gr.Request, *values):
         *axes, classes, seed, is_random, number, steps, sampler, guidance, base, compare = values
         session = studio.session(request.session_hash)

@@ -50,7 +50,7 @@ def use(studio, session, *files, weights=(1.0, 1.0)):
     """Open adapters and enable them alone."""
     session.enabled.clear()
     for file, weight in zip(files, weights):
-        (name,) = studio.upload(session, [file])
+        (name,), _ = studio.upload(session, [file])
         session.set(name, True, weight)
 
 

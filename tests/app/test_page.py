@@ -108,13 +108,19 @@ def test_a_picture_restores_its_settings(page, tmp_path):
     expect(page.locator("#classes")).to_contain_text("Mix: 1 × handwriting-dit")
 
 
-def test_a_bad_file_is_a_toast_and_the_page_goes_on(page, tmp_path):
+def test_a_bad_file_is_a_toast_leaves_the_list_and_lets_good_ones_in(page, make_adapter, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"\x80\x04 a pickle")
-    add(page, tmp_path / "x.safetensors")
-    expect(toast(page)).to_contain_text("x.safetensors: not a whole safetensors file")
+    (tmp_path / "x.txt").write_text("hello")
+    add(page, tmp_path / "x.safetensors", tmp_path / "x.txt")
+    expect(page.locator(".toast-body").first).to_contain_text("x.safetensors: not a whole safetensors file")
+    expect(page.locator(".toast-body").first).to_contain_text("x.txt: not an adapter")
+    expect(page.locator(".toast-body").first).to_contain_text("Not added")
+    assert not re.search(r"\bError\b", page.locator("body").inner_text())
+    add(page, make_adapter("generation", 31))
+    expect(page.get_by_role("checkbox", name="generation-onelora-31")).to_be_visible()
     page.locator("#hub input, #hub textarea").first.fill("some/adapter")
     page.get_by_role("button", name="Fetch").click()
-    expect(toast(page)).to_contain_text("some/adapter: could not be fetched from the hub")
+    expect(page.locator(".toast-body", has_text="some/adapter: could not be fetched from the hub")).to_be_visible()
     draw(page)
     assert len(pictures(page, "#of-mix")) == 4
 
