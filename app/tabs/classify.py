@@ -7,7 +7,7 @@ import gradio as gr
 
 from app.classify import Answer, table
 from app.inference import Studio
-from app.tabs.common import MODEL, QUICK, hint, toasts
+from app.tabs.common import MODEL, QUICK, hint, picture_input, toasts
 
 START = hint("Choose a picture, or take an example, and press Classify.")
 
@@ -16,14 +16,7 @@ def build_classify(studio: Studio) -> None:
     """Lay the tab out and connect it."""
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
-            picture = gr.Image(
-                label="Picture",
-                type="filepath",
-                format="png",
-                elem_id="class-picture",
-                elem_classes="drawn",
-                height=280,
-            )
+            picture = picture_input(elem_id="class-picture", elem_classes="drawn")
             with gr.Row():
                 example = gr.Button("Example", elem_id="class-example", min_width=100)
                 classify = gr.Button("Classify", variant="primary", elem_id="classify", min_width=100)

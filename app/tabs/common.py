@@ -6,6 +6,7 @@ import html
 import inspect
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import gradio as gr
 
@@ -64,6 +65,30 @@ def toast(kind: Callable, title: str, text: str) -> None:
     """Show a toast: ``kind`` is `gr.Info` or `gr.Warning`."""
     # gradio's page ignores titles and writes the kind ("Error", "Info") in their place; the page's CSS hides that word
     kind(f"<b>{html.escape(title)}</b><br>{html.escape(text)}", title=title)
+
+
+def picture_input(**options) -> gr.Image:
+    """A picture from the user, as the path of the file that was sent.
+
+    `gr.Image` would decode it, convert it to 8-bit RGB and fail in words of its own; `read_image` does this here, for
+    the page as for the command line.
+    """
+    picture = gr.Image(label="Picture", type="filepath", format="png", height=280, **options)
+    picture.preprocess = functools.partial(
+        _sent_file, folder=picture.GRADIO_CACHE
+    )  # gradio writes files for subclasses
+    return picture
+
+
+def _sent_file(payload: gr.data_classes.ImageData | None, folder: str) -> str | None:
+    if payload is None:
+        return None
+    if payload.path is None:  # an API client's data: URL
+        return gr.processing_utils.save_base64_to_cache(payload.url, folder)
+    # gradio checks paths only where the request marks them as files
+    if not Path(payload.path).resolve().is_relative_to(Path(folder).resolve()):
+        raise gr.Error("upload the picture: files of the server are not read", print_exception=False)
+    return payload.path
 
 
 def bar(done: int, total: int, text: str) -> str:
