@@ -11,6 +11,7 @@ from pathlib import Path
 import gradio as gr
 
 from app.inference import Studio
+from app.runs import Runs
 from onelora_vision.errors import InputError, TrainingError, WriteError, message_of
 
 #: Events that run a model share one limit, whatever their tab.
@@ -104,8 +105,19 @@ def hint(text: str) -> str:
     return f'<p class="hint" role="status">{html.escape(text)}</p>'
 
 
-def say_cancelled(button: gr.Button, event, progress: gr.HTML) -> None:
-    """Let a button cancel an event, and say so. The words go through the queue, so that they come after the last word of
-    the event itself, which may still be on its way."""
-    cancelled = button.click(lambda: None, cancels=[event], api_visibility="private", queue=False)
-    cancelled.then(lambda: hint("Cancelled."), None, progress, api_visibility="private", **QUICK)
+def announce(start: gr.Button, cancel: gr.Button, ticket: gr.State, runs: Callable[[gr.Request], Runs]):
+    """Let ``start`` announce a drawing and ``cancel`` cancel what was announced; returns the event to draw after.
+
+    Both go past the queue: a drawing that still waits there can be cancelled as well. gradio's own cancelling is not
+    used, as it leaves on the page whatever was shown last. The drawing itself says that it was cancelled.
+    """
+
+    def take_ticket(request: gr.Request) -> int:
+        return runs(request).take_ticket()
+
+    def stop(request: gr.Request) -> None:
+        runs(request).cancel()
+
+    past = {"queue": False, "show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple"}
+    cancel.click(stop, None, None, **past)
+    return start.click(take_ticket, None, ticket, **past)

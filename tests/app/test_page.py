@@ -136,12 +136,36 @@ def test_a_grid_of_weights_and_seeds(page):
 
 
 def test_cancel_stops_a_drawing(page):
+    draw(page)
+    expect(page.locator("#download-all")).to_be_enabled()
+    page.get_by_label("number input for Steps").fill("100")
+    page.locator("#draw").click()
+    expect(page.locator("#of-base .grid-container img").first).to_be_visible()
+    expect(page.locator("#draw-progress progress")).to_be_visible()
+    expect(page.locator("#download-all")).to_be_disabled()
+    page.locator("#cancel").click()
+    expect(page.locator("#draw-progress")).to_contain_text("Cancelled.")
+    expect(page.locator("#of-base .grid-container img")).to_have_count(0)
+    expect(page.locator("#of-mix .grid-container img")).to_have_count(0)
+    expect(page.locator("#download-all")).to_be_disabled()
+    draw(page)
+    assert len(pictures(page, "#of-mix")) == 4
+    expect(page.locator("#download-all")).to_be_enabled()
+
+
+def test_draw_right_after_cancel_and_draw_without_cancel_draw_the_newest(page):
     page.get_by_label("number input for Steps").fill("100")
     page.locator("#draw").click()
     expect(page.locator("#draw-progress progress")).to_be_visible()
     page.locator("#cancel").click()
-    expect(page.locator("#draw-progress")).to_contain_text("Cancelled.")
-    draw(page)
+    draw(page)  # at once, and with other settings
+    assert len(pictures(page, "#of-mix")) == 4
+    page.get_by_label("number input for Steps").fill("100")
+    page.locator("#draw").click()
+    expect(page.locator("#draw-progress progress")).to_be_visible()
+    draw(page, images=2)
+    assert len(pictures(page, "#of-mix")) == 8
+    assert page.locator(".toast-body").count() == 0
 
 
 def test_depth_with_a_slider_between_base_and_adapted(page, make_adapter):
