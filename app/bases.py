@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from onelora_vision import embedded
 from onelora_vision.adapters.bases import Base, load_base, require_same_base
 from onelora_vision.adapters.files import Adapter, AdapterInfo
 from onelora_vision.backbones.base import shared_copy
@@ -60,6 +61,11 @@ class Bases:
         self._lock = threading.RLock()
         self._bases: OrderedDict[tuple, Base] = OrderedDict()
         self._views: OrderedDict[tuple, View] = OrderedDict()
+
+    def names(self) -> dict[Path, str]:
+        """The folders that bases are in, with the names that users know them by."""
+        shipped = {embedded.ADAPTERS.parent: "embedded"}
+        return shipped | {Path(folder): name for name, folder in (*self._fetched.items(), *self.folders.items())}
 
     def source(self, task: str, name: str) -> str:
         """What the library's loaders take for a base that a person chose or an adapter's file names.

@@ -45,10 +45,11 @@ class Classifier:
         terms = session.terms("classification")
         models = [("base", self._base_info(terms), [])]
         models += [(_title(term), term.entry.adapter.info, [term]) for term in terms]
-        columns = []
-        for title, info, part in models:
-            found = predict_classes(self._vit(info, part, base), images, top=TOP)
-            columns.append([Answer(title, classes) for classes in found])
+        vits = [self._vit(info, part, base) for _, info, part in models]  # all, before the first is asked
+        columns = [
+            [Answer(title, classes) for classes in predict_classes(vit, images, top=TOP)]
+            for (title, _, _), vit in zip(models, vits)
+        ]
         return [list(row) for row in zip(*columns)]
 
     @staticmethod

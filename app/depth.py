@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from app.bases import Bases
+from app.bases import Bases, View
 from app.sessions import Session, Term, mark_of, mixed
 from onelora_vision.adapters.files import AdapterInfo
 from onelora_vision.backbones.depth_anything import is_metric
@@ -60,14 +60,13 @@ class DepthMapper:
         image.thumbnail((MAX_SIDE, MAX_SIDE))
         terms, folder = session.terms("depth"), session.output()
         info = terms[0].entry.adapter.info if terms else AdapterInfo("depth", "", "")
-        first, is_in_metres = self._depth(info, [], image, base)
-        second = self._depth(info, terms, image, base)[0] if terms else None
-        return _draw(folder, first, second, is_in_metres)
+        views = [self._view(info, part, base) for part in ([], terms)[: 1 + bool(terms)]]
+        maps = [estimate_depth(view.model, image, info.extra.get("resolution")) for view in views]
+        return _draw(folder, maps[0], maps[1] if terms else None, is_metric(views[0].base.model))
 
-    def _depth(self, info: AdapterInfo, terms: list[Term], image: Image.Image, base: str) -> tuple[np.ndarray, bool]:
+    def _view(self, info: AdapterInfo, terms: list[Term], base: str) -> View:
         plain = self.bases.base(info, base)
-        view = self.bases.view(info, mixed(terms, plain.model), mark_of(terms), base)
-        return estimate_depth(view.model, image, info.extra.get("resolution")), is_metric(view.base.model)
+        return self.bases.view(info, mixed(terms, plain.model), mark_of(terms), base)
 
 
 def write_example(path: Path) -> Path:

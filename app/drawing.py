@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 from app.bases import Bases, View
+from app.runs import State
 from app.sessions import Session, Term, mark_of, mixed
+from onelora_vision.adapters.bases import require_same_base
 from onelora_vision.adapters.files import AdapterInfo
 from onelora_vision.backbones.dit import class_ids
 from onelora_vision.errors import InputError, nearest
@@ -77,14 +79,18 @@ class Picture:
 
 @dataclass
 class Drawing:
-    """The state of a drawing: ``done`` of ``total`` steps, in words, and the pictures so far."""
+    """The state of a drawing: ``done`` of ``total`` steps, in words, and the pictures so far.
 
-    done: int
-    total: int
-    text: str
+    Only a finished one has an archive; one that was cancelled or has failed has no pictures.
+    """
+
+    done: int = 0
+    total: int = 0
+    text: str = ""
     base: list[Picture] = field(default_factory=list)
     adapted: list[Picture] = field(default_factory=list)
     archive: Path | None = None
+    state: State = State.DRAWING
 
 
 class Drawer:
@@ -98,16 +104,29 @@ class Drawer:
         info = _info(session.terms("generation"))
         return list(info.class_names or self._view(info, [], base).class_names)
 
-    def draw(self, session: Session, request: Request) -> Iterator[Drawing]:
-        """Draw step by step; the last `Drawing` has every picture as a file and all of them in an archive."""
+    def draw(self, session: Session, request: Request, ticket: int = 0) -> Iterator[Drawing]:
+        """Draw step by step; the last `Drawing` has every picture as a file and all of them in an archive.
+
+        Args:
+            ticket: from ``session.drawings``, where the drawing was announced before (0: it is announced now).
+
+        Raises:
+            InputError: what is asked for cannot be drawn; nothing was drawn then.
+        """
+        runs = session.drawings
+        return runs.follow(ticket or runs.take_ticket(), self._draw(session, request), _ended)
+
+    def _draw(self, session: Session, request: Request) -> Iterator[Drawing]:
         terms, folder = session.terms("generation"), session.output()
         info = _info(terms)
         settings = _settings_for(info, request)
-        variants = [(BASE, [])] if request.compare or not terms else []
-        variants += [("adapted", terms)] if terms else []
+        variants = {BASE: []} if request.compare or not terms else {}
+        variants |= {"adapted": terms} if terms else {}
         state = Drawing(0, settings.steps * len(variants), "loading")
         yield state
-        for number, (variant, part) in enumerate(variants):
+        for part in variants.values():
+            self._check(info, part, request)
+        for number, (variant, part) in enumerate(variants.items()):
             view = self._view(info, part, request.base)
             for step, images in self._steps(view, request, settings):
                 state = replace(state, done=number * settings.steps + step + 1)
@@ -118,31 +137,50 @@ class Drawer:
             notes = _notes(request, settings, terms, variant)
             files = _save(folder, images, request, view, variant, notes)
             state = replace(state, **{variant: files})
-        state.archive = _archive(folder / "images.zip", [p.image for p in [*state.base, *state.adapted]])
-        state.text = "done"
-        yield state
+        archive = _archive(folder / "images.zip", [p.image for p in [*state.base, *state.adapted]])
+        yield replace(state, text="done", archive=archive, state=State.FINISHED)
 
-    def grid(self, session: Session, request: Request, x: "Axis", y: "Axis") -> Iterator[Drawing]:
-        """Draw every combination of two settings into one picture, a cell at a time."""
+    def grid(self, session: Session, request: Request, x: "Axis", y: "Axis", ticket: int = 0) -> Iterator[Drawing]:
+        """Draw every combination of two settings into one picture, a cell at a time.
+
+        Args and errors are those of `draw`; the ticket is from ``session.grids``.
+        """
+        runs = session.grids
+        return runs.follow(ticket or runs.take_ticket(), self._grid(session, request, x, y), _ended)
+
+    def _grid(self, session: Session, request: Request, x: "Axis", y: "Axis") -> Iterator[Drawing]:
         if x.name == y.name:
             raise InputError(f"both axes are {x.name!r}: choose two different ones")
         if not 1 <= len(x.values) * len(y.values) <= MAX_CELLS:
             raise InputError(f"{len(x.values) * len(y.values)} cells: a grid has from 1 to {MAX_CELLS}")
         folder, cells, total = session.output(), [], len(x.values) * len(y.values)
         plans = [_changed(session, request, {x.name: right, y.name: down}) for down in y.values for right in x.values]
+        yield Drawing(0, total, "loading")
+        for terms in {mark_of(terms): terms for terms, _ in plans}.values():
+            self._check(_info(terms, session), terms, request)
         for number, (terms, changed) in enumerate(plans):
             sheet = _sheet(folder / f"preview-{number}.png", cells, x, y)
-            yield Drawing(number, total, f"cell {number + 1} of {total}", adapted=sheet)
+            state = Drawing(number, total, f"cell {number + 1} of {total}", adapted=sheet)
+            yield state
             view = self._view(_info(terms, session), terms, request.base)
             settings = _settings_for(_info(terms, session), changed)
-            *_, (_, images) = self._steps(view, changed, settings)  # of a grid only finished cells are shown
+            for _, images in self._steps(view, changed, settings):  # noqa: B007 - the last ones
+                yield state
             cells.append(tile(images, changed.num_images))
         terms = session.terms("generation")
         notes = _notes(request, _settings_for(_info(terms), request), terms, "grid")
         record = {**notes, "x": asdict(x), "y": asdict(y)}
         picture = folder / "grid.png"
         _draw_grid(picture, cells, x, y, record)
-        yield Drawing(total, total, "done", adapted=[Picture(picture, f"{y.name} by {x.name}")], archive=picture)
+        shown = [Picture(picture, f"{y.name} by {x.name}")]
+        yield Drawing(total, total, "done", adapted=shown, archive=picture, state=State.FINISHED)
+
+    def _check(self, info: AdapterInfo, terms: list[Term], request: Request) -> None:
+        """Refuse a mix that is none, that has another base, or that does not know the classes."""
+        plain = self.bases.base(info, request.base)
+        if (mix := mixed(terms, plain.model)) is not None:
+            require_same_base(mix, plain)
+        class_ids(request.names(), info.class_names or getattr(plain.loaded, "class_names", None) or [])
 
     def _view(self, info: AdapterInfo, terms: list[Term], base: str) -> View:
         plain = self.bases.base(info, base)
@@ -160,6 +198,10 @@ class Drawer:
             is_last = step.number == settings.steps - 1
             shown = step.x if is_last else step.clean if step.number % every == every - 1 else None
             yield step.number, None if shown is None else decode(dit.vae, shown)
+
+
+def _ended(state: State) -> Drawing:
+    return Drawing(text=state.value, state=state)
 
 
 @dataclass(frozen=True)

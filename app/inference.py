@@ -13,8 +13,10 @@ from app import classify, depth
 from app.bases import EMBEDDED, Bases
 from app.drawing import Drawer
 from app.hub import fetch_adapter, fetch_base
-from app.library import Entry, Library, read_entry, receive
+from app.library import Entry, Library, parcels, read_entry, receive
+from app.names import without_paths
 from app.sessions import Session, Sessions, mixed
+from onelora_vision.adapters.container import WEIGHTS_FILE
 from onelora_vision.adapters.files import write_adapter
 from onelora_vision.adapters.inspection import inspect, plot_norms
 from onelora_vision.errors import InputError
@@ -58,6 +60,11 @@ class Studio:
         """Bases that can be chosen by name."""
         return list(self.bases.folders)
 
+    def public(self, value):
+        """A text, or the texts in lists and dicts, as users may see it: without paths of this server."""
+        private = [folder for folder in (self.root, self.library.folder) if folder]
+        return without_paths(value, dict.fromkeys(private, "") | self.bases.names())
+
     # Adapters
 
     def rows(self, session: Session) -> list[dict]:
@@ -69,36 +76,46 @@ class Studio:
                 "weight": session.weight(name),
                 "removable": name in session.own,
             }
-            rows.append({**entry.facts(), **state})
+            facts = entry.facts()
+            rows.append({**facts, "base": self.public(facts["base"]), **state})
         return rows
 
     def problems(self) -> list[str]:
         """Files of the adapters folder that are no adapters, each with its reason."""
-        return self.library.entries()[1]
+        return self.public(self.library.entries()[1])
 
-    def upload(self, session: Session, files: Sequence[str | Path]) -> list[str]:
-        """Open uploaded adapters; returns their names. Files are whole and sound, or none is taken.
+    def upload(self, session: Session, files: Sequence[str | Path]) -> tuple[list[str], list[str]]:
+        """Open uploaded adapters, each that is whole and sound.
 
-        Raises:
-            InputError: what was wrong with which file.
+        Returns their names, and a line for each file that was refused, which starts with the file's name.
         """
-        names = []
-        received = receive([Path(file) for file in files], session.folder / "adapters", self.max_upload)
+        names, refused = [], []
+        for parcel in parcels(files):
+            try:
+                path = receive(parcel, session.folder / "adapters", self.max_upload)
+                names.append(self._add_upload(session, path))
+            except InputError as error:
+                refused.append(self.public(str(error)))
+        return names, refused
+
+    def _add_upload(self, session: Session, path: Path) -> str:
+        """Open a received adapter; its folder is removed if that fails."""
         try:
-            entries = [self._read(session, path, _plain_stem(path), "upload") for path in received]
-        except InputError:
-            for path in received:
-                (shutil.rmtree if path.is_dir() else Path.unlink)(path)
-            raise
-        for entry in entries:
+            wanted = path.stem if path.is_file() else path.name
+            entry = self._read(session, path, "adapter" if wanted == Path(WEIGHTS_FILE).stem else wanted, "upload")
             session.add(entry)
-            names.append(entry.name)
-        return names
+        except BaseException:
+            shutil.rmtree(path.parent)
+            raise
+        return entry.name
 
     def add_from_hub(self, session: Session, repo_id: str) -> str:
         """Open an adapter of the hub; returns its name."""
         folder = fetch_adapter(repo_id.strip(), self.max_upload)
-        entry = self._read(session, folder, repo_id.rsplit("/", 1)[-1], "hub")
+        try:
+            entry = self._read(session, folder, repo_id.rsplit("/", 1)[-1], "hub")
+        except InputError as error:
+            raise InputError(str(error).replace(str(folder), repo_id.strip())) from error
         session.add(entry)
         return entry.name
 
@@ -127,17 +144,12 @@ class Studio:
         """Everything that an adapter's file says, and a plot of its norms per layer (None where no layer is adapted)."""
         entry = session.entry(name)
         facts = {**inspect(entry.path), "file_bytes": entry.file_bytes}
+        facts.update({key: self.public(facts[key]) for key in ("file", "base", "extra", "versions")})
         if not facts["rows"]:
             return facts, None
         plot = session.output() / "norms.png"
         plot_norms(facts["rows"], plot, entry.name)
         return facts, plot
-
-
-def _plain_stem(path: Path) -> str:
-    """The name that an uploaded file came with: `receive` puts a number before it."""
-    stem = (path.name if path.is_dir() else path.stem).partition("-")[2]
-    return stem if stem != "adapter_model" else "adapter"
 
 
 __all__ = ["EMBEDDED", "Studio"]

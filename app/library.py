@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -64,12 +65,9 @@ def read_entry(path: Path, name: str, source: str) -> Entry:
     """Read an adapter that can be used in the app.
 
     Raises:
-        InputError: no adapter, or one that does not say what it is for; the message names the file, not its place.
+        InputError: no adapter, or one that does not say what it is for.
     """
-    try:
-        adapter = read_adapter(path)
-    except InputError as error:
-        raise InputError(str(error).replace(str(path), path.name)) from error
+    adapter = read_adapter(path)
     if adapter.info.task not in TASKS or not adapter.info.base:
         raise InputError(
             f"{path.name}: does not say its task and base, so the app cannot tell what it goes on; "
@@ -155,36 +153,44 @@ def unique_name(wanted: str, taken: Iterable[str]) -> str:
     return names[-1]
 
 
-def receive(files: Sequence[Path], folder: Path, limit: int) -> list[Path]:
-    """Copy uploaded files into ``folder`` as adapters: single files, zips, and the two files of a PEFT folder.
+def parcels(files: Sequence[str | Path]) -> list[list[Path]]:
+    """Uploaded files by the adapter that they belong to: the two files of a PEFT folder together, any other alone."""
+    paths = [Path(file) for file in files]
+    pair = [path for name in (CONFIG_FILE, WEIGHTS_FILE) for path in paths if path.name == name]
+    if len(pair) != 2 or pair[0].name == pair[1].name:
+        pair = []
+    return [[path] for path in paths if path not in pair] + ([pair] if pair else [])
+
+
+def receive(files: Sequence[Path], folder: Path, limit: int) -> Path:
+    """Copy the files of one uploaded adapter (see `parcels`) into a new folder below ``folder``.
+
+    Returns the path of the adapter, which has the name that it was uploaded with.
 
     Raises:
-        InputError: nothing among them can be an adapter, or they are larger than ``limit`` bytes.
+        InputError: not an adapter's files, or larger than ``limit`` bytes.
     """
-    paths = [Path(file) for file in files]
-    if (size := sum(path.stat().st_size for path in paths)) > limit:
-        raise InputError(f"the upload has {size / 1e6:.1f} MB, more than this app takes ({limit / 1e6:.0f} MB)")
-    adapters = [path for path in paths if path.suffix.lower() in _SUFFIXES]
-    if not adapters:
-        given = ", ".join(path.name for path in paths[:3]) or "nothing"
+    *_, file = files  # of two, the weights
+    if file.suffix.lower() not in _SUFFIXES:
         raise InputError(
-            f"{one_line(given, 100)}: not an adapter; upload a .safetensors file, a .zip, or an adapter folder's "
+            f"{one_line(file.name, 100)}: not an adapter; upload a .safetensors file, a .zip, or an adapter folder's "
             f"{CONFIG_FILE} and {WEIGHTS_FILE} together"
         )
-    configs, received = [path for path in paths if path.name == CONFIG_FILE], []
-    for path in adapters:
-        place = folder / f"{len(list(folder.iterdir()))}-{unique_name(path.stem, ())}"
-        if path.suffix.lower() == ".zip":
-            _check_zip(path, limit)
-        if configs and path.name == WEIGHTS_FILE:
-            place.mkdir()
-            shutil.copyfile(configs[0], place / CONFIG_FILE)
-            shutil.copyfile(path, place / WEIGHTS_FILE)
-        else:
-            place = place.with_name(place.name + path.suffix.lower())
-            shutil.copyfile(path, place)
-        received.append(place)
-    return received
+    if (size := sum(path.stat().st_size for path in files)) > limit:
+        raise InputError(
+            f"{file.name}: {size / 1e6:.1f} MB is more than this app takes ({limit / 1e6:.0f} MB); "
+            "start the app with a larger --max_upload_mb"
+        )
+    if file.suffix.lower() == ".zip":
+        _check_zip(file, limit)
+    place = Path(tempfile.mkdtemp(dir=folder))
+    if len(files) > 1:
+        place = place / "adapter"
+        place.mkdir()
+        for path in files:
+            shutil.copyfile(path, place / path.name)
+        return place
+    return Path(shutil.copyfile(file, place / (file.stem + file.suffix.lower())))
 
 
 def _check_zip(path: Path, limit: int) -> None:

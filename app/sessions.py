@@ -1,13 +1,16 @@
 """What one user has open: adapters, their weights, and files of their own; nothing of it is seen by another."""
 
+import itertools
 import shutil
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.library import Entry, Library, unique_name
+from app.runs import Runs
 from onelora_vision.adapters.algebra import belongs_to_classes, blend
 from onelora_vision.adapters.files import Adapter
 from onelora_vision.adapters.layout import LORA, MORA, ONELORA, kind_of, layout_of
@@ -29,14 +32,19 @@ class Term:
 
 @dataclass
 class Session:
-    """One user's adapters: ``own`` those added, ``weights`` of all, ``enabled`` the names that take part."""
+    """One user's adapters: ``own`` those added, ``weights`` of all, ``enabled`` the names that take part.
+
+    ``drawings`` and ``grids`` hold the state of what is being drawn.
+    """
 
     folder: Path
     library: Library
     own: dict[str, Entry] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     enabled: set[str] = field(default_factory=set)
-    draws: int = 0
+    drawings: Runs = field(default_factory=Runs)
+    grids: Runs = field(default_factory=Runs)
+    _outputs: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self):
         self.enabled |= {entry.name for entry in self.entries().values() if entry.source == "shipped"}
@@ -94,9 +102,9 @@ class Session:
 
     def output(self) -> Path:
         """A fresh folder for the files of one request; those of older requests are removed."""
-        self.draws += 1
-        shutil.rmtree(self.folder / "out" / str(self.draws - KEPT_OUTPUTS), ignore_errors=True)
-        folder = self.folder / "out" / str(self.draws)
+        number = next(self._outputs)
+        shutil.rmtree(self.folder / "out" / str(number - KEPT_OUTPUTS), ignore_errors=True)
+        folder = self.folder / "out" / str(number)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

@@ -21,6 +21,7 @@ CSS = """
 .adapter { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 12px; gap: 6px !important; }
 .adapter .block, .adapter .form { border-width: 0 !important; padding: 0 !important; background: transparent !important;
   box-shadow: none !important; }
+.toast-title, [data-testid="status-tracker"]:has(> .error) { display: none !important; }
 .tight { gap: 8px !important; }
 .facts { padding: 0; font-size: 0.82rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .facts p { margin: 0 0 2px; }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from app.inference import Studio
-from app.tabs.common import MODEL, QUICK, hint, toasts
+from app.tabs.common import MODEL, QUICK, hint, refusal, toast, toasts
 
 SHOWN_METRICS = 2
 TASKS = {"generation": "draws", "depth": "sees depth", "classification": "classifies"}
@@ -37,7 +37,6 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
         files = gr.File(
             label="Add adapters: .safetensors, .zip, or a PEFT folder's two files",
             file_count="multiple",
-            file_types=[".safetensors", ".zip", ".json"],
             height=120,
             elem_id="upload",
         )
@@ -53,32 +52,36 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
             save = gr.Button("Save this mix", min_width=120, size="md")
         mix = gr.File(label="The mix as one adapter file", interactive=False, visible=False, elem_id="mix-file")
 
-    @toasts
+    @toasts(studio, "Not added")
     def upload(paths: list[str] | None, version: int, changed: int, request: gr.Request):
-        if paths:
-            names = studio.upload(studio.session(request.session_hash), paths)
-            gr.Info(html.escape(f"Added {', '.join(names)}"), title="Adapters")
-        return None, version + 1, changed + 1
+        names, refused = studio.upload(studio.session(request.session_hash), paths or [])
+        if names:
+            toast(gr.Info, "Added", ", ".join(names))
+        yield None, version + 1, changed + 1  # the list is emptied first: a refused file would be sent again and again
+        if refused:
+            raise refusal(refused, "Not added")
 
-    @toasts
+    @toasts(studio, "Not added")
     def from_hub(repo_id: str, version: int, changed: int, request: gr.Request):
         name = studio.add_from_hub(studio.session(request.session_hash), repo_id)
-        gr.Info(html.escape(f"Added {name}"), title="Adapters")
+        toast(gr.Info, "Added", name)
         return "", version + 1, changed + 1
 
-    @toasts
+    @toasts(studio, "Not read")
     def look_again(version: int):
         for problem in studio.problems():
-            gr.Warning(html.escape(problem), title="Not an adapter")
+            toast(gr.Warning, "Not an adapter", problem)
         return version + 1
 
-    @toasts
+    @toasts(studio, "Not saved")
     def save_mix(kind: str, request: gr.Request):
         path = studio.save_mix(studio.session(request.session_hash), kind)
         return gr.update(value=str(path), visible=True)
 
     state = [panel.version, panel.changed]
-    files.upload(upload, [files, *state], [files, *state], api_name="upload", show_progress="minimal")
+    files.upload(
+        upload, [files, *state], [files, *state], api_name="upload", trigger_mode="multiple", show_progress="minimal"
+    )
     gr.on([fetch.click, hub.submit], from_hub, [hub, *state], [hub, *state], api_name="hub", show_progress="minimal")
     again.click(look_again, panel.version, panel.version, api_visibility="private")
     save.click(save_mix, task, mix, api_name="save_mix", **MODEL)
@@ -87,7 +90,7 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
         """Every adapter of this session with its facts and its state."""
         return studio.rows(studio.session(request.session_hash))
 
-    @toasts
+    @toasts(studio, "Not changed")
     def set_adapter(name: str, enabled: bool, weight: float, request: gr.Request) -> list:
         """Enable or disable an adapter, and give it a weight from -2 to 2."""
         session = studio.session(request.session_hash)
@@ -116,12 +119,12 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict) -> None
         details = gr.Button("Details", size="sm", min_width=80)
         remove = gr.Button("Remove", size="sm", visible=row["removable"], min_width=80)
 
-    @toasts
+    @toasts(studio, "Not changed")
     def switch(is_on: bool, number: float, changed: int, request: gr.Request):
         studio.session(request.session_hash).set(name, is_on, number)
         return changed + 1
 
-    @toasts
+    @toasts(studio, "Not removed")
     def forget(version: int, changed: int, request: gr.Request):
         studio.session(request.session_hash).remove(name)
         return version + 1, changed + 1

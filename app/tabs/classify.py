@@ -7,7 +7,7 @@ import gradio as gr
 
 from app.classify import Answer, table
 from app.inference import Studio
-from app.tabs.common import MODEL, QUICK, hint, toasts
+from app.tabs.common import MODEL, QUICK, hint, picture_input, toasts
 
 START = hint("Choose a picture, or take an example, and press Classify.")
 
@@ -16,14 +16,7 @@ def build_classify(studio: Studio) -> None:
     """Lay the tab out and connect it."""
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
-            picture = gr.Image(
-                label="Picture",
-                type="filepath",
-                format="png",
-                elem_id="class-picture",
-                elem_classes="drawn",
-                height=280,
-            )
+            picture = picture_input(elem_id="class-picture", elem_classes="drawn")
             with gr.Row():
                 example = gr.Button("Example", elem_id="class-example", min_width=100)
                 classify = gr.Button("Classify", variant="primary", elem_id="classify", min_width=100)
@@ -39,14 +32,14 @@ def build_classify(studio: Studio) -> None:
         )
     turn = gr.State(0)
 
-    @toasts
+    @toasts(studio, "Not classified")
     def run(path: str | None, request: gr.Request):
         session = studio.session(request.session_hash)
         rows = studio.classifier.classify(session, [Path(path)] if path else [])
         more = "" if len(rows[0]) > 1 else hint("Enable a classification adapter to compare.")
         return _answers(rows[0]) + more
 
-    @toasts
+    @toasts(studio, "Not classified")
     def run_all(paths: list[str] | None, request: gr.Request):
         files = [Path(path) for path in paths or []]
         rows = studio.classifier.classify(studio.session(request.session_hash), files)

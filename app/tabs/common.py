@@ -1,13 +1,18 @@
 """What the tabs share: errors as toasts, progress as a bar, texts that cannot be markup."""
 
+import contextlib
 import functools
 import html
 import inspect
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import gradio as gr
 
-from onelora_vision.errors import InputError
+from app.inference import Studio
+from app.runs import Runs
+from onelora_vision.errors import InputError, TrainingError, WriteError, message_of
 
 #: Events that run a model share one limit, whatever their tab.
 MODEL = {"concurrency_id": "model", "show_progress": "minimal"}
@@ -15,35 +20,76 @@ MODEL = {"concurrency_id": "model", "show_progress": "minimal"}
 QUICK = {"concurrency_limit": None, "show_progress": "hidden"}
 
 
-def toasts(function: Callable) -> Callable:
-    """Turn `InputError` into a toast in words; anything else into one that says where to look."""
+def toasts(studio: Studio, title: str) -> Callable[[Callable], Callable]:
+    """Decorate an event's function: errors that users can act on become a toast with ``title`` and an API error.
 
-    def shown(error: Exception) -> gr.Error:
-        if isinstance(error, gr.Error):
-            return error
-        if isinstance(error, InputError):
-            return gr.Error(html.escape(str(error)), title="That did not work", print_exception=False)
-        return gr.Error("Something unexpected went wrong; the server's log says what.", title="Sorry")
+    Anything else is a toast that points to the server's log. No path of this server is shown.
+    """
 
-    if inspect.isgeneratorfunction(function):
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def called(*args, **kwargs):
+            with _toasted(studio, title):
+                return function(*args, **kwargs)
 
         @functools.wraps(function)
         def stepped(*args, **kwargs):
-            try:
+            with _toasted(studio, title):
                 yield from function(*args, **kwargs)
-            except Exception as error:
-                raise shown(error) from error
 
-        return stepped
+        return stepped if inspect.isgeneratorfunction(function) else called
 
-    @functools.wraps(function)
-    def called(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            raise shown(error) from error
+    return decorate
 
-    return called
+
+@contextlib.contextmanager
+def _toasted(studio: Studio, title: str) -> Iterator[None]:
+    try:
+        yield
+    except gr.Error:
+        raise
+    except (InputError, TrainingError, WriteError) as error:
+        raise refusal([studio.public(message_of(error))], title) from error
+    except Exception as error:
+        traceback.print_exception(error)
+        raise refusal(["something unexpected went wrong; the server's log has the details"], title) from error
+
+
+def refusal(lines: list[str], title: str) -> gr.Error:
+    """Show each line in a toast of its own, and return the error to raise, which tells API users the same."""
+    for line in lines:
+        toast(gr.Warning, title, line)
+    return gr.Error("\n".join(html.escape(line) for line in lines), visible=False, print_exception=False)
+
+
+def toast(kind: Callable, title: str, text: str) -> None:
+    """Show a toast: ``kind`` is `gr.Info` or `gr.Warning`."""
+    # gradio's page ignores titles and writes the kind ("Error", "Info") in their place; the page's CSS hides that word
+    kind(f"<b>{html.escape(title)}</b><br>{html.escape(text)}", title=title)
+
+
+def picture_input(**options) -> gr.Image:
+    """A picture from the user, as the path of the file that was sent.
+
+    `gr.Image` would decode it, convert it to 8-bit RGB and fail in words of its own; `read_image` does this here, for
+    the page as for the command line.
+    """
+    picture = gr.Image(label="Picture", type="filepath", format="png", height=280, **options)
+    picture.preprocess = functools.partial(
+        _sent_file, folder=picture.GRADIO_CACHE
+    )  # gradio writes files for subclasses
+    return picture
+
+
+def _sent_file(payload: gr.data_classes.ImageData | None, folder: str) -> str | None:
+    if payload is None:
+        return None
+    if payload.path is None:  # an API client's data: URL
+        return gr.processing_utils.save_base64_to_cache(payload.url, folder)
+    # gradio checks paths only where the request marks them as files
+    if not Path(payload.path).resolve().is_relative_to(Path(folder).resolve()):
+        raise gr.Error("upload the picture: files of the server are not read", print_exception=False)
+    return payload.path
 
 
 def bar(done: int, total: int, text: str) -> str:
@@ -59,8 +105,19 @@ def hint(text: str) -> str:
     return f'<p class="hint" role="status">{html.escape(text)}</p>'
 
 
-def say_cancelled(button: gr.Button, event, progress: gr.HTML) -> None:
-    """Let a button cancel an event, and say so. The words go through the queue, so that they come after the last word of
-    the event itself, which may still be on its way."""
-    cancelled = button.click(lambda: None, cancels=[event], api_visibility="private", queue=False)
-    cancelled.then(lambda: hint("Cancelled."), None, progress, api_visibility="private", **QUICK)
+def announce(start: gr.Button, cancel: gr.Button, ticket: gr.State, runs: Callable[[gr.Request], Runs]):
+    """Let ``start`` announce a drawing and ``cancel`` cancel what was announced; returns the event to draw after.
+
+    Both go past the queue: a drawing that still waits there can be cancelled as well. gradio's own cancelling is not
+    used, as it leaves on the page whatever was shown last. The drawing itself says that it was cancelled.
+    """
+
+    def take_ticket(request: gr.Request) -> int:
+        return runs(request).take_ticket()
+
+    def stop(request: gr.Request) -> None:
+        runs(request).cancel()
+
+    past = {"queue": False, "show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple"}
+    cancel.click(stop, None, None, **past)
+    return start.click(take_ticket, None, ticket, **past)

@@ -5,7 +5,7 @@ from pathlib import Path
 import gradio as gr
 
 from app.inference import Studio
-from app.tabs.common import MODEL, QUICK, hint, toasts
+from app.tabs.common import MODEL, QUICK, hint, picture_input, toasts
 
 START = "Choose a picture, or take the example, and press Estimate depth."
 
@@ -14,7 +14,7 @@ def build_depth(studio: Studio) -> None:
     """Lay the tab out and connect it."""
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
-            picture = gr.Image(label="Picture", type="filepath", format="png", elem_id="depth-picture", height=280)
+            picture = picture_input(elem_id="depth-picture")
             with gr.Row():
                 example = gr.Button("Example", elem_id="depth-example", min_width=100)
                 estimate = gr.Button("Estimate depth", variant="primary", elem_id="estimate", min_width=140)
@@ -30,7 +30,7 @@ def build_depth(studio: Studio) -> None:
         difference = gr.Image(label="Adapted minus base", elem_id="depth-difference", **options)
     file = gr.DownloadButton("Download depth (16-bit PNG, millimetres)", interactive=False, elem_id="depth-file")
 
-    @toasts
+    @toasts(studio, "Depth not estimated")
     def run(path: str | None, request: gr.Request):
         session = studio.session(request.session_hash)
         maps = studio.depth.estimate(session, Path(path) if path else None)

@@ -23,7 +23,7 @@ def build_details(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.Dr
                 label="Norms per layer", format="png", interactive=False, elem_id="norms", buttons=["fullscreen"]
             )
 
-    @toasts
+    @toasts(studio, "No details")
     def show(chosen: str | None, request: gr.Request):
         if not chosen:
             return START, None

@@ -1,6 +1,5 @@
 """Generate: draw classes with the base and with the mix, on the same noise; grids; settings from a picture."""
 
-import html
 import random
 from pathlib import Path
 
@@ -8,8 +7,9 @@ import gradio as gr
 
 from app.drawing import AXES, MAX_SEED, Drawing, Picture, Request, parse_axis, restore
 from app.inference import Studio
+from app.runs import Runs, State
 from app.tabs.adapters import AdapterPanel
-from app.tabs.common import MODEL, QUICK, bar, hint, say_cancelled, toasts
+from app.tabs.common import MODEL, QUICK, announce, bar, hint, toast, toasts
 from onelora_vision.sampling_settings import SAMPLERS
 
 START = hint("Choose classes and press Draw: the base and your mix of adapters draw them on the same noise.")
@@ -62,20 +62,25 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
             tuple(classes or ()), seed, int(number), sampler, int(steps), float(guidance), base or "", compare
         )
 
-    @toasts
-    def run(request: gr.Request, *values):
+    ticket = gr.State(0)
+
+    @toasts(studio, "Not drawn")
+    def run(request: gr.Request, number: int, *values):
         wanted = request_of(*values)
-        for state in studio.drawer.draw(studio.session(request.session_hash), wanted):
-            done = gr.update(value=state.archive, interactive=True) if state.archive else gr.skip()
-            yield _shown(state), _gallery(state.base), _gallery(state.adapted), done, wanted.seed
+        for drawing in studio.drawer.draw(studio.session(request.session_hash), wanted, number):
+            shown = _shown(drawing), _gallery(drawing.base), _gallery(drawing.adapted), _download(drawing), wanted.seed
+            yield [gr.skip()] * len(shown) if drawing.state is State.SUPERSEDED else shown
+
+    def runs(request: gr.Request) -> Runs:
+        return studio.session(request.session_hash).drawings
 
     outputs = [progress, of_base, of_mix, everything, seed]
-    drawing = draw.click(run, settings, outputs, api_name="draw", **MODEL)
-    say_cancelled(cancel, drawing, progress)
+    announced = announce(draw, cancel, ticket, runs)
+    announced.then(run, [ticket, *settings], outputs, api_name="draw", trigger_mode="multiple", **MODEL)
     _restore(studio, panel, [classes, seed, is_random, number, steps, sampler, guidance, base, compare])
     _grid(studio, settings, request_of)
 
-    @toasts
+    @toasts(studio, "Classes unknown")
     def choices(current: list[str] | None, base: str, request: gr.Request):
         session = studio.session(request.session_hash)
         names = studio.drawer.classes(session, base or "")
@@ -91,10 +96,20 @@ def _mix_in_words(rows: list[dict]) -> str:
     return f"Mix: {' + '.join(terms)}" if terms else "No adapter is enabled: the base draws alone"
 
 
-def _shown(state: Drawing) -> str:
-    if state.archive:
-        return hint("Drawn. Each PNG says how it was made: drop one below to get its settings back.")
-    return bar(state.done, state.total, state.text)
+def _shown(drawing: Drawing) -> str:
+    said = {
+        State.FINISHED: "Drawn. Each PNG says how it was made: drop one below to get its settings back.",
+        State.CANCELLED: "Cancelled.",
+        State.FAILED: "Nothing was drawn.",
+    }
+    if drawing.state in said:
+        return hint(said[drawing.state])
+    return bar(drawing.done, drawing.total, drawing.text)
+
+
+def _download(drawing: Drawing) -> dict:
+    """The button offers what is shown, or nothing."""
+    return gr.update(value=drawing.archive, interactive=drawing.archive is not None)
 
 
 def _gallery(pictures: list[Picture]) -> list[tuple]:
@@ -110,19 +125,17 @@ def _restore(studio: Studio, panel: AdapterPanel, settings: list) -> None:
             elem_id="restore-file",
         )
 
-    @toasts
+    @toasts(studio, "Not restored")
     def restored(path: str | None, version: int, changed: int, request: gr.Request):
         if path is None:
             return [gr.skip()] * (len(settings) + 3)
         session = studio.session(request.session_hash)
         found = restore(session, Path(path))
         if found.missing:
-            names = html.escape(", ".join(found.missing))
-            gr.Warning(
-                f"Drawn with {names}, not open here: add it and drop the picture again.", title="Adapter missing"
-            )
+            names = ", ".join(found.missing)
+            toast(gr.Warning, "Adapter missing", f"Drawn with {names}: add it and drop the picture again.")
         else:
-            gr.Info("Settings and adapters are those of the picture.", title="Restored")
+            toast(gr.Info, "Restored", "Settings and adapters are those of the picture.")
         wanted, names = found.request, studio.drawer.classes(session, found.request.base)
         kept = gr.update(choices=names, value=[name for name in wanted.classes if name in names])
         values = [kept, wanted.seed, False, wanted.num_images, wanted.steps, wanted.sampler, wanted.guidance]
@@ -146,20 +159,23 @@ def _grid(studio: Studio, settings: list, request_of) -> None:
         picture = gr.Image(label="Grid", format="png", interactive=False, elem_id="grid-picture", buttons=["download"])
         file = gr.DownloadButton("Download the grid", interactive=False)
 
-    @toasts
-    def run(request: gr.Request, *values):
-        *axes, classes, seed, is_random, number, steps, sampler, guidance, base, compare = values
+    ticket = gr.State(0)
+
+    @toasts(studio, "Not drawn")
+    def run(request: gr.Request, number: int, *values):
+        *axes, classes, seed, is_random, number_of, steps, sampler, guidance, base, compare = values
         session = studio.session(request.session_hash)
         x, y = parse_axis(session, axes[0], axes[1]), parse_axis(session, axes[2], axes[3])
-        wanted = request_of(classes, seed, is_random, number, steps, sampler, guidance, base, compare)
-        for state in studio.drawer.grid(session, wanted, x, y):
-            shown = str(state.adapted[0].image) if state.adapted else None
-            done = gr.update(value=state.archive, interactive=True) if state.archive else gr.skip()
-            said = hint("Drawn.") if state.archive else bar(state.done, state.total, state.text)
-            yield said, shown, done
+        wanted = request_of(classes, seed, is_random, number_of, steps, sampler, guidance, base, compare)
+        for drawing in studio.drawer.grid(session, wanted, x, y, number):
+            shown = _shown(drawing), str(drawing.adapted[0].image) if drawing.adapted else None, _download(drawing)
+            yield [gr.skip()] * len(shown) if drawing.state is State.SUPERSEDED else shown
 
-    inputs = [x_name, x_values, y_name, y_values, *settings]
-    drawing = start.click(run, inputs, [progress, picture, file], api_name="grid", **MODEL)
-    say_cancelled(stop, drawing, progress)
+    def runs(request: gr.Request) -> Runs:
+        return studio.session(request.session_hash).grids
+
+    inputs = [ticket, x_name, x_values, y_name, y_values, *settings]
+    announced = announce(start, stop, ticket, runs)
+    announced.then(run, inputs, [progress, picture, file], api_name="grid", trigger_mode="multiple", **MODEL)
     for name, values in ((x_name, x_values), (y_name, y_values)):
         name.input(lambda axis: AXIS_VALUES[axis], name, values, api_visibility="private", **QUICK)

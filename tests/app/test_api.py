@@ -1,5 +1,7 @@
 """The app over its API, as scripts use it: the same flows as in the browser."""
 
+import json
+import re
 import socket
 import threading
 import urllib.error
@@ -14,6 +16,7 @@ from PIL import Image
 
 import onelora_vision.embedded
 from onelora_vision.adapters.files import read_adapter
+from onelora_vision.cli.main import main as onelora
 
 DRAW = [["2"], 3, False, 1, 2, "dpm++", 2.5, "", True]  # classes, seed, random, images, steps, sampler, …
 
@@ -121,6 +124,58 @@ def test_grid_depth_classes_and_details(client, make_adapter, tmp_path):
     assert "fingerprint" in facts and plot
 
 
+def write_pictures(folder):
+    """The same scene as users have it: 16 bits, transparency, a palette, turned by EXIF, CMYK."""
+    y, x = np.mgrid[0:60, 0:100]
+    grey = (x * 500 + y * 200).astype(np.uint16)
+    rgb = Image.fromarray(np.stack([x * 2, y * 4, 255 - x * 2], axis=-1).astype(np.uint8))
+    alpha = Image.fromarray((y * 4).astype(np.uint8))
+    turned, transparent = Image.Exif(), rgb.copy()
+    turned[274] = 6
+    transparent.putalpha(alpha)
+    Image.fromarray(grey).save(folder / "grey16.png")
+    transparent.save(folder / "rgba.png")
+    rgb.quantize(16).save(folder / "palette.png", transparency=3)
+    rgb.save(folder / "turned.jpg", exif=turned)
+    rgb.convert("CMYK").save(folder / "cmyk.jpg")
+    return sorted(folder.iterdir())
+
+
+def test_pictures_are_decoded_as_on_the_command_line(client, make_adapter, tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    pictures = write_pictures(tmp_path / "pictures")
+    depth, classes = make_adapter("depth", 1), make_adapter("classification", 1)
+    add(client, depth)
+    name = add(client, classes)
+    command = ["predict", "--json", *map(str, pictures), "-o", str(tmp_path / "depth"), "--adapter"]
+    for adapter in (depth, classes):
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="0"):
+            onelora([*command, str(adapter)])
+    expected = [row["classes"] for row in json.loads(capsys.readouterr().out)]
+    table = client.predict([handle_file(picture) for picture in pictures], api_name="/classify_all")
+    column = table.get("value", table)["headers"].index(name)
+    for picture, best, row in zip(pictures, expected, table.get("value", table)["data"], strict=True):
+        *_, file = client.predict(handle_file(picture), api_name="/depth")
+        file = file["value"] if isinstance(file, dict) else file
+        stored = np.asarray(Image.open(tmp_path / "depth" / f"{picture.stem}_depth.png"))
+        assert np.array_equal(np.asarray(Image.open(file)), stored), picture.name
+        share = f"{100 * best[0]['probability']:.1f} %"
+        assert row[column] == f"{best[0]['name']} ({share})"
+        answers = client.predict(handle_file(picture), api_name="/classify").split("<section")[-1]
+        found = re.findall(r'class="name">(.*?)<.*?class="share">(.*?)<', answers)
+        assert found == [(c["name"], f"{100 * c['probability']:.1f} %") for c in best], picture.name
+
+
+@pytest.mark.parametrize(("endpoint", "many"), [("/depth", False), ("/classify", False), ("/classify_all", True)])
+def test_a_broken_picture_is_one_message_that_names_it(client, tmp_path, endpoint, many):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
+    file = handle_file(tmp_path / "broken.png")
+    with pytest.raises(AppError) as caught:
+        client.predict([file] if many else file, api_name=endpoint)
+    assert str(caught.value).startswith("broken.png: cannot be read as an image")
+
+
 def test_only_this_machine_is_served_and_only_with_the_password(serve_app):
     url = serve_app("--auth", "me:secret", "--max_upload_mb", "1")
     assert url.startswith("http://127.0.0.1:")
@@ -135,6 +190,16 @@ def test_only_this_machine_is_served_and_only_with_the_password(serve_app):
     client.close()
 
 
+def call(address, endpoint, *data):
+    """What an endpoint says to a request as it is, without the client's own uploads."""
+    body = json.dumps({"data": data}).encode()
+    request = urllib.request.Request(
+        f"{address}gradio_api/call/{endpoint}", body, {"Content-Type": "application/json"}
+    )
+    event = json.load(urllib.request.urlopen(request))["event_id"]
+    return urllib.request.urlopen(f"{address}gradio_api/call/{endpoint}/{event}").read().decode()
+
+
 def test_files_outside_are_not_served_and_large_uploads_are_refused(address, serve_app, tmp_path):
     for path in ("/etc/passwd", str(Path(__file__)), str(Path(__file__).parents[2] / "pyproject.toml")):
         with pytest.raises(urllib.error.HTTPError, match=r"403|404"):
@@ -145,6 +210,9 @@ def test_files_outside_are_not_served_and_large_uploads_are_refused(address, ser
     with pytest.raises(AppError):
         client.predict([{"path": str(inside), "meta": {"_type": "gradio.FileData"}}], api_name="/upload")
     assert client.predict(api_name="/adapters") == before
+    for meta in ({}, {"meta": {"_type": "gradio.FileData"}}):
+        said = call(address, "depth", {"path": str(inside.with_name("adapter_config.json")), **meta})
+        assert "event: error" in said and "cannot be read as an image" not in said
     client.close()
     url = serve_app("--max_upload_mb", "1")
     (tmp_path / "large.safetensors").write_bytes(bytes(1_100_000))

@@ -9,6 +9,8 @@ from PIL import Image
 
 from app.drawing import Request, parse_axis, restore
 from app.inference import Studio
+from app.runs import State
+from onelora_vision.adapters.files import read_adapter, write_adapter
 from onelora_vision.backbones.vit import predict_classes
 from onelora_vision.data.images import read_image
 from onelora_vision.depth_maps import load_depth_estimator
@@ -50,7 +52,7 @@ def use(studio, session, *files, weights=(1.0, 1.0)):
     """Open adapters and enable them alone."""
     session.enabled.clear()
     for file, weight in zip(files, weights):
-        (name,) = studio.upload(session, [file])
+        (name,), _ = studio.upload(session, [file])
         session.set(name, True, weight)
 
 
@@ -152,6 +154,66 @@ def test_previews_come_while_drawing_and_whoever_stops_listening_stops_it(studio
     assert len(steps) == 2
 
 
+def test_a_cancelled_drawing_leaves_no_pictures_and_the_next_one_is_whole(studio, session, adapters):
+    use(studio, session, adapters[0])
+    drawing = studio.drawer.draw(session, Request(("1",), steps=40))
+    states = [next(drawing) for _ in range(20)]
+    assert states[-1].base and not any(state.archive for state in states)
+    session.drawings.cancel()
+    (end,) = drawing
+    assert end.state is State.CANCELLED and not end.base and not end.adapted and end.archive is None
+    *_, end = studio.drawer.draw(session, REQUEST)
+    assert end.state is State.FINISHED and len(end.base) == len(end.adapted) == 2 and end.archive.is_file()
+
+
+def test_a_cancelled_grid_leaves_no_pictures(studio, session, adapters):
+    use(studio, session, adapters[0])
+    x, y = parse_axis(session, "adapter weight", "0, 1"), parse_axis(session, "seed", "3, 4")
+    grid = studio.drawer.grid(session, Request(("2",), steps=2), x, y)
+    assert [bool(next(grid).adapted) for _ in range(5)][-1]  # one cell is drawn
+    session.grids.cancel()
+    (end,) = grid
+    assert end.state is State.CANCELLED and not end.adapted and end.archive is None
+
+
+def another_base(file, place):
+    """The same adapter, as if it had been trained on another base."""
+    read = read_adapter(file)
+    read.info.base_fingerprint = "0" * len(read.info.base_fingerprint)
+    return write_adapter(read.config, read.tensors, read.info, place)
+
+
+def test_a_mix_of_different_bases_is_refused_before_anything_is_drawn(
+    studio, session, adapters, tmp_path, monkeypatch
+):
+    def never(*args, **kwargs):
+        raise AssertionError("drawn")
+
+    monkeypatch.setattr("app.drawing.denoise", never)
+    foreign = another_base(adapters[1], tmp_path / "foreign.safetensors")
+    x, y = parse_axis(session, "guidance", "1, 2"), parse_axis(session, "seed", "3, 4")
+    use(studio, session, adapters[0], foreign)
+    for drawing in (studio.drawer.draw(session, REQUEST), studio.drawer.grid(session, REQUEST, x, y)):
+        states = []
+        with pytest.raises(InputError, match="trained on different bases"):
+            states.extend(drawing)
+        assert session.drawings.state is State.FAILED
+    use(studio, studio.session("alone"), foreign)
+    with pytest.raises(InputError, match="trained on another base") as caught:
+        last(studio.drawer.draw(studio.session("alone"), REQUEST))
+    assert "trained on another base than embedded/dit (" in studio.public(str(caught.value))
+
+
+def test_a_mix_of_different_depth_bases_is_refused_before_anything_is_estimated(
+    studio, session, make_adapter, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("app.depth.estimate_depth", lambda *args: pytest.fail("estimated"))
+    files = [make_adapter("depth", seed) for seed in (1, 2)]
+    use(studio, session, files[0], another_base(files[1], tmp_path / "foreign.safetensors"))
+    with pytest.raises(InputError, match="trained on different bases"):
+        studio.depth.estimate(session, studio.depth_example)
+
+
 def test_a_picture_brings_its_settings_and_adapters_back(studio, session, adapters):
     use(studio, session, *adapters, weights=(0.5, 1.25))
     wanted = Request(("2", "A"), seed=11, num_images=2, sampler="ddim", steps=4, guidance=1.5)
@@ -198,7 +260,8 @@ def test_a_grid_draws_each_pair_of_values(studio, session, adapters):
     use(studio, session, adapters[0])
     x, y = parse_axis(session, "adapter weight", "0, 1"), parse_axis(session, "seed", "3, 4, 5")
     *states, end = studio.drawer.grid(session, Request(("2",), steps=2), x, y)
-    assert len(states) == 6 and end.done == end.total == 6
+    assert [state.done for state in states] == sorted(state.done for state in states)
+    assert {state.done for state in states} == set(range(6)) and end.done == end.total == 6
     assert restore(session, end.archive).request == Request(("2",), steps=2)
     adapter_axis = parse_axis(session, "adapter", "")
     assert adapter_axis.values[0] == "base" and next(iter(session.own)) in adapter_axis.values

@@ -1,6 +1,7 @@
 """Adapters from strangers: whole and sound, or one clear line, and the session goes on."""
 
 import pickle
+import re
 import shutil
 import zipfile
 
@@ -31,15 +32,14 @@ def studio(tmp_path):
 
 def test_files_zips_and_folders_are_taken(studio, adapter, folder, tmp_path):
     session = studio.session("a")
-    assert studio.upload(session, [adapter]) == ["classification-onelora-1"]
+    assert studio.upload(session, [adapter]) == (["classification-onelora-1"], [])
     files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
-    assert studio.upload(session, files) == ["adapter"]
+    assert studio.upload(session, files) == (["adapter"], [])
     other = studio.session("b")
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder.parent, folder.name)
-    assert studio.upload(other, [archive]) == ["packed"]
+    assert studio.upload(other, [archive]) == (["packed"], [])
     assert [row["removable"] for row in studio.rows(other)] == [False, False, False, True]
-    with pytest.raises(InputError, match="is open already, as packed"):
-        studio.upload(other, files)
+    assert studio.upload(other, files) == ([], ["adapter: is open already, as packed"])
     other.remove("packed")
     assert "packed" not in other.entries() and "adapter" in session.entries()
     with pytest.raises(InputError, match="only adapters that you added"):
@@ -80,11 +80,24 @@ def test_a_wrong_file_is_one_clear_line_and_leaves_nothing(studio, adapter, tmp_
     session, place = studio.session("a"), tmp_path / "place"
     place.mkdir()
     before = studio.rows(session)
-    with pytest.raises(InputError, match=message) as caught:
-        studio.upload(session, [make_bad(kind, adapter, place)])
-    assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+    bad = make_bad(kind, adapter, place)
+    names, (line,) = studio.upload(session, [bad])
+    assert not names and line.startswith(bad.name) and re.search(message, line)
+    assert "\n" not in line and "/" not in line.replace("../../evil", "")
     assert studio.rows(session) == before and not list((session.folder / "adapters").iterdir())
     assert not (tmp_path / "evil.safetensors").exists()
+
+
+def test_good_files_get_in_beside_bad_ones_and_each_bad_one_is_named(studio, adapter, folder, tmp_path):
+    session = studio.session("a")
+    (tmp_path / "bad.zip").write_bytes(b"PK no zip")
+    (tmp_path / "x.txt").write_text("hello")
+    pair = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
+    files = [tmp_path / "bad.zip", pair[1], adapter, tmp_path / "x.txt", pair[0]]
+    names, refused = studio.upload(session, files)
+    assert sorted(names) == ["adapter", "classification-onelora-1"]
+    assert [line.split(":")[0] for line in refused] == ["bad.zip", "x.txt"]
+    assert len(list((session.folder / "adapters").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -101,8 +114,8 @@ def test_settings_that_would_fill_the_memory_are_refused(studio, adapter, tmp_pa
     read = read_adapter(adapter)
     read.info.extra = extra
     file = write_adapter(read.config, read.tensors, read.info, tmp_path / "x.safetensors")
-    with pytest.raises(InputError, match=message):
-        studio.upload(studio.session("a"), [file])
+    names, (line,) = studio.upload(studio.session("a"), [file])
+    assert not names and line.startswith("x.safetensors") and message in line
 
 
 def test_the_folder_is_read_and_what_is_wrong_in_it_is_said(tmp_path, adapter, folder):
@@ -135,7 +148,7 @@ def test_the_hub_out_of_reach_is_one_line():
 
 def test_sessions_do_not_see_each_other_and_end(studio, adapter):
     one, two = studio.session("one"), studio.session("two")
-    (name,) = studio.upload(one, [adapter])
+    (name,), _ = studio.upload(one, [adapter])
     one.set(name, True, -0.5)
     assert name not in two.entries() and name in one.enabled
     with pytest.raises(InputError, match="from -2 to 2"):

@@ -108,13 +108,19 @@ def test_a_picture_restores_its_settings(page, tmp_path):
     expect(page.locator("#classes")).to_contain_text("Mix: 1 × handwriting-dit")
 
 
-def test_a_bad_file_is_a_toast_and_the_page_goes_on(page, tmp_path):
+def test_a_bad_file_is_a_toast_leaves_the_list_and_lets_good_ones_in(page, make_adapter, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"\x80\x04 a pickle")
-    add(page, tmp_path / "x.safetensors")
-    expect(toast(page)).to_contain_text("x.safetensors: not a whole safetensors file")
+    (tmp_path / "x.txt").write_text("hello")
+    add(page, tmp_path / "x.safetensors", tmp_path / "x.txt")
+    expect(page.locator(".toast-body").first).to_contain_text("x.safetensors: not a whole safetensors file")
+    expect(page.locator(".toast-body").first).to_contain_text("x.txt: not an adapter")
+    expect(page.locator(".toast-body").first).to_contain_text("Not added")
+    assert not re.search(r"\bError\b", page.locator("body").inner_text())
+    add(page, make_adapter("generation", 31))
+    expect(page.get_by_role("checkbox", name="generation-onelora-31")).to_be_visible()
     page.locator("#hub input, #hub textarea").first.fill("some/adapter")
     page.get_by_role("button", name="Fetch").click()
-    expect(toast(page)).to_contain_text("some/adapter: could not be fetched from the hub")
+    expect(page.locator(".toast-body", has_text="some/adapter: could not be fetched from the hub")).to_be_visible()
     draw(page)
     assert len(pictures(page, "#of-mix")) == 4
 
@@ -130,12 +136,36 @@ def test_a_grid_of_weights_and_seeds(page):
 
 
 def test_cancel_stops_a_drawing(page):
+    draw(page)
+    expect(page.locator("#download-all")).to_be_enabled()
+    page.get_by_label("number input for Steps").fill("100")
+    page.locator("#draw").click()
+    expect(page.locator("#of-base .grid-container img").first).to_be_visible()
+    expect(page.locator("#draw-progress progress")).to_be_visible()
+    expect(page.locator("#download-all")).to_be_disabled()
+    page.locator("#cancel").click()
+    expect(page.locator("#draw-progress")).to_contain_text("Cancelled.")
+    expect(page.locator("#of-base .grid-container img")).to_have_count(0)
+    expect(page.locator("#of-mix .grid-container img")).to_have_count(0)
+    expect(page.locator("#download-all")).to_be_disabled()
+    draw(page)
+    assert len(pictures(page, "#of-mix")) == 4
+    expect(page.locator("#download-all")).to_be_enabled()
+
+
+def test_draw_right_after_cancel_and_draw_without_cancel_draw_the_newest(page):
     page.get_by_label("number input for Steps").fill("100")
     page.locator("#draw").click()
     expect(page.locator("#draw-progress progress")).to_be_visible()
     page.locator("#cancel").click()
-    expect(page.locator("#draw-progress")).to_contain_text("Cancelled.")
-    draw(page)
+    draw(page)  # at once, and with other settings
+    assert len(pictures(page, "#of-mix")) == 4
+    page.get_by_label("number input for Steps").fill("100")
+    page.locator("#draw").click()
+    expect(page.locator("#draw-progress progress")).to_be_visible()
+    draw(page, images=2)
+    assert len(pictures(page, "#of-mix")) == 8
+    assert page.locator(".toast-body").count() == 0
 
 
 def test_depth_with_a_slider_between_base_and_adapted(page, make_adapter):
