@@ -161,7 +161,7 @@ class Adapter:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{self.path}: does not fit this base ({one_line(error, 300)})") from error
-        hosts.disable_fast_paths(peft_model)
+        hosts.call_adapted_layers(peft_model)
         return peft_model
 
     def _check_host(self, base: nn.Module) -> None:
