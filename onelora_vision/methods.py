@@ -126,7 +126,7 @@ def apply_method(
     with seeded(seed):
         adapted = get_peft_model(model, _config(row, options), adapter_name=adapter_name)
     _check_outcome(adapted, row, targets, whole)
-    hosts.disable_fast_paths(adapted)
+    hosts.call_adapted_layers(adapted)
     for name in whole:
         train_in_float32(adapted.get_base_model().get_submodule(name).modules_to_save[adapter_name])
     adapted.whole_modules = tuple(adaptation.whole_modules)

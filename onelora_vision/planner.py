@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.catalogue import describe
+from onelora_vision.backbones.preprocessing import image_size
 from onelora_vision.errors import InputError
 from onelora_vision.method_names import find_method
 from onelora_vision.methods import apply_method, trainable_parameters
@@ -159,10 +160,10 @@ def example_inputs(model: nn.Module) -> Callable[[int], dict[str, Tensor]]:
     if hasattr(model, "default_cfg"):  # timm
         sizes = getattr(getattr(model, "patch_embed", None), "img_size", None) or model.default_cfg["input_size"][-2:]
         return lambda batch: {"x": torch.zeros(batch, 3, *sizes)}
-    side = getattr(getattr(config, "backbone_config", config), "image_size", None)
-    if side is None:
+    size = image_size(config)
+    if size is None:
         raise InputError(f"{type(model).__name__} takes no images: the planner knows DiT, ViT and Depth Anything")
-    return lambda batch: {"pixel_values": torch.zeros(batch, 3, side, side)}
+    return lambda batch: {"pixel_values": torch.zeros(batch, 3, *size)}
 
 
 def fake_step(model: PeftModel, inputs: Callable, batch: int, precision: str = "fp32") -> StepMemory:

@@ -96,7 +96,6 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from peft import PeftModel
-from timm.data import create_transform
 
 from onelora_vision.adapters.files import AdapterInfo, fingerprint
 from onelora_vision.backbones.base import enable_gradient_checkpointing, norms_with_parameters
@@ -180,9 +179,7 @@ def training_transform(vit: ViT, config: ClassificationConfig):
     augments = config.crop_scale < 1 or config.random_flip or config.aa or config.reprob
     if not augments:
         return vit.transform
-    return create_transform(
-        **vit.data_config,
-        is_training=True,
+    return vit.training_transform(
         scale=(config.crop_scale, 1.0),
         ratio=(3 / 4, 4 / 3) if config.crop_scale < 1 else (1.0, 1.0),
         hflip=0.5 if config.random_flip else 0.0,
@@ -222,9 +219,9 @@ def train(config: ClassificationConfig, run: Run) -> dict:
         protocol=f"{len(test)} images of {test.name} {test.split} at {vit.data_config['input_size'][-1]} pixels",
         extra={name: getattr(config, name) for name in ("architecture", "resolution", "fuse_qkv")},
     )
-    normalisation = {name: vit.data_config[name] for name in ("mean", "std")}
+    mean, std = vit.normalisation
     mixing = (config.smoothing, config.mixup, config.cutmix)
-    task = ClassificationTask(model, vit.class_names, *mixing, **normalisation, info=info)
+    task = ClassificationTask(model, vit.class_names, *mixing, mean, std, info)
     task.hint = find_method(config.method).hint
     task.identity = {"weights of the base": base_fingerprint, "files of the training data": training.identity()}
     dataset = ClassImageDataset(training, training_transform(vit, config), config.on_bad_image)

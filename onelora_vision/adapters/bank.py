@@ -240,7 +240,7 @@ class AdapterBank(nn.Module):
             banked[name] = BankedModule(original, values, any(classes))
         for name, module in banked.items():
             model.set_submodule(name, module)
-        hosts.disable_fast_paths(model, (BankedLinear, BankedModule))
+        hosts.call_adapted_layers(model, (BankedLinear, BankedModule))
         self.model = model
 
     def _linear(self, model: nn.Module, name: str, layouts: Sequence, summing: Adapter | None) -> BankedLinear:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from onelora_vision.adapters.files import Adapter, AdapterInfo, fingerprint
+from onelora_vision.backbones.preprocessing import image_size
 from onelora_vision.errors import InputError, nearest
 
 TASKS = ("generation", "classification", "depth")
@@ -46,10 +47,10 @@ class Base:
             labels = (torch.arange(batch) - 1) % (config.num_embeds_ada_norm + 1)  # the null class first
             latents = torch.randn(shape, generator=generator)
             return {"hidden_states": latents, "timestep": times, "class_labels": labels}
-        if self.host == "timm":
-            return {"x": torch.randn(batch, *self.loaded.data_config["input_size"], generator=generator)}
-        config = getattr(self.model.config, "backbone_config", self.model.config)
-        return {"pixel_values": torch.randn(batch, 3, config.image_size, config.image_size, generator=generator)}
+        data_config = getattr(self.loaded, "data_config", None)
+        size = data_config["input_size"] if data_config else (3, *image_size(self.model.config))
+        name = "x" if self.host == "timm" else "pixel_values"
+        return {name: torch.randn(batch, *size, generator=generator)}
 
 
 def output_of(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

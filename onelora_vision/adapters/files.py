@@ -165,7 +165,7 @@ class Adapter:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{self.path}: does not fit this base ({one_line(error, 300)})") from error
-        hosts.disable_fast_paths(peft_model)
+        hosts.call_adapted_layers(peft_model)
         return peft_model
 
     def _resolve(self, config: PeftConfig, base: nn.Module) -> None:

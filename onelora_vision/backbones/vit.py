@@ -9,9 +9,17 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
+from transformers import PreTrainedModel
 
 from onelora_vision.backbones.base import Adaptation, norms_with_parameters
-from onelora_vision.errors import InputError, nearest
+from onelora_vision.backbones.preprocessing import (
+    ProcessorTransform,
+    ReversedChannels,
+    load_processor,
+    measure,
+    plain_config,
+)
+from onelora_vision.errors import InputError, nearest, one_line
 from onelora_vision.tuners.hosts import adaptable_linears
 from onelora_vision.weights import read_weights
 
@@ -31,19 +39,38 @@ class ViT:
             crop_pct, crop_mode.
         class_names: what the model's head tells apart, if the base says so.
         base: the name it was loaded by.
+        processor: the image processor of a transformers base, which then makes the pixels of inference.
+        reverses_channels: whether the base takes BGR.
     """
 
     model: nn.Module
     data_config: dict[str, Any]
     class_names: list[str] | None
     base: str
+    processor: Any = None
+    reverses_channels: bool = False
 
     @property
     def transform(self):
         """The transform of inference: Pillow image -> (3, H, W), resized, cropped and normalised as the base wants."""
         from timm.data import create_transform
 
+        if self.processor is not None:
+            return ProcessorTransform(self.processor)
         return create_transform(**self.data_config, is_training=False)
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std of the channels of images in [0, 1], in the order in which `training_transform` gives them."""
+        order = -1 if self.reverses_channels else 1
+        return tuple(self.data_config["mean"])[::order], tuple(self.data_config["std"])[::order]
+
+    def training_transform(self, **augmentation):
+        """timm's training transform with the base's size, mean and std; ``augmentation`` as `create_transform` has it."""
+        from timm.data import create_transform
+
+        transform = create_transform(**self.data_config, is_training=True, **augmentation)
+        return ReversedChannels(transform) if self.reverses_channels else transform
 
 
 def load_vit(
@@ -87,13 +114,21 @@ def load_vit(
 
 
 def classifier_names(model: nn.Module) -> list[str]:
-    """Full names of the Linear layers that give the logits: timm's own record, or transformers' ``classifier``."""
-    recorded = getattr(model, "pretrained_cfg", None)
-    if recorded is None:
-        return ["classifier"] if isinstance(getattr(model, "classifier", None), nn.Linear) else []
-    names = recorded.get("classifier") or ()
-    names = [names] if isinstance(names, str) else list(names)
-    return [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
+    """Full names of the Linear layers that give the logits; none if the model has no head.
+
+    timm records them. In transformers they are next to the base model, with one output per label.
+    """
+    if hasattr(model, "pretrained_cfg"):
+        names = model.pretrained_cfg.get("classifier") or ()
+        names, modules = [names] if isinstance(names, str) else list(names), dict(model.named_modules())
+        return [name for name in names if isinstance(modules.get(name), nn.Linear)]
+    return [
+        f"{child}.{name}".rstrip(".")
+        for child, part in model.named_children()
+        if not isinstance(part, PreTrainedModel)
+        for name, module in part.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels
+    ]
 
 
 def vit_adaptation(model: nn.Module) -> Adaptation:
@@ -104,33 +139,45 @@ def vit_adaptation(model: nn.Module) -> Adaptation:
     Raises:
         InputError: the model has no Linear classifier.
     """
-    heads = classifier_names(model)
-    if not heads:
-        raise InputError(f"{type(model).__name__} has no Linear classification layer: it is no classifier")
+    heads = _heads(model)
     linears = [name for name in adaptable_linears(model) if name not in heads]
     return Adaptation(linears, norms_with_parameters(model), heads)
 
 
+def _heads(model: nn.Module) -> list[str]:
+    if getattr(model, "num_classes", None) == 0:
+        raise InputError(f"{type(model).__name__} has no classification head: give the number of classes to make one")
+    heads = classifier_names(model)
+    if not heads:
+        raise InputError(f"{type(model).__name__} has no Linear classification layer, so it cannot be fine-tuned here")
+    return heads
+
+
 def replace_head(vit: ViT, class_names: Sequence[str], *, seed: int = 0, fresh: bool = False) -> ViT:
-    """Give the classifier one output per class name, in place.
+    """Give the classifier one output per class name, in place; a timm base without a head gets the one of its family.
 
     When the base's own head knows every class by name, its rows are taken over, and the model classifies before any
     training ("zero-shot"). Else, or if ``fresh``, the weights are drawn by ``seed`` from a normal distribution of
     std 0.02 cut at two, and the biases are zero.
+
+    Raises:
+        InputError: the model has no Linear classifier.
     """
     model, names = vit.model, list(class_names)
+    if getattr(model, "num_classes", None) == 0:
+        model.reset_classifier(len(names))
     known = not fresh and vit.class_names is not None and set(names) <= set(vit.class_names)
     rows = [vit.class_names.index(name) for name in names] if known else None
     generator = torch.Generator().manual_seed(seed)
-    for place in classifier_names(model):
+    for place in _heads(model):
         old = model.get_submodule(place)
-        head = nn.Linear(old.in_features, len(names))
+        head = nn.Linear(old.in_features, len(names), bias=old.bias is not None)
         with torch.no_grad():
             nn.init.trunc_normal_(head.weight, std=0.02, a=-0.04, b=0.04, generator=generator)
-            head.bias.zero_()
             if rows is not None:
                 head.weight.copy_(old.weight[rows])
-                head.bias.copy_(old.bias[rows])
+            if old.bias is not None:
+                head.bias.copy_(torch.zeros(len(names)) if rows is None else old.bias[rows])
         model.set_submodule(place, head.to(old.weight))
     _record_classes(model, names)
     return replace(vit, class_names=names)
@@ -169,7 +216,7 @@ def _from_timm(base: str, options: dict, *, name: str, pretrained: bool, data: d
         model = timm.create_model(name, pretrained=pretrained, **options, **extra)
     # timm raises bare RuntimeErrors, and the errors of safetensors, of the hub client and of the network.
     except Exception as error:
-        raise InputError(f"{base}: cannot be loaded ({_one_line(error)})") from error
+        raise InputError(f"{base}: cannot be loaded ({one_line(error, 300)})") from error
     labels = model.pretrained_cfg.get("label_names")
     names = list(labels) if labels and len(labels) == model.num_classes else None
     config = resolve_model_data_config(model)
@@ -193,7 +240,7 @@ def _from_file(path: Path, architecture: str | None, options: dict) -> ViT:
         vit = _from_timm(str(path), options, name=architecture, pretrained=False, **size)
         result = vit.model.load_state_dict(weights, strict=False)
     except (RuntimeError, IndexError) as error:
-        raise InputError(f"{path}: no checkpoint of {architecture} ({_one_line(error)})") from error
+        raise InputError(f"{path}: no checkpoint of {architecture} ({one_line(error, 300)})") from error
     missing = [key for key in result.missing_keys if key.rsplit(".", 1)[0] not in heads]
     if missing:
         raise InputError(f"{path}: no checkpoint of {architecture}: it lacks {', '.join(missing[:3])}, …")
@@ -207,34 +254,19 @@ def _from_transformers(base: str, options: dict) -> ViT:
         raise InputError(f"{base}: --resolution and --drop_path are for timm's models; this one is transformers'")
     try:
         model, report = AutoModelForImageClassification.from_pretrained(
-            base, output_loading_info=True, dtype=torch.float32
+            base, output_loading_info=True, dtype=torch.float32, trust_remote_code=False
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{base}: cannot be loaded ({_one_line(error)})") from error
-    missing = sorted(report["missing_keys"])
-    if foreign := [key for key in missing if not key.startswith("classifier.")]:
+        raise InputError(f"{base}: cannot be loaded ({one_line(error, 300)})") from error
+    missing, heads = sorted(report["missing_keys"]), {name.split(".")[0] for name in classifier_names(model)}
+    if foreign := [key for key in missing if key.split(".")[0] not in heads]:
         raise InputError(f"{base}: its weights lack {', '.join(foreign[:3])}: they are not of this model")
     names = None if missing else [model.config.id2label[k] for k in range(model.config.num_labels)]
-    return ViT(model, _transformers_data_config(base, model), names, base)
-
-
-def _transformers_data_config(base: str, model: nn.Module) -> dict[str, Any]:
-    """timm's words for the image processor that lies beside a transformers model."""
-    from transformers.image_processing_base import ImageProcessingMixin
-
-    try:
-        processor = ImageProcessingMixin.get_image_processor_dict(base)[0]
-    except OSError:
-        processor = {}
-    size = model.config.image_size
-    return {
-        "input_size": (3, size, size),
-        "mean": tuple(processor.get("image_mean", (0.5, 0.5, 0.5))),
-        "std": tuple(processor.get("image_std", (0.5, 0.5, 0.5))),
-        "interpolation": {0: "nearest", 3: "bicubic"}.get(processor.get("resample"), "bilinear"),
-        "crop_pct": 1.0,
-        "crop_mode": "squash",  # transformers' ViT processor resizes to a square, whatever the picture's shape
-    }
+    processor = load_processor(base)
+    if processor is None:
+        return ViT(model, plain_config(model.config), names, base)
+    data_config, is_reversed = measure(base, processor)
+    return ViT(model, data_config, names, base, processor, is_reversed)
 
 
 def _record_classes(model: nn.Module, names: list[str]) -> None:
@@ -259,9 +291,5 @@ def _read_config(name_or_path: str) -> dict:
     # the hub client's errors come from requests, httpx and its own tree, depending on its version
     except Exception as error:
         raise InputError(
-            f"{name_or_path}: no such folder, and not from the hub either ({_one_line(error)})"
+            f"{name_or_path}: no such folder, and not from the hub either ({one_line(error, 300)})"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

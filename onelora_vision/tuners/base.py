@@ -309,7 +309,7 @@ class StrictTuner(BaseTuner):
             config.modules_to_save, self._targets = modules_to_save, None
         for name in self._whole_names:
             self._train_whole(model, name, adapter_name, config.inference_mode)
-        hosts.disable_fast_paths(model)
+        hosts.call_adapted_layers(model)
 
     def _train_whole(self, model: nn.Module, name: str, adapter_name: str, inference_mode: bool) -> None:
         module = model.get_submodule(name)
@@ -376,7 +376,7 @@ class StrictTuner(BaseTuner):
         if merge:
             self._check_merge(adapter_names, safe_merge)
         model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
-        hosts.restore_fast_paths(model)
+        hosts.restore_shortcuts(model)
         return model
 
     def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:

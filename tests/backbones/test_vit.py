@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -69,6 +70,7 @@ def transformers_folder(tmp_path):
         "image_mean": [0.4] * 3,
         "image_std": [0.2] * 3,
         "resample": 3,
+        "size": {"height": 16, "width": 16},
         "image_processor_type": "ViTImageProcessor",
     }
     (tmp_path / "tiny-hf" / "preprocessor_config.json").write_text(json.dumps(processor))
@@ -165,7 +167,7 @@ def test_adaptation_is_every_linear_but_the_classifier():
     separate = vit_adaptation(tiny_transformers())
     assert len(separate.target_modules) == 12 and separate.whole_modules == ["classifier"]
     assert not any("classifier" in name for name in separate.target_modules)
-    with pytest.raises(InputError, match="no Linear classification layer"):
+    with pytest.raises(InputError, match="no classification head: give the number of classes"):
         vit_adaptation(timm.create_model("test_vit", num_classes=0))
 
 
@@ -228,12 +230,29 @@ def test_methods_train_what_they_should_and_start_from_the_base(host, method):
         ),
     ],
 )
-def test_models_that_pass_qkv_by_are_refused(name, sizes):
-    model = timm.create_model(name, num_classes=3, **sizes)
-    adapted = apply_method(model, "onelora", vit_adaptation(model))
-    logits_of(adapted, torch.randn(2, 3, sizes["img_size"], sizes["img_size"])).sum().backward()
-    with pytest.raises(InputError, match=r"no gradient reaches the adapters of .*qkv"):
-        probe_gradients(adapted)
+@pytest.mark.parametrize("method", ["onelora", "bitfit", "lora", "mora1"])
+def test_attention_that_reads_the_weight_of_qkv_calls_the_adapted_layer(name, sizes, method):
+    """timm's BEiT, EVA and Swin-V2 have a bias for q and v next to a qkv layer without one."""
+    model = timm.create_model(name, num_classes=3, **sizes).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    x, names = torch.randn(2, 3, sizes["img_size"], sizes["img_size"]), set(model.state_dict())
+    expected = logits_of(model, x)
+    adapted = apply_method(model, method, vit_adaptation(model)).eval()
+    torch.testing.assert_close(logits_of(adapted, x), expected)
+    logits_of(adapted.train(), x).square().sum().backward()
+    probe_gradients(adapted)
+    with torch.no_grad():
+        for key, parameter in adapted.named_parameters():
+            if parameter.requires_grad and ".qkv." in key:
+                parameter.normal_()
+        trained = logits_of(adapted.eval(), x)
+        assert not torch.allclose(trained, expected)
+        plain = copy.deepcopy(adapted).unload()
+        assert set(plain.state_dict()) == names
+        torch.testing.assert_close(logits_of(plain, x), expected)
+        torch.testing.assert_close(logits_of(adapted.merge_and_unload(), x), trained, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("host", ["timm", "transformers"])

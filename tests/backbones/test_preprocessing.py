@@ -1,0 +1,130 @@
+"""A transformers base sees the pixels of its own image processor, a timm base those of timm's transform."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+from onelora_vision.backbones.preprocessing import image_size, load_processor, measure
+from onelora_vision.backbones.vit import ViT, load_vit
+from onelora_vision.errors import InputError
+
+SQUARE = {"height": 24, "width": 24}
+CROP = {"size": {"shortest_edge": 28}, "crop_size": SQUARE, "do_center_crop": True}
+UNEVEN = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
+
+# Settings of a preprocessor_config.json by the type of its processor, with a model type that uses it.
+PROCESSORS = {
+    "vit": ("ViTImageProcessor", {"size": SQUARE, "resample": 3}),
+    "deit": ("DeiTImageProcessor", {"size": {"height": 28, "width": 28}, "crop_size": SQUARE, **UNEVEN}),
+    "beit": ("BeitImageProcessor", {"size": {"height": 28, "width": 28}, "crop_size": SQUARE, "do_center_crop": True}),
+    "dinov2": ("BitImageProcessor", {**CROP, **UNEVEN, "resample": 3}),
+    "siglip": ("SiglipImageProcessor", {"size": SQUARE}),
+    "clip": ("CLIPImageProcessor", CROP),
+    "swin": ("ViTImageProcessor", {"size": SQUARE, **UNEVEN}),
+    "convnext": ("ConvNextImageProcessor", {"size": {"shortest_edge": 24}, "crop_pct": 0.875}),
+    "convnextv2": ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}}),
+    "pvt": ("PvtImageProcessor", {"size": SQUARE}),
+    "mobilevit": ("MobileViTImageProcessor", {"size": {"shortest_edge": 28}, "crop_size": SQUARE}),
+    "levit": ("LevitImageProcessor", {"size": {"shortest_edge": 24}, "crop_size": SQUARE}),
+    "efficientnet": ("EfficientNetImageProcessor", {"size": SQUARE, "rescale_offset": True, "include_top": True}),
+    "mobilenet_v2": ("MobileNetV2ImageProcessor", CROP),
+    "poolformer": ("PoolFormerImageProcessor", {"size": {"shortest_edge": 24}, "crop_size": SQUARE, "crop_pct": 0.9}),
+    "segformer": ("SegformerImageProcessor", {"size": SQUARE}),
+    "vit-unscaled": ("ViTImageProcessor", {"size": SQUARE, "do_rescale": False, "do_normalize": False}),
+    "vit-legacy": ("ViTFeatureExtractor", {"size": 24}),
+}
+
+
+def write_processor(folder, kind):
+    name, settings = PROCESSORS[kind]
+    key = "feature_extractor_type" if name.endswith("Extractor") else "image_processor_type"
+    folder.mkdir(exist_ok=True)
+    (folder / "preprocessor_config.json").write_text(json.dumps({key: name, **settings}))
+    return str(folder)
+
+
+def pictures():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in ((40, 61), (75, 30), (9, 9))]
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_pixels_are_those_of_the_processor(kind, tmp_path):
+    base = write_processor(tmp_path, kind)
+    processor, reference = load_processor(base), AutoImageProcessor.from_pretrained(base)
+    config, is_reversed = measure(base, processor)
+    transform = pickle.loads(pickle.dumps(ViT(None, config, None, base, processor, is_reversed).transform))
+    for picture in pictures():
+        pixels = transform(picture)
+        assert torch.equal(pixels, reference(images=picture, return_tensors="pt")["pixel_values"][0].float())
+        assert pixels.shape == config["input_size"] and pixels.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_training_has_the_size_and_the_scale_of_the_processor(kind, tmp_path):
+    base = write_processor(tmp_path, kind)
+    processor = load_processor(base)
+    vit = ViT(None, *_with_place(measure(base, processor), base, processor))
+    height, width = vit.data_config["input_size"][1:]
+    flat = Image.new("RGB", (50, 40), (200, 100, 30))
+    train = vit.training_transform(scale=(0.5, 1.0), hflip=0.5, color_jitter=None, normalize=True)
+    assert train(flat).shape == (3, height, width)
+    torch.testing.assert_close(train(flat), vit.transform(flat), atol=1e-4, rtol=1e-4)
+    as_bytes = vit.training_transform(scale=(0.5, 1.0), hflip=0.5, color_jitter=None, normalize=False)(flat)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in vit.normalisation)
+    torch.testing.assert_close((as_bytes / 255 - mean) / std, vit.transform(flat), atol=1e-4, rtol=1e-4)
+
+
+def _with_place(measured, base, processor):
+    config, is_reversed = measured
+    return config, None, base, processor, is_reversed
+
+
+def test_mobilevit_takes_bgr(tmp_path):
+    config, is_reversed = measure("x", load_processor(write_processor(tmp_path, "mobilevit")))
+    assert is_reversed and config["mean"] == (0, 0, 0) and config["std"] == (1, 1, 1)
+
+
+def test_dinov2s_crop_goes_before_the_size_in_its_config(tmp_path):
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 70, "patch_size": 14}
+    model = AutoModelForImageClassification.from_config(AutoConfig.for_model("dinov2", **sizes, num_labels=2))
+    model.save_pretrained(tmp_path)
+    write_processor(tmp_path, "dinov2")
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    settings |= {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    vit = load_vit(str(tmp_path))
+    assert vit.data_config["input_size"] == (3, 28, 28) and vit.data_config["interpolation"] == "bicubic"
+    assert vit.data_config["mean"] == (0.1, 0.2, 0.3)
+    assert vit.transform(pictures()[0]).shape == (3, 28, 28)
+
+
+def test_a_base_without_a_processor_has_the_size_of_its_config():
+    assert image_size(AutoConfig.for_model("vit", image_size=[32, 48])) == (32, 48)
+    assert image_size(AutoConfig.for_model("siglip", vision_config={"image_size": 56})) == (56, 56)
+    assert image_size(AutoConfig.for_model("resnet")) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"image_processor_type": "ImageGPTImageProcessor", "size": SQUARE, "clusters": [[0, 0, 0]]},
+            "gives .*input_ids",
+        ),
+        ({"image_processor_type": "ImageGPTImageProcessor"}, "takes no picture"),
+        ({"image_processor_type": "Siglip2ImageProcessor"}, "its image processor gives"),
+        ({"image_processor_type": "BitImageProcessor", "do_center_crop": False}, "images .* of one size"),
+        ({"image_processor_type": "NoSuchImageProcessor"}, "its image processor cannot be loaded"),
+    ],
+)
+def test_processors_that_cannot_feed_a_classifier(settings, message, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=message) as caught:
+        measure(str(tmp_path), load_processor(str(tmp_path)))
+    assert "\n" not in str(caught.value)
