@@ -100,3 +100,25 @@ def find_method(name: str) -> Method:
         canonical = tuple(part for part in PARTS if part in parts)
         return METHODS[_ALIASES[canonical]] if canonical in _ALIASES else _family("+".join(canonical), *canonical)
     raise InputError(f"unknown method {name!r}{nearest(name, [*METHODS, *COMBINATIONS], 'method')}")
+
+
+def check_options(
+    row: Method, rank: int, lora_alpha: int | None, compression: str, target_modules: str | None
+) -> None:
+    """Refuse options that are out of range, or that a method does not have.
+
+    Raises:
+        InputError: see `methods.apply_method`.
+    """
+    if rank < 1:
+        raise InputError(f"rank={rank} is not possible: give a whole number from 1")
+    if lora_alpha is not None and lora_alpha <= 0:
+        raise InputError(f"lora_alpha={lora_alpha} is not possible: give a positive number")
+    for option, is_given, applies, users in (
+        ("rank", rank != 1, row.takes_rank, "lora, dora, vera"),
+        ("lora_alpha", lora_alpha is not None, row.takes_alpha, "lora, dora"),
+        ("compression", compression != "sum", row.takes_compression, "methods with sum"),
+        ("target_modules", target_modules is not None, row.adapts_layers, "methods that adapt linear layers"),
+    ):
+        if is_given and not applies:
+            raise InputError(f"{option} has no meaning for method {row.name}; it is for {users}")

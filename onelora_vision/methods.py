@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.errors import InputError, NotApplicable, listed, nearest
-from onelora_vision.method_names import Method, find_method
+from onelora_vision.method_names import Method, check_options, find_method
 from onelora_vision.seeding import seeded
 from onelora_vision.tuners import MoraConfig, OneLoraConfig, hosts
 from onelora_vision.tuners.matching import exact_pattern
@@ -105,7 +105,7 @@ def apply_method(
             method cannot adapt. `NotApplicable` where there is nothing to train.
     """
     row = find_method(method)
-    _check_options(row, rank, lora_alpha, compression, target_modules)
+    check_options(row, rank, lora_alpha, compression, target_modules)
     whole = _modules_trained_whole(model, row, adaptation, extra_modules_to_save)
     linears = adaptation.target_modules if target_modules is None else _chosen(adaptation, target_modules)
     targets = [name for name in linears if not _is_under(name, whole)] if row.adapts_layers else []
@@ -172,23 +172,6 @@ def _chosen(adaptation: Adaptation, expression: str) -> list[str]:
         kinds = {re.sub(r"\d+", "N", name): None for name in adaptation.target_modules}
         raise InputError(f"target_modules={expression!r} is in no layer's name; the layers are {', '.join(kinds)}")
     return chosen
-
-
-def _check_options(
-    row: Method, rank: int, lora_alpha: int | None, compression: str, target_modules: str | None
-) -> None:
-    if rank < 1:
-        raise InputError(f"rank={rank} is not possible: give a whole number from 1")
-    if lora_alpha is not None and lora_alpha <= 0:
-        raise InputError(f"lora_alpha={lora_alpha} is not possible: give a positive number")
-    for option, is_given, applies, users in (
-        ("rank", rank != 1, row.takes_rank, "lora, dora, vera"),
-        ("lora_alpha", lora_alpha is not None, row.takes_alpha, "lora, dora"),
-        ("compression", compression != "sum", row.takes_compression, "methods with sum"),
-        ("target_modules", target_modules is not None, row.adapts_layers, "methods that adapt linear layers"),
-    ):
-        if is_given and not applies:
-            raise InputError(f"{option} has no meaning for method {row.name}; it is for {users}")
 
 
 def _modules_trained_whole(model: nn.Module, row: Method, adaptation: Adaptation, extra: Sequence[str]) -> list[str]:

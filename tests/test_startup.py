@@ -78,3 +78,59 @@ print(sorted(str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind in 
 def test_settings_name_what_they_could_not_import():
     assert train_depth.DATASETS.split(", ") == list(FORMATS)
     assert train_dit.DINOV2 == MODEL
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train_scripts/train_dit.py", "--max_train_stps=3"],
+        ["train_scripts/train_dit.py", "--method=onelroa"],
+        ["train_scripts/train_dit.py", "--guidance_interval=3"],
+        ["train_scripts/train_classification.py", "--freeze_norms", "--method=full+norms"],
+        ["train_scripts/train_classification.py", "--rank=2"],
+        ["train_scripts/train_depth.py", "--dataset_name=kity"],
+        ["train_scripts/train_depth.py", "--seed=18446744073709551616"],
+        ["onelora", "params", "--backbone=dit-xl-2", "--method=onelroa"],
+        ["onelora", "params", "--backbone=dit-xl-2", "--num_classes=0"],
+        ["onelora", "plan", "--backbone=dit-xl-2", "--memory=24"],
+        ["onelora", "plan", "--backbone=dit-xl-2", "--method=onelroa"],
+        ["onelora", "export", "missing", "--to=pfet", "-o", "x"],
+        ["onelora", "export", "missing", "--to=merged", "-o", "x"],
+        ["onelora", "inspect", "missing"],
+        ["onelora", "doctor", "missing"],
+        ["onelora", "blend", "missing:1", "-o", "x"],
+        ["onelora", "blend", "missing:one", "-o", "x"],
+        ["onelora", "import", "missing", "-o", "x"],
+        ["onelora", "card", "missing"],
+        ["onelora", "push", "missing", "me/x"],
+        ["onelora", "sample", "missing", "-o", "x"],
+        ["onelora", "sample", "missing", "-o", "x", "--formats=pgn"],
+        ["onelora", "sample", "missing", "-o", "x", "--sampler=dpm"],
+        ["onelora", "predict", "--adapter=missing", "picture.png"],
+        ["onelora", "fid", "missing", "other", "--features=inceptoin"],
+        ["onelora", "fid", "compare", "missing", "other"],
+        ["onelora", "convert", "missing", "x"],
+        ["onelora", "smaple"],
+        ["app", "--auth=nobody"],
+        ["app", "--prot=80"],
+    ],
+    ids=" ".join,
+)
+def test_bad_input_is_refused_before_anything_slow_is_imported(command):
+    start = {
+        "onelora": "from onelora_vision.cli import main; main()",
+        "app": "import runpy; runpy.run_module('app', run_name='__main__')",
+    }.get(command[0], f"import runpy; runpy.run_path({command[0]!r}, run_name='__main__')")
+    code = f"""
+import contextlib, io, json, sys
+sys.argv = {command}
+with contextlib.redirect_stderr(io.StringIO()) as errors:
+    try:
+        {start}
+    except SystemExit as stop:
+        assert stop.code == 2, stop.code
+text = errors.getvalue()
+assert text.startswith("error: ") and text.count("\\n") == 1, text
+print(json.dumps(sorted({SLOW} & set(sys.modules))))
+"""
+    assert json.loads(run(code)) == []

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onelora_vision.errors import InputError
+from onelora_vision.method_names import find_method
 from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
 
 EMBEDDED = "embedded"
@@ -116,7 +117,6 @@ from onelora_vision.data.class_images import (
 )
 from onelora_vision.data.stream import evaluation_loader
 from onelora_vision.files import write_json
-from onelora_vision.method_names import find_method
 from onelora_vision.methods import apply_method
 from onelora_vision.tasks.classification import ClassificationTask
 from onelora_vision.training.config import parse_config

@@ -9,7 +9,9 @@ depths are metres.
 from dataclasses import dataclass
 from typing import Literal
 
+from onelora_vision.data.depth.formats import FORMATS, find_format, open_frames
 from onelora_vision.errors import InputError
+from onelora_vision.method_names import find_method
 from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
 
 EMBEDDED = "embedded/depth"
@@ -73,11 +75,16 @@ class DepthConfig(TrainingConfig):
         for name in ("max_train_samples", "max_eval_samples", "max_depth"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         self.dataset_name = self.dataset_name or ("jsonl" if self.train_data_dir else "streets")
-        train_name, eval_name = dataset_names(self)
+        train_name, eval_name = self.dataset_names
         for name in (train_name, eval_name):
             find_format(name)
         self._refuse_ignored(train_name, TRAIN_IGNORED, "dataset_name")
         self._refuse_ignored(eval_name, EVAL_IGNORED, "eval_dataset_name")
+
+    @property
+    def dataset_names(self) -> tuple[str, str]:
+        """The data sets to train on and to evaluate on."""
+        return self.dataset_name, self.eval_dataset_name or self.dataset_name
 
 
 if __name__ == "__main__":
@@ -102,9 +109,7 @@ from onelora_vision.backbones.fuse import fuse_qkv
 from onelora_vision.command import exits_cleanly
 from onelora_vision.data.depth.caps import Caps, caps_by_name
 from onelora_vision.data.depth.dataset import DepthDataset, InputSize
-from onelora_vision.data.depth.formats import FORMATS, find_format, open_frames
 from onelora_vision.data.stream import evaluation_loader
-from onelora_vision.method_names import find_method
 from onelora_vision.methods import apply_method
 from onelora_vision.tasks.depth import DepthTask
 from onelora_vision.training.config import parse_config
@@ -160,11 +165,6 @@ def adapt(base: nn.Module, config: DepthConfig, train_head: bool) -> PeftModel:
     return apply_method(base, config.method, depth_adaptation(base, train_head), **config.method_options)
 
 
-def dataset_names(config: DepthConfig) -> tuple[str, str]:
-    """The data sets to train on and to evaluate on."""
-    return config.dataset_name, config.eval_dataset_name or config.dataset_name
-
-
 def fit_head(base: nn.Module, config: DepthConfig, accelerator: Accelerator) -> bool:
     """Make the head metric, and long enough for the data, where the loss needs it; says whether to train it whole."""
     if config.loss == "ssi":
@@ -176,7 +176,7 @@ def fit_head(base: nn.Module, config: DepthConfig, accelerator: Accelerator) -> 
         return config.train_head
     if config.max_depth is None:
         require_metric(base, config.pretrained_model_name_or_path, config.loss)
-        far = max(caps_of(name, config, base).far for name in dataset_names(config))
+        far = max(caps_of(name, config, base).far for name in config.dataset_names)
         if far > base.config.max_depth:
             accelerator.print(f"the head's range is opened from {base.config.max_depth} m to the caps' {far:g} m")
             set_max_depth(base, math.ceil(far))
@@ -199,7 +199,7 @@ def caps_of(name: str, config: DepthConfig, base: nn.Module) -> Caps:
 
 def open_data(config: DepthConfig, base: nn.Module, size: InputSize) -> tuple[DepthDataset, DepthDataset]:
     """The data to train on and to evaluate on."""
-    train_name, eval_name = dataset_names(config)
+    train_name, eval_name = config.dataset_names
     train_split = config.train_split or FORMATS[train_name].train_split
     train_frames = open_frames(train_name, config.train_data_dir, train_split, config.train_split_file)
     eval_root = config.eval_data_dir or config.train_data_dir
@@ -214,12 +214,12 @@ def open_data(config: DepthConfig, base: nn.Module, size: InputSize) -> tuple[De
 
 def eval_split(config: DepthConfig) -> str:
     """The split to evaluate on."""
-    return config.eval_split or FORMATS[dataset_names(config)[1]].eval_split
+    return config.eval_split or FORMATS[config.dataset_names[1]].eval_split
 
 
 def protocol(config: DepthConfig, data: DepthDataset, size: InputSize) -> str:
     """How the figures are measured, in one line."""
-    caps, name = data.caps, dataset_names(config)[1]
+    caps, name = data.caps, config.dataset_names[1]
     shape = f"{size.height}x{size.width}" if size.width else f"shorter side {size.height}"
     aligned = ", scale and shift aligned per image" if config.loss == "ssi" else ""
     return (

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onelora_vision.errors import InputError
+from onelora_vision.method_names import find_method
+from onelora_vision.sampling_settings import SamplingSettings
 from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
 
 EMBEDDED = "embedded"
@@ -104,7 +106,7 @@ class DiTConfig(TrainingConfig):
         self.sampling()  # refuses what cannot be sampled with
         self.swept_scales()
 
-    def sampling(self) -> "SamplingSettings":
+    def sampling(self) -> SamplingSettings:
         interval = numbers("guidance_interval", self.guidance_interval)
         self._require("guidance_interval", len(interval) == 2, "two numbers, such as 0,1")
         return SamplingSettings(
@@ -130,11 +132,9 @@ from onelora_vision.data.content import content_hashes
 from onelora_vision.data.digits import HandwrittenDigits
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import LatentDataset, cache_latents
-from onelora_vision.method_names import find_method
 from onelora_vision.methods import apply_method
 from onelora_vision.metrics.features import cached_features, open_features
 from onelora_vision.metrics.generative import Features, FeatureSet, Protocol, autoencoder_floor, weights_hash
-from onelora_vision.sampling_settings import SamplingSettings
 from onelora_vision.tasks.generation import GenerationTask
 from onelora_vision.tasks.sample_evaluation import SampleEvaluator, SamplePicture, reference_features
 from onelora_vision.training.config import parse_config

@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 from onelora_vision.command import ends_at_once
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.files import atomic_file
+from onelora_vision.method_names import check_options, find_method
 
 Config = TypeVar("Config", bound="TrainingConfig")
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
@@ -114,6 +115,8 @@ class TrainingConfig:
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        row = find_method(self.method)
+        check_options(row, self.rank, self.lora_alpha, self.compression, self.target_modules)
         self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
         if self.max_train_steps is None and self.num_train_epochs is None:
             raise InputError("neither --max_train_steps nor --num_train_epochs is set: give one of them")

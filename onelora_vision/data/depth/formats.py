@@ -1,23 +1,19 @@
 """Data sets of pictures with metric depth, by name: ``open_frames("nyu", root, "test")``."""
 
+import importlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from onelora_vision.data.depth.diode import diode
-from onelora_vision.data.depth.frames import DepthFrame
-from onelora_vision.data.depth.hypersim import hypersim
-from onelora_vision.data.depth.jsonl import jsonl
-from onelora_vision.data.depth.kitti import kitti
-from onelora_vision.data.depth.nyu import nyu
-from onelora_vision.data.depth.vkitti import vkitti2
-from onelora_vision.data.scenes import SceneFrames
 from onelora_vision.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from onelora_vision.data.depth.frames import DepthFrame
 
 
 class DepthFormat(NamedTuple):
     """How a data set is read, the name of its caps (None: the model's range), its usual splits, if it has a folder."""
 
-    open: Callable[[str | None, str, str | None], Sequence[DepthFrame]]
+    open: Callable[[str | None, str, str | None], "Sequence[DepthFrame]"]
     caps: str | None
     train_split: str = "train"
     eval_split: str = "test"
@@ -25,19 +21,29 @@ class DepthFormat(NamedTuple):
 
 
 def _scenes(kind: str) -> Callable:
-    return lambda root, split, split_file: SceneFrames(kind, split, 400 if split == "train" else 200)
+    def opened(root: str | None, split: str, split_file: str | None) -> "Sequence[DepthFrame]":
+        from onelora_vision.data.scenes import SceneFrames
+
+        return SceneFrames(kind, split, 400 if split == "train" else 200)
+
+    return opened
+
+
+def _reader(module: str, function: str) -> Callable:
+    """A reader of this package, imported when it is first called: the names are needed where nothing slow is."""
+    return lambda *place: getattr(importlib.import_module(f"{__package__}.{module}"), function)(*place)
 
 
 FORMATS = {
     "rooms": DepthFormat(_scenes("rooms"), "rooms", needs_root=False),
     "streets": DepthFormat(_scenes("streets"), "streets", needs_root=False),
-    "nyu": DepthFormat(nyu, "nyu"),
-    "kitti": DepthFormat(kitti, "kitti"),
-    "diode_indoor": DepthFormat(diode, "diode_indoor", "train/indoors", "val/indoors"),
-    "diode_outdoor": DepthFormat(diode, "diode_outdoor", "train/outdoor", "val/outdoor"),
-    "hypersim": DepthFormat(hypersim, "hypersim"),
-    "vkitti2": DepthFormat(vkitti2, "vkitti2", "Scene01", "Scene20"),
-    "jsonl": DepthFormat(jsonl, None),
+    "nyu": DepthFormat(_reader("nyu", "nyu"), "nyu"),
+    "kitti": DepthFormat(_reader("kitti", "kitti"), "kitti"),
+    "diode_indoor": DepthFormat(_reader("diode", "diode"), "diode_indoor", "train/indoors", "val/indoors"),
+    "diode_outdoor": DepthFormat(_reader("diode", "diode"), "diode_outdoor", "train/outdoor", "val/outdoor"),
+    "hypersim": DepthFormat(_reader("hypersim", "hypersim"), "hypersim"),
+    "vkitti2": DepthFormat(_reader("vkitti", "vkitti2"), "vkitti2", "Scene01", "Scene20"),
+    "jsonl": DepthFormat(_reader("jsonl", "jsonl"), None),
 }
 
 
@@ -48,7 +54,7 @@ def find_format(name: str) -> DepthFormat:
     return FORMATS[name]
 
 
-def open_frames(name: str, root: str | None, split: str, split_file: str | None = None) -> Sequence[DepthFrame]:
+def open_frames(name: str, root: str | None, split: str, split_file: str | None = None) -> "Sequence[DepthFrame]":
     """The frames of a data set's split, read when they are asked for.
 
     Args:
