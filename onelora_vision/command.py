@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 
-from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError, message_of
+from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError, message_of, one_message
 
 _EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -45,7 +45,7 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., None]:
 
 
 def _report(line: str, code: int) -> int:
-    print(line, file=sys.stderr)
+    print(one_message(line), file=sys.stderr)
     return code
 
 

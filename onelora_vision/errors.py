@@ -1,11 +1,20 @@
 """Errors that users can act on, and the words of their messages. `command` says how a program ends with one."""
 
+import itertools
 import signal
 from collections.abc import Iterable, Set
 
+_MOST_KNOWN = 2000  # names that a near one is looked for among
+
 
 class InputError(ValueError):
-    """Bad input: the message is one line that says what is wrong, where, and what to do about it. Exit code 2."""
+    """Bad input: the message is one line that says what is wrong, where, and what to do about it. Exit code 2.
+
+    Whatever a file brought into it, ``str`` gives one printable line of at most 1500 characters.
+    """
+
+    def __str__(self) -> str:
+        return one_message(super().__str__())
 
 
 class NotApplicable(InputError):
@@ -14,6 +23,9 @@ class NotApplicable(InputError):
 
 class TrainingError(RuntimeError):
     """A run that cannot continue for another reason than bad input (NaN loss, full disk): one line, exit code 1."""
+
+    def __str__(self) -> str:
+        return one_message(super().__str__())
 
 
 class WriteError(OSError):
@@ -40,9 +52,28 @@ class Stopped(KeyboardInterrupt):
 
 def message_of(error: Exception) -> str:
     """The one line of an `InputError`, also where it was raised in a process that loads data."""
-    # torch raises a loader worker's error again with the worker's traceback as its text, whose last line is the message
-    kind = f"{type(error).__module__}.{type(error).__qualname__}: "
-    return (str(error).strip().splitlines() or [""])[-1].removeprefix(kind)
+    text = str(error.args[0]) if error.args else ""
+    if text.startswith("Caught ") and "\nOriginal Traceback" in text:
+        # torch raises a loader worker's error again with the worker's traceback as its text; its last line is the message
+        kind = f"{type(error).__module__}.{type(error).__qualname__}: "
+        text = text.strip().splitlines()[-1].removeprefix(kind)
+    return one_message(text)
+
+
+_LONGEST, _WORD, _MESSAGE = 100_000, 300, 1500
+
+
+def one_message(text: str) -> str:
+    """One printable line: long words lose their middle, a long line does too, so that its advice at the end stays."""
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} … {text[-_WORD:]}"
+    words = printable(text).split()
+    line = " ".join(word if len(word) <= _WORD else f"{word[:100]}…{word[-40:]}" for word in words)
+    return line if len(line) <= _MESSAGE else f"{line[:1000]} … {line[-400:]}"
+
+
+def printable(text: str) -> str:
+    """``text`` without what a terminal would obey: control characters, line breaks and the like become spaces."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
 def one_line(text: object, limit: int = 200) -> str:
@@ -53,7 +84,7 @@ def one_line(text: object, limit: int = 200) -> str:
     """
     whole = str(text) or type(text).__name__
     line = " ".join(whole[: 8 * limit].split())
-    line = "".join(c if c.isprintable() else "?" for c in line[: limit + 1])
+    line = " ".join(printable(line[: limit + 1]).split())
     return line if len(line) <= limit and len(whole) <= 8 * limit else f"{line[: limit - 1]}…"
 
 
@@ -68,7 +99,7 @@ def nearest(name: str, known, what: str = "name") -> str:
     """``"; did you mean 'x'?"`` when a known name is close to ``name``, else ``"; known: a, b, …"``."""
     import difflib
 
-    known = [str(k) for k in known]
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    known = [str(k)[:100] for k in itertools.islice(known, _MOST_KNOWN)]
+    close = difflib.get_close_matches(str(name)[:100], known, n=1, cutoff=0.5)
     plural = f"{what}es" if what.endswith("s") else f"{what}s"
-    return f"; did you mean {close[0]!r}?" if close else f"; known {plural}: {', '.join(known)}"
+    return f"; did you mean {close[0]!r}?" if close else f"; known {plural}: {listed(known, 40)}"

@@ -6,6 +6,7 @@ for hundreds of gigabytes in a few bytes), and what is returned are dense tensor
 
 import argparse
 import json
+import math
 import pickle
 import re
 import warnings
@@ -198,10 +199,12 @@ def parse_json(text: str, constant: Callable[[str], object] = _no_constant) -> o
         constant: what ``NaN`` and ``Infinity`` become.
 
     Raises:
-        ValueError: not JSON, a key that is there twice, NaN or infinity, or nested more than 64 deep.
+        ValueError: not JSON, a key that is there twice, NaN, infinity, numbers of over 20 digits, or nested more than 64 deep.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=constant)
+        value = json.loads(
+            text, object_pairs_hook=_without_doubles, parse_constant=constant, parse_int=_int, parse_float=_float
+        )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     level, depth = [value], 0
@@ -211,6 +214,18 @@ def parse_json(text: str, constant: Callable[[str], object] = _no_constant) -> o
             raise ValueError("it is nested too deeply")
         inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list)))
         level = [value for values in inner for value in values]
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError(f"{one_line(text, 30)} is too large a number")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{one_line(text, 30)} is too large a number")
     return value
 
 

@@ -8,6 +8,7 @@ import gradio as gr
 from app.inference import Studio
 from app.tabs.adapters import AdapterPanel
 from app.tabs.common import QUICK, hint, toasts
+from onelora_vision.errors import one_line
 
 START = hint("Choose an adapter here, or press Details beside one.")
 
@@ -71,4 +72,4 @@ def _value(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ", ".join(value[:40]) + (f" … ({len(value)})" if len(value) > 40 else "")
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else one_line(json.dumps(value), 400)

@@ -1,15 +1,22 @@
 """The model card of an adapter folder."""
 
+import json
+import re
 from collections.abc import Collection
+from urllib.parse import quote
 
 import yaml
+
+from onelora_vision.errors import listed, one_line
+
+_MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)")  # inside of words "_" is no markup
 
 LOADING = {
     "generation": """\
 from onelora_vision.generator import load_generator
 
 generator = load_generator("{folder}")  # finds the base by its id; base="…" gives another place
-images = generator.sample(["{example}"], seeds=[0])  # (1, 3, H, W) in [0, 1]""",
+images = generator.sample([{example}], seeds=[0])  # (1, 3, H, W) in [0, 1]""",
     "depth": """\
 from onelora_vision.depth_maps import load_depth_estimator
 
@@ -26,7 +33,7 @@ _PEFT_LORA = """\
 model = PeftModel.from_pretrained(base_model, "lora")  # onelora export {folder} --to peft-lora -o lora"""
 _DIFFUSERS = """\
 DiT = type("DiT", (DiTTransformer2DModel, PeftAdapterMixin), {{}})  # onelora export {folder} --to diffusers -o lora
-model = DiT.from_pretrained("{base}", subfolder="transformer")
+model = DiT.from_pretrained({base}, subfolder="transformer")
 model.load_lora_adapter("lora", prefix="transformer", weight_name="pytorch_lora_weights.safetensors")"""
 _MERGED = {
     "generation": 'pipeline = DiTPipeline.from_pretrained("merged")',
@@ -39,18 +46,18 @@ def card(info, config: dict, values: int, size: int, pictures: Collection[str] =
     """Markdown for an adapter: what it is, how to load it, what was measured. ``info`` is its `AdapterInfo`."""
     kind = str(getattr(config.get("peft_type"), "value", config.get("peft_type")))
     about = (
-        f"A {info.task or 'fine-tuning'} adapter of {values:,} values ({size:,} bytes), method **{info.method}** "
+        f"A {_text(info.task or 'fine-tuning')} adapter of {values:,} values ({size:,} bytes), method **{_text(info.method)}** "
         f"(`peft_type` {kind}), made with onelora_vision."
     )
     parts = [
         _front_matter(info),
-        f"# {info.method} adapter for {info.base or 'an unnamed base'}",
-        about + (f" Trained on {info.data}." if info.data else ""),
+        f"# {_text(info.method)} adapter for {_text(info.base or 'an unnamed base')}",
+        about + (f" Trained on {_text(info.data)}." if info.data else ""),
         _blend(info),
         _use(info, kind),
         _classes(info),
         _metrics(info),
-        "\n\n".join(f"![{name}]({name})" for name in pictures),
+        "\n\n".join(f"![{_text(name)}]({quote(name)})" for name in pictures),
         _provenance(info),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -68,7 +75,8 @@ def _front_matter(info) -> str:
 
 def _use(info, kind: str) -> str:
     """How to load it here, and in each ecosystem that does not know this package."""
-    names = {"folder": _FOLDER, "example": info.class_names[0] if info.class_names else "", "base": info.base}
+    example = info.class_names[0] if info.class_names else ""
+    names = {"folder": _FOLDER, "example": _literal(example), "base": _literal(info.base)}
     is_ours = kind in ("ONELORA", "MORA")
     warning = "Without `import onelora_vision`, PEFT does not know the method and stops with `KeyError`.\n\n"
     exported = info.extra.get("exported")
@@ -101,7 +109,9 @@ def _blend(info) -> str:
     if not isinstance(recipe, list) or not all(isinstance(term, dict) for term in recipe):
         return ""
     signs = [
-        ("−" if float(term["weight"]) < 0 else "+", abs(float(term["weight"])), term["adapter"]) for term in recipe
+        ("−" if weight < 0 else "+", abs(weight), _text(term.get("adapter", "")))
+        for term in recipe
+        if _is_number(weight := term.get("weight"))
     ]
     text = " ".join(f"{sign} {weight:g} × {name}" for sign, weight, name in signs).removeprefix("+ ")
     return f"A weighted sum of adapters: {text}."
@@ -110,31 +120,50 @@ def _blend(info) -> str:
 def _classes(info) -> str:
     if not info.class_names:
         return ""
-    shown = ", ".join(info.class_names[:20])
-    more = f" and {len(info.class_names) - 20} more" if len(info.class_names) > 20 else ""
-    return f"## Classes\n\n{len(info.class_names)}: {shown}{more}"
+    return f"## Classes\n\n{len(info.class_names)}: {_text(listed(info.class_names, 20), 3000)}"
 
 
 def _metrics(info) -> str:
     before, after = info.metrics.get("before", {}), info.metrics.get("after", {})
     rows = [
-        f"| {name} | {_number(before.get(name))} | {_number(after.get(name))} |"
+        f"| {_text(name)} | {_number(before.get(name))} | {_number(after.get(name))} |"
         for name in dict.fromkeys([*before, *after])
-        if isinstance(after.get(name, before.get(name)), int | float)
+        if _is_number(after.get(name, before.get(name)))
     ]
     if not rows:
         return ""
     table = "\n".join(["| | before | after |", "|---|---|---|", *rows])
-    return f"## Measured\n\n{table}" + (f"\n\nProtocol: {info.protocol}" if info.protocol else "")
+    return f"## Measured\n\n{table}" + (f"\n\nProtocol: {_text(info.protocol)}" if info.protocol else "")
 
 
 def _provenance(info) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in info.versions.items())
-    lines = [f"- base: `{info.base}`", f"- base fingerprint: `{info.base_fingerprint}`"]
+    versions = listed((f"{name} {version}" for name, version in info.versions.items()), 20)
+    lines = [f"- base: {_span(info.base)}", f"- base fingerprint: {_span(info.base_fingerprint)}"]
     if versions:
-        lines.append(f"- written with {versions}")
+        lines.append(f"- written with {_text(versions)}")
     return "## Provenance\n\n" + "\n".join(lines)
 
 
 def _number(value) -> str:
-    return "" if value is None else f"{value:.4g}"
+    return f"{value:.4g}" if _is_number(value) else ""
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300
+
+
+def _text(text: object, limit: int = 1000) -> str:
+    """Text of an adapter's file as Markdown that shows it and does nothing else: no markup, no HTML, one line."""
+    return _MARKUP.sub(r"\\\g<0>", one_line(text, limit) if str(text) else "")
+
+
+def _span(text: str) -> str:
+    """Text as code; no run of backticks in it closes the span."""
+    text = one_line(text, 1000) if text else ""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
+
+
+def _literal(text: str) -> str:
+    """Text as a string of Python."""
+    return json.dumps(one_line(text, 1000) if text else "", ensure_ascii=False)

@@ -24,7 +24,7 @@ from onelora_vision.adapters.card import card
 from onelora_vision.adapters.container import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, read_contents
 from onelora_vision.adapters.layout import LORA, VERA, kind_of, layout_of
 from onelora_vision.adapters.validate import check_tensors, parse_config
-from onelora_vision.errors import InputError, one_line
+from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.outputs import Ledger, check_file, check_folder, file_output, folder_output
 from onelora_vision.tuners import hosts
 from onelora_vision.tuners.base import own_modules
@@ -53,8 +53,29 @@ def _are_metrics(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(part, dict) for part in value.values())
 
 
+def _are_settings(value: object) -> bool:
+    """Settings are anyone's, but for those that decide how a base is loaded and asked."""
+    return isinstance(value, dict) and all(
+        value.get(key) is None or is_possible(value[key]) for key, is_possible in _SETTINGS.items()
+    )
+
+
 def _is_dict(value: object) -> bool:
     return isinstance(value, dict)
+
+
+def _is_resolution(value: object) -> bool:
+    sides = value.split("x") if isinstance(value, str) else [str(value)]
+    return len(sides) < 3 and all(side.isascii() and side.isdigit() and 0 < int(side[:6]) < 2**16 for side in sides)
+
+
+_SETTINGS = {
+    **dict.fromkeys(("fuse_qkv", "stock_numerics"), lambda value: isinstance(value, bool)),
+    "architecture": _is_text,
+    "resolution": _is_resolution,
+    "max_depth": lambda value: type(value) in (int, float) and 0 < value < 1e6,
+    **dict.fromkeys(("sampling", "exported"), _is_dict),
+}
 
 
 _IS_POSSIBLE = {
@@ -62,7 +83,7 @@ _IS_POSSIBLE = {
     "class_names": _are_names,
     "null_class": _is_number_or_none,
     "metrics": _are_metrics,
-    "extra": _is_dict,
+    "extra": _are_settings,
     "versions": _is_dict,
 }
 VERSIONED_PACKAGES = ("onelora_vision", "torch", "peft", "diffusers", "transformers", "timm")
@@ -192,7 +213,7 @@ class Adapter:
             if key in expected and value.shape != expected[key].shape
         ]
         problems = [
-            f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+            f"{what}: {listed(names, 4)}"
             for what, names in (("missing", missing), ("unexpected", foreign), ("of another shape", wrong))
             if names
         ]

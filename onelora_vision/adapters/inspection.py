@@ -93,7 +93,8 @@ def plot_norms(rows: Sequence[dict], path: str | os.PathLike, title: str) -> Non
             mine = {row["layer"]: row["norm"] or 0.0 for row in rows if row["part"] == part}
             places = [k + number * height for k, layer in enumerate(layers) if layer in mine]
             axes.barh(places, [mine[layer] for layer in layers if layer in mine], height, label=part)
-        axes.set(yticks=range(len(layers)), yticklabels=layers, xlabel="norm (of gamma: of gamma - 1)", title=title)
+        axes.set(yticks=range(len(layers)), yticklabels=layers, xlabel="norm (of gamma: of gamma - 1)")
+        axes.set_title(one_line(title, 80), parse_math=False)  # names of a file are no formulas
         axes.tick_params(axis="y", labelsize=6)
         axes.invert_yaxis()
         if len(parts) > 1:
@@ -121,12 +122,7 @@ def examine(path: str | Path, base: str | Path | None = None) -> list[dict]:
 
 
 def _finding(check: str, text: str, level: str = PROBLEM) -> dict:
-    return {"level": level, "check": check, "text": text}
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more
+    return {"level": level, "check": check, "text": one_line(text, 600)}
 
 
 def _values(layout: Layout) -> list[dict]:
@@ -155,7 +151,7 @@ def _dead_and_exploding(layout: Layout) -> list[dict]:
     for part, by_module in strengths.items():
         dead = [module for module, strength in by_module.items() if strength == 0]
         if dead:
-            findings.append(_finding("dead", f"{part} of {_named(dead)} changes nothing: it was never trained"))
+            findings.append(_finding("dead", f"{part} of {listed(dead, 4)} changes nothing: it was never trained"))
         alive = [strength for strength in by_module.values() if 0 < strength < float("inf")]
         typical = statistics.median(alive) if alive else 0.0
         for module, strength in by_module.items():
@@ -173,7 +169,7 @@ def _precision(layout: Layout) -> list[dict]:
     if not low:
         return []
     return [
-        _finding("dtype", f"{len(low)} layers are below fp32 ({_named(low)}): fine for use, not for training", NOTE)
+        _finding("dtype", f"{len(low)} layers are below fp32 ({listed(low, 4)}): fine for use, not for training", NOTE)
     ]
 
 
@@ -188,7 +184,7 @@ def _gaps(layout: Layout) -> list[dict]:
     findings = []
     for pattern, blocks in places.items():
         if missing := sorted(every - blocks):
-            text = f"{pattern} is adapted in {len(blocks)} of {len(every)} blocks, not in {missing}"
+            text = f"{pattern} is adapted in {len(blocks)} of {len(every)} blocks, not in {listed(map(str, missing))}"
             findings.append(_finding("coverage", text, NOTE))
     return findings
 
@@ -203,7 +199,11 @@ def _header(adapter: Adapter, layout: Layout) -> list[dict]:
     if info.class_names:
         rows = [t.shape[0] for parts in layout.whole.values() for t in parts.values() if t.ndim > 1]
         if rows and not {len(info.class_names), len(info.class_names) + 1} & set(rows):
-            findings.append(_finding("classes", f"{len(info.class_names)} class names, but rows {sorted(set(rows))}"))
+            findings.append(
+                _finding(
+                    "classes", f"{len(info.class_names)} class names, but rows {listed(map(str, sorted(set(rows))))}"
+                )
+            )
     return findings + _config_twice(adapter)
 
 
@@ -237,14 +237,14 @@ def _on_base(adapter: Adapter, layout: Layout, place: str | Path) -> list[dict]:
     linears = {name for name, module in base.model.named_modules() if isinstance(module, nn.Linear)}
     inside = {name for name in linears if block_of(name) is not None}
     if layout.layers and (bare := sorted(inside - set(layout.layers) - set(layout.whole))):
-        text = f"{len(bare)} of {len(inside)} linear layers in the base's blocks have no adapter: {_named(bare)}"
+        text = f"{len(bare)} of {len(inside)} linear layers in the base's blocks have no adapter: {listed(bare, 4)}"
         findings.append(_finding("coverage", text, NOTE))
     try:
         passed_by = _not_called(adapter, base)
     except InputError as error:
         return [*findings, _finding("fit", str(error))]
     if passed_by:
-        text = f"the base does not call {_named(passed_by)} (it reads their weights), so these change nothing"
+        text = f"the base does not call {listed(passed_by, 4)} (it reads their weights), so these change nothing"
         findings.append(_finding("bypassed", text))
     return findings
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from onelora_vision.backbones.base import Adaptation
-from onelora_vision.errors import InputError, nearest
+from onelora_vision.errors import InputError, nearest, one_line
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _config_from_hub(repository: str) -> dict:
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, OSError, ValueError) as error:
-            raise InputError(f"{repository}: its config cannot be fetched ({str(error).splitlines()[0]})") from error
+            raise InputError(f"{repository}: its config cannot be fetched ({one_line(error)})") from error
     raise InputError(f"{repository}: the hub repository has no config.json")
 
 

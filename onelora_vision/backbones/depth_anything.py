@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from onelora_vision import embedded
 from onelora_vision.backbones.base import Adaptation, norms_with_parameters
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
 
 #: The mean and standard deviation that every Depth Anything checkpoint's images are normalised with (ImageNet's).
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,7 +53,7 @@ def load_depth_anything(
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise InputError(f"{source}: cannot be loaded as Depth Anything ({type(error).__name__}: {reason})") from error
     # no input ever reaches the mask token: converted checkpoints leave it out
     missing = sorted(key for key in report["missing_keys"] if not key.endswith("mask_token"))

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from onelora_vision.backbones.base import Adaptation, norms_with_parameters
 from onelora_vision.backbones.fuse import join_linears, split_linear
-from onelora_vision.errors import InputError, nearest
+from onelora_vision.errors import InputError, nearest, one_line
 from onelora_vision.outputs import folder_output
 
 ORIGINAL_NORM_EPS = 1e-6
@@ -277,7 +277,7 @@ def load_dit(
         with _quiet():
             pipeline = DiTPipeline.from_pretrained(source, revision=revision, variant=variant, cache_dir=cache_dir)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise InputError(f"{source}: cannot be loaded as a DiT pipeline ({type(error).__name__}: {reason})") from error
     if not isinstance(pipeline.transformer, DiTTransformer2DModel):
         raise InputError(f"{source}: its transformer is a {type(pipeline.transformer).__name__}, not a DiT")

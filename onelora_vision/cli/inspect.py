@@ -3,6 +3,7 @@
 import argparse
 
 from onelora_vision.cli.output import add_overwrite
+from onelora_vision.errors import listed, one_line
 from onelora_vision.outputs import check_file
 
 
@@ -34,16 +35,14 @@ def show(result: dict, args: argparse.Namespace) -> None:
     print(f"base     {result['base'] or 'unnamed'}, fingerprint {result['base_fingerprint'] or 'none'}")
     print(f"values   {result['layer_values']:,} in {result['layers']} layers, {result['whole_values']:,} saved whole")
     if result["classes"]:
-        print(
-            f"classes  {len(result['classes'])}: {', '.join(result['classes'][:12])}{' …' * (len(result['classes']) > 12)}"
-        )
+        print(f"classes  {len(result['classes'])}: {listed(result['classes'], 12)}")
     before, after = (result["metrics"].get(key, {}) for key in ("before", "after"))
     for name, value in after.items():
-        print(f"metric   {name}: {before.get(name, '')} -> {value}")
+        print(f"metric   {one_line(name, 60)}: {one_line(before.get(name, '-'), 60)} -> {one_line(value, 60)}")
     if result["protocol"]:
         print(f"protocol {result['protocol']}")
     for key, value in {**result["extra"], **result["versions"]}.items():
-        print(f"header   {key}: {value}")
+        print(f"header   {one_line(key, 60)}: {one_line(value)}")
     rows = result["rows"] + result["whole"]
     width = max((len(f"{row['layer']}.{row['part']}") for row in rows), default=0)
     print(f"\n{'tensor':<{width}} {'shape':>12} {'dtype':>9} {'norm':>10} {'largest':>10}")

@@ -12,7 +12,7 @@ import keyword
 import sys
 
 from onelora_vision.command import exits_cleanly
-from onelora_vision.errors import InputError, nearest
+from onelora_vision.errors import InputError, nearest, printable
 
 COMMANDS = {
     "params": "count the parameters of a method on a backbone, without its weights",
@@ -61,10 +61,20 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(rest)
     result = module.run(args)
     if args.json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        text = json.dumps(result, indent=2, ensure_ascii=False)
+        print("".join(c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in text))
     else:
-        module.show(result, args)
+        module.show(_shown(result), args)
     return module.exit_code(result) if hasattr(module, "exit_code") else 0
+
+
+def _shown(value):
+    """A result whose texts, which may be out of files, hold nothing that a terminal would obey."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {_shown(key): _shown(inner) for key, inner in value.items()}
+    return type(value)(map(_shown, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _overview() -> str:

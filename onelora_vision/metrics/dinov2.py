@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
 from onelora_vision.metrics.generative import Features, weights_hash
 from onelora_vision.metrics.inception import DOWNLOAD
 from onelora_vision.weights import read_weights
@@ -48,7 +48,7 @@ class DinoFeatures(Features):
         except InputError:
             raise
         except Exception as error:  # timm answers names and files that do not fit with many kinds of error
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             raise InputError(f"{weights}: cannot be loaded into timm's {model} ({reason})") from error
         self.model.pretrained_cfg.pop("state_dict", None)  # else it keeps the weights a second time
         self.model.eval().requires_grad_(False)

@@ -213,7 +213,7 @@ def resolve(config: PeftConfig, names: Sequence[str], where: str) -> PeftConfig:
     else:
         chosen = [name for name in names if targets.check(name)]
         if not chosen:
-            raise InputError(f"{where}: no module of this base matches its target_modules={shown_targets(given)}")
+            raise InputError(f"{where}: no module matches its target_modules={shown_targets(given)}")
         config.target_modules = exact_pattern(chosen)
         for field in ("exclude_modules", "layers_to_transform", "layers_pattern"):
             setattr(config, field, None)

@@ -57,7 +57,7 @@ def test_the_rules_are_those_of_peft(kind, fields):
             bool(check_target_module_exists(config, name)) for name in NAMES
         ]
     else:
-        with pytest.raises(InputError, match="x: no module of this base matches its target_modules"):
+        with pytest.raises(InputError, match="x: no module matches its target_modules"):
             resolve(config, NAMES, "x")
 
 
