@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up: a part of the package imports only from parts on lines above its own.
 LAYERS = [
     {"errors", "seeding", "embedded", "registration", "progress"},
-    {"files", "cache"},
+    {"files", "cache", "textfiles"},
     {"outputs"},
     {"figures"},
     {"tuners"},
