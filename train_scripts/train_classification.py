@@ -138,7 +138,10 @@ def open_images(config: ClassificationConfig) -> tuple[ClassImages, ClassImages 
     }
     training, validation = open_training_images(**place, validation_fraction=config.validation_fraction, **options)
     if validation is None and config.validation_steps:
-        raise InputError("--validation_steps needs images held out: set --validation_fraction, such as 0.1")
+        raise InputError(
+            "--validation_steps needs images held out: set --validation_fraction, such as 0.1, and have two images or "
+            "more in a class"
+        )
     few = config.few_shot if config.few_shot is not None else 20 if config.dataset_name == EMBEDDED else 0
     if few:
         training = training.few_shot(few, config.seed)

@@ -55,6 +55,7 @@ class DepthConfig(TrainingConfig):
     eval_split: str | None = option(None, "split to evaluate on (default: the data set's)", may_change=True)
     eval_split_file: str | None = option(None, "list of the files to evaluate on", may_change=True)
     max_eval_samples: int | None = option(None, "evaluate on the first so many frames", may_change=True)
+    on_bad_image: Literal["error", "skip"] = option("error", "an unreadable frame stops the run or is left out")
     caps: str | None = option(None, "protocol that says which depths and crop count (default: the data set's)")
     resolution: int | str | None = option(None, "network input: 518 (shorter side) or 392x518 (default: the model's)")
     random_flip: bool = option(True, "mirror training images at random")
@@ -78,6 +79,8 @@ class DepthConfig(TrainingConfig):
         train_name, eval_name = self.dataset_names
         for name in (train_name, eval_name):
             find_format(name)
+        if {train_name, eval_name} <= RENDERED:
+            self._refuse_ignored(train_name, {"on_bad_image": RENDERED}, "dataset_name")
         self._refuse_ignored(train_name, TRAIN_IGNORED, "dataset_name")
         self._refuse_ignored(eval_name, EVAL_IGNORED, "eval_dataset_name")
 
@@ -207,8 +210,16 @@ def open_data(config: DepthConfig, base: nn.Module, size: InputSize) -> tuple[De
     augmentation = {"random_flip": config.random_flip, "color_jitter": config.color_jitter}
     train_caps, eval_caps = caps_of(train_name, config, base), caps_of(eval_name, config, base)
     return (
-        DepthDataset(train_frames, train_caps, size, train=True, limit=config.max_train_samples, **augmentation),
-        DepthDataset(eval_frames, eval_caps, size, limit=config.max_eval_samples),
+        DepthDataset(
+            train_frames,
+            train_caps,
+            size,
+            train=True,
+            limit=config.max_train_samples,
+            **augmentation,
+            on_bad_image=config.on_bad_image,
+        ),
+        DepthDataset(eval_frames, eval_caps, size, limit=config.max_eval_samples, on_bad_image=config.on_bad_image),
     )
 
 

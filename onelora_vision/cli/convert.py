@@ -45,7 +45,6 @@ def show(result: dict, args: argparse.Namespace) -> None:
 
 
 def _read_names(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--class_names {path}: cannot be read ({error})") from None
+    from onelora_vision.textfiles import read_lines
+
+    return [name for name in read_lines(path, "--class_names") if name]

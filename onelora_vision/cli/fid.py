@@ -1,9 +1,8 @@
 """``onelora fid``: generated images measured against real ones, and figures of two runs compared if they may be."""
 
 import argparse
-import json
-from pathlib import Path
 
+from onelora_vision.cli.inputs import add_on_bad_image
 from onelora_vision.errors import InputError
 
 
@@ -16,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fid_weights", "--fid-weights", help="weights of inception or dinov2: a file, or download")
     parser.add_argument("--fid_timm_model", "--fid-timm-model", help="timm's transformer behind dinov2")
     parser.add_argument("--batch_size", "--batch-size", type=int, default=50, help="images at a time")
+    add_on_bad_image(parser)
     parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
 
 
@@ -32,19 +32,19 @@ def run(args: argparse.Namespace) -> dict:
 def measure_sets(args: argparse.Namespace) -> dict:
     """All figures of the second set against the first, whose features are kept for the next time."""
     import torch
-    from tqdm import tqdm
 
     from onelora_vision.data.image_sets import ImageSet
     from onelora_vision.metrics.dinov2 import MODEL
     from onelora_vision.metrics.features import cached_features, open_features
     from onelora_vision.metrics.generative import collect, compare
+    from onelora_vision.progress import progress_bar
 
-    reference, generated = (ImageSet(path) for path in args.paths)
+    reference, generated = (ImageSet(path, args.on_bad_image) for path in args.paths)
     features = open_features(args.features, args.fid_weights, args.fid_timm_model or MODEL)
     features.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def measured(images: ImageSet):
-        with tqdm(total=len(images), desc=f"{images.path}", unit="image", leave=False) as bar:
+        with progress_bar(len(images), desc=str(images.path), unit="image", leave=False) as bar:
 
             def watched():
                 for batch in images.batches(args.batch_size):
@@ -53,16 +53,16 @@ def measure_sets(args: argparse.Namespace) -> dict:
 
             return collect(features, watched())
 
-    parts = [*reference.hashes, features.name, features.weights_hash]
-    figures = compare(measured(generated), cached_features(parts, lambda: measured(reference)), features.name)
+    parts = [*reference.hashes, features.name, features.weights_hash, args.on_bad_image]
+    real, made = cached_features(parts, lambda: measured(reference)), measured(generated)
     return {
         "reference": args.paths[0],
-        "reference_images": len(reference),
+        "reference_images": len(real),
         "generated": args.paths[1],
-        "generated_images": len(generated),
+        "generated_images": len(made),
         "features": features.name,
         "weights_hash": features.weights_hash,
-        "metrics": figures,
+        "metrics": compare(made, real, features.name),
     }
 
 
@@ -70,11 +70,13 @@ def compare_runs(first: str, second: str) -> dict:
     """The figures of two runs side by side.
 
     Raises:
-        InputError: they were taken under unlike protocols; the message says which fields differ.
+        InputError: a run was not evaluated to its end, or they were taken under unlike protocols; the message says
+            which fields differ.
     """
     from onelora_vision.metrics.generative import Protocol
+    from onelora_vision.training.record import read_results
 
-    results = [_read_results(path) for path in (first, second)]
+    results = [read_results(path) for path in (first, second)]
     protocols = [Protocol.parse(result["protocol"]) for result in results]
     protocols[0].require_comparable(protocols[1])
     figures = [result["metrics"]["after"] for result in results]
@@ -83,16 +85,6 @@ def compare_runs(first: str, second: str) -> dict:
         "metrics": {name: [part.get(name) for part in figures] for name in {**figures[0], **figures[1]}},
         "protocol": protocols[0].line(),
     }
-
-
-def _read_results(path: str) -> dict:
-    file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-        results["protocol"], results["metrics"]["after"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: not the results.json of a run ({type(error).__name__}: {error})") from None
-    return results
 
 
 def show(result: dict, args: argparse.Namespace) -> None:

@@ -1,12 +1,18 @@
 """``onelora predict``: classes, or depth, of pictures with an adapter."""
 
 import argparse
+import itertools
 import os
+import sys
 from pathlib import Path
 
+from onelora_vision.cli.inputs import add_on_bad_image
+from onelora_vision.cli.output import add_output
 from onelora_vision.errors import InputError
 
 BATCH = 32
+KIND = "depth maps"
+ENDINGS = ("_depth.png", "_color.png", "_depth.npy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", help="pictures, or folders of pictures")
     parser.add_argument("--base", help="where the base model is, if not where the adapter says")
     parser.add_argument("--top", type=int, default=5, help="classes to print for each picture")
-    parser.add_argument("-o", "--output", default="depth", help="folder for depth maps")
+    add_output(parser, "folder for depth maps; files of others in it are never touched", default="depth")
+    add_on_bad_image(parser)
     parser.add_argument("--npy", action="store_true", help="also write the depth as fp32 .npy")
     parser.add_argument(
         "--near", type=float, help="depth in metres of the colour map's start (default: the picture's)"
@@ -63,52 +70,78 @@ def _pictures(given: list[str]) -> list[str]:
 
 def _classify(args: argparse.Namespace, paths: list[str]) -> list[dict]:
     from onelora_vision.backbones.vit import predict_classes
-    from onelora_vision.data.images import read_image
+    from onelora_vision.data.images import read_images, trimmed
     from onelora_vision.prediction import load_classifier
+    from onelora_vision.progress import progress_bar
 
-    classifier, best = load_classifier(args.adapter, args.base), []
-    for start in range(0, len(paths), BATCH):
-        pictures = [read_image(path) for path in paths[start : start + BATCH]]
-        best += predict_classes(classifier, pictures, top=args.top, batch_size=BATCH)
-    return [
-        {"image": path, "classes": [{"name": name, "probability": share} for name, share in found]}
-        for path, found in zip(paths, best)
-    ]
+    classifier, rows = load_classifier(args.adapter, args.base), []
+    readable = read_images(paths, args.on_bad_image)
+    with progress_bar(len(paths), desc="classifying", unit="image", leave=False) as bar:
+        while batch := list(itertools.islice(readable, BATCH)):
+            pictures = [trimmed(picture, path) for path, picture in batch]
+            found = predict_classes(classifier, pictures, top=args.top, batch_size=BATCH)
+            for (path, _), classes in zip(batch, found):
+                named = [{"name": name, "probability": share} for name, share in classes]
+                rows.append({"image": path, "classes": named})
+            bar.update(len(batch))
+    return rows
 
 
 def _estimate(args: argparse.Namespace, paths: list[str]) -> list[dict]:
-    from onelora_vision.data.images import read_image
+    from onelora_vision.data.images import read_images
     from onelora_vision.depth_maps import load_depth_estimator
+    from onelora_vision.outputs import check_additions
+    from onelora_vision.progress import progress
 
     names = [Path(path).stem for path in paths]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"two pictures are called {twice!r}: their depth maps would overwrite each other")
+    maps = [f"{name}{ending}" for name in names for ending in ENDINGS]
+    inputs = [*args.images, args.adapter, *([args.base] if args.base else [])]
+    ledger = check_additions(args.output, KIND, maps, overwrite=args.overwrite, inputs=inputs)
     estimator = load_depth_estimator(args.adapter, args.base)
-    return [_write_depth(args, path, estimator, estimator(read_image(path))) for path in paths]
+    readable = progress(read_images(paths, args.on_bad_image), len(paths), desc="estimating depth", unit="image")
+    return [
+        _write_depth(args, path, estimator, _depth_of(path, picture, estimator), ledger) for path, picture in readable
+    ]
 
 
-def _write_depth(args: argparse.Namespace, path: str, estimator, depth) -> dict:
+def _depth_of(path: str, picture, estimator):
+    """The depth of a picture; says where a very long one is seen at a lower resolution."""
+    from onelora_vision.data.images import MAX_ASPECT
+
+    if max(picture.size) > MAX_ASPECT * min(picture.size):
+        size = f"{picture.width}x{picture.height}"
+        print(
+            f"{path}: {size} pixels, more than {MAX_ASPECT} times as long as wide: its depth is of lower resolution",
+            file=sys.stderr,
+        )
+    return estimator(picture)
+
+
+def _write_depth(args: argparse.Namespace, path: str, estimator, depth, ledger) -> dict:
     import numpy as np
-    from PIL import Image
 
     from onelora_vision.depth_maps import colorize, save_depth_png
-    from onelora_vision.files import atomic_file
+    from onelora_vision.pictures import save_marked
 
-    folder, name = Path(args.output), Path(path).stem
-    metric = estimator.max_depth is not None
-    millimetres, clipped = folder / f"{name}_depth.png", 0
+    name = Path(path).stem
+    millimetres, color, array = (f"{name}{ending}" for ending in ENDINGS)
+    metric, clipped = estimator.max_depth is not None, 0
+    ledger.delete([millimetres, color, array])
     if metric:
-        clipped = save_depth_png(millimetres, depth)
-    with atomic_file(folder / f"{name}_color.png") as temporary:
-        Image.fromarray(colorize(depth, args.near, args.far)).save(temporary, format="PNG")
+        with ledger.writing_file(millimetres) as temporary:
+            clipped = save_depth_png(temporary, depth)
+    with ledger.writing_file(color) as temporary:
+        save_marked(temporary, colorize(depth, args.near, args.far))
     if args.npy or not metric:  # relative depth has no millimetres
-        with atomic_file(folder / f"{name}_depth.npy") as temporary:
+        with ledger.writing_file(array) as temporary:
             np.save(temporary, depth)
     return {
         "image": path,
-        "depth": str(millimetres if metric else folder / f"{name}_depth.npy"),
-        "color": str(folder / f"{name}_color.png"),
+        "depth": str(Path(args.output) / (millimetres if metric else array)),
+        "color": str(Path(args.output) / color),
         "unit": "m" if metric else "(relative inverse depth)",
         "min": float(depth.min()),
         "median": float(np.median(depth)),

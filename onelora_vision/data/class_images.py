@@ -1,7 +1,6 @@
 """Images with one class each: the common data sets of transfer learning opened by name, and the dataset over them."""
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,15 +11,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from onelora_vision.data.images import decode_image, list_folders, list_images, read_image, shown, to_rgb
-from onelora_vision.data.stream import SampleRef, SeededDataset
-from onelora_vision.errors import InputError, nearest
+from onelora_vision.data.images import decode_image, list_folders, list_images, read_image, shown, to_rgb, trimmed
+from onelora_vision.data.stream import BadItems, SampleRef, SeededDataset
+from onelora_vision.errors import InputError, listed, nearest
 from onelora_vision.seeding import mix
+from onelora_vision.textfiles import read_lines, read_text
 
 #: Name of the data set that needs no folder.
 EMBEDDED = "embedded"
 SPLITS = ("train", "validation", "test")
-_log = logging.getLogger(__name__)
 
 
 class MissingSplit(InputError):
@@ -71,9 +70,10 @@ class ClassImages:
         return digest.hexdigest()[:16]
 
     def read(self, index: int) -> Image.Image:
-        """Image ``index`` as upright RGB. Raises `InputError` that names the image when it cannot be read."""
+        """Image ``index`` as upright RGB, `trimmed`. Raises `InputError` that names the image if it cannot be read."""
         image = self.images[index]
-        return read_image(image) if isinstance(image, (str, os.PathLike)) else to_rgb(image)
+        picture = read_image(image) if isinstance(image, (str, os.PathLike)) else to_rgb(image)
+        return trimmed(picture, shown(self.path(index)))
 
     def subset(self, indices: Sequence[int], split: str | None = None) -> "ClassImages":
         """The images at ``indices``, in that order, with all class names; ``split`` renames the split."""
@@ -130,13 +130,10 @@ class ClassImageDataset(SeededDataset):
     def __init__(
         self, source: ClassImages, transform: Callable[[Image.Image], torch.Tensor], on_bad_image: str = "error"
     ):
-        if on_bad_image not in ("error", "skip"):
-            raise InputError(f"on_bad_image {on_bad_image!r}: must be error or skip")
         self.source = source
         self.transform = transform
         self.on_bad_image = on_bad_image
-        # Shared memory: a loader's workers and the main process see one record, so each bad image is named once.
-        self._bad = torch.zeros(len(source), dtype=torch.bool).share_memory_()
+        self._bad = BadItems(len(source), on_bad_image, f"{source.name}/{source.split}")
 
     @property
     def class_names(self) -> list[str]:
@@ -145,31 +142,17 @@ class ClassImageDataset(SeededDataset):
     @property
     def num_bad_images(self) -> int:
         """How many unreadable images have been met so far, by this process and its loader's workers."""
-        return int(self._bad.sum())
+        return self._bad.count
 
     def __len__(self) -> int:
         return len(self.source)
 
     def _item(self, ref: SampleRef, seed: Callable[[int], None]) -> dict[str, Any]:
-        index, picture = self._readable(ref.index)
+        index, picture = self._bad.first_readable(ref.index, self.source.read)
         seed(ref.seed)
         image = self.transform(picture)
         label = int(self.source.labels[index])
         return {"image": image, "label": label, "seed": ref.seed, "index": index, "path": self.source.path(index)}
-
-    def _readable(self, index: int) -> tuple[int, Image.Image]:
-        """The first readable image at or after ``index``, wrapping around at the end."""
-        for candidate in (*range(index, len(self)), *range(index)) if self.on_bad_image == "skip" else (index,):
-            if self._bad[candidate]:
-                continue
-            try:
-                return candidate, self.source.read(candidate)
-            except InputError as error:
-                if self.on_bad_image == "error":
-                    raise InputError(f"{error}; --on_bad_image skip leaves such images out") from None
-                self._bad[candidate] = True
-                _log.warning("skipped: %s", error)
-        raise InputError(f"{self.source.name}/{self.source.split}: none of its {len(self)} images can be read")
 
 
 def open_class_images(
@@ -219,7 +202,7 @@ def open_training_images(
     **options,
 ) -> tuple[ClassImages, ClassImages | None]:
     """The training images and those that settings are chosen by: the data set's own validation split, else a part of
-    the training split, ``validation_fraction`` of each class, drawn by ``seed``; None if that is 0.
+    the training split, ``validation_fraction`` of each class, drawn by ``seed``; None if that is 0, or no class has two.
 
     ``options`` are those of `open_class_images`.
     """
@@ -229,7 +212,8 @@ def open_training_images(
     except MissingSplit:
         if validation_fraction == 0:
             return train, None
-        return train.split_off(validation_fraction, split="validation", seed=seed)
+        rest, part = train.split_off(validation_fraction, split="validation", seed=seed)
+        return rest, part if len(part) else None
 
 
 def _open_digits(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
@@ -281,7 +265,7 @@ def _read_cifar_binary(name: str, folder: Path, split: str, files: list[str], na
         records.append(data.reshape(-1, label_bytes + 3072))
     records = np.concatenate(records)
     pixels = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    class_names = (folder / names).read_text().split()
+    class_names = read_text(folder / names).split()
     return ClassImages(_Pixels(pixels), records[:, label_bytes - 1].tolist(), class_names, name, split)
 
 
@@ -291,9 +275,8 @@ def _open_food101(root: Path, split: str, *, download: bool, seed: int) -> Class
     folder = _dataset_folder("food101", root, "food-101", "meta/train.txt", download, "Food101")
     lines = _lines(folder / "meta" / f"{split}.txt")
     class_names = sorted({line.split("/")[0] for line in _lines(folder / "meta" / "train.txt")})
-    position = {name: index for index, name in enumerate(class_names)}
     paths = [str(folder / "images" / f"{line}.jpg") for line in lines]
-    labels = [position[line.split("/")[0]] for line in lines]
+    labels = _labels([line.split("/")[0] for line in lines], class_names, f"food101/{split}")
     return _present("food101", split, paths, labels, class_names)
 
 
@@ -316,15 +299,27 @@ def _open_oxford_iiit_pet(root: Path, split: str, *, download: bool, seed: int) 
     folder = _dataset_folder(
         "oxford_iiit_pet", root, "oxford-iiit-pet", "annotations/trainval.txt", download, "OxfordIIITPet"
     )
-    file = folder / "annotations" / ("trainval.txt" if split == "train" else "test.txt")
-    rows = [line.split() for line in _lines(file)]
-    breeds = {int(row[1]) - 1: row[0].rsplit("_", 1)[0] for row in rows}
-    if sorted(breeds) != list(range(len(breeds))):
+    file = folder / "annotations" / "trainval.txt"
+    breeds = {int(row[1]): _breed(row) for row in map(str.split, _lines(file))}
+    if sorted(breeds) != list(range(1, len(breeds) + 1)):
         raise InputError(f"{shown(file)}: its classes are not numbered 1 to {len(breeds)}")
+    class_names = [breeds[number] for number in sorted(breeds)]
+    rows = [line.split() for line in _lines(file if split == "train" else file.with_name("test.txt"))]
     paths = [str(folder / "images" / f"{row[0]}.jpg") for row in rows]
-    return _present(
-        "oxford_iiit_pet", split, paths, [int(row[1]) - 1 for row in rows], [breeds[k] for k in sorted(breeds)]
-    )
+    labels = _labels([_breed(row) for row in rows], class_names, f"oxford_iiit_pet/{split}")
+    return _present("oxford_iiit_pet", split, paths, labels, class_names)
+
+
+def _breed(row: list[str]) -> str:
+    return row[0].rsplit("_", 1)[0]
+
+
+def _labels(classes: Sequence, class_names: Sequence, name: str) -> list[int]:
+    """Each class as its position in ``class_names``, which are those of the training split."""
+    position = {class_name: index for index, class_name in enumerate(class_names)}
+    if unknown := {str(found) for found in classes if found not in position}:
+        raise InputError(f"{name}: no such class in the training split: {listed(unknown)}")
+    return [position[found] for found in classes]
 
 
 def _open_imagefolder(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
@@ -341,18 +336,24 @@ def _open_imagefolder(root: Path, split: str, *, download: bool, seed: int) -> C
     if there is None:
         raise MissingSplit(f"{shown(root)}: has train/ but no other folder that could be its {split} split")
     train_names = list_folders(root / folders["train"])
-    return replace(_class_folders(root / there, split, train_names), name=shown(root.name))
+    class_names = None if split == "train" else train_names
+    return replace(_class_folders(root / there, split, class_names), name=shown(root.name))
 
 
 def _own_split(images: ClassImages, split: str, seed: int) -> ClassImages:
     """The training or test part (80 % and 20 % of each class) of a data set that comes undivided."""
     _need_split(images.name, split, ("train", "test"))
     train, test = images.split_off(0.2, split="test", seed=seed)
+    if split == "test" and not len(test):
+        raise InputError(
+            f"{images.name}: no class has two images, so none is left for testing; add images or a test split"
+        )
     return train if split == "train" else test
 
 
 def _class_folders(root: Path, split: str, class_names: list[str] | None = None) -> ClassImages:
-    """One class per folder; folders that are not among ``class_names`` (those of the training split) are an error."""
+    """One class per folder. Training needs images of every class; another split, whose ``class_names`` are those of the
+    training split, may lack some, but has no others."""
     found = list_folders(root)
     names = found if class_names is None else class_names
     if not found:
@@ -363,11 +364,13 @@ def _class_folders(root: Path, split: str, class_names: list[str] | None = None)
         )
     paths, labels = [], []
     for label, name in enumerate(names):
-        images = list_images(root / name)
-        if not images:
+        images = list_images(root / name) if name in found else []
+        if not images and class_names is None:
             raise InputError(f"{shown(root / name)}: class folder without images; add images or remove the folder")
         paths.extend(images)
         labels.extend([label] * len(images))
+    if not paths:
+        raise InputError(f"{shown(root)}: no images in its class folders")
     return ClassImages(paths, labels, [shown(name) for name in names], shown(root.name), split)
 
 
@@ -409,8 +412,9 @@ def _hub_split(name: str, tables: dict, split: str, seed: int, image_column: str
             raise InputError(f"data set {name!r} has no column {column!r} (--{flag}){tail}")
     labels, class_names = list(table[label_column]), getattr(table.features[label_column], "names", None)
     if class_names is None:
-        values = sorted(set(tables.get("train", table)[label_column]) | set(labels))
-        labels, class_names = [values.index(label) for label in labels], [str(value) for value in values]
+        values = sorted(set(tables.get("train", table)[label_column]))
+        labels = _labels(labels, values, f"{name}/{split}")
+        class_names = [str(value) for value in values]
     table = table.cast_column(image_column, datasets.Image(decode=False))
     images = _HubImages(table, image_column, f"{name}/{split}")
     opened = ClassImages(images, labels, class_names, name, split)
@@ -504,10 +508,7 @@ def _missing(name: str, root: Path, looked_for: str) -> InputError:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise InputError(f"{shown(file)}: cannot be read ({error.strerror})") from None
+    return [line for line in read_lines(file) if line]
 
 
 def _present(name: str, split: str, paths: list[str], labels: list[int], class_names: list[str]) -> ClassImages:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,13 +35,21 @@ def content_hash(image: str | os.PathLike | Image.Image) -> str:
 def content_hashes(source: ClassImages, hidden: bool = True) -> list[str]:
     """`content_hash` of every image, in order; a file that cannot be opened is hashed by its path instead, so that
     reading it later says what is wrong with it."""
+    return _hashes(len(source), lambda index: source.images[index], source.path, hidden)
 
+
+def file_hashes(paths: Sequence[str | os.PathLike]) -> list[str]:
+    """`content_hashes` of files."""
+    return _hashes(len(paths), paths.__getitem__, paths.__getitem__, hidden=True)
+
+
+def _hashes(count: int, image: Callable, name: Callable, hidden: bool) -> list[str]:
     def hash_of(index: int) -> str:
         try:
-            return content_hash(source.images[index])
+            return content_hash(image(index))
         except InputError:
-            return hashlib.sha256(f"unreadable {source.path(index)}".encode()).hexdigest()
+            return hashlib.sha256(f"unreadable {name(index)}".encode(errors="surrogateescape")).hexdigest()
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        hashes = pool.map(hash_of, range(len(source)))
-        return list(progress(hashes, len(source), desc="hashing images", unit="image", hidden=hidden))
+        hashes = pool.map(hash_of, range(count))
+        return list(progress(hashes, count, desc="hashing images", unit="image", hidden=hidden))

@@ -7,14 +7,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from onelora_vision.data.content import content_hash
-from onelora_vision.data.images import list_images, read_image, shown
+from onelora_vision.data.content import file_hashes
+from onelora_vision.data.images import list_images, read_images, shown
 from onelora_vision.errors import InputError
 from onelora_vision.files import atomic_file
 
 
 class ImageSet:
     """All images below a folder, or those of an npz file (``arr_0``, uint8, (N, H, W, 3), the layout of arXiv 2105.05233).
+
+    Args:
+        path: the folder or file.
+        on_bad_image: what to do about files that cannot be read, see `read_images`.
 
     Attributes:
         path: where they are. hashes: what they are, one per image or file.
@@ -23,8 +27,8 @@ class ImageSet:
         InputError: there is nothing at ``path``, it holds no images, or it cannot be read.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, on_bad_image: str = "error"):
+        self.path, self.on_bad_image = Path(path), on_bad_image
         self._pixels, self._files = None, []
         if self.path.suffix == ".npz":
             self._pixels = _read_npz(self.path)
@@ -38,22 +42,23 @@ class ImageSet:
 
     @property
     def hashes(self) -> list[str]:
-        return [content_hash(file) for file in self._files or [self.path]]
+        return file_hashes(self._files or [self.path])
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
         """The images in order, (n, 3, H, W) in [0, 1], up to ``batch_size`` of one size at a time."""
         waiting: list[torch.Tensor] = []
-        for index in range(len(self)):
-            image = self._read(index)
+        for pixels in self._pictures():
+            image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
             if waiting and (len(waiting) == batch_size or waiting[0].shape != image.shape):
                 yield torch.stack(waiting)
                 waiting = []
             waiting.append(image)
         yield torch.stack(waiting)
 
-    def _read(self, index: int) -> torch.Tensor:
-        pixels = np.array(read_image(self._files[index])) if self._pixels is None else self._pixels[index]
-        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    def _pictures(self) -> Iterator[np.ndarray]:
+        if self._pixels is not None:
+            return iter(self._pixels)
+        return (np.array(picture) for _, picture in read_images(self._files, self.on_bad_image))
 
 
 def write_npz(path: str | Path, pixels: np.ndarray, labels: np.ndarray) -> None:

@@ -1,6 +1,9 @@
 """Reading image files whatever their state: one upright RGB picture, or one error line that names the file."""
 
+import functools
+import logging
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -9,6 +12,9 @@ from PIL import Image, ImageOps
 from onelora_vision.errors import InputError
 from onelora_vision.outputs import is_sheet
 
+_log = logging.getLogger(__name__)
+#: How many times as long as wide a picture may be before it is cut, or its resolution lowered: memory grows with it.
+MAX_ASPECT = 8
 IMAGE_EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 )
@@ -25,6 +31,53 @@ def read_image(path: str | os.PathLike) -> Image.Image:
             decompression-bomb limit (about 179 million pixels); the message names the file.
     """
     return decode_image(path, shown(path))
+
+
+def read_images(paths: Sequence[str], on_bad_image: str = "error") -> Iterator[tuple[str, Image.Image]]:
+    """Paths and pictures, in order.
+
+    Args:
+        on_bad_image: "error" raises the `InputError` of an unreadable image; "skip" leaves it out, and logs its name and
+            in the end how many there were.
+
+    Raises:
+        InputError: an image cannot be read, or with "skip": none can.
+    """
+    skipped = 0
+    for path in paths:
+        try:
+            picture = read_image(path)
+        except InputError as error:
+            if on_bad_image == "error":
+                raise InputError(f"{error}; --on_bad_image skip leaves such images out") from None
+            _log.warning("skipped: %s", error)
+            skipped += 1
+            continue
+        yield path, picture
+    if skipped == len(paths):
+        raise InputError(f"none of the {len(paths)} images can be read")
+    if skipped:
+        _log.warning("%d of %d images were skipped: they cannot be read", skipped, len(paths))
+
+
+def trimmed(image: Image.Image, name: str) -> Image.Image:
+    """The middle of a picture that is more than `MAX_ASPECT` times as long as wide; others as they are.
+
+    For square inputs, whose shorter side is resized to the input's: all of a long picture would not fit into memory.
+    """
+    limit = MAX_ASPECT * min(image.size)
+    if max(image.size) <= limit:
+        return image
+    _say_trimmed(name, image.size, limit)
+    width, height = (min(side, limit) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+@functools.cache  # once per picture, not once per epoch
+def _say_trimmed(name: str, size: tuple[int, int], limit: int) -> None:
+    width, height = size
+    _log.warning("%s: of %dx%d pixels only the middle %d are used along the longer side", name, width, height, limit)
 
 
 def decode_image(source: str | os.PathLike | IO[bytes], name: str) -> Image.Image:

@@ -4,9 +4,10 @@ Nothing here has a state to save. Batch ``i`` of a run is the same whether the r
 of loader workers, and for any number of processes whose batches add up to the same global batch.
 """
 
+import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
@@ -14,6 +15,9 @@ from torch.utils.data._utils import signal_handling
 
 from onelora_vision.errors import InputError
 from onelora_vision.seeding import mix, seedable
+
+_log = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
 
 class SampleRef(NamedTuple):
@@ -41,6 +45,43 @@ class SeededDataset(Dataset):
 
     def _item(self, ref: SampleRef, seed: Callable[[int], None]) -> dict[str, Any]:
         raise NotImplementedError
+
+
+class BadItems:
+    """Which items of a data set cannot be read, and what is done about them.
+
+    Args:
+        size: number of items. name: of the data set, for messages.
+        on_bad_image: "error" raises the `InputError` of an unreadable item; "skip" logs it once and takes the next
+            readable item instead.
+    """
+
+    def __init__(self, size: int, on_bad_image: str, name: str):
+        if on_bad_image not in ("error", "skip"):
+            raise InputError(f"on_bad_image {on_bad_image!r}: must be error or skip")
+        self.on_bad_image, self.name = on_bad_image, name
+        # Shared memory: a loader's workers and the main process see one record, so each bad item is named once.
+        self._bad = torch.zeros(size, dtype=torch.bool).share_memory_()
+
+    @property
+    def count(self) -> int:
+        """How many have been met so far, by this process and its loader's workers."""
+        return int(self._bad.sum())
+
+    def first_readable(self, index: int, read: Callable[[int], Item]) -> tuple[int, Item]:
+        """The index and value of the first readable item at or after ``index``, wrapping around at the end."""
+        size = len(self._bad)
+        for candidate in (*range(index, size), *range(index)) if self.on_bad_image == "skip" else (index,):
+            if self._bad[candidate]:
+                continue
+            try:
+                return candidate, read(candidate)
+            except InputError as error:
+                if self.on_bad_image == "error":
+                    raise InputError(f"{error}; --on_bad_image skip leaves such images out") from None
+                self._bad[candidate] = True
+                _log.warning("skipped: %s", error)
+        raise InputError(f"{self.name}: none of its {size} images can be read")
 
 
 class TrainingBatchSampler(Sampler[list[SampleRef]]):

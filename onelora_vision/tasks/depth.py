@@ -61,9 +61,13 @@ class DepthTask(Task):
         for batch in loader:
             images, depth, valid = (batch[name].to(accelerator.device) for name in ("image", "depth", "valid"))
             metrics = depth_metrics(compared(self.model, images, depth, valid, self.caps), depth, valid)
+            metrics["index"] = batch["index"].to(accelerator.device)
             for name, values in accelerator.gather_for_metrics(metrics).items():
                 parts.setdefault(name, []).append(values)
-        return {name: torch.cat(values).mean().item() for name, values in parts.items()}
+        first: dict[int, int] = {}  # a frame that stands in for an unreadable one counts once
+        for position, index in enumerate(torch.cat(parts.pop("index")).tolist()):
+            first.setdefault(index, position)
+        return {name: torch.cat(values)[list(first.values())].mean().item() for name, values in parts.items()}
 
     def draw(self, path: Path, step: int) -> None:
         """Image, truth, base, adapted and their errors, for frames spread over the evaluation data."""

@@ -5,6 +5,7 @@ defaults; `parse_config` does the rest.
 """
 
 import dataclasses
+import os
 import re
 import sys
 import typing
@@ -17,7 +18,9 @@ from onelora_vision.command import ends_at_once
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.files import atomic_file
 from onelora_vision.method_names import check_options, find_method
+from onelora_vision.textfiles import named_file, read_text
 
+_PATH_ENDINGS = ("_dir", "_file", "_path", "_weights")  # of settings that are paths
 Config = TypeVar("Config", bound="TrainingConfig")
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
@@ -229,24 +232,28 @@ def _config_files_first(arguments: list[str], config_class: type[TrainingConfig]
         path = value if equals else next(remaining, None)
         if path is None:
             raise InputError("--config needs the path of a YAML file")
-        _check_keys(path, config_class)
-        files += ["--config", path]
+        files += ["--config", _checked_settings(path, config_class)]
     return files + rest
 
 
-def _check_keys(path: str, config_class: type[TrainingConfig]) -> None:
+def _checked_settings(path: str, config_class: type[TrainingConfig]) -> str:
+    """The text of a YAML file whose keys exist, with / in its paths."""
     import yaml
 
+    text = read_text(path, "--config")
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise InputError(f"cannot read --config {path}: {_one_line(str(error))}") from None
     if not isinstance(settings, dict):
         raise InputError(f"--config {path}: expected lines of 'name: value', found {type(settings).__name__}")
     known = [field.name for field in dataclasses.fields(config_class)]
-    for key in settings:
+    for key, value in settings.items():
         if key not in known:
             raise InputError(f"--config {path}: unknown key {key!r}{nearest(key, known, 'key')}")
+        if key.endswith(_PATH_ENDINGS) and isinstance(value, str):
+            settings[key] = os.fspath(named_file(Path(), value)) if "\\" in value else value
+    return yaml.safe_dump(settings, allow_unicode=True)
 
 
 def _readable(message: str, types: dict[str, type]) -> str:

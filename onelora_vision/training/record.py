@@ -169,6 +169,6 @@ def read_results(path: str | Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: not the results.json of a run ({type(error).__name__}: {error})") from None
     phase = results.get("phase", "complete")
-    if phase in PHASES[: PHASES.index("evaluated")]:
+    if phase in PHASES[: PHASES.index("evaluated")] or not results["metrics"]["after"]:
         raise InputError(f"{file}: this run was interrupted (phase {phase!r}); resume it first")
     return results

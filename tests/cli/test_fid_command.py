@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from onelora_vision.data.image_sets import write_npz
 from onelora_vision.metrics.generative import Protocol
@@ -63,6 +64,33 @@ def test_runs_are_compared_only_under_one_protocol(onelora, tmp_path):
     assert code == 2 and "steps 50 and 250; guidance 1.5 and 4.0" in error
     code, _, error = onelora("fid", "compare", first, write("none", "not measured", 1))
     assert code == 2 and "no protocol" in error
+
+
+@pytest.mark.parametrize("broken", ["reference", "generated"])
+def test_unreadable_images_are_an_error_or_left_out(onelora, sets, caplog, broken):
+    rng = np.random.default_rng(0)
+    for name in ("reference", "generated"):
+        (sets / name).mkdir()
+        for number in range(8):
+            pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(sets / name / f"{number}.png")
+    common = ("fid", sets / "reference", sets / "generated", "--features", "embedded", "--device", "cpu", "--json")
+    _, whole, _ = onelora(*common)
+    (sets / broken / "9.png").write_bytes(b"broken")
+    code, _, error = onelora(*common)
+    assert code == 2 and "9.png" in error and "--on_bad_image skip" in error
+    code, result, _ = onelora(*common, "--on_bad_image", "skip")
+    assert code == 0 and result == whole
+    assert "9.png" in caplog.messages[0] and caplog.messages[1].startswith("1 of 9 images were skipped")
+    assert onelora(*common)[0] == 2  # what was measured without an image is not taken for the whole
+
+
+def test_an_interrupted_run_is_not_compared(onelora, tmp_path):
+    for phase, after in (("trained", {}), ("complete", {})):
+        results = {"phase": phase, "method": "onelora", "protocol": PROTOCOL.line(), "metrics": {"after": after}}
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        code, _, error = onelora("fid", "compare", tmp_path, tmp_path)
+        assert code == 2 and "this run was interrupted" in error and len(error.splitlines()) == 1
 
 
 def test_bad_input_is_one_line(onelora, sets):

@@ -1,10 +1,12 @@
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
+from onelora_vision.adapters.files import AdapterInfo, fingerprint, read_adapter, save_adapter
 from onelora_vision.backbones.depth_anything import depth_adaptation, load_depth_anything
 from onelora_vision.backbones.vit import load_vit, replace_head, vit_adaptation
 from onelora_vision.cli import main
@@ -65,6 +67,61 @@ def test_depth_is_written_in_millimetres_and_in_colour(depth, pictures, tmp_path
         np.testing.assert_allclose(np.asarray(image) / 1000, metres, atol=0.0006)
     with Image.open(first["color"]) as image:
         assert image.size == (40, 30) and image.mode == "RGB"
+
+
+@pytest.mark.parametrize("task", ["classifier", "depth"])
+def test_unreadable_pictures_are_an_error_or_left_out(task, request, pictures, tmp_path, capsys, caplog):
+    adapter, folder = request.getfixturevalue(task), tmp_path / "pictures"
+    shutil.copytree(pictures, folder)
+    (folder / "broken.png").write_bytes(b"broken")
+    common = ("--adapter", adapter, folder, "-o", tmp_path / "out", "--json")
+    assert run(*common) == 2
+    assert "broken.png" in (error := capsys.readouterr().err) and "--on_bad_image skip" in error
+    assert not list(tmp_path.glob("out/*.png"))
+    assert run(*common, "--on_bad_image", "skip") == 0
+    assert [Path(row["image"]).name for row in json.loads(capsys.readouterr().out)] == ["one.png", "zwö.png"]
+    assert "broken.png" in caplog.messages[0] and caplog.messages[1].startswith("1 of 3 images were skipped")
+    assert run(*common[:2], folder / "broken.png", *common[3:], "--on_bad_image", "skip", "--overwrite") == 2
+    assert "none of the 1 images can be read" in capsys.readouterr().err
+
+
+def test_depth_maps_replace_only_depth_maps(depth, pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    assert run("--adapter", depth, pictures, "-o", out, "--npy") == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    assert run("--adapter", depth, pictures, "-o", out) == 2
+    assert "set --overwrite" in capsys.readouterr().err
+    assert run("--adapter", depth, pictures, "-o", out, "--overwrite") == 0
+    assert not list(out.glob("*.npy"))  # of the run before
+    (out / "zwö_color.png").write_bytes(b"mine")
+    before = (out / "one_color.png").stat().st_mtime_ns
+    assert run("--adapter", depth, pictures, "-o", out, "--overwrite") == 2
+    assert "zwö_color.png" in capsys.readouterr().err
+    assert (out / "zwö_color.png").read_bytes() == b"mine" and (out / "one_color.png").stat().st_mtime_ns == before
+    assert run("--adapter", depth, pictures, "-o", pictures / "depth") == 2
+    assert run("--adapter", depth, pictures, "-o", depth) == 2
+    assert not (pictures / "depth").exists() and read_adapter(depth)
+
+
+def test_depth_maps_are_not_pictures(depth, pictures, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder)
+    assert run("--adapter", depth, *folder.iterdir(), "-o", folder) == 0
+    capsys.readouterr()
+    assert run("--adapter", depth, folder, "-o", tmp_path / "again", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
+def test_the_longer_side_of_a_very_long_picture_is_bounded(classifier, depth, tmp_path, capsys, caplog):
+    Image.new("RGB", (4000, 1)).save(tmp_path / "line.png")
+    assert run("--adapter", depth, tmp_path / "line.png", "-o", tmp_path / "out") == 0
+    assert "4000x1 pixels, more than 8 times as long as wide" in capsys.readouterr().err
+    with Image.open(tmp_path / "out" / "line_depth.png") as image:
+        assert image.size == (4000, 1)
+    assert run("--adapter", classifier, tmp_path / "line.png") == 0
+    assert "of 4000x1 pixels only the middle 8 are used" in caplog.messages[0]
 
 
 def test_bad_input_is_named(classifier, pictures, tmp_path, capsys):

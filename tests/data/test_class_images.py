@@ -13,6 +13,7 @@ from onelora_vision.data.class_images import (
     open_class_images,
     open_training_images,
 )
+from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.stream import SampleRef
 from onelora_vision.errors import InputError
 
@@ -61,6 +62,59 @@ def test_imagefolder_with_split_folders(tmp_path):
     save(tmp_path / "val" / "bb" / "0.png")
     with pytest.raises(InputError, match="bb: no such class in the training split"):
         open_class_images("imagefolder", tmp_path, "validation")
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_split_may_lack_a_class_that_training_has(tmp_path, empty):
+    for name in ("a", "b", "c"):
+        save(tmp_path / "train" / name / "0.png")
+    for split, names in {"test": ("c",), "val": ("b", "c")}.items():
+        for name in names:
+            save(tmp_path / split / name / "0.png")
+        if empty:
+            (tmp_path / split / "a").mkdir()
+    test, validation = (open_class_images("imagefolder", tmp_path, split) for split in ("test", "validation"))
+    assert test.class_names == validation.class_names == ["a", "b", "c"]
+    assert test.labels == [2] and validation.labels == [1, 2]
+    (tmp_path / "test" / "c" / "0.png").unlink()
+    with pytest.raises(InputError, match="test: no images in its class folders"):
+        open_class_images("imagefolder", tmp_path, "test")
+    (tmp_path / "train" / "b" / "0.png").unlink()
+    with pytest.raises(InputError, match="b: class folder without images"):
+        open_class_images("imagefolder", tmp_path, "train")
+
+
+def test_class_numbers_are_those_of_the_training_split(tmp_path):
+    datasets = pytest.importorskip("datasets")
+
+    def table(kinds):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+        pictures = [Image.new("RGB", (4, 4))] * len(kinds)
+        return datasets.Dataset.from_dict({"image": pictures, "label": kinds}, features=features)
+
+    datasets.DatasetDict(train=table(["b", "c"]), test=table(["c"])).save_to_disk(tmp_path / "known")
+    train, test = (open_class_images(str(tmp_path / "known"), split=split) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ["b", "c"] and test.labels == [1]
+    datasets.DatasetDict(train=table(["b", "c"]), test=table(["a", "b"])).save_to_disk(tmp_path / "unknown")
+    with pytest.raises(InputError, match="no such class in the training split: a"):
+        open_class_images(str(tmp_path / "unknown"), split="test")
+
+
+def test_a_single_image_trains_and_cannot_be_tested_on(tmp_path):
+    save(tmp_path / "a" / "0.png")
+    train, validation = open_training_images("imagefolder", tmp_path, validation_fraction=0.1)
+    assert len(train) == 1 and validation is None
+    with pytest.raises(InputError, match="no class has two images, so none is left for testing"):
+        open_class_images("imagefolder", tmp_path, "test")
+
+
+def test_only_the_middle_of_a_very_long_picture_is_read(tmp_path, caplog):
+    save(tmp_path / "a" / "long.png", size=(4000, 2))
+    save(tmp_path / "a" / "wide.png", size=(16, 2))
+    images = ClassImages([tmp_path / "a" / name for name in ("long.png", "wide.png")], [0, 0], ["a"], "set", "train")
+    assert [images.read(index).size for index in (0, 0, 1)] == [(16, 2)] * 3
+    assert len(caplog.messages) == 1 and "of 4000x2 pixels only the middle 16 are used" in caplog.messages[0]
+    assert SquareCrop(8)(images.read(0)).shape == (3, 8, 8)
 
 
 def test_class_folder_without_images_is_named(folder):
@@ -132,6 +186,9 @@ def test_oxford_iiit_pet_layout(tmp_path):
     train = open_class_images("oxford_iiit_pet", tmp_path)
     assert train.class_names == ["Abyssinian", "great_pyrenees"] and train.labels == [0, 1]
     assert open_class_images("oxford_iiit_pet", tmp_path, "test").labels == [1, 0]
+    (root / "annotations" / "test.txt").write_text(rows[1])
+    test = open_class_images("oxford_iiit_pet", tmp_path, "test")
+    assert test.labels == [1] and test.class_names == train.class_names
 
 
 @pytest.mark.parametrize(

@@ -111,3 +111,22 @@ def test_resizing_leaves_a_picture_of_the_right_size_alone():
     image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     np.testing.assert_array_equal(resized_image(image, 5, 6), image.astype(np.float32) / 255)
     assert resized_image(image, 10, 12).shape == (10, 12, 3)
+
+
+def test_the_longer_side_is_bounded():
+    size = InputSize.parse(16, 8)
+    assert size.of(1, 4000) == (8, 128) and size.of(4000, 1) == (128, 8)
+    assert size.of(100, 800) == (16, 128) and size.of(100, 300) == (16, 48)
+
+
+def test_a_frame_without_depth_is_an_error_or_replaced_by_the_next(caplog):
+    given = frames(count=3)
+    given[1] = given[1]._replace(valid=given[1].valid & False)
+    size = InputSize.parse(16, 8)
+    with pytest.raises(InputError, match=r"d1\.npy: no valid depth pixel.*--on_bad_image skip"):
+        DepthDataset(given, CAPS, size)[1]
+    data = DepthDataset(given, CAPS, size, on_bad_image="skip")
+    assert [data[index]["index"] for index in (0, 1, 1, 2)] == [0, 2, 2, 2]
+    assert len(caplog.messages) == 1 and "skipped: d1.npy" in caplog.messages[0]
+    with pytest.raises(InputError, match="none of its 1 images"):
+        DepthDataset(given[1:2], CAPS, size, on_bad_image="skip")[0]

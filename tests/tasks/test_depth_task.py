@@ -26,7 +26,7 @@ class Flat(nn.Module):
         return SimpleNamespace(predicted_depth=self.scale * brightness)
 
 
-def batch(size: int = 8, count: int = 3) -> dict:
+def batch(size: int = 8, count: int = 3, first: int = 0) -> dict:
     generator = torch.Generator().manual_seed(0)
     depth = torch.rand(count, size, size, generator=generator) * 30 + 2
     valid = torch.rand(count, size, size, generator=generator) > 0.4
@@ -35,6 +35,7 @@ def batch(size: int = 8, count: int = 3) -> dict:
         "depth": torch.where(valid, depth, torch.nan),
         "valid": valid,
         "seed": torch.arange(count),
+        "index": torch.arange(first, first + count),
         "path": ["a"] * count,
     }
 
@@ -63,7 +64,7 @@ def test_gradient_matching_is_added_and_logged():
 
 
 def test_evaluation_averages_over_images_not_batches():
-    task, first, second = DepthTask(Flat(30.0), CAPS), batch(count=3), batch(count=1)
+    task, first, second = DepthTask(Flat(30.0), CAPS), batch(count=3), batch(count=1, first=3)
     with torch.no_grad():
         figures = task.evaluate([first, second], ALONE)
     assert set(figures) == set(METRICS)
@@ -72,6 +73,9 @@ def test_evaluation_averages_over_images_not_batches():
         for b in (first, second)
     ]
     assert figures["rmse"] == pytest.approx(torch.cat(each).mean().item())
+    with torch.no_grad():  # the last frame stood in for an unreadable one
+        again = task.evaluate([first, second, second], ALONE)
+    assert again == figures
 
 
 def test_predictions_are_clamped_before_they_are_judged():

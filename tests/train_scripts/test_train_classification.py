@@ -2,6 +2,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -274,6 +275,24 @@ def test_every_flag_and_data_set_of_the_table_exists():
     assert set(train_classification.IGNORED) <= {field.name for field in dataclasses.fields(ClassificationConfig)}
     assert set().union(*train_classification.IGNORED.values()) == set(OPENERS)
     ClassificationConfig(dataset_name="someone/pictures", label_column="fine", download=True, cache_dir="x")
+
+
+def test_a_single_image_is_a_data_set_where_there_is_one_to_test_on(base, cifar, tmp_path, capsys):
+    data = tmp_path / "data"
+    for split in ("train", "test"):
+        (data / split / "a").mkdir(parents=True)
+        shutil.copy(next((cifar / split).rglob("*.png")), data / split / "a" / "0.png")
+    assert run(*arguments(base, data, tmp_path / "out", max_train_steps=2)) == 0
+    assert results_of(tmp_path / "out")["metrics"]["after"]["top1"] == 1
+    assert run(*arguments(base, data / "train", tmp_path / "refused")) == 2
+    assert "no class has two images, so none is left for testing" in capsys.readouterr().err
+
+
+def test_a_test_split_may_lack_a_class(base, cifar, tmp_path):
+    shutil.copytree(cifar, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "test" / CLASSES[0])
+    assert run(*arguments(base, tmp_path / "data", tmp_path / "out", max_train_steps=1)) == 0
+    assert results_of(tmp_path / "out")["protocol"].startswith("10 images of data test")
 
 
 @pytest.mark.parametrize(

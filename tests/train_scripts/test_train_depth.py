@@ -195,6 +195,27 @@ def test_every_data_set_of_the_tables_exists():
         assert all(name in {field.name for field in dataclasses.fields(DepthConfig)} for name in table)
 
 
+def test_a_single_frame_is_a_data_set(base, streets, tmp_path):
+    line = json.loads((streets / "metadata.jsonl").read_text().splitlines()[0])
+    (streets / "one.jsonl").write_text(json.dumps({**line, "split": "train"}))
+    changes = {"eval_split": "train", "max_depth": 80, "max_train_steps": 2}
+    results = run(config_of(base, streets / "one.jsonl", tmp_path, **changes))
+    assert results["protocol"].startswith("jsonl train, 1 images")
+
+
+def test_an_unreadable_frame_is_an_error_or_left_out(base, streets, tmp_path):
+    lines = (streets / "metadata.jsonl").read_text().splitlines()
+    changes = {"max_depth": 80, "max_train_steps": 2}
+    (streets / "broken.png").write_bytes(b"broken")
+    broken = lines[5].replace('"5.png"', '"broken.png"').replace('"5.npy"', '"4.npy"')
+    (streets / "broken.jsonl").write_text("\n".join([*lines, broken]))
+    with pytest.raises(InputError, match=r"broken\.png.*--on_bad_image skip"):
+        run(config_of(base, streets / "broken.jsonl", tmp_path / "refused", **changes))
+    skipped = run(config_of(base, streets / "broken.jsonl", tmp_path / "a", **changes, on_bad_image="skip"))
+    whole = run(config_of(base, streets, tmp_path / "b", **changes))
+    assert skipped["metrics"] == whole["metrics"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

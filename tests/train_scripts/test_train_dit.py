@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -206,6 +207,20 @@ def test_a_flag_without_effect_on_the_data_set_is_refused(flags, message):
 def test_every_flag_and_data_set_of_the_table_exists():
     assert set(train_dit.IGNORED) <= {field.name for field in dataclasses.fields(train_dit.DiTConfig)}
     assert set().union(*train_dit.IGNORED.values()) == set(OPENERS)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_single_image_is_a_data_set(dit_folder, food101, tmp_path, cached):
+    (tmp_path / "pics" / "pie").mkdir(parents=True)
+    shutil.copy(food101 / "images" / "apple_pie" / "0.jpg", tmp_path / "pics" / "pie")
+    flags = {
+        "dataset_name": "null",
+        "cache_latents": cached,
+        "latents_dir": tmp_path / "latents",
+        "max_train_steps": 2,
+    }
+    assert run(*arguments(dit_folder, tmp_path / "pics", tmp_path / "out", **flags)) == 0
+    assert read_adapter(tmp_path / "out" / "adapter").info.class_names == ["pie"]
 
 
 def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food101, tmp_path, capsys):

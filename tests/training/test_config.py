@@ -77,7 +77,7 @@ def test_a_saved_config_reads_back_equal(tmp_path):
         (["--seed"], "--seed"),
         (["stray"], "stray"),
         (["--config"], "--config needs"),
-        (["--config", "/nowhere.yaml"], "cannot read --config /nowhere.yaml"),
+        (["--config", "/nowhere.yaml"], "--config /nowhere.yaml: cannot be read"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_flag(argv, message):

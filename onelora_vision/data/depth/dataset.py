@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 
 from onelora_vision.data.depth.caps import Caps, counted
 from onelora_vision.data.depth.frames import DepthFrame
-from onelora_vision.data.stream import SampleRef
+from onelora_vision.data.images import MAX_ASPECT
+from onelora_vision.data.stream import BadItems, SampleRef
 from onelora_vision.errors import InputError
 from onelora_vision.seeding import mix
 
@@ -41,10 +42,13 @@ class InputSize(NamedTuple):
         return cls(numbers[0], numbers[1] if len(numbers) == 2 else None, multiple)
 
     def of(self, height: int, width: int) -> tuple[int, int]:
-        """The (height, width) that a whole picture is resized to; the aspect is kept if only one is set."""
+        """The (height, width) that a whole picture is resized to; the aspect is kept if only one is set.
+
+        The longer side is at most `MAX_ASPECT` times ``self.height``: of a longer picture the shorter side is smaller.
+        """
         if self.width is not None:
             return self.height, self.width
-        scale = self.height / min(height, width)
+        scale = min(self.height / min(height, width), MAX_ASPECT * self.height / max(height, width))
         return self._whole(height * scale), self._whole(width * scale)
 
     def _whole(self, pixels: float) -> int:
@@ -52,7 +56,7 @@ class InputSize(NamedTuple):
 
 
 class DepthDataset(Dataset):
-    """Samples ``{"image", "depth", "valid", "seed", "path"}`` of a sequence of frames.
+    """Samples ``{"image", "depth", "valid", "seed", "index", "path"}`` of a sequence of frames.
 
     ``image`` is (3, h, w) in [0, 1]; ``depth`` metres and ``valid`` bool, both (H, W), 0 and False outside the caps.
 
@@ -68,6 +72,8 @@ class DepthDataset(Dataset):
         train: whether to augment and crop.
         random_flip, color_jitter: the augmentations, from each sample's own seed.
         limit: use only that many frames, the first.
+        on_bad_image: what is done about a frame that cannot be read or has no depth that counts, see `BadItems`; an
+            evaluation counts each ``index`` once.
     """
 
     def __init__(
@@ -79,11 +85,13 @@ class DepthDataset(Dataset):
         random_flip: bool = True,
         color_jitter: bool = True,
         limit: int | None = None,
+        on_bad_image: str = "error",
     ):
         self.length = len(frames) if limit is None else min(limit, len(frames))
         self.frames, self.size, self.train = frames, size, train
         self.caps = caps._replace(crop="none") if train else caps
         self.random_flip, self.color_jitter = train and random_flip, train and color_jitter
+        self._bad = BadItems(len(self), on_bad_image, "this depth data set")
 
     def __len__(self) -> int:
         return self.length
@@ -95,8 +103,8 @@ class DepthDataset(Dataset):
 
     def __getitem__(self, ref: SampleRef | int) -> dict:
         index, seed = SampleRef.of(ref)
-        frame = self.frames[index]
-        image, depth, valid = frame.image, frame.depth, counted(frame, self.caps)
+        index, (frame, valid) = self._bad.first_readable(index, self._read)
+        image, depth = frame.image, frame.depth
         rng = np.random.default_rng(mix(seed))
         if self.random_flip and rng.random() < 0.5:
             image, depth, valid = image[:, ::-1], depth[:, ::-1], valid[:, ::-1]
@@ -110,8 +118,13 @@ class DepthDataset(Dataset):
             "depth": torch.from_numpy(np.where(valid, depth, 0).astype(np.float32)),
             "valid": torch.from_numpy(np.ascontiguousarray(valid)),
             "seed": seed,
+            "index": index,
             "path": frame.name,
         }
+
+    def _read(self, index: int) -> tuple[DepthFrame, np.ndarray]:
+        frame = self.frames[index]
+        return frame, counted(frame, self.caps)
 
     def __getitems__(self, refs: list[SampleRef | int]) -> list[dict]:
         """The samples of a batch. Raises `InputError` when their depths differ in size, so that none can be made."""

@@ -14,6 +14,7 @@ from PIL import Image
 
 from onelora_vision.data.images import read_image, shown
 from onelora_vision.errors import InputError
+from onelora_vision.textfiles import read_lines
 
 _LOSSLESS = ("PNG", "TIFF", "PPM")  # Pillow's names of formats
 
@@ -167,13 +168,7 @@ def require_frames(pairs: list, root: Path, expected: str) -> list:
 
 def read_list(path: str | os.PathLike) -> list[list[str]]:
     """The words of each line of a split file; empty lines are left out."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{shown(path)}: no such split file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{shown(path)}: cannot be read as a split file ({_one_line(error)})") from error
-    return [words for line in lines if (words := line.split())]
+    return [words for line in read_lines(path, "split file") if (words := line.split())]
 
 
 def _pixels(path: Path) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 from onelora_vision.data.depth.frames import DepthFrame, FilePair, FrameFiles, require_frames
 from onelora_vision.data.images import shown
 from onelora_vision.errors import InputError, nearest
+from onelora_vision.textfiles import named_file, read_lines
 
 _KEYS = ("image", "depth", "scale", "mask", "split")
 
@@ -21,11 +22,7 @@ def jsonl(root: str, split: str, split_file: str | None = None) -> Sequence[Dept
     """
     path = Path(split_file or root)
     path = path / "metadata.jsonl" if path.is_dir() else path
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{shown(path)}: cannot be read ({' '.join(str(error).split())})") from error
-    entries = [_entry(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    entries = [_entry(path, number, line) for number, line in enumerate(read_lines(path), 1) if line]
     pairs = [_pair(path, entry) for entry in entries if split == "all" or entry.get("split", split) == split]
     return FrameFiles(require_frames(pairs, path, f'lines {{"image": …, "depth": …}} of the split {split!r}'))
 
@@ -54,5 +51,6 @@ def _entry(path: Path, number: int, line: str) -> dict:
 
 
 def _pair(path: Path, entry: dict) -> FilePair:
-    mask = path.parent / entry["mask"] if entry.get("mask") else None
-    return FilePair(path.parent / entry["image"], path.parent / entry["depth"], entry.get("scale"), mask)
+    image, depth = (named_file(path.parent, entry[key]) for key in ("image", "depth"))
+    mask = named_file(path.parent, entry["mask"]) if entry.get("mask") else None
+    return FilePair(image, depth, entry.get("scale"), mask)

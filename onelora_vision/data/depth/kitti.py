@@ -13,6 +13,7 @@ from onelora_vision.data.depth.frames import (
 )
 from onelora_vision.data.images import shown
 from onelora_vision.errors import InputError
+from onelora_vision.textfiles import named_file
 
 _IMAGE_FOLDERS = ("", "raw", "raw_data", "input")
 _DEPTH_FOLDERS = (
@@ -74,5 +75,5 @@ def _split_list(folder: Path, split: str) -> Path:
 
 def _found(folder: Path, places: tuple[str, ...], name: str) -> Path:
     """Where a file of the list lies; the first place if nowhere, so that reading it tells the missing path."""
-    candidates = [folder / place / name.lstrip("/") for place in places]
+    candidates = [named_file(folder / place, name.lstrip("/\\")) for place in places]
     return next((path for path in candidates if path.is_file()), candidates[0])

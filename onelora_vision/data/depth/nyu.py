@@ -18,6 +18,7 @@ from onelora_vision.data.depth.frames import (
 )
 from onelora_vision.data.images import shown
 from onelora_vision.errors import InputError
+from onelora_vision.textfiles import named_file
 
 
 class NyuMat(Sequence[DepthFrame]):
@@ -89,7 +90,7 @@ def nyu(root: str, split: str, split_file: str | None = None) -> Sequence[DepthF
         lines = read_list(split_file)
         if short := [words for words in lines if len(words) < 2]:
             raise InputError(f"{shown(split_file)}: the line {short[0][0]!r} names no depth file")
-        pairs = [FilePair(folder / words[0].lstrip("/"), folder / words[1].lstrip("/"), 0.001) for words in lines]
+        pairs = [FilePair(*(named_file(folder, word.lstrip("/\\")) for word in words[:2]), 0.001) for words in lines]
     else:
         images = [path for path in sorted((folder / split).rglob("rgb_*")) if path.suffix.lower() in (".jpg", ".png")]
         pairs = [FilePair(path, path.with_name(f"sync_depth_{path.stem[4:]}.png"), 0.001) for path in images]

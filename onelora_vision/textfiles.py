@@ -1,0 +1,40 @@
+"""Text files that users write, as their editors leave them: with a byte-order mark, any line ends, backslashes in paths."""
+
+import codecs
+import os
+from pathlib import Path
+
+from onelora_vision.errors import InputError, one_line
+
+_ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+def read_text(path: str | os.PathLike, what: str = "") -> str:
+    """The text of a UTF-8 file, or of a UTF-16 file with a byte-order mark, as PowerShell writes it.
+
+    Args:
+        what: goes before the path in messages, such as the flag that the path was given with.
+
+    Raises:
+        InputError: it cannot be read, or is in another encoding.
+    """
+    name = f"{what} {one_line(path)}".strip()
+    try:
+        data = Path(path).read_bytes()
+        encoding = next((found for mark, found in _ENCODINGS.items() if data.startswith(mark)), "utf-8")
+        return data.decode(encoding)
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: cannot be read as text; save it as UTF-8 ({error.reason})") from None
+
+
+def read_lines(path: str | os.PathLike, what: str = "") -> list[str]:
+    """The lines of `read_text`, without white space at their ends; empty lines are kept, so that line numbers hold."""
+    return [line.strip() for line in read_text(path, what).splitlines()]
+
+
+def named_file(folder: Path, name: str) -> Path:
+    """The file that a text file names, relative to ``folder``; backslashes separate folders unless such a file exists."""
+    path = folder / name
+    return path if "\\" not in name or path.exists() else folder / name.replace("\\", "/")
