@@ -1,12 +1,15 @@
 """``python -m app``: serve the studio on this machine."""
 
 import argparse
+import errno
 import os
+import socket
 import tempfile
+import threading
 from pathlib import Path
 
 from onelora_vision.command import exits_cleanly
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -17,6 +20,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--adapters", metavar="DIR", help="folder of adapters that every user sees")
     parser.add_argument(
         "--bases", nargs="+", default=[], metavar="DIR", help="folders of base models that may be chosen"
+    )
+    parser.add_argument(
+        "--hub_bases", "--hub-bases", nargs="+", default=[], metavar="NAME",
+        help="hub ids (owner/name) and timm names that may be downloaded as bases, besides well-known ones",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max_base_mb", "--max-base-mb", type=int, default=8192, help="largest base from the hub (default: 8192)"
     )
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for these")
     parser.add_argument(
@@ -51,16 +61,53 @@ def credentials(text: str | None) -> tuple[str, str] | None:
     return user, password
 
 
+def require_free(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on.
+
+    Raises:
+        InputError: no such host, not one of this machine's, or the port is in use or not allowed.
+    """
+    if not 1 <= port <= 65535:
+        raise InputError(f"--port {port}: must be from 1 to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (socket.gaierror, UnicodeError):
+        raise InputError(f"--host {host!r} is not the name or address of a machine") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(f"--port {port} is in use: choose another one, or stop what uses it") from None
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(f"--host {host} is not an address of this machine (0.0.0.0 stands for all)") from None
+        raise InputError(f"--host {host} --port {port}: cannot be listened on ({error.strerror})") from None
+
+
+def require_device(device: str | None) -> None:
+    """Refuse a device that this machine or PyTorch does not have."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {device}: cannot be used ({one_line(error)})") from None
+
+
 def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
     """Open the page with the files of all its users below ``root``; returns it at once if not to ``block``.
 
     Raises:
         InputError: a flag that makes no sense.
     """
-    for name in ("max_upload_mb", "max_queue", "jobs"):
+    for name in ("max_upload_mb", "max_base_mb", "max_queue", "jobs"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} is {getattr(args, name)}, but must be at least 1")
     auth, bases = credentials(args.auth), bases_of(args.bases)
+    if args.adapters and not Path(args.adapters).is_dir():
+        raise InputError(f"--adapters {args.adapters}: no such folder")
+    require_free(args.host, args.port)
+    require_device(args.device)
     # Before gradio is imported, which keeps it: its files lie beside the sessions', and nobody is told that it runs.
     os.environ.setdefault("GRADIO_TEMP_DIR", str(root / "gradio"))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"
@@ -69,22 +116,40 @@ def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
     from app.ui import CSS, THEME, build_page
 
     trim_regularly()
-    page = build_page(Studio(args.adapters, bases, args.max_upload_mb << 20, root, args.device))
-    page.queue(max_size=args.max_queue, default_concurrency_limit=args.jobs)
-    page.launch(
-        server_name=args.host,
-        server_port=args.port,
-        auth=auth,
-        max_file_size=args.max_upload_mb << 20,
-        share=False,
-        inbrowser=False,
-        prevent_thread_lock=not block,
-        quiet=not block,
-        theme=THEME,
-        css=CSS,
-        footer_links=["api", "settings"],
-        ssr_mode=False,
+    studio = Studio(
+        args.adapters,
+        bases,
+        max_upload=args.max_upload_mb << 20,
+        root=root,
+        device=args.device,
+        hub_bases=args.hub_bases,
+        max_base=args.max_base_mb << 20,
     )
+    page = build_page(studio)
+    page.queue(max_size=args.max_queue, default_concurrency_limit=args.jobs)
+    try:
+        page.launch(
+            server_name=args.host,
+            server_port=args.port,
+            auth=auth,
+            max_file_size=args.max_upload_mb << 20,
+            share=False,
+            inbrowser=False,
+            prevent_thread_lock=True,
+            quiet=True,  # gradio would advise flags of its own, which this command does not have
+            theme=THEME,
+            css=CSS,
+            footer_links=["api", "settings"],
+            ssr_mode=False,
+        )
+    except OSError as error:  # somebody else was faster
+        raise InputError(f"--host {args.host} --port {args.port}: cannot be listened on ({one_line(error)})") from None
+    if block:
+        print(f"onelora_vision is at {page.local_url} (Ctrl-C stops it)", flush=True)
+        try:
+            threading.Event().wait()  # until a signal raises
+        finally:
+            page.close(verbose=False)
     return page
 
 

@@ -8,22 +8,22 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from app.hub import HUB_ID
 from onelora_vision import embedded
 from onelora_vision.adapters.bases import Base, load_base, require_same_base
 from onelora_vision.adapters.files import Adapter, AdapterInfo
 from onelora_vision.backbones.base import shared_copy
 from onelora_vision.device import choose_device
-from onelora_vision.errors import InputError, one_line
+from onelora_vision.errors import InputError, listed, one_line
 
 EMBEDDED = {"generation": "embedded", "classification": "embedded", "depth": "embedded/depth"}
-HUB_ID = re.compile(r"[\w\-]+/[\w\-.]+")
 _SETTINGS = ("fuse_qkv", "stock_numerics", "max_depth", "architecture", "resolution")
 MAX_BASES, MAX_VIEWS = 8, 8
 
@@ -51,12 +51,19 @@ class Bases:
 
     Args:
         folders: pipeline and model folders that may be used, by the names that people choose them by.
-        fetch: gets a hub id as a folder of safetensors files.
+        fetch: gets a hub id or a timm name as a folder of safetensors files.
+        hub: the hub ids and timm names that it may be asked for.
     """
 
-    def __init__(self, folders: Mapping[str, Path], fetch: Callable[[str], Path], device: str | None = None):
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        fetch: Callable[[str], Path],
+        hub: Collection[str] = (),
+        device: str | None = None,
+    ):
         self.folders = {name: Path(path).resolve() for name, path in folders.items()}
-        self._fetch, self._fetched = fetch, {}
+        self._fetch, self._fetched, self.hub = fetch, {}, frozenset(hub)
         self.device = choose_device(device)
         self._lock = threading.RLock()
         self._bases: OrderedDict[tuple, Base] = OrderedDict()
@@ -71,7 +78,8 @@ class Bases:
         """What the library's loaders take for a base that a person chose or an adapter's file names.
 
         Raises:
-            InputError: a folder that this app was not started with: files from strangers do not choose paths.
+            InputError: a folder or hub id that this app was not started with: a stranger's file does not choose what
+                is opened or downloaded.
         """
         if name in ("", EMBEDDED[task]):
             return EMBEDDED[task]
@@ -79,15 +87,18 @@ class Bases:
             return str(self.folders[name])
         if (found := Path(name).expanduser()).is_absolute() and found.resolve() in self.folders.values():
             return str(found.resolve())
-        if HUB_ID.fullmatch(name):
+        if name in self.hub:
             if name not in self._fetched:
                 self._fetched[name] = str(self._fetch(name))
             return self._fetched[name]
-        if task == "classification" and _is_timm_name(name):
-            return name
-        known = ", ".join([EMBEDDED[task], *self.folders])
+        shown, known = one_line(name, 100), listed([EMBEDDED[task], *self.folders])
+        if HUB_ID.fullmatch(name) or _is_timm_name(name):
+            raise InputError(
+                f"base {shown!r} is not downloaded by this app (bases here: {known}); its operator can allow it with "
+                f"--hub_bases {shown}"
+            )
         raise InputError(
-            f"base {one_line(name, 100)!r} is none of this app's ({known}); start the app with --bases FOLDER to add it"
+            f"base {shown!r} is not one of this app's ({known}); its operator can add a folder with --bases FOLDER"
         )
 
     def base(self, info: AdapterInfo, name: str = "") -> Base:

@@ -4,15 +4,16 @@ Texts go in, plain values and files come out; bad input ends in `InputError`. `a
 """
 
 import atexit
+import functools
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from app import classify, depth
 from app.bases import EMBEDDED, Bases
 from app.drawing import Drawer
-from app.hub import fetch_adapter, fetch_base
+from app.hub import KNOWN_BASES, fetch_adapter, fetch_base
 from app.library import Entry, Library, parcels, read_entry, receive
 from app.names import without_paths
 from app.sessions import Session, Sessions, mixed
@@ -28,7 +29,9 @@ class Studio:
     Args:
         adapters: folder of adapters that every user sees besides the shipped ones.
         bases: pipeline and model folders, by name, that may be chosen as bases.
-        max_upload: bytes that one upload may have.
+        max_upload: bytes that one upload, or one adapter from the hub, may have.
+        hub_bases: hub ids and timm names that may be downloaded as bases besides `app.hub.KNOWN_BASES`.
+        max_base: bytes that one base from the hub may have.
         root: folder for the sessions' files (default: a temporary one, removed at exit).
     """
 
@@ -39,13 +42,17 @@ class Studio:
         max_upload: int = 64 << 20,
         root: str | Path | None = None,
         device: str | None = None,
+        hub_bases: Collection[str] = (),
+        max_base: int = 8 << 30,
     ):
         self.max_upload = max_upload
         self.root = Path(root or tempfile.mkdtemp(prefix="onelora-app-"))
         if root is None:
             atexit.register(shutil.rmtree, self.root, ignore_errors=True)
         self.library = Library(adapters)
-        self.bases = Bases(bases or {}, fetch_base, device)
+        self.bases = Bases(
+            bases or {}, functools.partial(fetch_base, limit=max_base), {*KNOWN_BASES, *hub_bases}, device
+        )
         self.sessions = Sessions(self.library, self.root)
         self.drawer, self.depth = Drawer(self.bases), depth.DepthMapper(self.bases)
         self.classifier = classify.Classifier(self.bases)

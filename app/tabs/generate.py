@@ -40,7 +40,7 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
         base = gr.Dropdown(
             [("as the adapters name it", ""), *studio.base_names()],
             value="",
-            label="Base: a pipeline folder of this app, or a hub id",
+            label="Base: a folder of this app, or a hub id that it allows",
             allow_custom_value=True,
             scale=2,
         )

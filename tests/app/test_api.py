@@ -225,12 +225,23 @@ def test_files_outside_are_not_served_and_large_uploads_are_refused(address, ser
 def test_flags_that_make_no_sense_are_one_line(capsys):
     from app.__main__ import main
 
+    used = socket.create_server(("127.0.0.1", 0))
+    port = str(used.getsockname()[1])
     for flags, message in (
         (["--auth", "me"], "expected USER:PASSWORD"),
         (["--jobs", "0"], "--jobs is 0"),
         (["--bases", "/nowhere"], "--bases /nowhere: no such folder"),
         (["--adapters", "/nowhere"], "--adapters /nowhere: no such folder"),
+        (["--port", port], f"--port {port} is in use"),
+        (["--port", "70000"], "--port 70000: must be from 1 to 65535"),
+        (["--host", "no host"], "--host 'no host' is not the name or address of a machine"),
+        (["--host", "a" * 70], "is not the name or address of a machine"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1 is not an address of this machine"),
+        (["--device", "cuda:99"], "--device cuda:99: cannot be used"),
+        (["--device", "gpu"], "--device gpu: cannot be used"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(flags)
-        assert caught.value.code == 2 and message in capsys.readouterr().err
+        lines = capsys.readouterr().err.splitlines()
+        assert caught.value.code == 2 and len(lines) == 1 and message in lines[0], flags
+    used.close()

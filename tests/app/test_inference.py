@@ -311,7 +311,7 @@ def test_an_unknown_class_and_another_base_are_named(studio, session, adapters, 
     with pytest.raises(InputError, match="no class 'pie'"):
         last(studio.drawer.draw(session, Request(("pie",))))
     for base in ("/etc", "../shared", "somewhere"):
-        with pytest.raises(InputError, match="is none of this app's"):
+        with pytest.raises(InputError, match="is not one of this app's"):
             last(studio.drawer.draw(session, Request(("1",), base=base)))
     other = Studio(bases={"tiny": dit_folder}, root=studio.root / "other")
     user = other.session("u")

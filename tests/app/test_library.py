@@ -142,7 +142,7 @@ def test_the_hub_out_of_reach_is_one_line():
     with pytest.raises(InputError, match="someone/thing: could not be fetched from the hub") as caught:
         fetch_adapter("someone/thing", 10)
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="is no hub id"):
+    with pytest.raises(InputError, match="is not a hub id"):
         fetch_adapter("../../etc", 10)
 
 

@@ -26,9 +26,9 @@ def with_gaps(node):
 
 @cache
 def strings():
-    """Every message that the package and its scripts could raise, and the pieces that some are put together from."""
+    """Every message that the package, its scripts and the app could raise, and the pieces that some are put together from."""
     found = set()
-    for folder in ("onelora_vision", "train_scripts"):
+    for folder in ("onelora_vision", "train_scripts", "app"):
         for path in (ROOT / folder).rglob("*.py"):
             tree = ast.parse(path.read_text())
             found |= {with_gaps(n) for n in ast.walk(tree) if isinstance(n, (ast.JoinedStr, ast.Constant))}
