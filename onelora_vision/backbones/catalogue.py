@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.errors import InputError, nearest, one_line
@@ -59,6 +60,21 @@ def _vit(num_classes: int | None, fuse_qkv: bool, **config) -> Backbone:
     from onelora_vision.backbones.vit import vit_adaptation
 
     model = ViTForImageClassification(ViTConfig(**config, num_labels=num_classes or 1000))
+    if fuse_qkv:
+        fuse(model)
+    return Backbone(model, vit_adaptation(model))
+
+
+def _classifier(kind: str, num_classes: int | None, fuse_qkv: bool, config: dict) -> Backbone:
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    from onelora_vision.backbones.fuse import fuse_qkv as fuse
+    from onelora_vision.backbones.vit import leave_out_unused, vit_adaptation
+
+    known = leave_out_unused(AutoConfig.for_model(**config))
+    if num_classes:
+        known.num_labels = num_classes
+    model = AutoModelForImageClassification.from_config(known)
     if fuse_qkv:
         fuse(model)
     return Backbone(model, vit_adaptation(model))
@@ -171,11 +187,13 @@ def _from_config(where: str, config: dict, num_classes: int | None, fuse_qkv: bo
         return _depth_anything(num_classes, fuse_qkv, DepthAnythingConfig.from_dict(config))
     if kind == "llama":
         return _llama(num_classes, fuse_qkv, **{k: v for k, v in config.items() if k in _LLAMA_FIELDS})
-    if "architecture" in config:  # a timm folder
+    if "architecture" in config and kind is None:  # a timm folder
         classes = num_classes or config.get("num_classes")
         return _timm(config["architecture"], classes, config.get("model_args") or {})
+    if kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        return _classifier(kind, num_classes, fuse_qkv, config)
     raise InputError(
-        f"{where}: a {kind or config.get('_class_name')!r} model; known are DiT, ViT, Depth Anything, LLaMA"
+        f"{where}: a {kind or config.get('_class_name')!r} model; known are DiT, image classifiers, Depth Anything, LLaMA"
     )
 
 

@@ -248,25 +248,47 @@ def _from_file(path: Path, architecture: str | None, options: dict) -> ViT:
 
 
 def _from_transformers(base: str, options: dict) -> ViT:
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoConfig, AutoModelForImageClassification
 
     if options:
         raise InputError(f"{base}: --resolution and --drop_path are for timm's models; this one is transformers'")
     try:
+        config = leave_out_unused(AutoConfig.from_pretrained(base, trust_remote_code=False))
         model, report = AutoModelForImageClassification.from_pretrained(
-            base, output_loading_info=True, dtype=torch.float32, trust_remote_code=False
+            base, config=config, output_loading_info=True, dtype=torch.float32, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(f"{base}: cannot be loaded ({one_line(error, 300)})") from error
     missing, heads = sorted(report["missing_keys"]), {name.split(".")[0] for name in classifier_names(model)}
     if foreign := [key for key in missing if key.split(".")[0] not in heads]:
         raise InputError(f"{base}: its weights lack {', '.join(foreign[:3])}: they are not of this model")
-    names = None if missing else [model.config.id2label[k] for k in range(model.config.num_labels)]
-    processor = load_processor(base)
+    labels, classes = model.config.id2label or {}, range(model.config.num_labels)
+    names = None if missing or not labels else [labels[k] for k in classes]
+    processor, is_reversed = load_processor(base), False
     if processor is None:
-        return ViT(model, plain_config(model.config), names, base)
-    data_config, is_reversed = measure(base, processor)
+        data_config = plain_config(model.config)
+    else:
+        data_config, is_reversed = measure(base, processor)
+    _try(base, model, data_config["input_size"])
     return ViT(model, data_config, names, base, processor, is_reversed)
+
+
+def leave_out_unused(config: Any) -> Any:
+    """A transformers config without the parts that its classifier has but never calls: SigLIP's pooling head."""
+    if config.model_type in ("siglip", "siglip2"):
+        config.vision_config.vision_use_head = False
+    return config
+
+
+@torch.no_grad()
+def _try(base: str, model: nn.Module, size: tuple[int, int, int]) -> None:
+    """Refuse a transformers model that does not make logits of its own processor's images."""
+    try:
+        logits_of(model, torch.zeros(1, *size))
+    except Exception as error:  # whatever a model raises that wants something else
+        sides = f"{size[1]} x {size[2]}"
+        reason = one_line(error, 300)
+        raise InputError(f"{base}: this model does not classify images of {sides} pixels ({reason})") from error
 
 
 def _record_classes(model: nn.Module, names: list[str]) -> None:
