@@ -220,7 +220,10 @@ def train(config: ClassificationConfig, run: Run) -> dict:
         base_fingerprint=base_fingerprint,
         class_names=vit.class_names,
         protocol=f"{len(test)} images of {test.name} {test.split} at {vit.data_config['input_size'][-1]} pixels",
-        extra={name: getattr(config, name) for name in ("architecture", "resolution", "fuse_qkv")},
+        extra={
+            **{name: getattr(config, name) for name in ("architecture", "resolution", "fuse_qkv")},
+            "preprocessing": vit.preprocessing,
+        },
     )
     mean, std = vit.normalisation
     mixing = (config.smoothing, config.mixup, config.cutmix)

@@ -26,7 +26,7 @@ from onelora_vision.tuners.matching import exact_pattern
 from onelora_vision.tuners.onelora.functional import Vectors, compose
 
 _NEUTRAL = {"onelora_b": 0.0, "onelora_beta": 0.0, "onelora_gamma": 1.0}
-_SAME_SETTINGS = ("fuse_qkv", "stock_numerics", "max_depth", "architecture", "resolution")
+_SAME_SETTINGS = ("fuse_qkv", "stock_numerics", "max_depth", "architecture", "resolution", "preprocessing")
 _UNIT = 1e-6  # how far a sum of weights may be from 1 (or 0)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from onelora_vision.adapters.files import Adapter, AdapterInfo, fingerprint
 from onelora_vision.backbones.preprocessing import image_size
-from onelora_vision.errors import InputError, nearest
+from onelora_vision.errors import InputError, nearest, one_line
 
 TASKS = ("generation", "classification", "depth")
 
@@ -85,13 +85,22 @@ def load_base(info: AdapterInfo, base: str | Path | None = None) -> Base:
 
 
 def require_same_base(adapter: Adapter, base: Base) -> None:
-    """Refuse a base that the adapter was not trained on."""
+    """Refuse a base that the adapter was not trained on, or that prepares its pictures in another way by now."""
     expected = adapter.info.base_fingerprint
     if expected and base.fingerprint != expected:
         raise InputError(
             f"{adapter.path}: trained on another base than {base.source} (fingerprint {expected}, found "
             f"{base.fingerprint}); the file names {adapter.info.base!r}"
         )
+    before, now = adapter.info.extra.get("preprocessing"), getattr(base.loaded, "preprocessing", None)
+    if not (isinstance(before, dict) and now):
+        return
+    for key in sorted(before.keys() & now.keys()):
+        if before[key] != now[key]:
+            raise InputError(
+                f"{adapter.path}: trained on pictures with {one_line(key, 40)} {one_line(before[key], 100)}, but "
+                f"{base.source} makes them with {one_line(now[key], 100)}; use the base with the preprocessing it had"
+            )
 
 
 def _generation(info: AdapterInfo, place: str) -> Base:

@@ -60,6 +60,16 @@ class ViT:
         return create_transform(**self.data_config, is_training=False)
 
     @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The settings that `transform` follows, as JSON has them: those of the image processor, or timm's."""
+        if self.processor is None:
+            return json.loads(json.dumps(self.data_config))
+        settings = json.loads(self.processor.to_json_string())
+        settings.pop("image_processor_type", None)  # the class differs with the packages that are there
+        given = {key: value for key, value in settings.items() if value is not None}
+        return {"input_size": list(self.data_config["input_size"]), **given}
+
+    @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and std of the channels of images in [0, 1], in the order in which `training_transform` gives them."""
         order = -1 if self.reverses_channels else 1

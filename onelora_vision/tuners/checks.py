@@ -13,8 +13,8 @@ from onelora_vision.tuners.base import check_keys
 def probe_gradients(model: nn.Module) -> None:
     """Refuse adapted layers that the model's forward does not go through; call it once after the first backward.
 
-    Some hosts use ``self.qkv.weight`` and pass the adapted layer by (timm's BEiT, EVA and Swin-V2): its parameters
-    then train nothing, in silence. Only a missing gradient counts: a zero one is legitimate (behind a closed gate).
+    Some hosts have layers that they never call, or whose weights alone they read: an adapter's parameters then train
+    nothing, in silence. Only a missing gradient counts: a zero one is legitimate (behind a closed gate).
 
     Raises:
         InputError: lists the layers none of whose trainable parameters has a gradient.

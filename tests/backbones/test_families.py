@@ -49,7 +49,7 @@ TIMM = {
     "gcvit": ("gcvit_xxtiny", {}),
     "gemma4_vit": ("gemma4_vit_167m_enc", TINY),
     "hiera": ("hiera_tiny_224", {"stages": (1, 1, 1, 1), "embed_dim": 16}),
-    "hieradet_sam2": ("sam2_hiera_tiny", {"stages": (1, 1, 1, 1), "embed_dim": 16, "global_att_blocks": (2,)}),
+    "hieradet_sam2": ("sam2_hiera_tiny", {}),
     "inception_next": ("inception_next_atto", {}),
     "levit": ("levit_128s", {}),
     "lowformer": ("lowformer_b0", {}),

@@ -9,9 +9,12 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
+from onelora_vision.adapters.files import AdapterInfo, save_adapter
 from onelora_vision.backbones.preprocessing import image_size, load_processor, measure
-from onelora_vision.backbones.vit import ViT, load_vit
+from onelora_vision.backbones.vit import ViT, load_vit, replace_head, vit_adaptation
 from onelora_vision.errors import InputError
+from onelora_vision.methods import apply_method
+from onelora_vision.prediction import load_classifier
 
 SQUARE = {"height": 24, "width": 24}
 CROP = {"size": {"shortest_edge": 28}, "crop_size": SQUARE, "do_center_crop": True}
@@ -127,4 +130,38 @@ def test_processors_that_cannot_feed_a_classifier(settings, message, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match=message) as caught:
         measure(str(tmp_path), load_processor(str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_is_refused_when_its_base_makes_other_pixels(tmp_path):
+    vit = replace_head(load_vit(save_vit(tmp_path / "base")), ["a", "b"])
+    model = apply_method(vit.model, "onelora", vit_adaptation(vit.model))
+    info = AdapterInfo("classification", "onelora", vit.base, class_names=["a", "b"])
+    info.extra["preprocessing"] = vit.preprocessing
+    save_adapter(model, tmp_path / "adapter", info)
+    picture = pictures()[0]
+    assert torch.equal(load_classifier(tmp_path / "adapter").transform(picture), vit.transform(picture))
+    file = tmp_path / "base" / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "resample": 0}))
+    with pytest.raises(InputError, match=r"trained on pictures with resample 3, but .*base makes them with 0"):
+        load_classifier(tmp_path / "adapter")
+
+
+def test_settings_are_written_as_json_for_timm_too():
+    settings = load_vit().preprocessing
+    assert settings["input_size"] == [3, 32, 32] and json.loads(json.dumps(settings)) == settings
+
+
+def save_vit(folder):
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    config = AutoConfig.for_model("vit", **sizes, image_size=24, patch_size=8)
+    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    return write_processor(folder, "vit")
+
+
+def test_a_model_that_does_not_take_its_processors_size_is_refused(tmp_path):
+    base = save_vit(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "ViTImageProcessor"}))
+    with pytest.raises(InputError, match="does not classify images of 224 x 224 pixels") as caught:
+        load_vit(base)
     assert "\n" not in str(caught.value)

@@ -171,6 +171,22 @@ def test_adaptation_is_every_linear_but_the_classifier():
         vit_adaptation(timm.create_model("test_vit", num_classes=0))
 
 
+def test_a_timm_folder_without_a_head_gets_the_one_of_its_family(timm_folder):
+    """As DINOv2 and SigLIP come from timm."""
+    config = json.loads((timm_folder / "config.json").read_text())
+    config["num_classes"] = config["pretrained_cfg"]["num_classes"] = 0
+    del config["pretrained_cfg"]["label_names"]
+    (timm_folder / "config.json").write_text(json.dumps(config))
+    weights = {name: value for name, value in tiny_timm().state_dict().items() if not name.startswith("head.")}
+    save_file(weights, timm_folder / "model.safetensors")
+    vit = load_vit(str(timm_folder))
+    assert vit.class_names is None and vit.model.num_classes == 0
+    vit = replace_head(vit, ["x", "y"])
+    assert vit_adaptation(vit.model).whole_modules == ["head"] and vit.model.num_classes == 2
+    torch.testing.assert_close(vit.model.eval().forward_features(images()), tiny_timm().forward_features(images()))
+    assert logits_of(vit.model, images()).shape == (2, 2)
+
+
 def test_distilled_models_have_two_heads():
     model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3, **TINY)
     vit = replace_head(ViT(model, {}, None, "x"), ["a", "b"])
