@@ -266,9 +266,9 @@ def make_picture(config: DiTConfig, base: DiTBase) -> SamplePicture | None:
 def take_classes(base: DiTBase, class_names: list[str], config: DiTConfig, accelerator) -> None:
     """Give the network a label table for ``class_names``, and set it up as the config asks."""
     generator = torch.Generator().manual_seed(config.seed)
-    kept = base.transformer.set_classes(class_names, base.class_names, generator)
+    matches = base.transformer.set_classes(class_names, base.class_names, generator)
+    accelerator.print(f"{len(class_names)} classes, {matches.describe(base.class_names)}")
     base.class_names = list(class_names)
-    accelerator.print(f"{len(base.class_names)} classes, {len(kept)} of them known to the base by name")
     shown_classes(config, base)  # a misspelt class is found now, not after the training
     if config.fuse_qkv:
         base.transformer.fuse_qkv()

@@ -184,5 +184,5 @@ def test_lists_that_name_no_depth_are_refused(tmp_path):
         open_frames("kitti", str(tmp_path), "train")
     with pytest.raises(InputError, match="names no depth file"):
         open_frames("nyu", str(tmp_path), "train", str(tmp_path / "eigen_train_files_with_gt.txt"))
-    with pytest.raises(InputError, match="split file .*absent.txt: cannot be read"):
+    with pytest.raises(InputError, match=r"split file .*absent\.txt: cannot be read"):
         open_frames("nyu", str(tmp_path), "train", str(tmp_path / "absent.txt"))
