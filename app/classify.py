@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.bases import Bases
 from app.sessions import Session, Term, mark_of, mixed
-from onelora_vision.adapters.files import AdapterInfo
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.vit import predict_classes
 from onelora_vision.data.digits import HandwrittenDigits
 from onelora_vision.data.images import read_image

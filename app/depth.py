@@ -8,7 +8,7 @@ from PIL import Image
 
 from app.bases import Bases, View
 from app.sessions import Session, Term, mark_of, mixed
-from onelora_vision.adapters.files import AdapterInfo
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.depth_anything import is_metric
 from onelora_vision.data.images import read_image
 from onelora_vision.data.scenes import SceneFrames

@@ -13,7 +13,7 @@ from app.bases import Bases, View
 from app.runs import State
 from app.sessions import Session, Term, mark_of, mixed
 from onelora_vision.adapters.bases import require_same_base
-from onelora_vision.adapters.files import AdapterInfo
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.dit import class_ids
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.figures import saved_figure

@@ -27,7 +27,8 @@ from benchmarks.subjects import (
     spread,
 )
 from onelora_vision.adapters.bank import AdapterBank
-from onelora_vision.adapters.files import Adapter, AdapterInfo
+from onelora_vision.adapters.files import Adapter
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.files import write_json
 
 SINGLE = "one adapter (1LoRA)"

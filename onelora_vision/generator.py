@@ -7,7 +7,8 @@ import torch
 from peft import PeftModel
 
 from onelora_vision.adapters.bases import load_base, require_same_base
-from onelora_vision.adapters.files import AdapterInfo, read_adapter
+from onelora_vision.adapters.files import read_adapter
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.dit import DiTBase, class_ids
 from onelora_vision.device import choose_device
 from onelora_vision.errors import InputError

@@ -122,3 +122,8 @@ def check_options(
     ):
         if is_given and not applies:
             raise InputError(f"{option} has no meaning for method {row.name}; it is for {users}")
+
+
+def compression_key(compression: str, seed: int) -> str:
+    """What tells compressions apart: adapters of one key share a layer's vector, and their b's add."""
+    return f"random-{seed}" if compression == "random" else compression

@@ -5,13 +5,10 @@ for hundreds of gigabytes in a few bytes), and what is returned are dense tensor
 """
 
 import argparse
-import json
-import math
 import pickle
-import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,20 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 
 from onelora_vision.errors import InputError, one_line
+from onelora_vision.safetensors_file import SafetensorsFile
 
-MAX_HEADER = 32 << 20
-MAX_TENSORS = 100_000
-_MAX_NAME = 512
-_MAX_DEPTH = 64  # of JSON
-_NAME = re.compile(r"[\w\-]+(?:\.[\w\-]+)*")
-_KNOWN_START = {
-    b"\x80": "a pickle (a PyTorch checkpoint?)",
-    b"PK": "a zip archive (a PyTorch checkpoint?)",
-    b"\x93NUMPY": "a numpy file",
-    b"GGUF": "a GGUF file",
-    b"<": "a web page (a failed download?)",
-    b"version https://git-lfs": "a Git LFS pointer (the file itself was not downloaded)",
-}
 # Below 16 bits a value needs a scale, which a state dict does not say.
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
@@ -54,7 +39,7 @@ def read_weights(path: str | Path, inside: Sequence[str] = ()) -> dict[str, torc
         with open(path, "rb") as file:
             start = file.read(8)
         if path.suffix == ".safetensors":
-            state: object = read_tensors(path)[0]
+            state: object = tensors_in(SafetensorsFile(str(path)))
         else:
             state = _unpickled(path, start)
     except InputError:
@@ -132,107 +117,17 @@ def _check_room(state: Mapping[str, torch.Tensor], where: str, size: int) -> Non
         raise InputError(f"{where}: its tensors ask for {max(asked, held):,} bytes, the file has {size:,}")
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """All tensors of a safetensors file and the strings of its header.
+def tensors_in(file: SafetensorsFile) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file by name.
 
     Raises:
-        InputError: not a whole and well-formed safetensors file.
+        InputError: they are not what the header says.
     """
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = _header_length(file.read(8), size, str(path))
-        header = _parse_header(file.read(length), str(path))
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118 - not a dict
+        if file.data is not None:
+            return load(file.data)
+        with safe_open(file.where, framework="pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
     # the library answers types that torch lacks with errors of several kinds
     except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a whole safetensors file ({one_line(error)})") from error
-
-
-def tensors_from_bytes(data: bytes, where: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """`read_tensors` for a file in memory."""
-    header = _parse_header(data[8 : 8 + _header_length(data[:8], len(data), where)], where)
-    try:
-        return load(data), header
-    except (SafetensorError, ValueError, RuntimeError, AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{where}: not a whole safetensors file ({one_line(error)})") from error
-
-
-def _header_length(start: bytes, size: int, where: str) -> int:
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > size - 8:
-        kind = next((f": it is {kind}" for sign, kind in _KNOWN_START.items() if start.startswith(sign[:8])), "")
-        raise InputError(f"{where}: not a whole safetensors file{kind or f' ({size} bytes, cut off or damaged)'}")
-    if length > MAX_HEADER:
-        raise InputError(f"{where}: its header has {length:,} bytes, more than a model's can have")
-    return length
-
-
-def _parse_header(text: bytes, where: str) -> dict[str, str]:
-    """The header's strings; refuses doubled keys and odd names, which the library would let pass."""
-    try:
-        fields = parse_json(text.decode("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{where}: not a whole safetensors file (its header: {one_line(error)})") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{where}: not a whole safetensors file (its header is no JSON object)")
-    strings = fields.pop("__metadata__", {})
-    if not isinstance(strings, dict) or not all(isinstance(value, str) for value in strings.values()):
-        raise InputError(f"{where}: the header's __metadata__ must hold strings only")
-    if len(fields) > MAX_TENSORS:
-        raise InputError(f"{where}: has {len(fields):,} tensors, more than {MAX_TENSORS:,}")
-    odd = next((name for name in fields if len(name) > _MAX_NAME or not _NAME.fullmatch(name)), None)
-    if odd is not None:
-        raise InputError(f"{where}: {one_line(repr(odd), 80)} is no name of a tensor of a model")
-    return strings
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def parse_json(text: str, constant: Callable[[str], object] = _no_constant) -> object:
-    """The value of a JSON text from outside, read more strictly than `json` does.
-
-    Args:
-        constant: what ``NaN`` and ``Infinity`` become.
-
-    Raises:
-        ValueError: not JSON, a key that is there twice, NaN, infinity, numbers of over 20 digits, or nested more than 64 deep.
-    """
-    try:
-        value = json.loads(
-            text, object_pairs_hook=_without_doubles, parse_constant=constant, parse_int=_int, parse_float=_float
-        )
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > _MAX_DEPTH:
-            raise ValueError("it is nested too deeply")
-        inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list)))
-        level = [value for values in inner for value in values]
-    return value
-
-
-def _int(text: str) -> int:
-    if len(text) > 20:
-        raise ValueError(f"{one_line(text, 30)} is too large a number")
-    return int(text)
-
-
-def _float(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(f"{one_line(text, 30)} is too large a number")
-    return value
-
-
-def _without_doubles(pairs: list[tuple[str, object]]) -> dict:
-    fields: dict = {}
-    for name, value in pairs:
-        if name in fields:
-            raise ValueError(f"key {one_line(repr(name), 80)} is there twice")
-        fields[name] = value
-    return fields
+        raise InputError(f"{file.where}: not a whole safetensors file ({one_line(error)})") from error

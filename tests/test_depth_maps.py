@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
+from onelora_vision.adapters.files import fingerprint, save_adapter
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.depth_anything import depth_adaptation, load_depth_anything
 from onelora_vision.depth_maps import (
     ComparedDepth,

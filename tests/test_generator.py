@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
+from onelora_vision.adapters.files import fingerprint, save_adapter
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.dit import dit_adaptation, load_dit
 from onelora_vision.errors import InputError
 from onelora_vision.generator import load_generator

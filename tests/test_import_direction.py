@@ -12,7 +12,17 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up: a part of the package imports only from parts on lines above its own.
 LAYERS = [
     {"errors", "seeding", "embedded", "registration", "progress"},
-    {"command", "files", "textfiles", "weights", "cache", "device", "method_names", "sampling_settings"},
+    {
+        "command",
+        "files",
+        "textfiles",
+        "safetensors_file",
+        "weights",
+        "cache",
+        "device",
+        "method_names",
+        "sampling_settings",
+    },
     {"outputs"},
     {"figures"},
     {"tuners"},

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification
 
 from onelora_vision import embedded
-from onelora_vision.adapters.files import AdapterInfo, fingerprint, save_adapter
+from onelora_vision.adapters.files import fingerprint, save_adapter
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.fuse import fuse_qkv
 from onelora_vision.backbones.vit import (
     classifier_names,

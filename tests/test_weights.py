@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from onelora_vision.errors import InputError
-from onelora_vision.weights import parse_json, read_weights
+from onelora_vision.safetensors_file import parse_json
+from onelora_vision.weights import read_weights
 
 GOOD = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}
 

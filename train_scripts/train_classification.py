@@ -98,7 +98,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from peft import PeftModel
 
-from onelora_vision.adapters.files import AdapterInfo, fingerprint
+from onelora_vision.adapters.files import fingerprint
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import enable_gradient_checkpointing, norms_with_parameters
 from onelora_vision.backbones.fuse import fuse_qkv
 from onelora_vision.backbones.vit import (

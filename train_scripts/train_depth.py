@@ -99,7 +99,8 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 
-from onelora_vision.adapters.files import AdapterInfo, fingerprint
+from onelora_vision.adapters.files import fingerprint
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.depth_anything import (
     depth_adaptation,

@@ -123,7 +123,8 @@ if __name__ == "__main__":
 import torch
 
 from onelora_vision import embedded
-from onelora_vision.adapters.files import AdapterInfo, fingerprint
+from onelora_vision.adapters.files import fingerprint
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, load_dit
 from onelora_vision.command import exits_cleanly
@@ -267,9 +268,9 @@ def make_picture(config: DiTConfig, base: DiTBase) -> SamplePicture | None:
 def take_classes(base: DiTBase, class_names: list[str], config: DiTConfig, accelerator) -> None:
     """Give the network a label table for ``class_names``, and set it up as the config asks."""
     generator = torch.Generator().manual_seed(config.seed)
-    kept = base.transformer.set_classes(class_names, base.class_names, generator)
+    matches = base.transformer.set_classes(class_names, base.class_names, generator)
+    accelerator.print(f"{len(class_names)} classes, {matches.describe(base.class_names)}")
     base.class_names = list(class_names)
-    accelerator.print(f"{len(base.class_names)} classes, {len(kept)} of them known to the base by name")
     shown_classes(config, base)  # a misspelt class is found now, not after the training
     if config.fuse_qkv:
         base.transformer.fuse_qkv()

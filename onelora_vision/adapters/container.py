@@ -1,6 +1,6 @@
 """Reading adapter files that may be damaged or hostile: whole or not at all, and nothing in them is ever executed.
 
-A file's frame is checked before its values are touched (`onelora_vision.weights`). Pickles are not read. Zip archives are
+A file's frame is checked before its values are touched (`onelora_vision.safetensors_file`). Pickles are not read. Zip archives are
 read in memory: nothing is unpacked to disk, and each entry has a size limit.
 """
 
@@ -9,10 +9,8 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from onelora_vision.errors import InputError, one_line
-from onelora_vision.weights import read_tensors, tensors_from_bytes
+from onelora_vision.safetensors_file import SafetensorsFile
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
 MAX_CONFIG = 1 << 20
@@ -20,10 +18,14 @@ MAX_ZIPPED = 2 << 30
 
 
 class Contents(NamedTuple):
-    """What an adapter file holds, as text and tensors: ``config`` is the JSON text of the PEFT config, empty if absent."""
+    """What an adapter file holds.
 
-    tensors: dict[str, torch.Tensor]
-    header: dict[str, str]
+    Attributes:
+        weights: the file of its tensors, with the header's strings.
+        config: the JSON text of the PEFT config beside them, empty if there is none.
+    """
+
+    weights: SafetensorsFile
     config: str
 
 
@@ -40,10 +42,10 @@ def read_contents(path: Path) -> Contents:
         if not weights.is_file():
             looked = f"no {WEIGHTS_FILE} in this folder" if path.is_dir() else "no such file or folder"
             raise InputError(f"{path}: {looked}; give an adapter folder or a .safetensors file")
-        tensors, header = read_tensors(weights)
+        found = SafetensorsFile(str(weights))
         file = path / CONFIG_FILE
         text = _decode(_head(file, MAX_CONFIG, str(file)), str(file)) if path.is_dir() and file.is_file() else ""
-        return Contents(tensors, header, text)
+        return Contents(found, text)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
 
@@ -53,9 +55,9 @@ def _read_zip(path: Path) -> Contents:
         with zipfile.ZipFile(path) as archive:
             files = _entries_of(archive, str(path))
             name = WEIGHTS_FILE if WEIGHTS_FILE in files else _only_weights(files, str(path))
-            tensors, header = tensors_from_bytes(_entry(archive, files[name], MAX_ZIPPED), f"{path}/{name}")
+            found = SafetensorsFile(f"{path}/{name}", _entry(archive, files[name], MAX_ZIPPED))
             config = _entry(archive, files[CONFIG_FILE], MAX_CONFIG) if CONFIG_FILE in files else b""
-        return Contents(tensors, header, _decode(config, f"{path}/{CONFIG_FILE}"))
+        return Contents(found, _decode(config, f"{path}/{CONFIG_FILE}"))
     except InputError:
         raise
     # Python's zip reader raises struct, zlib, lzma and index errors of its own on damaged archives.

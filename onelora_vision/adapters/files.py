@@ -7,12 +7,10 @@ PEFT config), so the one file alone is a complete adapter too.
 
 import copy
 import hashlib
-import importlib.metadata
 import json
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from dataclasses import fields as dataclass_fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +20,7 @@ from torch import nn
 
 from onelora_vision.adapters.card import card
 from onelora_vision.adapters.container import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, read_contents
+from onelora_vision.adapters.info import HEADER_PREFIX, AdapterInfo
 from onelora_vision.adapters.layout import LORA, VERA, kind_of, layout_of
 from onelora_vision.adapters.validate import check_tensors, parse_config
 from onelora_vision.errors import InputError, listed, one_line
@@ -29,126 +28,9 @@ from onelora_vision.outputs import Ledger, check_file, check_folder, file_output
 from onelora_vision.tuners import hosts
 from onelora_vision.tuners.base import own_modules
 from onelora_vision.tuners.matching import resolve, resolve_whole
-from onelora_vision.weights import parse_json
+from onelora_vision.weights import tensors_in
 
-FORMAT_VERSION = "1"
-HEADER_PREFIX = "onelora."
 ADAPTER = "adapter"
-_MAX_HEADER_TEXT = 1000
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= _MAX_HEADER_TEXT and value.isprintable()
-
-
-def _is_number_or_none(value: object) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31)
-
-
-def _are_names(value: object) -> bool:
-    return value is None or (isinstance(value, list) and all(_is_text(name) for name in value))
-
-
-def _are_metrics(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(part, dict) for part in value.values())
-
-
-def _are_settings(value: object) -> bool:
-    """Settings are anyone's, but for those that decide how a base is loaded and asked."""
-    return isinstance(value, dict) and all(
-        value.get(key) is None or is_possible(value[key]) for key, is_possible in _SETTINGS.items()
-    )
-
-
-def _is_dict(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_resolution(value: object) -> bool:
-    sides = value.split("x") if isinstance(value, str) else [str(value)]
-    return len(sides) < 3 and all(side.isascii() and side.isdigit() and 0 < int(side[:6]) < 2**16 for side in sides)
-
-
-_SETTINGS = {
-    **dict.fromkeys(("fuse_qkv", "stock_numerics"), lambda value: isinstance(value, bool)),
-    "architecture": _is_text,
-    "resolution": _is_resolution,
-    "max_depth": lambda value: type(value) in (int, float) and 0 < value < 1e6,
-    **dict.fromkeys(("sampling", "exported"), _is_dict),
-}
-
-
-_IS_POSSIBLE = {
-    **dict.fromkeys(("task", "method", "base", "base_fingerprint", "protocol", "data", "license"), _is_text),
-    "class_names": _are_names,
-    "null_class": _is_number_or_none,
-    "metrics": _are_metrics,
-    "extra": _are_settings,
-    "versions": _is_dict,
-}
-VERSIONED_PACKAGES = ("onelora_vision", "torch", "peft", "diffusers", "transformers", "timm")
-
-
-@dataclass
-class AdapterInfo:
-    """What an adapter is for, kept in the header of its file.
-
-    Attributes:
-        task: ``generation``, ``classification`` or ``depth``.
-        method: name of the method in `onelora_vision.methods`.
-        base: hub id or folder name of the base model, as it was given.
-        base_fingerprint: `fingerprint` of the base's parameters.
-        class_names: the classes of the head or label table trained with it.
-        null_class: label of "no class" (generation).
-        metrics: ``{"before": {...}, "after": {...}}``.
-        protocol: how the metrics were taken.
-        extra: further settings that loading or using the adapter needs, such as ``{"fuse_qkv": true}``.
-        versions: of the libraries that wrote it.
-        data: what it was trained on, in words.
-        license: of the adapter, as the hub spells it.
-    """
-
-    task: str
-    method: str
-    base: str
-    base_fingerprint: str = ""
-    class_names: list[str] | None = None
-    null_class: int | None = None
-    metrics: dict = field(default_factory=dict)
-    protocol: str = ""
-    extra: dict = field(default_factory=dict)
-    versions: dict = field(default_factory=dict)
-    data: str = ""
-    license: str = ""
-
-    def to_header(self) -> dict[str, str]:
-        """``onelora.*`` strings for a safetensors header, each value as JSON."""
-        values = {f.name: getattr(self, f.name) for f in dataclass_fields(self)}
-        values["versions"] = self.versions or library_versions()
-        header = {HEADER_PREFIX + key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
-        return {"format": "pt", HEADER_PREFIX + "format_version": FORMAT_VERSION, **header}
-
-    @classmethod
-    def from_header(cls, header: dict[str, str], where: str = "the adapter file") -> "AdapterInfo":
-        """Read `to_header`'s strings back; a file that lacks them (another tool's) gives empty fields."""
-        version = header.get(HEADER_PREFIX + "format_version", FORMAT_VERSION)
-        if version != FORMAT_VERSION:
-            raise InputError(
-                f"{where}: format version {one_line(version, 20)} is newer than {FORMAT_VERSION}; update onelora_vision"
-            )
-        values = {}
-        for name in (f.name for f in dataclass_fields(cls)):
-            text = header.get(HEADER_PREFIX + name)
-            if text is not None:
-                try:
-                    values[name] = parse_json(text, constant=lambda name: None)
-                except ValueError as error:
-                    raise InputError(
-                        f"{where}: header key {HEADER_PREFIX}{name} is not JSON ({one_line(error)})"
-                    ) from error
-                if not _IS_POSSIBLE[name](values[name]):
-                    raise InputError(f"{where}: header key {HEADER_PREFIX}{name} cannot be {one_line(text, 60)}")
-        return cls(**{"task": "", "method": "", "base": "", **values})
 
 
 @dataclass
@@ -374,7 +256,8 @@ def read_adapter(path: str | Path, *, finite: bool = True) -> Adapter:
         InputError: for a missing, damaged or foreign file; nothing is executed and nothing half-read is returned.
     """
     path = Path(path)
-    tensors, header, text = read_contents(path)
+    weights, text = read_contents(path)
+    tensors, header = tensors_in(weights), weights.strings
     inside = header.get(HEADER_PREFIX + "config", "")
     text = text or inside
     if not text:
@@ -401,14 +284,3 @@ def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:
         values = flat[at.to(flat.device)].to("cpu", torch.bfloat16).view(torch.int16).tolist()
         digest.update(repr((name, tuple(parameter.shape), values)).encode())
     return digest.hexdigest()[:32]
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the packages that decide what an adapter means."""
-    versions = {}
-    for package in VERSIONED_PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

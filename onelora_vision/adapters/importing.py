@@ -12,13 +12,15 @@ from onelora_vision.adapters import dit_names
 from onelora_vision.adapters.bases import TASKS, Base, load_base, require_same_base
 from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE
 from onelora_vision.adapters.export import MODULES_FILE
-from onelora_vision.adapters.files import Adapter, AdapterInfo, read_adapter
+from onelora_vision.adapters.files import Adapter, read_adapter
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.adapters.layout import LORA, Layout, kind_of, layout_of
 from onelora_vision.adapters.lowrank import LowRank, low_rank, split_rows
 from onelora_vision.errors import InputError, listed, nearest
+from onelora_vision.safetensors_file import SafetensorsFile
 from onelora_vision.tuners import OneLoraConfig
 from onelora_vision.tuners.matching import exact_pattern
-from onelora_vision.weights import check_numbers, read_tensors, read_weights
+from onelora_vision.weights import check_numbers, read_weights, tensors_in
 
 _CONSTANT = 1e-6  # how far A's values may differ from their mean, relative to it
 _COMFY = "lora_unet_"
@@ -54,7 +56,8 @@ def import_lora(
         changes, whole = _from_peft(found, layout, loaded)
     else:
         file = _lora_file(path)
-        tensors, header = read_tensors(file)
+        opened = SafetensorsFile(str(file))
+        tensors, header = tensors_in(opened), opened.strings
         check_numbers(tensors, str(file))
         info, loaded = _base_of(AdapterInfo.from_header(header, str(file)), path, base, task, class_names)
         changes, whole = _from_file(tensors, file, loaded)

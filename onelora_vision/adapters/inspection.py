@@ -1,8 +1,6 @@
-"""What is in an adapter file, and what is wrong with it."""
+"""What is wrong with an adapter file, alone or on its base."""
 
-import os
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,93 +10,13 @@ from torch import Tensor, nn
 from onelora_vision.adapters.bases import Base, load_base, output_of
 from onelora_vision.adapters.container import CONFIG_FILE
 from onelora_vision.adapters.files import Adapter, read_adapter
-from onelora_vision.adapters.layout import Layout, block_of, kind_of, layout_of
+from onelora_vision.adapters.layout import STARTS_AT_ONE, Layout, block_of, layout_of
 from onelora_vision.errors import InputError, listed, one_line
-from onelora_vision.figures import saved_figure
-from onelora_vision.weights import parse_json
+from onelora_vision.safetensors_file import parse_json
 
 PROBLEM, NOTE = "problem", "note"
 EXPLODING = 100.0  # times the median of its kind
 HUGE = 1e3
-_STARTS_AT_ONE = "onelora_gamma"
-
-
-def inspect(path: str | Path) -> dict:
-    """Everything that the file alone says: method, base, classes, metrics, header, and the norms of each layer.
-
-    The ``rows`` have layer, part, size, dtype, norm and largest absolute value; a gamma's are those of gamma - 1.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    adapter = read_adapter(path, finite=False)
-    layout, info = layout_of(adapter.config, adapter.tensors), adapter.info
-    rows = [_row(module, part, tensor) for module, parts in layout.layers.items() for part, tensor in parts.items()]
-    whole = [_row(module, part, tensor) for module, parts in layout.whole.items() for part, tensor in parts.items()]
-    return {
-        "file": str(path),
-        "file_bytes": _size(adapter.path),
-        "method": info.method,
-        "peft_type": kind_of(adapter.config),
-        "compression": adapter.config.compression_key if getattr(adapter.config, "use_sum", False) else None,
-        "task": info.task,
-        "base": info.base,
-        "base_fingerprint": info.base_fingerprint,
-        "layers": len(layout.layers),
-        "layer_values": _count(layout.layers),
-        "whole_values": _count(layout.whole),
-        "values": sum(tensor.numel() for tensor in adapter.tensors.values()),
-        "classes": info.class_names,
-        "null_class": info.null_class,
-        "metrics": info.metrics,
-        "protocol": info.protocol,
-        "extra": info.extra,
-        "versions": info.versions,
-        "rows": rows,
-        "whole": whole,
-    }
-
-
-def _count(modules: dict[str, dict[str, Tensor]]) -> int:
-    return sum(tensor.numel() for parts in modules.values() for tensor in parts.values())
-
-
-def _row(module: str, part: str, tensor: Tensor) -> dict:
-    change = tensor.double() - 1 if part == _STARTS_AT_ONE else tensor.double()
-    norm, largest = change.norm().item(), change.abs().max().item()
-    return {
-        "layer": module,
-        "part": part,
-        "shape": list(tensor.shape),
-        "dtype": str(tensor.dtype).removeprefix("torch."),
-        # JSON has no NaN
-        "norm": norm if norm < float("inf") else None,
-        "largest": largest if largest < float("inf") else None,
-    }
-
-
-def _size(path: Path) -> int:
-    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
-
-
-def plot_norms(rows: Sequence[dict], path: str | os.PathLike, title: str) -> None:
-    """Write a PNG with a bar per adapted layer: the root mean square of its vector, a colour per part."""
-    parts = list(dict.fromkeys(row["part"] for row in rows))
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    with saved_figure(path, (8, 0.2 * len(layers) * max(1, len(parts)) ** 0.5 + 1.2)) as figure:
-        axes = figure.subplots()
-        height = 0.8 / max(1, len(parts))
-        for number, part in enumerate(parts):
-            mine = {row["layer"]: row["norm"] or 0.0 for row in rows if row["part"] == part}
-            places = [k + number * height for k, layer in enumerate(layers) if layer in mine]
-            axes.barh(places, [mine[layer] for layer in layers if layer in mine], height, label=part)
-        axes.set(yticks=range(len(layers)), yticklabels=layers, xlabel="norm (of gamma: of gamma - 1)")
-        axes.set_title(one_line(title, 80), parse_math=False)  # names of a file are no formulas
-        axes.tick_params(axis="y", labelsize=6)
-        axes.invert_yaxis()
-        if len(parts) > 1:
-            axes.legend()
 
 
 def examine(path: str | Path, base: str | Path | None = None) -> list[dict]:
@@ -136,7 +54,7 @@ def _values(layout: Layout) -> list[dict]:
 
 def _strength(part: str, tensor: Tensor) -> float:
     """Root mean square of what a tensor changes."""
-    change = tensor.double() - 1 if part == _STARTS_AT_ONE else tensor.double()
+    change = tensor.double() - 1 if part == STARTS_AT_ONE else tensor.double()
     return change.square().mean().sqrt().item()
 
 

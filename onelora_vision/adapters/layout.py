@@ -2,14 +2,18 @@
 
 import re
 from dataclasses import dataclass, field
-
-import torch
-from peft import PeftConfig
+from typing import TYPE_CHECKING
 
 from onelora_vision.errors import InputError
 
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+
 PREFIX = "base_model.model."
 ONELORA, MORA, LORA, VERA = "ONELORA", "MORA", "LORA", "VERA"
+READABLE = (ONELORA, MORA, LORA, VERA)
+STARTS_AT_ONE = "onelora_gamma"  # the part whose change is its distance from 1
 VECTOR_NAMES = {"onelora_b": "b", "onelora_beta": "beta", "onelora_gamma": "gamma"}
 
 
@@ -23,23 +27,23 @@ class Layout:
         shared: what belongs to no module (VeRA's projections), by its key.
     """
 
-    layers: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
-    whole: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
-    shared: dict[str, torch.Tensor] = field(default_factory=dict)
+    layers: "dict[str, dict[str, torch.Tensor]]" = field(default_factory=dict)
+    whole: "dict[str, dict[str, torch.Tensor]]" = field(default_factory=dict)
+    shared: "dict[str, torch.Tensor]" = field(default_factory=dict)
 
-    def to_tensors(self) -> dict[str, torch.Tensor]:
+    def to_tensors(self) -> "dict[str, torch.Tensor]":
         """The tensors by PEFT's names, as they are in an adapter file."""
         places = {**self.layers, **self.whole}
         named = {f"{PREFIX}{module}.{part}": t for module, parts in places.items() for part, t in parts.items()}
         return {key: tensor.contiguous() for key, tensor in {**named, **self.shared}.items()}
 
 
-def kind_of(config: PeftConfig) -> str:
+def kind_of(config: "PeftConfig") -> str:
     """The PEFT type in capitals: ``ONELORA``, ``LORA``, …"""
     return str(getattr(config.peft_type, "value", config.peft_type))
 
 
-def layout_of(config: PeftConfig, tensors: dict[str, torch.Tensor], where: str = "the adapter") -> Layout:
+def layout_of(config: "PeftConfig", tensors: "dict[str, torch.Tensor]", where: str = "the adapter") -> Layout:
     """Sort ``tensors`` (named as in an adapter file) by the modules that they belong to.
 
     Raises:

@@ -14,12 +14,12 @@ from peft import LoraConfig, PeftConfig, TaskType, VeraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from onelora_vision.adapters.container import MAX_CONFIG
-from onelora_vision.adapters.layout import LORA, MORA, ONELORA, VERA, Layout, kind_of
+from onelora_vision.adapters.layout import LORA, MORA, ONELORA, READABLE, VERA, Layout, kind_of
 from onelora_vision.errors import InputError, one_line
+from onelora_vision.safetensors_file import parse_json
 from onelora_vision.tuners.matching import check_fields
-from onelora_vision.weights import check_numbers, parse_json
+from onelora_vision.weights import check_numbers
 
-READABLE = (ONELORA, MORA, LORA, VERA)
 _HARMLESS = {  # fields of PEFT's own configs that may have any value of the right kind
     LORA: {"r", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "use_dora", "lora_bias",
            "rank_pattern", "alpha_pattern", "init_lora_weights"},

@@ -30,6 +30,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from onelora_vision.backbones.base import Adaptation, norms_with_parameters
+from onelora_vision.backbones.class_names import Matches, match_classes
 from onelora_vision.backbones.fuse import join_linears, split_linear
 from onelora_vision.errors import InputError, nearest, one_line
 from onelora_vision.outputs import folder_output
@@ -163,30 +164,29 @@ class DiT(DiTTransformer2DModel):
         class_names: Sequence[str],
         old_names: Sequence[str] | None = None,
         generator: torch.Generator | None = None,
-    ) -> list[str]:
-        """Give the model a label table for ``class_names``; returns the names whose row was carried over.
+    ) -> Matches:
+        """Give the model a label table for ``class_names``; returns whose row was carried over.
 
-        A class that the old table knows by name keeps its row, and so does the null class. The other rows are drawn
+        A class that the old table knows by name (`match_classes`) keeps its row, and so does the null class. The other rows are drawn
         from the normal distribution of the old rows (mean and standard deviation per dimension), so that the network
         meets conditioning of the size it was trained on.
         """
         old = self.label_table.weight.detach()
-        known = {name: row for row, name in enumerate(old_names or [])}
+        matches = match_classes(class_names, old_names or [])
         rows = old[:-1].float()
         table = rows.mean(0) + rows.std(0, correction=0) * torch.randn(
             len(class_names) + 1, old.shape[1], generator=generator
         ).to(rows.device)
-        kept = [name for name in class_names if name in known]
         for row, name in enumerate(class_names):
-            if name in known:
-                table[row] = rows[known[name]]
+            if name in matches.rows:
+                table[row] = rows[matches.rows[name]]
         table[-1] = old[-1]
         self.conditioning.class_embedder.embedding_table = nn.Embedding.from_pretrained(
             table.to(old.dtype), freeze=False
         )
         self.conditioning.class_embedder.num_classes = len(class_names)
         self.register_to_config(num_embeds_ada_norm=len(class_names))
-        return kept
+        return matches
 
     def fuse_qkv(self) -> "DiT":
         """Join ``to_q, to_k, to_v`` of each block into one ``to_qkv``, as in the original; outputs stay the same."""

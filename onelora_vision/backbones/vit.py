@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from onelora_vision.backbones.base import Adaptation, norms_with_parameters
+from onelora_vision.backbones.class_names import match_classes
 from onelora_vision.backbones.preprocessing import (
     ProcessorTransform,
     ReversedChannels,
@@ -166,7 +167,7 @@ def _heads(model: nn.Module) -> list[str]:
 def replace_head(vit: ViT, class_names: Sequence[str], *, seed: int = 0, fresh: bool = False) -> ViT:
     """Give the classifier one output per class name, in place; a timm base without a head gets the one of its family.
 
-    When the base's own head knows every class by name, its rows are taken over, and the model classifies before any
+    When the base's own head knows every class by name (`match_classes`), its rows are taken over, and the model classifies before any
     training ("zero-shot"). Else, or if ``fresh``, the weights are drawn by ``seed`` from a normal distribution of
     std 0.02 cut at two, and the biases are zero.
 
@@ -176,8 +177,8 @@ def replace_head(vit: ViT, class_names: Sequence[str], *, seed: int = 0, fresh: 
     model, names = vit.model, list(class_names)
     if getattr(model, "num_classes", None) == 0:
         model.reset_classifier(len(names))
-    known = not fresh and vit.class_names is not None and set(names) <= set(vit.class_names)
-    rows = [vit.class_names.index(name) for name in names] if known else None
+    found = {} if fresh else match_classes(names, vit.class_names or []).rows
+    rows = [found[name] for name in names] if set(names) <= set(found) else None
     generator = torch.Generator().manual_seed(seed)
     for place in _heads(model):
         old = model.get_submodule(place)

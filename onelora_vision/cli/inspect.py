@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict:
     if args.plot:
         check_file(args.plot, overwrite=args.overwrite, inputs=[args.adapter])
-    from onelora_vision.adapters.inspection import inspect, plot_norms
+    from onelora_vision.adapters.summary import inspect, plot_norms
 
     result = inspect(args.adapter)
     if args.plot:

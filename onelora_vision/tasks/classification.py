@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 
-from onelora_vision.adapters.files import AdapterInfo
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.vit import logits_of
 from onelora_vision.errors import InputError
 from onelora_vision.files import write_json

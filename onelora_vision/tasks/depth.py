@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from onelora_vision.adapters.files import AdapterInfo
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.depth_anything import is_metric, predict
 from onelora_vision.data.depth.caps import Caps
 from onelora_vision.data.depth.dataset import DepthDataset

@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import nn
 
 from onelora_vision import seeding
-from onelora_vision.adapters.files import AdapterInfo
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.data.latents import posterior
 from onelora_vision.diffusion import NoiseSchedule, training_losses
 from onelora_vision.sampling import make_scheduler

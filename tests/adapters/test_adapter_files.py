@@ -6,7 +6,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from onelora_vision.adapters.files import AdapterInfo, fingerprint, read_adapter, save_adapter
+from onelora_vision.adapters.files import fingerprint, read_adapter, save_adapter
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.errors import InputError
 from onelora_vision.methods import apply_method

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from onelora_vision.adapters.bases import load_base
-from onelora_vision.adapters.files import AdapterInfo, save_adapter
+from onelora_vision.adapters.files import save_adapter
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.depth_anything import depth_adaptation
 from onelora_vision.backbones.dit import dit_adaptation
 from onelora_vision.backbones.vit import vit_adaptation

@@ -8,7 +8,7 @@ import pytest
 
 from app.hub import KNOWN_BASES, fetch_adapter, fetch_base
 from app.inference import Studio
-from onelora_vision.adapters.files import AdapterInfo
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.errors import InputError
 
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from onelora_vision.adapters.files import AdapterInfo, save_adapter
+from onelora_vision.adapters.files import save_adapter
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.preprocessing import image_size, load_processor, measure
 from onelora_vision.backbones.vit import ViT, load_vit, replace_head, vit_adaptation
 from onelora_vision.errors import InputError

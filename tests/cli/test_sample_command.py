@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from onelora_vision.adapters.files import AdapterInfo, save_adapter
+from onelora_vision.adapters.files import save_adapter
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.dit import dit_adaptation, load_dit
 from onelora_vision.data.images import list_images
 from onelora_vision.depth_maps import save_depth_png

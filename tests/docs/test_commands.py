@@ -13,7 +13,8 @@ import timm
 import torch
 from code_blocks import BLOCKS, NEEDS, PAGES, ROOT, outside_blocks
 
-from onelora_vision.adapters.files import AdapterInfo, save_adapter
+from onelora_vision.adapters.files import save_adapter
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.vit import vit_adaptation
 from onelora_vision.cli import main as onelora
 from onelora_vision.cli.main import COMMANDS

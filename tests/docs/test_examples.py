@@ -14,7 +14,8 @@ from code_blocks import BLOCKS, ROOT
 from peft import PeftModel, get_peft_model_state_dict
 from PIL import Image
 
-from onelora_vision.adapters.files import AdapterInfo, read_adapter, write_adapter
+from onelora_vision.adapters.files import read_adapter, write_adapter
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.method_names import METHODS
 from onelora_vision.methods import apply_method

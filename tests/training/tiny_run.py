@@ -11,7 +11,7 @@ import timm
 import torch
 
 from onelora_vision import OneLoraConfig, seeding
-from onelora_vision.adapters.files import AdapterInfo
+from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.command import exits_cleanly
 from onelora_vision.data.stream import SampleRef, evaluation_loader
 from onelora_vision.tasks.base import Task

@@ -6,6 +6,7 @@ from peft import PeftConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from onelora_vision.errors import InputError
+from onelora_vision.method_names import compression_key
 from onelora_vision.tuners.base import check_choice, check_targets
 from onelora_vision.tuners.registry import peft_type
 
@@ -67,7 +68,7 @@ class OneLoraConfig(PeftConfig):
     @property
     def compression_key(self) -> str:
         """What tells compressions apart: adapters of one key share a layer's vector, and their b's add."""
-        return f"random-{self.compression_seed}" if self.compression == "random" else self.compression
+        return compression_key(self.compression, self.compression_seed)
 
     def _target_nothing(self) -> None:
         if not self.modules_to_save:

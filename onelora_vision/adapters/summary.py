@@ -1,0 +1,128 @@
+"""What an adapter file holds, read from the file alone and without torch."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from onelora_vision.adapters.container import CONFIG_FILE, MAX_CONFIG, WEIGHTS_FILE, read_contents
+from onelora_vision.adapters.info import HEADER_PREFIX, AdapterInfo
+from onelora_vision.adapters.layout import READABLE, STARTS_AT_ONE, kind_of, layout_of
+from onelora_vision.errors import InputError, one_line
+from onelora_vision.method_names import compression_key
+from onelora_vision.safetensors_file import parse_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def inspect(path: str | Path) -> dict:
+    """Everything that the file alone says: method, base, classes, metrics, header, and the norms of each layer.
+
+    The ``rows`` have layer, part, shape, dtype, norm and largest absolute value; a gamma's are those of gamma - 1.
+    Whether the values are what the config promises is asked when the file is used, and by `inspection.examine`.
+
+    Raises:
+        InputError: the file cannot be read, or is no adapter.
+    """
+    path = Path(path)
+    weights, text = read_contents(path)
+    config = _config(text or weights.strings.get(HEADER_PREFIX + "config", ""), str(path))
+    info, arrays = AdapterInfo.from_header(weights.strings, str(path)), weights.arrays()
+    if not arrays:
+        raise InputError(f"{path}: holds no tensors")
+    layout = layout_of(config, arrays, str(path))
+    rows, whole = _rows(layout.layers), _rows(layout.whole)
+    return {
+        "file": str(path),
+        "file_bytes": (path / WEIGHTS_FILE if path.is_dir() else path).stat().st_size,
+        "method": info.method,
+        "peft_type": kind_of(config),
+        "compression": _compression(config),
+        "task": info.task,
+        "base": info.base,
+        "base_fingerprint": info.base_fingerprint,
+        "layers": len(layout.layers),
+        "layer_values": _count(layout.layers),
+        "whole_values": _count(layout.whole),
+        "values": sum(values.size for values, _ in arrays.values()),
+        "classes": info.class_names,
+        "null_class": info.null_class,
+        "metrics": info.metrics,
+        "protocol": info.protocol,
+        "extra": info.extra,
+        "versions": info.versions,
+        "rows": rows,
+        "whole": whole,
+    }
+
+
+def _config(text: str, where: str) -> SimpleNamespace:
+    """What is read of a PEFT config here."""
+    if not text:
+        raise InputError(f"{where}: has no {CONFIG_FILE} beside it and no config in its header: not an adapter")
+    if len(text) > MAX_CONFIG:
+        raise InputError(f"{where}: its config has {len(text):,} characters, more than an adapter's can have")
+    try:
+        record = parse_json(text)
+    except ValueError as error:
+        raise InputError(f"{where}: its {CONFIG_FILE} is not JSON ({one_line(error)})") from error
+    kind = record.get("peft_type") if isinstance(record, dict) else None
+    if not isinstance(kind, str) or kind not in READABLE:
+        raise InputError(
+            f"{where}: peft_type {one_line(repr(kind), 60)} is none that onelora_vision reads ({', '.join(READABLE)})"
+        )
+    saved = record.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        raise InputError(f"{where}: modules_to_save is no list of names")
+    return SimpleNamespace(**{**record, "modules_to_save": saved})
+
+
+def _compression(config: SimpleNamespace) -> str | None:
+    if kind_of(config) != "ONELORA" or not getattr(config, "use_sum", True):
+        return None
+    return compression_key(getattr(config, "compression", "sum"), getattr(config, "compression_seed", 0))
+
+
+def _count(modules: dict[str, dict]) -> int:
+    return sum(values.size for parts in modules.values() for values, _ in parts.values())
+
+
+def _rows(modules: dict[str, dict]) -> list[dict]:
+    return [
+        {"layer": module, "part": part, "shape": list(values.shape), "dtype": kind, **_size_of(part, values)}
+        for module, parts in modules.items()
+        for part, (values, kind) in parts.items()
+    ]
+
+
+def _size_of(part: str, values: "np.ndarray") -> dict[str, float | None]:
+    """Norm and largest absolute value of a change; None for what JSON cannot hold."""
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        change = values.astype(np.float64).ravel() - (part == STARTS_AT_ONE)
+        found = {"norm": float(np.linalg.norm(change)), "largest": float(np.abs(change).max(initial=0.0))}
+    return {name: value if value < float("inf") else None for name, value in found.items()}
+
+
+def plot_norms(rows: Sequence[dict], path: str | os.PathLike, title: str) -> None:
+    """Write a PNG with a bar per adapted layer: the root mean square of its vector, a colour per part."""
+    from onelora_vision.figures import saved_figure
+
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    with saved_figure(path, (8, 0.2 * len(layers) * max(1, len(parts)) ** 0.5 + 1.2)) as figure:
+        axes = figure.subplots()
+        height = 0.8 / max(1, len(parts))
+        for number, part in enumerate(parts):
+            mine = {row["layer"]: row["norm"] or 0.0 for row in rows if row["part"] == part}
+            places = [k + number * height for k, layer in enumerate(layers) if layer in mine]
+            axes.barh(places, [mine[layer] for layer in layers if layer in mine], height, label=part)
+        axes.set(yticks=range(len(layers)), yticklabels=layers, xlabel="norm (of gamma: of gamma - 1)")
+        axes.set_title(one_line(title, 80), parse_math=False)  # names of a file are no formulas
+        axes.tick_params(axis="y", labelsize=6)
+        axes.invert_yaxis()
+        if len(parts) > 1:
+            axes.legend()
