@@ -84,16 +84,6 @@ def require_free(host: str, port: int) -> None:
         raise InputError(f"--host {host} --port {port}: cannot be listened on ({error.strerror})") from None
 
 
-def require_device(device: str | None) -> None:
-    """Refuse a device that this machine or PyTorch does not have."""
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {device}: cannot be used ({one_line(error)})") from None
-
-
 def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
     """Open the page with the files of all its users below ``root``; returns it at once if not to ``block``.
 
@@ -107,7 +97,9 @@ def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
     if args.adapters and not Path(args.adapters).is_dir():
         raise InputError(f"--adapters {args.adapters}: no such folder")
     require_free(args.host, args.port)
-    require_device(args.device)
+    from onelora_vision.device import choose_device
+
+    choose_device(args.device)
     # Before gradio is imported, which keeps it: its files lie beside the sessions', and nobody is told that it runs.
     os.environ.setdefault("GRADIO_TEMP_DIR", str(root / "gradio"))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"

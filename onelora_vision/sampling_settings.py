@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from onelora_vision.errors import InputError, nearest
 
+MAX_SEED = 2**63 - 1
 SAMPLERS = ("ddim", "dpm++", "ddpm")
 
 

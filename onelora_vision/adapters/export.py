@@ -26,13 +26,13 @@ from onelora_vision.adapters.bases import Base, load_base, output_of, require_sa
 from onelora_vision.adapters.files import Adapter, read_adapter, serialize, write_adapter
 from onelora_vision.adapters.layout import Layout, layout_of
 from onelora_vision.adapters.lowrank import LowRank, join_rows, low_rank, split_rows
-from onelora_vision.errors import InputError, nearest
+from onelora_vision.adapters.targets import check_target
+from onelora_vision.errors import InputError
 from onelora_vision.outputs import check_folder, folder_output
 from onelora_vision.tuners import hosts
 from onelora_vision.tuners.matching import exact_pattern
 
-TARGETS = ("peft-lora", "diffusers", "comfy", "merged")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 _RELOAD = Path(__file__).with_name("reload.py")
 LORA_FILE, MODULES_FILE = "pytorch_lora_weights.safetensors", "modules.safetensors"
@@ -62,7 +62,7 @@ def export(
     """Write an adapter for other tools into the folder ``output``, load it there without this package, and compare.
 
     Args:
-        to: one of `TARGETS`. dtype: of what is written. max_shard_size: of a merged model's files.
+        to: one of `targets.TARGETS`. dtype: of what is written. max_shard_size: of a merged model's files.
         overwrite: replace an earlier export to the same format (see `outputs`).
 
     Returns a dictionary with ``file`` (what to load), ``carried`` (what is there besides low-rank changes), ``error``
@@ -73,10 +73,7 @@ def export(
         InputError: the format cannot hold the adapter (with the list of what it cannot hold), or the reloaded export
             does not give the adapter's outputs, or the place is taken; nothing is left behind.
     """
-    if to not in TARGETS:
-        raise InputError(f"--to {to}: no such format{nearest(to, TARGETS, 'format')}")
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype}: no such type{nearest(dtype, DTYPES, 'type')}")
+    check_target(to, dtype)
     kind = f"{to} export"
     check_folder(output, kind, overwrite=overwrite, inputs=[path, *([base] if base else [])])
     adapter = read_adapter(path)
@@ -115,7 +112,7 @@ def _outputs(job: Job) -> tuple[Tensor, Tensor]:
 
 
 def _changes(job: Job) -> dict[str, LowRank]:
-    dtype = DTYPES[job.dtype]
+    dtype = _DTYPES[job.dtype]
     found = low_rank(job.adapter, job.layout, job.base.model)
     return {
         module: LowRank(c.down.to(dtype), c.up.to(dtype), None if c.shift is None else c.shift.to(dtype))
@@ -239,7 +236,7 @@ def _save_pipeline(job: Job, merged: torch.nn.Module, folder: Path) -> None:
     from onelora_vision.backbones.dit import save_pipeline
 
     save_pipeline(
-        replace(job.base.loaded, transformer=merged), folder, DTYPES[job.dtype], max_shard_size=job.max_shard_size
+        replace(job.base.loaded, transformer=merged), folder, _DTYPES[job.dtype], max_shard_size=job.max_shard_size
     )
 
 
@@ -247,14 +244,14 @@ def _save_timm(job: Job, merged: torch.nn.Module, folder: Path) -> None:
     import timm
 
     labels = {"label_names": job.adapter.info.class_names} if job.adapter.info.class_names else {}
-    model = merged.to(DTYPES[job.dtype])
+    model = merged.to(_DTYPES[job.dtype])
     timm.models.save_for_hf(model, folder, model_config=labels, safe_serialization=True)
 
 
 def _save_transformers(job: Job, merged: torch.nn.Module, folder: Path) -> None:
     from onelora_vision.backbones.fuse import unfuse_qkv
 
-    unfuse_qkv(merged).to(DTYPES[job.dtype]).save_pretrained(folder, max_shard_size=job.max_shard_size)
+    unfuse_qkv(merged).to(_DTYPES[job.dtype]).save_pretrained(folder, max_shard_size=job.max_shard_size)
     processor = Path(job.base.source) / "preprocessor_config.json"
     if processor.is_file():
         (folder / processor.name).write_bytes(processor.read_bytes())

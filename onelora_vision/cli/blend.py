@@ -4,6 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
+from onelora_vision.cli.inputs import require_adapter
 from onelora_vision.cli.output import add_output
 from onelora_vision.errors import InputError
 
@@ -22,16 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    from onelora_vision.adapters.algebra import blend
-    from onelora_vision.adapters.bases import load_base, require_same_base
-    from onelora_vision.adapters.files import check_adapter_output, read_adapter, write_adapter
-
     terms = [parse_term(text) for text in args.adapters]
     if args.average:
         if any(weight is not None for _, weight in terms):
             raise InputError("--average sets the weights itself: give the adapters without weights")
         terms = [(path, 1 / len(terms)) for path, _ in terms]
     paths = [Path(path) for path, _ in terms]
+    for path in paths:
+        require_adapter(path)
+    from onelora_vision.adapters.algebra import blend
+    from onelora_vision.adapters.bases import load_base, require_same_base
+    from onelora_vision.adapters.files import check_adapter_output, read_adapter, write_adapter
+
     check_adapter_output(args.output, overwrite=args.overwrite, inputs=paths)
     adapters = [(read_adapter(path), 1.0 if weight is None else weight) for path, weight in terms]
     whole_from = None

@@ -1,7 +1,9 @@
 """``onelora card``: rewrite an adapter folder's README.md, with licence, data and pictures."""
 
 import argparse
+from pathlib import Path
 
+from onelora_vision.cli.inputs import require_adapter
 from onelora_vision.errors import InputError
 
 
@@ -15,12 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    from pathlib import Path
-
-    from onelora_vision.adapters.files import read_adapter, rewrite_card
-
     if not Path(args.adapter).is_dir():
         raise InputError(f"{args.adapter}: no such folder; a card belongs to an adapter folder")
+    require_adapter(args.adapter)
+    from onelora_vision.adapters.files import read_adapter, rewrite_card
+
     adapter = read_adapter(args.adapter)
     adapter.info.license = args.license or adapter.info.license
     adapter.info.data = args.data or adapter.info.data

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from onelora_vision.cli.inputs import require_path
 from onelora_vision.cli.output import add_overwrite
 from onelora_vision.errors import InputError
 
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    require_path(args.source)
     from onelora_vision.backbones.dit import PIPELINE, load_dit, save_pipeline
     from onelora_vision.dit_original import check_original_name, original_base, save_original, to_original
     from onelora_vision.outputs import check_file, check_folder
@@ -27,8 +29,6 @@ def run(args: argparse.Namespace) -> dict:
         check_file(args.output, **place)
         base = load_dit(args.source)
         save_original(to_original(base.transformer), args.output, overwrite=args.overwrite)
-    elif not Path(args.source).is_file():
-        raise InputError(f"{args.source}: no such file or folder")
     elif args.vae is None:
         raise InputError("--vae is needed: an original checkpoint holds no autoencoder, and a pipeline has one")
     else:

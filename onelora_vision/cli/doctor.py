@@ -2,6 +2,8 @@
 
 import argparse
 
+from onelora_vision.cli.inputs import require_path
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", help="adapter folder, .safetensors file or .zip")
@@ -9,6 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    require_path(args.adapter)
     from onelora_vision.adapters.inspection import PROBLEM, examine
 
     findings = examine(args.adapter, args.base)

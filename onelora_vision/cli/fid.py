@@ -2,8 +2,10 @@
 
 import argparse
 
-from onelora_vision.cli.inputs import add_on_bad_image
-from onelora_vision.errors import InputError
+from onelora_vision.cli.inputs import add_device, add_on_bad_image, require_path
+from onelora_vision.errors import InputError, nearest
+from onelora_vision.metrics import FEATURES
+from onelora_vision.training.results import read_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,12 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="two sets of images: folders or npz files, real first"
     )
-    parser.add_argument("--features", default="inception", help="inception, dinov2 or embedded")
+    parser.add_argument("--features", default="inception", help=", ".join(FEATURES))
     parser.add_argument("--fid_weights", "--fid-weights", help="weights of inception or dinov2: a file, or download")
     parser.add_argument("--fid_timm_model", "--fid-timm-model", help="timm's transformer behind dinov2")
     parser.add_argument("--batch_size", "--batch-size", type=int, default=50, help="images at a time")
     add_on_bad_image(parser)
-    parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -31,9 +33,12 @@ def run(args: argparse.Namespace) -> dict:
 
 def measure_sets(args: argparse.Namespace) -> dict:
     """All figures of the second set against the first, whose features are kept for the next time."""
-    import torch
-
+    if args.features not in FEATURES:
+        raise InputError(f"--features {args.features}{nearest(args.features, FEATURES, 'model')}")
+    for path in args.paths:
+        require_path(path)
     from onelora_vision.data.image_sets import ImageSet
+    from onelora_vision.device import choose_device
     from onelora_vision.metrics.dinov2 import MODEL
     from onelora_vision.metrics.features import cached_features, open_features
     from onelora_vision.metrics.generative import collect, compare
@@ -41,7 +46,7 @@ def measure_sets(args: argparse.Namespace) -> dict:
 
     reference, generated = (ImageSet(path, args.on_bad_image) for path in args.paths)
     features = open_features(args.features, args.fid_weights, args.fid_timm_model or MODEL)
-    features.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    features.to(choose_device(args.device))
 
     def measured(images: ImageSet):
         with progress_bar(len(images), desc=str(images.path), unit="image", leave=False) as bar:
@@ -73,10 +78,9 @@ def compare_runs(first: str, second: str) -> dict:
         InputError: a run was not evaluated to its end, or they were taken under unlike protocols; the message says
             which fields differ.
     """
-    from onelora_vision.metrics.generative import Protocol
-    from onelora_vision.training.record import read_results
-
     results = [read_results(path) for path in (first, second)]
+    from onelora_vision.metrics.generative import Protocol
+
     protocols = [Protocol.parse(result["protocol"]) for result in results]
     protocols[0].require_comparable(protocols[1])
     figures = [result["metrics"]["after"] for result in results]

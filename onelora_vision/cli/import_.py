@@ -2,6 +2,7 @@
 
 import argparse
 
+from onelora_vision.cli.inputs import require_path
 from onelora_vision.cli.output import add_output
 
 
@@ -14,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    require_path(args.lora)
     from onelora_vision.adapters.files import check_adapter_output, write_adapter
     from onelora_vision.adapters.importing import import_lora
 

@@ -1,6 +1,9 @@
-"""The flag of every command that reads folders of images: what to do about those that cannot be read."""
+"""What the commands that read adapters and images have in common: their flags, and checks that need nothing slow."""
 
 import argparse
+from pathlib import Path
+
+from onelora_vision.errors import InputError
 
 
 def add_on_bad_image(parser: argparse.ArgumentParser) -> None:
@@ -12,3 +15,25 @@ def add_on_bad_image(parser: argparse.ArgumentParser) -> None:
         default="error",
         help="an unreadable image ends the command, or is named on stderr and left out",
     )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``, which `device.choose_device` takes."""
+    parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
+
+
+def require_adapter(path: str) -> None:
+    """Refuse a path at which there is no whole adapter file, before torch is imported to read it.
+
+    Raises:
+        InputError: see `adapters.container.read_contents`.
+    """
+    from onelora_vision.adapters.container import read_contents
+
+    read_contents(Path(path))
+
+
+def require_path(path: str, flag: str = "") -> None:
+    """Raise an `InputError` unless there is something at ``path``."""
+    if not Path(path).exists():
+        raise InputError(f"{flag + ' ' if flag else ''}{path}: no such file or folder")

@@ -38,7 +38,7 @@ def show(result: dict, args: argparse.Namespace) -> None:
         print(f"classes  {len(result['classes'])}: {listed(result['classes'], 12)}")
     before, after = (result["metrics"].get(key, {}) for key in ("before", "after"))
     for name, value in after.items():
-        print(f"metric   {one_line(name, 60)}: {one_line(before.get(name, '-'), 60)} -> {one_line(value, 60)}")
+        print(f"metric   {one_line(name, 60)}: {_shown(before.get(name, '-'))} -> {_shown(value)}")
     if result["protocol"]:
         print(f"protocol {result['protocol']}")
     for key, value in {**result["extra"], **result["versions"]}.items():
@@ -51,6 +51,10 @@ def show(result: dict, args: argparse.Namespace) -> None:
         print(
             f"{name:<{width}} {shape:>12} {row['dtype']:>9} {_number(row['norm']):>10} {_number(row['largest']):>10}"
         )
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else one_line(value, 60)
 
 
 def _number(value: float | None) -> str:

@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 
 from onelora_vision.cli.output import add_overwrite
 from onelora_vision.errors import InputError, NotApplicable
+from onelora_vision.method_names import METHODS, find_method
 from onelora_vision.outputs import check_file
 
 
@@ -21,29 +23,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict]:
-    if args.plot:
-        check_file(args.plot, overwrite=args.overwrite)
-    from onelora_vision.method_names import METHODS, find_method
-    from onelora_vision.parameters import count
-
     names = list(METHODS) if args.method == "all" else [name.strip() for name in args.method.split(",")]
     for name in names:
         find_method(name)  # all names are checked before the first is counted
     if args.num_classes is not None and args.num_classes < 1:
         raise InputError(f"--num_classes is {args.num_classes}, but must be at least 1")
-    rows = []
+    if args.plot:
+        check_file(args.plot, overwrite=args.overwrite)
+    rows = list(_rows(args, names))
+    if args.plot:
+        _plot(rows, args.plot)
+    return rows
+
+
+def _rows(args: argparse.Namespace, names: list[str]) -> Iterator[dict]:
+    from onelora_vision.parameters import count
+
     for name in names:
         try:
-            rows.append(
-                count(args.backbone, name, num_classes=args.num_classes, fuse_qkv=args.fuse_qkv, rank=args.rank)
-            )
+            yield count(args.backbone, name, num_classes=args.num_classes, fuse_qkv=args.fuse_qkv, rank=args.rank)
         except NotApplicable as error:
             if args.method != "all":
                 raise
             print(f"left out: {error}", file=sys.stderr)
-    if args.plot:
-        _plot(rows, args.plot)
-    return rows
 
 
 def show(rows: list[dict], args: argparse.Namespace) -> None:

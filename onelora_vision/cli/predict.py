@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from onelora_vision.cli.inputs import add_on_bad_image
+from onelora_vision.cli.inputs import add_device, add_on_bad_image, require_adapter, require_path
 from onelora_vision.cli.output import add_output
 from onelora_vision.errors import InputError
 
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=5, help="classes to print for each picture")
     add_output(parser, "folder for depth maps; files of others in it are never touched", default="depth")
     add_on_bad_image(parser)
+    add_device(parser)
     parser.add_argument("--npy", action="store_true", help="also write the depth as fp32 .npy")
     parser.add_argument(
         "--near", type=float, help="depth in metres of the colour map's start (default: the picture's)"
@@ -30,10 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict]:
-    from onelora_vision.adapters.files import read_adapter
-
     if args.top < 1:
         raise InputError(f"--top is {args.top}, but must be at least 1")
+    require_adapter(args.adapter)
+    for path in args.images:
+        require_path(path)
+    from onelora_vision.adapters.files import read_adapter
+
     paths = _pictures(args.images)
     task = read_adapter(args.adapter).info.task
     if task == "classification":
@@ -74,7 +78,7 @@ def _classify(args: argparse.Namespace, paths: list[str]) -> list[dict]:
     from onelora_vision.prediction import load_classifier
     from onelora_vision.progress import progress_bar
 
-    classifier, rows = load_classifier(args.adapter, args.base), []
+    classifier, rows = load_classifier(args.adapter, args.base, args.device), []
     readable = read_images(paths, args.on_bad_image)
     with progress_bar(len(paths), desc="classifying", unit="image", leave=False) as bar:
         while batch := list(itertools.islice(readable, BATCH)):
@@ -100,7 +104,7 @@ def _estimate(args: argparse.Namespace, paths: list[str]) -> list[dict]:
     maps = [f"{name}{ending}" for name in names for ending in ENDINGS]
     inputs = [*args.images, args.adapter, *([args.base] if args.base else [])]
     ledger = check_additions(args.output, KIND, maps, overwrite=args.overwrite, inputs=inputs)
-    estimator = load_depth_estimator(args.adapter, args.base)
+    estimator = load_depth_estimator(args.adapter, args.base, args.device)
     readable = progress(read_images(paths, args.on_bad_image), len(paths), desc="estimating depth", unit="image")
     return [
         _write_depth(args, path, estimator, _depth_of(path, picture, estimator), ledger) for path, picture in readable

@@ -1,6 +1,10 @@
 """``onelora push``: upload an adapter folder to the Hugging Face hub."""
 
 import argparse
+from pathlib import Path
+
+from onelora_vision.cli.inputs import require_adapter
+from onelora_vision.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -10,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    if not Path(args.adapter).is_dir():
+        raise InputError(f"{args.adapter}: no such folder; a hub repository holds an adapter folder with its card")
+    require_adapter(args.adapter)
     from onelora_vision.adapters.hub import push_adapter
 
     return {"adapter": args.adapter, "address": push_adapter(args.adapter, args.repo_id, private=args.private)}

@@ -10,8 +10,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+from onelora_vision.cli.inputs import add_device, require_adapter
 from onelora_vision.cli.output import add_output
 from onelora_vision.errors import InputError, nearest
+from onelora_vision.sampling_settings import MAX_SEED, SamplingSettings
 
 FORMATS = ("png", "grid", "npz")
 KIND = "samples"
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance_interval", "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="share of t"
     )
     parser.add_argument("--batch_size", "--batch-size", type=int, default=64, help="images at a time")
-    parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -48,6 +50,13 @@ def run(args: argparse.Namespace) -> dict:
     for flag in ("num_images", "batch_size"):
         if getattr(args, flag) < 1:
             raise InputError(f"--{flag} is {getattr(args, flag)}, but must be at least 1")
+    if not 0 <= args.seed <= MAX_SEED - args.num_images:
+        raise InputError(f"--seed is {args.seed}, but must be from 0 to {MAX_SEED - args.num_images}")
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(SamplingSettings)}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    given = {name: value for name, value in given.items() if value is not None}
+    SamplingSettings(**given)  # refuses what cannot be sampled with
+    require_adapter(args.adapter)
     from onelora_vision.backbones.dit import class_ids
     from onelora_vision.generator import load_generator
     from onelora_vision.outputs import check_folder
@@ -60,9 +69,7 @@ def run(args: argparse.Namespace) -> dict:
     ids = class_ids(chosen, generator.class_names)
     labels = [label for label in ids for _ in range(args.num_images)]
     seeds = [args.seed + number for _ in ids for number in range(args.num_images)]
-    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(generator.settings)}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    settings = dataclasses.replace(generator.settings, **{k: v for k, v in given.items() if v is not None})
+    settings = dataclasses.replace(generator.settings, **given)
     notes = {"adapter": str(args.adapter), "adapted": not args.without_adapter, **dataclasses.asdict(settings)}
     names = [generator.class_names[label] for label in ids]
     drawn = {

@@ -1,6 +1,6 @@
 """``results.json``: what a run has measured so far and which phase it reached, written after each phase.
 
-A run goes through `PHASES` in order. A resumed run reads its own record back and repeats no phase that is in it, unless
+A run goes through `results.PHASES` in order. A resumed run reads its own record back and repeats no phase that is in it, unless
 a setting has changed that the phase depends on.
 """
 
@@ -20,10 +20,8 @@ from onelora_vision.files import write_json
 from onelora_vision.tasks.base import Task
 from onelora_vision.training.loop import TrainingSummary
 from onelora_vision.training.report import count_parameters, peak_memory_bytes, versions
+from onelora_vision.training.results import PHASES, RESULTS
 from onelora_vision.training.setup import Run
-
-PHASES = ("started", "baseline", "trained", "evaluated", "drawn", "complete")
-RESULTS = "results.json"
 
 # Settings that no metric depends on, and those that the metrics before the training do not depend on either.
 _HARMLESS = {
@@ -42,7 +40,7 @@ class Record:
     """The content of ``results.json``, the same on every process; the main one writes it.
 
     Attributes:
-        phase: the last of `PHASES` that is complete.
+        phase: the last of `results.PHASES` that is complete.
         before, after: metrics without and with the training. best: of the best adapter, with its step.
         seconds: wall time of earlier, interrupted starts of this run.
         published: address that the adapter was uploaded to.
@@ -154,21 +152,3 @@ class Record:
 def finite(metrics: dict[str, float | None]) -> dict[str, float | None]:
     """Metrics as JSON can hold them."""
     return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}
-
-
-def read_results(path: str | Path) -> dict:
-    """The ``results.json`` of a finished run, by its path or its folder.
-
-    Raises:
-        InputError: there is none, or the run has not been evaluated.
-    """
-    file = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-        results["protocol"], results["metrics"]["after"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: not the results.json of a run ({type(error).__name__}: {error})") from None
-    phase = results.get("phase", "complete")
-    if phase in PHASES[: PHASES.index("evaluated")] or not results["metrics"]["after"]:
-        raise InputError(f"{file}: this run was interrupted (phase {phase!r}); resume it first")
-    return results

@@ -15,7 +15,7 @@ from onelora_vision.errors import InputError, Stopped, TrainingError
 from onelora_vision.training import job as jobs
 from onelora_vision.training.checkpoint import latest_checkpoint
 from onelora_vision.training.folder import RunFolder
-from onelora_vision.training.record import read_results
+from onelora_vision.training.results import read_results
 from onelora_vision.training.setup import start_run
 
 SETTINGS = {"validation_steps": 3, "metric_for_best_model": "weight", "use_ema": True}
