@@ -121,9 +121,9 @@ class Studio:
         folder = fetch_adapter(repo_id.strip(), self.max_upload)
         try:
             entry = self._read(session, folder, repo_id.rsplit("/", 1)[-1], "hub")
+            session.add(entry)
         except InputError as error:
             raise InputError(str(error).replace(str(folder), repo_id.strip())) from error
-        session.add(entry)
         return entry.name
 
     @staticmethod
@@ -131,7 +131,7 @@ class Studio:
         entry = read_entry(path, session.free_name(wanted), source)
         same = [other.name for other in session.entries().values() if other.digest == entry.digest]
         if same:
-            raise InputError(f"{wanted}: is open already, as {same[0]}")
+            raise InputError(f"{path}: is open already, as {same[0]}")
         return entry
 
     def save_mix(self, session: Session, task: str) -> Path:

@@ -179,7 +179,7 @@ def receive(files: Sequence[Path], folder: Path, limit: int) -> Path:
     if (size := sum(path.stat().st_size for path in files)) > limit:
         raise InputError(
             f"{file.name}: {size / 1e6:.1f} MB is more than this app takes ({limit / 1e6:.0f} MB); "
-            "start the app with a larger --max_upload_mb"
+            "its operator can set --max_upload_mb"
         )
     if file.suffix.lower() == ".zip":
         _check_zip(file, limit)

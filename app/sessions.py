@@ -63,7 +63,7 @@ class Session:
     def add(self, entry: Entry) -> None:
         """Add an adapter, at weight 1 and enabled if it can take part in what is enabled now."""
         if len(self.own) >= MAX_OWN:
-            raise InputError(f"{MAX_OWN} adapters are open already; remove one first")
+            raise InputError(f"{entry.path}: {MAX_OWN} adapters are open already; remove one first")
         self.own[entry.name] = entry
         info = entry.adapter.info
         others = [self.entries()[name].adapter.info for name in self.enabled if name in self.entries()]

@@ -75,9 +75,8 @@ def picture_input(**options) -> gr.Image:
     the page as for the command line.
     """
     picture = gr.Image(label="Picture", type="filepath", format="png", height=280, **options)
-    picture.preprocess = functools.partial(
-        _sent_file, folder=picture.GRADIO_CACHE
-    )  # gradio writes files for subclasses
+    # not a subclass: gradio writes a .pyi file next to the code of each
+    picture.preprocess = functools.partial(_sent_file, folder=picture.GRADIO_CACHE)
     return picture
 
 

@@ -286,9 +286,9 @@ def test_bad_axes_are_named(session, axis, text, message):
 def test_grids_that_make_no_sense_are_refused(studio, session):
     seeds, many = parse_axis(session, "seed", "1"), parse_axis(session, "steps", ",".join("1" * 40))
     with pytest.raises(InputError, match="two different"):
-        next(studio.drawer.grid(session, REQUEST, seeds, seeds))
+        last(studio.drawer.grid(session, REQUEST, seeds, seeds))
     with pytest.raises(InputError, match="40 cells"):
-        next(studio.drawer.grid(session, REQUEST, seeds, many))
+        last(studio.drawer.grid(session, REQUEST, seeds, many))
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,12 @@ def test_good_files_get_in_beside_bad_ones_and_each_bad_one_is_named(studio, ada
     assert len(list((session.folder / "adapters").iterdir())) == 2
 
 
+def test_one_too_many_is_named(studio, adapter, monkeypatch):
+    monkeypatch.setattr("app.sessions.MAX_OWN", 0)
+    _, (line,) = studio.upload(studio.session("a"), [adapter])
+    assert line == f"{adapter.name}: 0 adapters are open already; remove one first"
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
