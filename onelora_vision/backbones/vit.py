@@ -297,9 +297,10 @@ def _try(base: str, model: nn.Module, size: tuple[int, int, int]) -> None:
     try:
         logits_of(model, torch.zeros(1, *size))
     except Exception as error:  # whatever a model raises that wants something else
-        sides = f"{size[1]} x {size[2]}"
-        reason = one_line(error, 300)
-        raise InputError(f"{base}: this model does not classify images of {sides} pixels ({reason})") from error
+        (_, height, width), reason = size, one_line(error, 300)
+        raise InputError(
+            f"{base}: this model does not classify images of {height} x {width} pixels ({reason})"
+        ) from error
 
 
 def _record_classes(model: nn.Module, names: list[str]) -> None:

@@ -78,6 +78,9 @@ TIMM = {
     "vision_transformer_hybrid": ("vit_tiny_r_s16_p8_224", {**TINY, "img_size": 64}),
     "vision_transformer_relpos": ("test_vit_relpos", {"img_size": 32}),
     "vision_transformer_sam": ("samvit_base_patch16_224", PLAIN),
+    "visformer": ("visformer_tiny", {"img_size": 64}),
+    "vitamin": ("vitamin_small_224", {}),
+    "volo": ("volo_d1_224", {}),
     "xcit": ("xcit_nano_12_p16_224", {"img_size": 32, "depth": 2, "cls_attn_layers": 1}),
 }
 TIMM["swin_transformer_v2_cr"][1].pop("embed_dims")

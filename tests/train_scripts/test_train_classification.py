@@ -15,6 +15,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import save_file
+from transformers import AutoImageProcessor, Dinov2Config, Dinov2ForImageClassification
 
 from onelora_vision.adapters.files import read_adapter
 from onelora_vision.backbones.vit import load_vit, predict_classes, replace_head
@@ -159,6 +160,22 @@ def test_an_interrupted_run_ends_in_the_same_bytes(base, cifar, tmp_path):
         (output / name).rename(tmp_path / name)
     assert run(*arguments(base, cifar, output, **flags, resume_from_checkpoint="latest")) == 0
     assert (output / "adapter" / "adapter_model.safetensors").read_bytes() == unbroken
+
+
+def test_a_transformers_base_trains_on_its_processors_pixels(cifar, tmp_path):
+    """DINOv2's config names 518 pixels, its processor a crop of 224: here 32 and 16."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    Dinov2ForImageClassification(Dinov2Config(**sizes)).save_pretrained(tmp_path / "base")
+    processor = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 20}, "do_center_crop": True}
+    processor |= {"crop_size": {"height": 16, "width": 16}, "resample": 3}
+    (tmp_path / "base" / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert run(*arguments(tmp_path / "base", cifar, tmp_path / "out")) == 0
+    info = read_adapter(tmp_path / "out" / "adapter").info
+    assert "at 16 pixels" in info.protocol and info.extra["preprocessing"]["size"] == {"shortest_edge": 20}
+    classifier = load_classifier(tmp_path / "out" / "adapter")
+    picture = Image.open(cifar / "test" / "bird" / "0000.png")
+    reference = AutoImageProcessor.from_pretrained(tmp_path / "base")(images=picture, return_tensors="pt")
+    assert torch.equal(classifier.transform(picture), reference["pixel_values"][0])
 
 
 def test_every_training_option_at_once(base, cifar, tmp_path):
