@@ -455,3 +455,28 @@ def test_ten_thousand_expressions_are_answered_within_a_second_each():
         answer(pattern, names)
         slowest = max(slowest, (time.process_time() - start, pattern))
     assert slowest[0] < 4, slowest  # four places, a second each
+
+
+@pytest.mark.parametrize("method", ["lora", "vera", "onelora"])
+def test_attaching_hands_no_expression_of_a_file_to_python(originals, tmp_path, monkeypatch, method):
+    bad = r"(?:\w?){45}!"
+    config = json.loads(originals[method][1])
+    fields = {"target_modules": f"{bad}|{config['target_modules']}"}
+    if method != "vera":
+        fields["exclude_modules"] = bad
+    if method == "lora":
+        fields |= {"rank_pattern": {bad: 1, r".*qkv": 1}, "alpha_pattern": {bad: 1, ".*fc1": 2}}
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(config_with(originals[method][0], **fields))
+    seen, compile_ = [], re._compile
+    monkeypatch.setattr(re, "_compile", lambda pattern, flags: seen.append(str(pattern)) or compile_(pattern, flags))
+    adapter = read_adapter(file)
+    model = adapter.attach(fresh("timm")[0])
+    adapter.attach(model, "second")
+    model.state_dict()
+    assert seen and not [pattern for pattern in seen if "{45}" in pattern]
+    if method == "lora":
+        scales = {name: m.scaling["default"] for name, m in model.named_modules() if hasattr(m, "scaling")}
+        assert {
+            round(v / scales["base_model.model.blocks.0.attn.qkv"], 6) for k, v in scales.items() if "fc1" in k
+        } == {2.0}
