@@ -29,8 +29,6 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from unittest import mock
 
-from tqdm import tqdm
-
 from benchmarks.compressions import changing, timed
 from benchmarks.subjects import (
     FROZEN,
@@ -49,6 +47,7 @@ from onelora_vision.command import exits_cleanly
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.files import write_json
 from onelora_vision.method_names import COMBINATIONS, find_method
+from onelora_vision.progress import progress_bar
 from onelora_vision.tuners.onelora import layer
 
 FOLDER = Path(__file__).parent / "results" / "study"
@@ -335,7 +334,7 @@ def run(folder: Path, jobs: list[str], workers: int, minutes: float | None, over
         importlib.import_module(f"train_scripts.{JOBS[job].script}")
     stop = time.monotonic() + minutes * 60 if minutes else float("inf")
     context, running = multiprocessing.get_context("fork"), {}
-    with tqdm(unit="cell", smoothing=0.05) as bar:
+    with progress_bar(0, unit="cell", smoothing=0.05) as bar:
         while True:
             cells, results = load_study(folder, jobs)
             bar.total, bar.n = len(cells), len(results)

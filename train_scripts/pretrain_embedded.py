@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
 from onelora_vision import embedded
 from onelora_vision.command import exits_cleanly
@@ -25,6 +24,7 @@ from onelora_vision.data.glyphs import CLASS_NAMES, FONTS, font_numbers, paint, 
 from onelora_vision.errors import InputError
 from onelora_vision.files import atomic_file, torch_save, write_json
 from onelora_vision.metrics.classifier import GlyphClassifier
+from onelora_vision.progress import progress, progress_bar
 from onelora_vision.seeding import mix, seed_all
 
 
@@ -51,8 +51,8 @@ def fit(
         first = state.pop("step")
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    progress = tqdm(range(first, steps), initial=first, total=steps, mininterval=10)
-    for step in progress:
+    bar = progress_bar(steps, unit="step", initial=first)
+    for step in range(first, steps):
         rate = learning_rate * min(1.0, (step + 1) / 200, (steps - step) / (0.4 * steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -69,10 +69,12 @@ def fit(
             with torch.no_grad():
                 torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         shown = loss.item() if shown is None else 0.98 * shown + 0.02 * loss.item()
-        progress.set_postfix(loss=f"{shown:.4f}", lr=f"{rate:.1e}", refresh=False)
+        bar.set_postfix(loss=f"{shown:.4f}", lr=f"{rate:.1e}", refresh=False)
+        bar.update()
         if checkpoint and (step + 1) % 1000 == 0:
             with atomic_file(checkpoint) as temporary:
                 torch_save({"step": step + 1, **{k: part.state_dict() for k, part in parts.items()}}, temporary)
+    bar.close()
     return average
 
 
@@ -226,7 +228,7 @@ def pretrain_dit(output: Path, steps: int | None, seed: int) -> None:
 def encode_glyphs(vae, seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of the scaled latents of many glyphs, (count, 4, 8, 8) in fp16, and the labels."""
     means, stds, labels = [], [], []
-    for part in tqdm(range(count // 1000), desc="encoding glyphs", mininterval=10):
+    for part in progress(range(count // 1000), count // 1000, desc="encoding glyphs", unit="part"):
         images, classes = glyph_batch(mix(seed, 2), part, 1000)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(images * 2 - 1).latent_dist
@@ -292,7 +294,7 @@ def rooms(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     """Rendered rooms: images (count, 3, 64, 64) uint8, depth (count, 64, 64) metres, valid (count, 64, 64)."""
     from onelora_vision.data.scenes import render_scene
 
-    scenes = [render_scene("rooms", mix(seed, 2, i)) for i in tqdm(range(count), desc="rooms", mininterval=10)]
+    scenes = [render_scene("rooms", mix(seed, 2, i)) for i in progress(range(count), count, desc="rooms", unit="room")]
     images, depth, valid = (torch.stack([torch.from_numpy(part) for part in parts]) for parts in zip(*scenes))
     return images.permute(0, 3, 1, 2), depth, valid
 
