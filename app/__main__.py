@@ -8,13 +8,13 @@ import tempfile
 import threading
 from pathlib import Path
 
-from onelora_vision.command import exits_cleanly
+from onelora_vision.command import Parser, exits_cleanly
 from onelora_vision.errors import InputError, one_line
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's flags."""
-    parser = argparse.ArgumentParser(prog="python -m app", description=__doc__)
+    parser = Parser(prog="python -m app", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for the whole network")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--adapters", metavar="DIR", help="folder of adapters that every user sees")

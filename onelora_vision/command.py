@@ -1,5 +1,6 @@
 """How a command begins and ends: quiet libraries, one line on stderr for whatever goes wrong, and an exit code."""
 
+import argparse
 import functools
 import logging
 import os
@@ -13,6 +14,13 @@ from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError
 
 _EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are `InputError`, so that they end like every other bad input."""
+
+    def error(self, message: str):
+        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., None]:

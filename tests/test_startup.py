@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 import onelora_vision
-from onelora_vision.data.depth.formats import FORMATS
 from onelora_vision.metrics.dinov2 import MODEL
-from train_scripts import train_depth, train_dit
+from train_scripts import train_dit
 
 ROOT = Path(__file__).parents[1]
 SLOW = {"torch", "numpy", "peft", "transformers", "diffusers", "timm", "accelerate", "matplotlib", "sklearn"}
@@ -76,7 +75,6 @@ print(sorted(str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind in 
 
 
 def test_settings_name_what_they_could_not_import():
-    assert train_depth.DATASETS.split(", ") == list(FORMATS)
     assert train_dit.DINOV2 == MODEL
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from onelora_vision import embedded
-from onelora_vision.command import exits_cleanly
+from onelora_vision.command import Parser, exits_cleanly
 from onelora_vision.data.digits import INK, PAPER, HandwrittenDigits, jitter
 from onelora_vision.data.glyphs import CLASS_NAMES, FONTS, font_numbers, paint, random_colors, render_glyphs
 from onelora_vision.errors import InputError
@@ -379,7 +379,7 @@ TARGETS = {
 
 @exits_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--output_dir", type=Path, default=embedded.FOLDER)
     parser.add_argument("--steps", type=int, default=None, help="default: what made the shipped weights")

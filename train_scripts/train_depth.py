@@ -43,8 +43,7 @@ class DepthConfig(TrainingConfig):
 
     dataset_name: str | None = option(
         None,
-        "rooms, streets, nyu, kitti, diode_indoor, diode_outdoor, hypersim, vkitti2, jsonl "
-        "(default: jsonl with --train_data_dir, else streets)",
+        f"{', '.join(FORMATS)} (default: jsonl with --train_data_dir, else streets)",
     )
     train_data_dir: str | None = option(None, "folder of the training data (NYU: or the .mat file)", may_change=True)
     train_split: str | None = option(None, "split to train on (default: the data set's)")

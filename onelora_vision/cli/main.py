@@ -5,13 +5,12 @@ A subcommand is a module with ``add_arguments(parser)``, ``run(args) -> result``
 A name that is a Python keyword has its module under the name with an underscore (``import_``).
 """
 
-import argparse
 import importlib
 import json
 import keyword
 import sys
 
-from onelora_vision.command import exits_cleanly
+from onelora_vision.command import Parser, exits_cleanly
 from onelora_vision.errors import InputError, nearest, printable
 
 COMMANDS = {
@@ -31,13 +30,6 @@ COMMANDS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are `InputError`, so that they end like every other bad input."""
-
-    def error(self, message: str):
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-
 @exits_cleanly
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; exit code 0 on success, 2 on bad input with one line on stderr."""
@@ -55,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"no command {name!r}{nearest(name, COMMANDS, 'command')}")
     module_name = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
     module = importlib.import_module(f"onelora_vision.cli.{module_name}")
-    parser = _Parser(prog=f"onelora {name}", description=COMMANDS[name], allow_abbrev=False)
+    parser = Parser(prog=f"onelora {name}", description=COMMANDS[name], allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     module.add_arguments(parser)
     args = parser.parse_args(rest)
