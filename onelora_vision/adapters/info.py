@@ -29,11 +29,11 @@ def _are_metrics(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(part, dict) for part in value.values())
 
 
-def _are_settings(value: object) -> bool:
+def _check_settings(extra: dict, where: str) -> None:
     """Settings are anyone's, but for those that decide how a base is loaded and asked."""
-    return isinstance(value, dict) and all(
-        value.get(key) is None or is_possible(value[key]) for key, is_possible in _SETTINGS.items()
-    )
+    for key, is_possible in _SETTINGS.items():
+        if extra.get(key) is not None and not is_possible(extra[key]):
+            raise InputError(f"{where}: its setting {key} cannot be {one_line(repr(extra[key]), 60)}")
 
 
 def _is_dict(value: object) -> bool:
@@ -59,7 +59,7 @@ _IS_POSSIBLE = {
     "class_names": _are_names,
     "null_class": _is_number_or_none,
     "metrics": _are_metrics,
-    "extra": _are_settings,
+    "extra": _is_dict,
     "versions": _is_dict,
 }
 VERSIONED_PACKAGES = ("onelora_vision", "torch", "peft", "diffusers", "transformers", "timm")
@@ -124,6 +124,7 @@ class AdapterInfo:
                     ) from error
                 if not _IS_POSSIBLE[name](values[name]):
                     raise InputError(f"{where}: header key {HEADER_PREFIX}{name} cannot be {one_line(text, 60)}")
+        _check_settings(values.get("extra", {}), where)
         return cls(**{"task": "", "method": "", "base": "", **values})
 
 
