@@ -16,6 +16,7 @@ from onelora_vision.adapters.dit_names import facebook_module
 from onelora_vision.backbones.dit import DiT, DiTBase
 from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.files import torch_save
+from onelora_vision.hub import expect_hub
 from onelora_vision.outputs import file_output, mark_zip
 from onelora_vision.weights import read_weights
 
@@ -117,6 +118,7 @@ def original_base(path: str | Path, vae: str | Path, class_names: list[str] | No
     names = class_names or _default_names(model.num_classes)
     if len(names) != model.num_classes:
         raise InputError(f"{len(names)} class names for the {model.num_classes} classes of {path}")
+    expect_hub(vae)
     try:
         autoencoder = AutoencoderKL.from_pretrained(vae)
     except (OSError, ValueError, TypeError) as error:

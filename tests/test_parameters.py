@@ -12,6 +12,7 @@ from onelora_vision.backbones.dit import load_dit
 from onelora_vision.backbones.vit import load_vit
 from onelora_vision.cli import main
 from onelora_vision.errors import InputError
+from onelora_vision.method_names import METHODS
 from onelora_vision.parameters import count
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -155,3 +156,15 @@ def test_a_folder_is_described_as_it_is_loaded(folder, load):
     loaded = getattr(loaded, "transformer", None) or loaded.model
     described = describe(str(folder)).model.state_dict()
     assert {name: t.shape for name, t in described.items()} == {n: t.shape for n, t in loaded.state_dict().items()}
+
+
+def test_all_methods_are_those_that_train_something(tmp_path, tiny_depth_anything, capsys):
+    tiny_depth_anything().save_pretrained(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["params", "--backbone", str(tmp_path), "--json"])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0 and "left out: method head trains nothing" in err
+    assert [row["method"] for row in json.loads(out)] == [name for name in METHODS if name != "head"]
+    with pytest.raises(SystemExit) as ended:
+        main(["params", "--backbone", str(tmp_path), "--method", "head"])
+    assert ended.value.code == 2

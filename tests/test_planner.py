@@ -139,3 +139,9 @@ def test_bad_input_of_the_command(arguments, message, capsys):
         main(["plan", *arguments])
     error = capsys.readouterr().err
     assert ended.value.code == 2 and len(error.splitlines()) == 1 and message in error
+
+
+def test_every_step_is_announced(dit_folder):
+    steps = []
+    planner.plan(str(dit_folder), memory=10**7, batch=2, watch=steps.append)
+    assert steps[0] == "onelora, plain, batch 2" and "onelora, gradient checkpointing, batch 2" in steps

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.errors import InputError, nearest, one_line
+from onelora_vision.hub import expect_hub
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ def _config_from_hub(repository: str) -> dict:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+    expect_hub(repository)
     for name in ("transformer/config.json", "config.json"):
         try:
             return json.loads(Path(hf_hub_download(repository, name)).read_text(encoding="utf-8"))

@@ -33,6 +33,7 @@ from onelora_vision.backbones.base import Adaptation, norms_with_parameters
 from onelora_vision.backbones.class_names import Matches, match_classes
 from onelora_vision.backbones.fuse import join_linears, split_linear
 from onelora_vision.errors import InputError, nearest, one_line
+from onelora_vision.hub import expect_hub
 from onelora_vision.outputs import folder_output
 
 ORIGINAL_NORM_EPS = 1e-6
@@ -273,6 +274,7 @@ def load_dit(
     folder = Path(source)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise InputError(f"{source}: no model_index.json there; give the folder of a diffusers DiT pipeline")
+    expect_hub(source)
     try:
         with _quiet():
             pipeline = DiTPipeline.from_pretrained(source, revision=revision, variant=variant, cache_dir=cache_dir)

@@ -21,6 +21,7 @@ from onelora_vision.backbones.preprocessing import (
     plain_config,
 )
 from onelora_vision.errors import InputError, nearest, one_line
+from onelora_vision.hub import expect_hub
 from onelora_vision.tuners.hosts import adaptable_linears
 from onelora_vision.weights import read_weights
 
@@ -223,6 +224,8 @@ def _from_timm(base: str, options: dict, *, name: str, pretrained: bool, data: d
     if ":" not in name and not timm.is_model(name.split(".")[0]):
         tail = nearest(name, timm.list_models("*vit*"), "ViT")
         raise InputError(f"no model {name!r}: no timm name, file, folder or hub id{tail if 'did you' in tail else ''}")
+    if pretrained:
+        expect_hub(base)
     try:
         model = timm.create_model(name, pretrained=pretrained, **options, **extra)
     # timm raises bare RuntimeErrors, and the errors of safetensors, of the hub client and of the network.
@@ -263,6 +266,7 @@ def _from_transformers(base: str, options: dict) -> ViT:
 
     if options:
         raise InputError(f"{base}: --resolution and --drop_path are for timm's models; this one is transformers'")
+    expect_hub(base)
     try:
         config = leave_out_unused(AutoConfig.from_pretrained(base, trust_remote_code=False))
         model, report = AutoModelForImageClassification.from_pretrained(
@@ -319,6 +323,7 @@ def _read_config(name_or_path: str) -> dict:
     file = Path(name_or_path) / "config.json"
     if Path(name_or_path).is_dir() and not file.is_file():
         raise InputError(f"{name_or_path}: no config.json in this folder: it holds no model of timm or transformers")
+    expect_hub(name_or_path)
     try:
         file = file if file.is_file() else hf_hub_download(name_or_path, "config.json")
         return json.loads(Path(file).read_text(encoding="utf-8"))

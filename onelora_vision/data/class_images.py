@@ -14,6 +14,7 @@ from PIL import Image
 from onelora_vision.data.images import decode_image, list_folders, list_images, read_image, shown, to_rgb, trimmed
 from onelora_vision.data.stream import BadItems, SampleRef, SeededDataset
 from onelora_vision.errors import InputError, listed, nearest
+from onelora_vision.hub import expect_hub
 from onelora_vision.seeding import mix
 from onelora_vision.textfiles import read_lines, read_text
 
@@ -384,6 +385,7 @@ def _open_hub(name, data_dir, split, download, seed, image_column, label_column,
     local = os.path.isdir(name)
     if not local and not download:
         raise InputError(f"{unknown}; if it is a hub id, --download fetches it")
+    expect_hub(name)
     try:
         if local and any(os.path.isfile(os.path.join(name, f)) for f in ("dataset_dict.json", "dataset_info.json")):
             tables = datasets.load_from_disk(name)

@@ -302,3 +302,9 @@ def test_predictions_are_named_and_ordered(timm_folder):
         assert [name for name, _ in prediction] == [NAMES[k] for k in row.argsort(descending=True)[:2]]
         assert prediction[0][1] == pytest.approx(row.max().item(), abs=1e-5)
     assert len(predict_classes(vit, pictures, top=5)[0]) == 3
+
+
+def test_a_host_without_gradient_checkpointing_is_refused():
+    for model in (nn.Linear(2, 2), timm.create_model("resnet18", num_classes=2).layer1):
+        with pytest.raises(InputError, match=r"--gradient_checkpointing: \w+ does not support it"):
+            enable_gradient_checkpointing(model)

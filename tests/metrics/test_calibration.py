@@ -32,3 +32,8 @@ def test_picture(tmp_path):
     draw_reliability_diagram({"before": bins, "after": bins}, tmp_path / "reliability.png")
     with Image.open(tmp_path / "reliability.png") as picture:
         assert picture.width > 1.5 * picture.height
+
+
+def test_a_confidence_that_is_nan_makes_the_error_nan_and_stops_nothing():
+    bins = CalibrationBins.of(torch.tensor([0.9, float("nan"), 0.2]), torch.tensor([True, False, True]))
+    assert bins.count.sum() == 3 and bins.error != bins.error
