@@ -132,3 +132,23 @@ assert text.startswith("error: ") and text.count("\\n") == 1, text
 print(json.dumps(sorted({SLOW} & set(sys.modules))))
 """
     assert json.loads(run(code)) == []
+
+
+def test_a_run_says_what_it_will_do_before_anything_slow_is_imported():
+    code = f"""
+import builtins, json, runpy, sys
+sys.argv = ["train_scripts/train_dit.py", "--method=lora", "--seed=3", "--output_dir=out"]
+imported = builtins.__import__
+
+def stop_at_torch(name, *rest):
+    if name in {SLOW}:
+        raise SystemExit(7)
+    return imported(name, *rest)
+
+builtins.__import__ = stop_at_torch
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as stop:
+    assert stop.code == 7
+"""
+    assert run(code) == "lora on embedded with embedded, seed 3, into out"

@@ -129,6 +129,14 @@ class TrainingConfig:
             raise InputError("--early_stopping_patience needs to know what is best: set --metric_for_best_model")
 
     @property
+    def headline(self) -> str:
+        """What the run will do, in a line."""
+        names = ("pretrained_model_name_or_path", "dataset_name")
+        base, data = (getattr(self, name, None) for name in names)
+        on = "".join(f" {word} {name}" for word, name in (("on", base), ("with", data)) if name)
+        return f"{'dry run of ' * self.dry_run}{self.method}{on}, seed {self.seed}, into {self.output_dir}"
+
+    @property
     def method_options(self) -> dict:
         """What `onelora_vision.methods.apply_method` takes besides model, method and places."""
         names = ("rank", "lora_alpha", "compression", "target_modules", "seed")
@@ -175,11 +183,17 @@ def parse_config(config_class: type[Config], argv: list[str] | None = None, desc
 
 
 def check_command_line(config_class: type[TrainingConfig], description: str | None) -> None:
-    """Check the flags of the script that runs; ``--help`` is printed, and bad input ends the program.
+    """Check the flags of the script that runs, and say what it will do; bad input ends the program.
 
-    A script calls it between its settings and its other imports, so that a typo need not wait for torch.
+    A script calls it between its settings and its other imports, so that neither need wait for torch.
     """
-    ends_at_once(lambda: parse_config(config_class, None, description))
+
+    def check() -> None:
+        config = parse_config(config_class, None, description)
+        if os.environ.get("RANK", "0") == "0":
+            print(config.headline, flush=True)
+
+    ends_at_once(check)
 
 
 def save_config(config: TrainingConfig, path: str | Path) -> None:
