@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tiny_hosts import make_adapter, save_base
 
 from onelora_vision.adapters import export as exporting
@@ -27,13 +28,15 @@ COMMANDS = {
     "inspect": ["inspect", "in/a", "--plot"],
     "params": ["params", "--backbone", "in/pipeline", "--method", "onelora", "--plot"],
     "card": ["card"],
+    "sample": ["sample", "in/a", "--base", "in/pipeline", "--classes=0", "--num_images=1", "--steps=1", "-o"],
+    "predict": ["predict", "--adapter", "in/depth", "--base", "in/depth-base", "in/picture.png", "-o"],
 }
 
 OUTPUTS = [
     ".", "./", "..", "../", "/", "d", "d/", "d/e", "./d/../d", "d/../..", "new", "new/deeper", "file", "file/x",
     "file.safetensors", "file.png", "file.pt", "new.safetensors", "new.png", "new.pt", "link", "link/new", "dangling",
     "filelink.png", "in", "in/a", "in/a/new", "in/a/adapter_model.safetensors", "in/pipeline", "in/pipeline/vae/x",
-    "in/original.pt", "earlier", "earlier.safetensors", "earlier/", "edited", "full", "/dev", "/proc",
+    "in/original.pt", "drawn", "drawn/sheets", "predicted", "earlier", "earlier.safetensors", "earlier/", "edited", "full", "/dev", "/proc",
 ]  # fmt: skip
 
 
@@ -47,10 +50,15 @@ def template(tmp_path_factory):
     make_adapter(Path("in/a"), HOST, base_fingerprint="", whole=False)
     make_adapter(Path("in/b"), HOST, seed=2, base_fingerprint="", whole=False)
     save_base(HOST, Path("in/pipeline"))
+    make_adapter(Path("in/depth"), "transformers", base_fingerprint="", whole=False)
+    save_base("transformers", Path("in/depth-base"))
+    Image.new("RGB", (30, 20)).save("in/picture.png")
     assert command("convert back", "in/original.pt")[0] == 0
     assert command("export", "in/lora")[0] == 0
     assert command("blend", "earlier")[0] == command("blend", "earlier.safetensors")[0] == 0
     assert command("blend", "edited")[0] == command("blend", "full")[0] == 0
+    assert command("sample", "drawn")[0] == command("predict", "predicted")[0] == 0
+    (root / "predicted" / "notes.txt").write_text("mine")
     (root / "edited" / "README.md").write_text("my own words")
     (root / "full" / "notes.txt").write_text("mine")
     for name in ("d/e/note.txt", "d/x.png", "file", "file.safetensors", "file.png", "file.pt"):
@@ -85,7 +93,8 @@ def contents(root: Path) -> dict[str, bytes | str]:
 
 def ours(name: str) -> bool:
     """Whether the template's file was written by a command and not changed since."""
-    return name.startswith(("earlier", "in/a/", "in/b/", "in/lora/", "in/original.pt"))
+    places = ("earlier", "drawn/", "predicted/", "in/a/", "in/b/", "in/lora/", "in/depth/", "in/original.pt")
+    return name.startswith(places) and name != "predicted/notes.txt"
 
 
 @settings(max_examples=150, deadline=None)
