@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.subjects import adapted, device_name, make_subject, random_inputs, synchronize, training_step
 from onelora_vision.files import write_json
 from onelora_vision.planner import PRECISIONS
-from onelora_vision.training import loop
+from onelora_vision.training import job, loop
 from onelora_vision.training.step import OptimizerStep
 from train_scripts import train_classification, train_depth, train_dit
 
@@ -122,7 +122,7 @@ def profile_job(name: str, args: argparse.Namespace) -> dict[str, float]:
 
     class Watched(OptimizerStep):
         def __call__(self, batches: Iterator[dict], sampler) -> dict[str, float]:
-            if self.run.progress.step < args.warmup:
+            if self.state.progress.step < args.warmup:
                 return super().__call__(batches, sampler)
             start = time.perf_counter()
             drawn = iter([next(batches) for _ in range(2 * args.steps)])
@@ -130,7 +130,7 @@ def profile_job(name: str, args: argparse.Namespace) -> dict[str, float]:
             found.update(seconds_by_group(lambda: super(Watched, self).__call__(drawn, sampler), args.steps))
             raise _SeenEnough
 
-    no_evaluation = mock.patch.object(script, "evaluate", lambda *_, **__: {})
+    no_evaluation = mock.patch.object(job, "evaluate", lambda *_, **__: {})
     with tempfile.TemporaryDirectory() as folder, no_evaluation, mock.patch.object(loop, "OptimizerStep", Watched):
         try:
             script.main(["--output_dir", str(Path(folder) / name), "--report_to", "none"])

@@ -101,5 +101,5 @@ def nearest(name: str, known, what: str = "name") -> str:
 
     known = [str(k)[:100] for k in itertools.islice(known, _MOST_KNOWN)]
     close = difflib.get_close_matches(str(name)[:100], known, n=1, cutoff=0.5)
-    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    plural = f"{what[:-2]}es" if what.endswith("is") else f"{what}es" if what.endswith("s") else f"{what}s"
     return f"; did you mean {close[0]!r}?" if close else f"; known {plural}: {listed(known, 40)}"

@@ -36,6 +36,10 @@ _TYPES = {
     "I64": ("<i8", "int64"), "I32": ("<i4", "int32"), "I16": ("<i2", "int16"), "I8": ("i1", "int8"),
     "U8": ("u1", "uint8"), "BOOL": ("?", "bool"),
 }  # fmt: skip
+# Below 16 bits a value needs a scale, which the file does not say; of complex values nothing here makes sense.
+_UNREADABLE = {
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "F4": "float4", "C64": "complex64",
+}  # fmt: skip
 
 
 class SafetensorsFile:
@@ -92,8 +96,9 @@ class SafetensorsFile:
         try:
             kind, shape, (begin, end) = field["dtype"], field["shape"], field["data_offsets"]
             if kind not in _TYPES:
+                named, readable = _UNREADABLE.get(kind, kind), ", ".join(name for _, name in _TYPES.values())
                 raise InputError(
-                    f"{self.where}: {one_line(name, 80)} is {one_line(kind, 20)}; readable are {', '.join(_TYPES)}"
+                    f"{self.where}: {one_line(name, 80)} is {one_line(named, 20)}; readable are {readable}"
                 )
             width = int(_TYPES[kind][0][-1]) if _TYPES[kind][0] != "?" else 1
             is_whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))

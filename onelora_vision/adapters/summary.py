@@ -33,6 +33,10 @@ def inspect(path: str | Path) -> dict:
     if not arrays:
         raise InputError(f"{path}: holds no tensors")
     layout = layout_of(config, arrays, str(path))
+    for module, parts in layout.layers.items():
+        for part, (_, kind) in parts.items():
+            if "float" not in kind:
+                raise InputError(f"{path}: {module}.{part} is {kind}, expected a floating-point type")
     rows, whole = _rows(layout.layers), _rows(layout.whole)
     return {
         "file": str(path),

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import yaml
 from PIL import Image
@@ -59,6 +61,7 @@ class Api:
 
     def create_repo(self, repo_id, **options):
         self.calls.append(("create", repo_id, options))
+        return SimpleNamespace(repo_id=repo_id)
 
     def upload_folder(self, **options):
         self.calls.append(("upload", options["repo_id"], options))

@@ -272,7 +272,7 @@ def test_a_grid_draws_each_pair_of_values(studio, session, adapters):
 @pytest.mark.parametrize(
     ("axis", "text", "message"),
     [
-        ("wieght", "1", "'adapter weight'|known axiss"),
+        ("wieght", "1", "'adapter weight'|known axes"),
         ("steps", "1, two", "whole numbers"),
         ("seed", "", "write its values"),
         ("adapter", "nobody", "no adapter 'nobody'"),

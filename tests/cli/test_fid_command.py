@@ -96,7 +96,7 @@ def test_an_interrupted_run_is_not_compared(onelora, tmp_path):
 def test_bad_input_is_one_line(onelora, sets):
     for arguments, message in {
         (sets / "real.npz",): "two sets of images",
-        (sets / "real.npz", sets / "gone"): "no such folder",
+        (sets / "real.npz", sets / "gone"): "no such file or folder",
         (sets / "real.npz", sets / "made.npz", "--features", "inceptio"): "did you mean 'inception'",
         (sets / "real.npz", sets / "made.npz", "--fid_weights", sets / "gone.pth"): "gone.pth: no InceptionV3 weights",
         ("compare", sets / "a", sets / "b"): "not the results.json",

@@ -11,7 +11,8 @@ from tiny_hosts import make_adapter
 from onelora_vision.adapters.card import card
 from onelora_vision.adapters.files import read_adapter, serialize
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.adapters.inspection import examine, inspect
+from onelora_vision.adapters.inspection import examine
+from onelora_vision.adapters.summary import inspect
 from onelora_vision.errors import InputError
 
 COMMANDS = (("inspect",), ("doctor",), ("inspect", "--json"), ("doctor", "--json"))

@@ -235,7 +235,7 @@ def test_bad_settings_are_named(base, streets, tmp_path, changes, message):
 
 def test_a_dry_run_writes_nothing(base, streets, tmp_path, capsys):
     assert run(config_of(base, streets, tmp_path / "dry", dry_run="true")) == {}
-    assert "trainable values" in capsys.readouterr().out
+    assert "trainable parameters" in capsys.readouterr().out
     assert not (tmp_path / "dry").exists()
 
 

@@ -23,15 +23,35 @@ def adapt_all_linears(name, config):
     return backward(get_peft_model(model, config(target_modules=linears)))
 
 
+class ReadsAWeight(nn.Module):
+    """A host that takes a layer's weight and leaves the layer uncalled."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(32, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.proj(nn.functional.linear(x, self.qkv.weight))
+
+
 @pytest.mark.parametrize("config", [OneLoraConfig, LoraConfig])
+def test_layers_that_the_host_passes_by_are_named(config):
+    model = backward(get_peft_model(ReadsAWeight(), config(target_modules=["qkv", "proj"])))
+    with pytest.raises(InputError, match=r"the adapters of qkv:"):
+        probe_gradients(model)
+
+
 @pytest.mark.parametrize("name", ["beit_base_patch16_224", "eva02_tiny_patch14_224"])
-def test_layers_that_the_host_passes_by_are_named(name, config):
-    model = adapt_all_linears(name, config)
+def test_timms_layers_that_a_lora_of_pefts_own_is_passed_by_are_named(name):
+    model = adapt_all_linears(name, LoraConfig)
     with pytest.raises(InputError, match=r"the adapters of blocks\.0\.attn\.qkv, blocks\.1\.attn\.qkv:"):
         probe_gradients(model)
 
 
-@pytest.mark.parametrize("name", ["vit_base_patch16_224", "eva02_base_patch16_clip_224"])
+CALLED = ["vit_base_patch16_224", "eva02_base_patch16_clip_224", "beit_base_patch16_224", "eva02_tiny_patch14_224"]
+
+
+@pytest.mark.parametrize("name", CALLED)
 def test_layers_that_the_host_calls_pass(name):
     probe_gradients(adapt_all_linears(name, OneLoraConfig))
 
