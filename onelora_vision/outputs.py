@@ -130,7 +130,7 @@ class Ledger:
 
     def _is_ours(self, name: str) -> bool:
         path = self.folder / name
-        if name == LEDGER or name.startswith((TEMPORARY_PREFIX, ASIDE_PREFIX)):
+        if name == LEDGER or path.name.startswith((TEMPORARY_PREFIX, ASIDE_PREFIX)):
             return True
         return path.is_file() and not path.is_symlink() and _sha256(path) in self.hashes.get(name, ())
 

@@ -61,7 +61,8 @@ class RunFolder:
             handle.close()
             raise InputError(f"--output_dir {self.given} is in use by another run; choose another one") from None
         self._locks[self.path] = handle
-        clear_leftovers(self.path)
+        for folder in (self.path, *(self.path / name for name in _FOLDERS)):
+            clear_leftovers(folder)
 
     def require_free(self, resumes: bool, overwrite: bool) -> None:
         """Refuse to write over anything but this run's own files.
