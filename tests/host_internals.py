@@ -318,6 +318,34 @@ def _ddp_ignores() -> None:
     assert "_ddp_params_and_buffers_to_ignore" in inspect.getsource(DistributedDataParallel.__init__)
 
 
+@relies_on("torch", "the loader's handler of SIGCHLD", "data/stream.py", "it must not raise at whatever line runs")
+def _child_handler() -> None:
+    from torch.utils.data._utils import signal_handling
+
+    source = inspect.getsource(signal_handling._set_SIGCHLD_handler)
+    assert "if _SIGCHLD_handler_set:" in source.replace("global _SIGCHLD_handler_set", "")
+
+
+@relies_on("timm", "the switch of qkv's bias", "tuners/hosts.py", "BEiT, EVA and Swin-V2 then call the adapted layer")
+def _separate_bias() -> None:
+    from timm.models import beit, eva, swin_transformer_v2
+
+    for attention in (beit.Attention, eva.EvaAttention, swin_transformer_v2.WindowAttention):
+        source = inspect.getsource(attention.forward)
+        assert "self.qkv_bias_separate" in source and "self.qkv(x)" in source, attention.__module__
+
+
+@relies_on("huggingface_hub", "the switch to offline", "hub.py", "its cache then answers without being asked six times")
+def _offline() -> None:
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        assert constants.is_offline_mode()
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def main() -> int:
     """Print each reliance with its state; 1 if any check failed."""
     warnings.simplefilter("ignore")

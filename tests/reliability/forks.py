@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -58,14 +59,14 @@ class Moments:
     since the start, and whether it belongs to the writing or the rotation of checkpoints.
 
     Args:
-        kill_at: number of the write at which the process kills itself by SIGKILL. A file's write is cut in the middle:
-            half of its bytes are on the disk.
+        kill_at: a phase and the number of the write in it, from 1, at which the process kills itself by SIGKILL. A
+            file's write is cut in the middle: half of its bytes are on the disk.
         kill_in: a phase and the seconds after its start at which the process kills itself.
     """
 
-    def __init__(self, record: Path, kill_at: int | None = None, kill_in: tuple[str, float] | None = None):
+    def __init__(self, record: Path, kill_at: tuple[str, int] | None = None, kill_in: tuple[str, float] | None = None):
         self.record, self.kill_at, self.kill_in = record, kill_at, kill_in
-        self.count, self.phase = 0, "starting"
+        self.writes, self.phase = Counter(), "starting"
 
     def install(self) -> None:
         from onelora_vision.training.setup import Run
@@ -99,9 +100,9 @@ class Moments:
         def counted(*args, **options):
             if os.getpid() != self.process:
                 return whole(*args, **options)
-            self.count += 1
+            self.writes[self.phase] += 1
             self._note(name)
-            if self.count == self.kill_at:
+            if (self.phase, self.writes[self.phase]) == self.kill_at:
                 half(*args)
                 os.kill(os.getpid(), signal.SIGKILL)
             return whole(*args, **options)

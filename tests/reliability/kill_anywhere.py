@@ -71,7 +71,7 @@ def kill_and_compare(script: str, folder: Path, kills: int, draw: random.Random,
         job.attempt(output, record)
         found = jobs.outcome(folder / output)
         different += [f"{output}: {name}" for name in expected.keys() | found if expected.get(name) != found.get(name)]
-    size = {"writes in a run": chances.writes, "seconds of a run": round(chances.seconds, 1)}
+    size = {"writes in a run": chances.writes.total(), "seconds of a run": round(chances.seconds, 1)}
     return {"script": script, **counts, "phases": phases, **size, "different": different}
 
 
@@ -80,22 +80,29 @@ class Chances:
 
     def __init__(self, unbroken: list[dict], draw: random.Random):
         self.draw, self.seconds = draw, unbroken[-1]["seconds"]
-        self.writes = sum(moment["event"] != "phase" for moment in unbroken)
         starts = [moment for moment in unbroken if moment["event"] == "phase"]
         ends = [*(moment["seconds"] for moment in starts[1:]), self.seconds]
         self.lengths = {start["phase"]: end - start["seconds"] for start, end in zip(starts, ends)}
+        self.writes = collections.Counter(moment["phase"] for moment in unbroken if moment["event"] != "phase")
         self.ways = itertools.cycle(("in a phase", "at a write", "at a time"))
-        self.phases = itertools.cycle(self.lengths)
+        phases = list(self.lengths)
+        training = phases.index("training")
+        # A run that was killed once has the phases before its training behind it.
+        self.first, self.later = itertools.cycle(phases[: training + 1]), itertools.cycle(phases[training:])
 
     def next(self, resumed: bool) -> tuple[str, dict]:
         """The way to kill the next run, and the arguments of `Job.attempt` for it."""
-        way, shorter = next(self.ways), 2 if resumed else 1  # what is left of a resumed run
-        if way == "at a write":
-            return way, {"kill_at": self.draw.randint(1, self.writes // shorter)}
+        way = next(self.ways)
         if way == "at a time":
+            shorter = 2 if resumed else 1  # what is left of a resumed run
             return way, {"kill_in": ("starting", self.draw.uniform(0, self.seconds / shorter))}
-        phase = next(self.phases)
-        return way, {"kill_in": (phase, self.draw.uniform(0, self.lengths[phase]))}
+        phases = self.later if resumed else self.first
+        phase = next(phases)
+        if way == "in a phase":
+            return way, {"kill_in": (phase, self.draw.uniform(0, self.lengths[phase]))}
+        while not self.writes[phase]:
+            phase = next(phases)
+        return way, {"kill_at": (phase, self.draw.randint(1, self.writes[phase]))}
 
 
 class Job:
