@@ -335,7 +335,9 @@ def _separate_bias() -> None:
         assert "self.qkv_bias_separate" in source and "self.qkv(x)" in source, attention.__module__
 
 
-@relies_on("huggingface_hub", "the switch to offline", "hub.py", "its cache then answers without being asked six times")
+@relies_on(
+    "huggingface_hub", "the switch to offline", "hub.py", "its cache then answers without being asked six times"
+)
 def _offline() -> None:
     from huggingface_hub import constants
 

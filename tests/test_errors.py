@@ -7,11 +7,11 @@ import unicodedata
 import pytest
 import torch
 
+from onelora_vision.command import exits_cleanly
 from onelora_vision.errors import (
     InputError,
     TrainingError,
     WriteError,
-    exits_cleanly,
     listed,
     message_of,
     nearest,
