@@ -2,15 +2,16 @@
 
 import argparse
 import functools
+import itertools
 import logging
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError, message_of, one_message
+from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError, message_of, nearest, one_message
 
 _EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -18,6 +19,15 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are `InputError`, so that they end like every other bad input."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        """As argparse's, but an unknown flag is named before a required one that is missing."""
+        args = sys.argv[1:] if args is None else list(args)
+        for flag in itertools.takewhile(lambda argument: argument != "--", args):
+            name = flag.partition("=")[0]
+            if name.startswith("--") and name not in self._option_string_actions:
+                self.error(f"unknown flag {name}{nearest(name, self._option_string_actions, 'flag')}")
+        return super().parse_args(args, namespace)
 
     def error(self, message: str):
         raise InputError(f"{message} (see {self.prog} --help)")

@@ -82,7 +82,7 @@ def one_line(text: object, limit: int = 200) -> str:
     Use it for every name, value or exception text that comes from a file or a library. An exception without a text is
     named by its type.
     """
-    whole = str(text) or type(text).__name__
+    whole = str(text) or (type(text).__name__ if isinstance(text, BaseException) else "")
     line = " ".join(whole[: 8 * limit].split())
     line = " ".join(printable(line[: limit + 1]).split())
     return line if len(line) <= limit and len(whole) <= 8 * limit else f"{line[: limit - 1]}…"

@@ -137,7 +137,8 @@ class Ledger:
     def _files(self) -> Iterator[str]:
         for root, folders, files in os.walk(self.folder):
             links = [name for name in folders if os.path.islink(os.path.join(root, name))]
-            for name in [*files, *links]:
+            is_empty = not files and not folders and Path(root) != self.folder  # none of ours ends up empty
+            for name in [*files, *links, *([""] if is_empty else [])]:
                 yield Path(root, name).relative_to(self.folder).as_posix()
 
 

@@ -77,3 +77,27 @@ def test_only_what_this_program_says_reaches_the_user():
     assert run(WARN) == (0, "warning: skipped a\n")
     code, text = run(WARN, "-W", "default")
     assert code == 0 and "FutureWarning: deprecated" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--bakbone", "x"], "unknown flag --bakbone; did you mean '--backbone'?"),
+        (["--bakbone=x"], "unknown flag --bakbone; did you mean '--backbone'?"),
+        ([], "the following arguments are required: --backbone, -o/--output"),
+        (["--backbone", "x", "-o", ""], "argument -o/--output: the path is empty"),
+    ],
+)
+def test_a_misspelt_flag_is_named_before_one_that_is_missing(flags, message):
+    code = f"""
+from onelora_vision.cli.output import add_output
+from onelora_vision.command import Parser
+@exits_cleanly
+def main():
+    parser = Parser(prog="x")
+    parser.add_argument("--backbone", required=True)
+    add_output(parser, "folder")
+    parser.parse_args({flags})
+main()"""
+    found, text = run(code)
+    assert found == 2 and text == f"error: {message} (see x --help)\n"

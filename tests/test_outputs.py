@@ -33,11 +33,13 @@ def test_an_earlier_output_is_replaced_only_on_request_and_only_by_its_kind(tmp_
     assert (tmp_path / "out" / "inner" / "file").read_text() == "y"
 
 
-@pytest.mark.parametrize("change", ["added", "edited", "linked", "listed without a hash"])
+@pytest.mark.parametrize("change", ["added", "an empty folder", "edited", "linked", "listed without a hash"])
 def test_an_output_with_foreign_files_is_not_replaced(tmp_path, change):
     write(tmp_path / "out")
     if change == "added":
         (tmp_path / "out" / "notes.md").write_text("mine")
+    elif change == "an empty folder":
+        (tmp_path / "out" / "mine" / "later").mkdir(parents=True)
     elif change == "edited":
         (tmp_path / "out" / "inner" / "file").write_text("mine")
     elif change == "linked":
@@ -48,10 +50,10 @@ def test_an_output_with_foreign_files_is_not_replaced(tmp_path, change):
         with open(tmp_path / "out" / LEDGER, "a") as file:
             file.write('{"file": "notes.md"}\n')
         (tmp_path / "out" / "notes.md").write_text("mine")
-    before = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    before = {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")}
     with pytest.raises(InputError, match="contains files that onelora_vision did not write, or that were changed"):
         write(tmp_path / "out", "y", overwrite=True)
-    assert {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")} == before
 
 
 def test_foreign_files_that_appear_while_the_output_is_made_are_kept(tmp_path):

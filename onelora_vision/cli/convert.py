@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 
 from onelora_vision.cli.inputs import require_path
-from onelora_vision.cli.output import add_overwrite
+from onelora_vision.cli.output import a_path, add_overwrite
 from onelora_vision.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="original .pt or .safetensors file; or a DiT pipeline folder, to go back")
-    parser.add_argument("output", help="the pipeline folder; or the original's .pt or .safetensors file")
+    parser.add_argument("output", type=a_path, help="the pipeline folder; or the original's .pt or .safetensors file")
     add_overwrite(parser)
     parser.add_argument("--vae", help="folder or hub id of the autoencoder, such as stabilityai/sd-vae-ft-ema")
     parser.add_argument("--class_names", "--class-names", help="text file of class names, one per line")

@@ -2,15 +2,14 @@
 
 import argparse
 
-from onelora_vision.cli.output import add_overwrite
+from onelora_vision.cli.output import add_plot
 from onelora_vision.errors import listed, one_line
 from onelora_vision.outputs import check_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", help="adapter folder, .safetensors file or .zip")
-    add_overwrite(parser)
-    parser.add_argument("--plot", help="PNG file for a bar chart of the norms per layer")
+    add_plot(parser, "PNG file for a bar chart of the norms per layer")
 
 
 def run(args: argparse.Namespace) -> dict:

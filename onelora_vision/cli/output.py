@@ -5,8 +5,21 @@ import argparse
 
 def add_output(parser: argparse.ArgumentParser, help: str, default: str | None = None) -> None:
     """Add ``-o`` (required without a default) and ``--overwrite``."""
-    parser.add_argument("-o", "--output", required=default is None, default=default, help=help)
+    parser.add_argument("-o", "--output", type=a_path, required=default is None, default=default, help=help)
     add_overwrite(parser)
+
+
+def add_plot(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add ``--plot`` and ``--overwrite``."""
+    parser.add_argument("--plot", type=a_path, help=help)
+    add_overwrite(parser)
+
+
+def a_path(text: str) -> str:
+    """The type of flags that name an output: an unset variable of a shell is no path."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

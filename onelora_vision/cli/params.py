@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from onelora_vision.cli.output import add_overwrite
+from onelora_vision.cli.output import add_plot
 from onelora_vision.errors import InputError, NotApplicable
 from onelora_vision.method_names import METHODS, find_method
 from onelora_vision.outputs import check_file
@@ -18,8 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fuse_qkv", "--fuse-qkv", action="store_true", help="join q, k, v where the host splits them"
     )
     parser.add_argument("--rank", type=int, default=1, help="rank, for the methods that have one")
-    add_overwrite(parser)
-    parser.add_argument("--plot", help="PNG file for a bar chart of the counts")
+    add_plot(parser, "PNG file for a bar chart of the counts")
 
 
 def run(args: argparse.Namespace) -> list[dict]:

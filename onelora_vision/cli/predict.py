@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from onelora_vision.cli.inputs import add_device, add_on_bad_image, require_adapter, require_path
-from onelora_vision.cli.output import add_output
+from onelora_vision.cli.output import a_path, add_overwrite
 from onelora_vision.errors import InputError
 
 BATCH = 32
@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", help="pictures, or folders of pictures")
     parser.add_argument("--base", help="where the base model is, if not where the adapter says")
     parser.add_argument("--top", type=int, default=5, help="classes to print for each picture")
-    add_output(parser, "folder for depth maps; files of others in it are never touched", default="depth")
+    parser.add_argument(
+        "-o", "--output", type=a_path, help="folder for depth maps (default: depth); files of others are never touched"
+    )
+    add_overwrite(parser)
     add_on_bad_image(parser)
     add_device(parser)
     parser.add_argument("--npy", action="store_true", help="also write the depth as fp32 .npy")
@@ -41,12 +44,20 @@ def run(args: argparse.Namespace) -> list[dict]:
     paths = _pictures(args.images)
     task = read_adapter(args.adapter).info.task
     if task == "classification":
+        _refuse_depths_flags(args)
         return _classify(args, paths)
     if task == "depth":
+        args.output = args.output or "depth"
         return _estimate(args, paths)
     raise InputError(
         f"{args.adapter}: an adapter for {task or 'no task that is named'}; predict takes classification or depth"
     )
+
+
+def _refuse_depths_flags(args: argparse.Namespace) -> None:
+    for name in ("output", "overwrite", "npy", "near", "far"):
+        if getattr(args, name) not in (None, False):
+            raise InputError(f"--{name} is for depth; {args.adapter} is a classifier's, whose classes are printed")
 
 
 def show(rows: list[dict], args: argparse.Namespace) -> None:

@@ -36,24 +36,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance_channels", "--guidance-channels", type=int, help="guide the first so many channels"
     )
     parser.add_argument(
-        "--guidance_interval", "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="share of t"
+        "--guidance_interval", "--guidance-interval", type=_interval, help="share of t that is guided, such as 0.1,0.8"
     )
     parser.add_argument("--batch_size", "--batch-size", type=int, default=64, help="images at a time")
     add_device(parser)
+
+
+def _interval(text: str) -> tuple[float, float]:
+    """Two numbers with a comma, as the training scripts take them."""
+    low, high = text.split(",")
+    return float(low), float(high)
 
 
 def run(args: argparse.Namespace) -> dict:
     formats = args.formats.split(",")
     for name in formats:
         if name not in FORMATS:
-            raise InputError(f"--formats {name!r}{nearest(name, FORMATS, 'format')}")
+            raise InputError(f"--formats: no format {name!r}{nearest(name, FORMATS, 'format')}")
     for flag in ("num_images", "batch_size"):
         if getattr(args, flag) < 1:
             raise InputError(f"--{flag} is {getattr(args, flag)}, but must be at least 1")
     if not 0 <= args.seed <= MAX_SEED - args.num_images:
         raise InputError(f"--seed is {args.seed}, but must be from 0 to {MAX_SEED - args.num_images}")
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(SamplingSettings)}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     given = {name: value for name, value in given.items() if value is not None}
     SamplingSettings(**given)  # refuses what cannot be sampled with
     require_adapter(args.adapter)

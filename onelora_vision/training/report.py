@@ -121,7 +121,7 @@ def print_outcome(results: dict, output_dir: str | Path) -> None:
         for name in after:
             cells = "".join(f" {_shown(metrics.get(name)):>10}" for metrics in columns.values())
             print(f"{name:<{width}}  {arrow(name)}{cells}")
-    print(f"\n{results['trainable_parameters']:,} parameters trained in {results['seconds_total']:.0f} s")
+    print(f"\n{results['trainable_parameters']:,} parameters trained; the run took {results['seconds_total']:.0f} s")
     for name in (
         "adapter",
         "best",

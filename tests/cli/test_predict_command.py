@@ -142,3 +142,9 @@ def test_bad_input_is_named(classifier, pictures, tmp_path, capsys):
         assert run("--adapter", *arguments) == 2
         error = capsys.readouterr().err
         assert len(error.splitlines()) == 1 and message in error
+
+
+@pytest.mark.parametrize("flag", [["-o", "x"], ["--npy"], ["--near", "1"], ["--overwrite"]])
+def test_flags_of_depth_are_refused_for_a_classifier(onelora, classifier, pictures, flag):
+    code, _, err = onelora("predict", "--adapter", classifier, pictures, *flag)
+    assert code == 2 and "is for depth" in err and err.count("\n") == 1

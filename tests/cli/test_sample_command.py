@@ -35,7 +35,7 @@ def adapter(dit_folder, tmp_path_factory):
 def test_images_can_be_drawn_again_from_what_they_say(onelora, adapter, tmp_path):
     code, result, _ = onelora(
         "sample", adapter, "-o", tmp_path, "--classes", "2,PIE", "--num_images", 3, "--seed", 5, "--device", "cpu",
-        "--formats", "png,grid,npz", "--guidance_interval", 0, 0.9, "--json",
+        "--formats", "png,grid,npz", "--guidance_interval", "0,0.9", "--json",
     )  # fmt: skip
     assert code == 0 and result["images"] == 6 and result["classes"] == ["crème brûlée", "pie"]
     names = [f"{label:04d}-{seed:05d}.png" for label in (0, 2) for seed in (5, 6, 7)]

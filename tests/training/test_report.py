@@ -80,7 +80,7 @@ def test_a_run_ends_in_a_table_its_files_and_the_next_command(tmp_path, capsys):
         "ece         ↓        0.2       none",
         "fd_x_floor          none          1",
         "",
-        "1,234 parameters trained in 62 s",
+        "1,234 parameters trained; the run took 62 s",
         f"  {tmp_path}/adapter",
         f"  {tmp_path}/loss.png",
         f"  {tmp_path}/results.json",
