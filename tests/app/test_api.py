@@ -147,11 +147,12 @@ def test_pictures_are_decoded_as_on_the_command_line(client, make_adapter, tmp_p
     depth, classes = make_adapter("depth", 1), make_adapter("classification", 1)
     add(client, depth)
     name = add(client, classes)
-    command = ["predict", "--json", *map(str, pictures), "-o", str(tmp_path / "depth"), "--adapter"]
+    command = ["predict", "--json", *map(str, pictures), "--adapter"]
+    output = {depth: ["-o", str(tmp_path / "depth")], classes: []}
     for adapter in (depth, classes):
         capsys.readouterr()
         with pytest.raises(SystemExit, match="0"):
-            onelora([*command, str(adapter)])
+            onelora([*command, str(adapter), *output[adapter]])
     expected = [row["classes"] for row in json.loads(capsys.readouterr().out)]
     table = client.predict([handle_file(picture) for picture in pictures], api_name="/classify_all")
     column = table.get("value", table)["headers"].index(name)

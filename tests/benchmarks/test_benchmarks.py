@@ -8,8 +8,10 @@ import torch
 
 from benchmarks import profile, step, subjects
 
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("step", "memory", "dit_xl2")]
 
-@pytest.mark.parametrize("name", ["step", "swap", "bank", "data", "memory", "profile", "dit_xl2"])
+
+@pytest.mark.parametrize("name", ["swap", "bank", "data", "profile", *SLOW])
 def test_benchmark_runs_quickly(name, tmp_path, capsys):
     output = tmp_path if name == "step" else tmp_path / "result.json"
     importlib.import_module(f"benchmarks.{name}").main(["--quick", "--output", str(output)])

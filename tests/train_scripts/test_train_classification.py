@@ -135,6 +135,7 @@ def test_a_user_trains_on_a_folder_and_predicts_with_the_adapter(base, cifar, tm
     assert right / len(test) == pytest.approx(results["metrics"]["after"]["top1"])
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(base, cifar, tmp_path):
     """15 test images in batches of 4 do not divide by two processes: padding must not count."""
     assert run(*arguments(base, cifar, tmp_path / "one")) == 0

@@ -66,6 +66,7 @@ def launch(processes: int, dit_folder, pictures, output):
     return state["progress"]["history"], results, load_file(reference)["features"]
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(dit_folder, pictures, tmp_path):
     history, results, reference = launch(1, dit_folder, pictures, tmp_path / "one")
     history2, results2, reference2 = launch(2, dit_folder, pictures, tmp_path / "two")
