@@ -9,8 +9,9 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+from onelora_vision.adapters.layout import READABLE
 from onelora_vision.errors import InputError, one_line
-from onelora_vision.safetensors_file import SafetensorsFile
+from onelora_vision.safetensors_file import SafetensorsFile, parse_json
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
 MAX_CONFIG = 1 << 20
@@ -115,3 +116,23 @@ def _decode(data: bytes, where: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: is not text ({one_line(error)})") from error
+
+
+def config_record(text: str, where: str) -> dict:
+    """The JSON text of a PEFT config as a dictionary whose ``peft_type`` is one that we read.
+
+    Raises:
+        InputError: too long, not JSON, or of another method.
+    """
+    if len(text) > MAX_CONFIG:
+        raise InputError(f"{where}: its config has {len(text):,} characters, more than an adapter's can have")
+    try:
+        record = parse_json(text)
+    except ValueError as error:
+        raise InputError(f"{where}: its {CONFIG_FILE} is not JSON ({one_line(error)})") from error
+    kind = record.get("peft_type") if isinstance(record, dict) else None
+    if not isinstance(kind, str) or kind not in READABLE:
+        raise InputError(
+            f"{where}: peft_type {one_line(repr(kind), 60)} is none that onelora_vision reads ({', '.join(READABLE)})"
+        )
+    return record

@@ -6,12 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from onelora_vision.adapters.container import CONFIG_FILE, MAX_CONFIG, WEIGHTS_FILE, read_contents
+from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE, config_record, read_contents
 from onelora_vision.adapters.info import HEADER_PREFIX, AdapterInfo
-from onelora_vision.adapters.layout import READABLE, STARTS_AT_ONE, kind_of, layout_of
+from onelora_vision.adapters.layout import STARTS_AT_ONE, kind_of, layout_of
 from onelora_vision.errors import InputError, one_line
 from onelora_vision.method_names import compression_key
-from onelora_vision.safetensors_file import parse_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,17 +65,7 @@ def _config(text: str, where: str) -> SimpleNamespace:
     """What is read of a PEFT config here."""
     if not text:
         raise InputError(f"{where}: has no {CONFIG_FILE} beside it and no config in its header: not an adapter")
-    if len(text) > MAX_CONFIG:
-        raise InputError(f"{where}: its config has {len(text):,} characters, more than an adapter's can have")
-    try:
-        record = parse_json(text)
-    except ValueError as error:
-        raise InputError(f"{where}: its {CONFIG_FILE} is not JSON ({one_line(error)})") from error
-    kind = record.get("peft_type") if isinstance(record, dict) else None
-    if not isinstance(kind, str) or kind not in READABLE:
-        raise InputError(
-            f"{where}: peft_type {one_line(repr(kind), 60)} is none that onelora_vision reads ({', '.join(READABLE)})"
-        )
+    record = config_record(text, where)
     saved = record.get("modules_to_save") or []
     if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
         raise InputError(f"{where}: modules_to_save is no list of names")

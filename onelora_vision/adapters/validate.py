@@ -13,10 +13,9 @@ import torch
 from peft import LoraConfig, PeftConfig, TaskType, VeraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from onelora_vision.adapters.container import MAX_CONFIG
-from onelora_vision.adapters.layout import LORA, MORA, ONELORA, READABLE, VERA, Layout, kind_of
+from onelora_vision.adapters.container import config_record
+from onelora_vision.adapters.layout import LORA, MORA, ONELORA, VERA, Layout, kind_of
 from onelora_vision.errors import InputError, one_line
-from onelora_vision.safetensors_file import parse_json
 from onelora_vision.tuners.matching import check_fields
 from onelora_vision.weights import check_numbers
 
@@ -45,17 +44,8 @@ def parse_config(text: str, where: str) -> PeftConfig:
     Raises:
         InputError: not JSON, an unknown method or field, or a field that does more than describe an adapter.
     """
-    if len(text) > MAX_CONFIG:
-        raise InputError(f"{where}: its config has {len(text):,} characters, more than an adapter's can have")
-    try:
-        record = parse_json(text)
-    except ValueError as error:
-        raise InputError(f"{where}: its adapter_config.json is not JSON ({one_line(error)})") from error
-    kind = record.get("peft_type") if isinstance(record, dict) else None
-    if not isinstance(kind, str) or kind not in READABLE:
-        raise InputError(
-            f"{where}: peft_type {one_line(repr(kind), 60)} is none that onelora_vision reads ({', '.join(READABLE)})"
-        )
+    record = config_record(text, where)
+    kind = record["peft_type"]
     _check_fields(record, kind, where)
     known = {f.name for f in dataclass_fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
     foreign = sorted(
