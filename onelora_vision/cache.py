@@ -48,4 +48,4 @@ def dispensable(errors: tuple[type[Exception], ...] = (OSError,)) -> Iterator[No
     try:
         yield
     except errors as error:
-        _log.warning("warning: the cache is not used: %s", one_line(error, 400))
+        _log.warning("the cache is not used: %s", one_line(error, 400))

@@ -69,9 +69,6 @@ class SafetensorsFile:
         self.strings, self._fields = _parse_header(text, where)
         self._start, self._size = 8 + length, size - 8 - length
 
-    def __len__(self) -> int:
-        return len(self._fields)
-
     def arrays(self) -> "dict[str, tuple[np.ndarray, str]]":
         """Each tensor's values, bfloat16 as float32, and the name of its type in the file (``float32``, ``bfloat16``, …).
 
@@ -93,6 +90,8 @@ class SafetensorsFile:
 
     def _entry(self, name: str, field: object) -> tuple[str, list[int], int, int]:
         """Type, shape and place of a tensor, which fit together and into the file."""
+        import numpy as np
+
         try:
             kind, shape, (begin, end) = field["dtype"], field["shape"], field["data_offsets"]
             if kind not in _TYPES:
@@ -100,7 +99,7 @@ class SafetensorsFile:
                 raise InputError(
                     f"{self.where}: {one_line(name, 80)} is {one_line(named, 20)}; readable are {readable}"
                 )
-            width = int(_TYPES[kind][0][-1]) if _TYPES[kind][0] != "?" else 1
+            width = np.dtype(_TYPES[kind][0]).itemsize
             is_whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
             if is_whole and len(shape) <= 16 and math.prod(shape) * width == end - begin and end <= self._size:
                 return kind, shape, begin, end

@@ -3,9 +3,9 @@
 import argparse
 
 
-def add_output(parser: argparse.ArgumentParser, help: str, default: str | None = None) -> None:
-    """Add ``-o`` (required without a default) and ``--overwrite``."""
-    parser.add_argument("-o", "--output", type=a_path, required=default is None, default=default, help=help)
+def add_output(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add ``-o``, which is required, and ``--overwrite``."""
+    parser.add_argument("-o", "--output", type=a_path, required=True, help=help)
     add_overwrite(parser)
 
 
