@@ -8,6 +8,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs one process per 
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The suite tries the same examples each time; `pytest --hypothesis-profile explore` tries new ones.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile("same")
 
 TINY_DIT = {
     "num_attention_heads": 2,

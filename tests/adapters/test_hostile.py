@@ -123,7 +123,7 @@ def check_one(originals, place, kind, method, where, values, name, value):
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
 
 
-@settings(max_examples=2000, derandomize=True, **COMMON)
+@settings(max_examples=2000, **COMMON)
 @given(**ARGUMENTS)
 def test_two_thousand_damaged_files(originals, place, **arguments):
     check_one(originals, place, **arguments)
@@ -137,7 +137,7 @@ def test_a_hundred_thousand_damaged_files(originals, place, **arguments):
     check_one(originals, place, **arguments)
 
 
-@settings(max_examples=300, derandomize=True, **COMMON)
+@settings(max_examples=300, **COMMON)
 @given(values=BYTES, where=st.floats(0, 1), is_cut=st.booleans())
 def test_damaged_zips(originals, place, values, where, is_cut):
     file = place / "x.zip"
@@ -164,7 +164,7 @@ def test_a_damaged_file_leaves_the_base_as_it_was(originals, tmp_path):
     assert list(good.peft_config) == ["good"] and not any(".bad" in name for name in good.state_dict())
 
 
-@settings(max_examples=150, derandomize=True, **COMMON)
+@settings(max_examples=150, **COMMON)
 @given(**{**ARGUMENTS, "kind": st.just("config")})
 def test_configs_that_can_be_read_attach_or_are_refused(originals, place, **arguments):
     file = place / "y.safetensors"

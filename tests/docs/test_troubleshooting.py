@@ -37,7 +37,7 @@ def strings():
 
 def is_in(quote, text):
     """Whether ``quote``, whose ``…`` stand for anything, reads like ``text``, whose ``…`` do too."""
-    parts = [re.escape(part.strip()) for part in quote.split("…") if part.strip()]
+    parts = [re.escape(part.strip()) for part in quote.removeprefix("warning: ").split("…") if part.strip()]
     return re.search(".*".join(parts), text, re.DOTALL) is not None
 
 
