@@ -8,8 +8,8 @@ import tempfile
 import threading
 from pathlib import Path
 
-from onelora_vision.command import Parser, exits_cleanly
 from onelora_vision.errors import InputError, one_line
+from onelora_vision.runtime.command import Parser, exits_cleanly
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -97,7 +97,7 @@ def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
     if args.adapters and not Path(args.adapters).is_dir():
         raise InputError(f"--adapters {args.adapters}: no such folder")
     require_free(args.host, args.port)
-    from onelora_vision.device import choose_device
+    from onelora_vision.runtime.device import choose_device
 
     choose_device(args.device)
     # Before gradio is imported, which keeps it: its files lie beside the sessions', and nobody is told that it runs.

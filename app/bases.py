@@ -18,11 +18,11 @@ from torch import nn
 from app.hub import HUB_ID
 from onelora_vision import embedded
 from onelora_vision.adapters.bases import Base, load_base, require_same_base
-from onelora_vision.adapters.files import Adapter
+from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import shared_copy
-from onelora_vision.device import choose_device
 from onelora_vision.errors import InputError, listed, one_line
+from onelora_vision.runtime.device import choose_device
 
 EMBEDDED = {"generation": "embedded", "classification": "embedded", "depth": "embedded/depth"}
 _SETTINGS = ("fuse_qkv", "stock_numerics", "max_depth", "architecture", "resolution")

@@ -8,10 +8,10 @@ from app.bases import Bases
 from app.sessions import Session, Term, mark_of, mixed
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.vit import predict_classes
-from onelora_vision.data.digits import HandwrittenDigits
 from onelora_vision.data.images import read_image
+from onelora_vision.data.synthetic.digits import HandwrittenDigits
 from onelora_vision.errors import InputError
-from onelora_vision.pictures import save_sample
+from onelora_vision.plots.pictures import save_sample
 
 TOP = 5
 MAX_PICTURES = 256

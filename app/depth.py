@@ -11,11 +11,11 @@ from app.sessions import Session, Term, mark_of, mixed
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.depth_anything import is_metric
 from onelora_vision.data.images import read_image
-from onelora_vision.data.scenes import SceneFrames
-from onelora_vision.depth_maps import COLOR_MAP, colorize, estimate_depth, save_depth_png
+from onelora_vision.data.synthetic.scenes import SceneFrames
 from onelora_vision.errors import InputError
-from onelora_vision.figures import saved_figure
-from onelora_vision.files import atomic_file
+from onelora_vision.inference.depth import COLOR_MAP, colorize, estimate_depth, save_depth_png
+from onelora_vision.plots.figures import saved_figure
+from onelora_vision.storage.files import atomic_file
 
 MAX_SIDE = 1536  # pixels of a picture that is taken as it is
 DIFFERENCE_MAP = "RdBu_r"

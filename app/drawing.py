@@ -15,13 +15,13 @@ from app.sessions import Session, Term, mark_of, mixed
 from onelora_vision.adapters.bases import require_same_base
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.dit import class_ids
+from onelora_vision.diffusion.sampling import decode, denoise
+from onelora_vision.diffusion.settings import SAMPLERS, SamplingSettings
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.figures import saved_figure
-from onelora_vision.files import atomic_file
-from onelora_vision.generator import trained_settings
-from onelora_vision.pictures import read_notes, save_sample, tile
-from onelora_vision.sampling import decode, denoise
-from onelora_vision.sampling_settings import SAMPLERS, SamplingSettings
+from onelora_vision.inference.generation import trained_settings
+from onelora_vision.plots.figures import saved_figure
+from onelora_vision.plots.pictures import read_notes, save_sample, tile
+from onelora_vision.storage.files import atomic_file
 
 MAX_IMAGES = 64
 MAX_CELLS = 36

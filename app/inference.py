@@ -18,7 +18,7 @@ from app.library import Entry, Library, parcels, read_entry, receive
 from app.names import without_paths
 from app.sessions import Session, Sessions, mixed
 from onelora_vision.adapters.container import WEIGHTS_FILE
-from onelora_vision.adapters.files import write_adapter
+from onelora_vision.adapters.file import write_adapter
 from onelora_vision.adapters.summary import inspect, plot_norms
 from onelora_vision.errors import InputError
 

@@ -14,7 +14,7 @@ import torch
 
 from onelora_vision import embedded
 from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE
-from onelora_vision.adapters.files import Adapter, read_adapter
+from onelora_vision.adapters.file import Adapter, read_adapter
 from onelora_vision.adapters.layout import kind_of
 from onelora_vision.errors import InputError, one_line
 

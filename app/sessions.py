@@ -12,7 +12,7 @@ from pathlib import Path
 from app.library import Entry, Library, unique_name
 from app.runs import Runs
 from onelora_vision.adapters.algebra import belongs_to_classes, blend
-from onelora_vision.adapters.files import Adapter
+from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.layout import LORA, MORA, ONELORA, kind_of, layout_of
 from onelora_vision.errors import InputError, nearest
 

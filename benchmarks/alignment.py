@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from onelora_vision.adapters.bases import load_base, require_same_base
-from onelora_vision.adapters.files import Adapter, read_adapter
+from onelora_vision.adapters.file import Adapter, read_adapter
 from onelora_vision.adapters.layout import layout_of
-from onelora_vision.command import exits_cleanly
 from onelora_vision.errors import InputError
-from onelora_vision.figures import saved_figure
+from onelora_vision.plots.figures import saved_figure
+from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.tuners.onelora.functional import random_compression, singular_compression
 
 BEST = "best"

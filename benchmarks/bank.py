@@ -27,9 +27,9 @@ from benchmarks.subjects import (
     spread,
 )
 from onelora_vision.adapters.bank import AdapterBank
-from onelora_vision.adapters.files import Adapter
+from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.files import write_json
+from onelora_vision.storage.files import write_json
 
 SINGLE = "one adapter (1LoRA)"
 

@@ -20,13 +20,13 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from benchmarks.subjects import adapted, device_name, make_subject, synchronize, training_step
+from onelora_vision.budget.memory import PRECISIONS
 from onelora_vision.data.class_images import ClassImageDataset, ClassImages
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import cache_latents, posterior
 from onelora_vision.data.stream import TrainingBatchSampler, training_loader
-from onelora_vision.files import write_json
 from onelora_vision.metrics.generative import weights_hash
-from onelora_vision.planner import PRECISIONS
+from onelora_vision.storage.files import write_json
 
 AUTOENCODER = (128, 256, 512, 512)  # channels of sd-vae-ft-ema: 83.7M parameters
 

@@ -46,8 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.in_process:
         print(json.dumps(measure(args, args.methods, int(args.batch_sizes))))
         return
-    from onelora_vision.files import write_json
-    from onelora_vision.method_names import METHODS
+    from onelora_vision.methods.names import METHODS
+    from onelora_vision.storage.files import write_json
 
     methods = list(METHODS) if args.methods == "all" else args.methods.split(",")
     rows = [in_own_process(args, method, size) for size in args.batch_sizes.split(",") for method in methods]
@@ -84,8 +84,8 @@ def measure(args: argparse.Namespace, method: str, batch: int) -> dict:
     from onelora_vision.backbones.base import enable_gradient_checkpointing
     from onelora_vision.backbones.catalogue import describe
     from onelora_vision.backbones.dit import dit_adaptation
-    from onelora_vision.diffusion import NoiseSchedule, training_losses
-    from onelora_vision.methods import apply_method, trainable_parameters
+    from onelora_vision.diffusion.schedule import NoiseSchedule, training_losses
+    from onelora_vision.methods.apply import apply_method, trainable_parameters
     from onelora_vision.training.report import peak_memory_bytes
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.subjects import adapted, all_methods, default_device, device_name, make_subject, random_inputs
 from onelora_vision.backbones.base import enable_gradient_checkpointing
-from onelora_vision.files import write_json
-from onelora_vision.planner import PRECISIONS, fake_step, training_loss
+from onelora_vision.budget.memory import PRECISIONS, fake_step, training_loss
+from onelora_vision.storage.files import write_json
 
 QUICK = {"cases": "dit-s-8:2:1", "methods": "onelora", "checkpointing": "no"}
 

@@ -21,8 +21,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.subjects import adapted, device_name, make_subject, random_inputs, synchronize, training_step
-from onelora_vision.files import write_json
-from onelora_vision.planner import PRECISIONS
+from onelora_vision.budget.memory import PRECISIONS
+from onelora_vision.storage.files import write_json
 from onelora_vision.training import job, loop
 from onelora_vision.training.step import OptimizerStep
 from train_scripts import train_classification, train_depth, train_dit

@@ -33,11 +33,11 @@ from benchmarks.subjects import (
     spread,
     training_step,
 )
-from onelora_vision.figures import saved_figure
-from onelora_vision.files import write_json
-from onelora_vision.methods import trainable_parameters
-from onelora_vision.parameters import ADAM_BYTES_PER_VALUE
-from onelora_vision.planner import PRECISIONS, LiveBytes, training_loss
+from onelora_vision.budget.memory import PRECISIONS, LiveBytes, training_loss
+from onelora_vision.budget.parameters import ADAM_BYTES_PER_VALUE
+from onelora_vision.methods.apply import trainable_parameters
+from onelora_vision.plots.figures import saved_figure
+from onelora_vision.storage.files import write_json
 from onelora_vision.training.compilation import compile_blocks
 
 # batch and side are what two CPU cores do in a second; 0 blocks: all of them

@@ -43,11 +43,11 @@ from benchmarks.subjects import (
     training_step,
 )
 from onelora_vision import embedded
-from onelora_vision.command import exits_cleanly
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.files import write_json
-from onelora_vision.method_names import COMBINATIONS, find_method
-from onelora_vision.progress import progress_bar
+from onelora_vision.methods.names import COMBINATIONS, find_method
+from onelora_vision.runtime.command import exits_cleanly
+from onelora_vision.runtime.progress import progress_bar
+from onelora_vision.storage.files import write_json
 from onelora_vision.tuners.onelora import layer
 
 FOLDER = Path(__file__).parent / "results" / "study"

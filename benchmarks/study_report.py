@@ -27,8 +27,8 @@ from benchmarks.study import (
     rates_of,
     sweep_cells,
 )
-from onelora_vision.figures import saved_figure
-from onelora_vision.files import atomic_file
+from onelora_vision.plots.figures import saved_figure
+from onelora_vision.storage.files import atomic_file
 
 Results = dict[Cell, dict]
 COLUMNS = {  # figure: (heading, factor, digits)

@@ -12,9 +12,9 @@ from torch import nn
 
 from onelora_vision.backbones.base import Adaptation, block_list, shared_copy
 from onelora_vision.backbones.catalogue import describe
-from onelora_vision.method_names import METHODS
-from onelora_vision.methods import apply_method
-from onelora_vision.planner import PRECISIONS, example_inputs, training_loss
+from onelora_vision.budget.memory import PRECISIONS, example_inputs, training_loss
+from onelora_vision.methods.apply import apply_method
+from onelora_vision.methods.names import METHODS
 
 FROZEN = "frozen"
 """The reference: nothing in the blocks is trained, and yet the gradient flows through all of them."""

@@ -17,12 +17,12 @@ from peft.utils.hotswap import hotswap_adapter
 
 from benchmarks.subjects import default_device, device_name, interleaved, shown, spread
 from onelora_vision.adapters.bank import swap
-from onelora_vision.adapters.files import read_adapter, save_adapter
+from onelora_vision.adapters.file import read_adapter, save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.backbones.catalogue import describe
-from onelora_vision.files import write_json
-from onelora_vision.methods import apply_method
+from onelora_vision.methods.apply import apply_method
+from onelora_vision.storage.files import write_json
 
 NUM_CLASSES = 101  # Food-101
 

@@ -10,8 +10,8 @@ from onelora_vision.registration import register_with_peft
 
 if TYPE_CHECKING:
     from onelora_vision.errors import InputError
-    from onelora_vision.method_names import METHODS
-    from onelora_vision.methods import apply_method
+    from onelora_vision.methods.apply import apply_method
+    from onelora_vision.methods.names import METHODS
     from onelora_vision.tuners import MoraConfig, OneLoraConfig, probe_gradients
 
 __version__ = "0.1.0"
@@ -20,8 +20,8 @@ __all__ = ["METHODS", "InputError", "MoraConfig", "OneLoraConfig", "apply_method
 
 _MODULES = {
     "InputError": "errors",
-    "METHODS": "method_names",
-    "apply_method": "methods",
+    "METHODS": "methods.names",
+    "apply_method": "methods.apply",
     "MoraConfig": "tuners",
     "OneLoraConfig": "tuners",
     "probe_gradients": "tuners",

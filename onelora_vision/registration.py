@@ -6,15 +6,20 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-TUNERS = "onelora_vision.tuners"  # registers on import, see `tuners.registry`
+METHODS = ("onelora_vision.tuners.mora", "onelora_vision.tuners.onelora")  # they register on import
 
 
 def register_with_peft() -> None:
     """Register now if PEFT is imported already, else right after it is."""
     if "peft" in sys.modules:
-        importlib.import_module(TUNERS)
+        _register()
     else:
         sys.meta_path.insert(0, _PeftFinder())
+
+
+def _register() -> None:
+    for name in METHODS:
+        importlib.import_module(name)
 
 
 class _PeftFinder(MetaPathFinder):
@@ -42,4 +47,4 @@ class _RegisteringLoader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
-        importlib.import_module(TUNERS)
+        _register()

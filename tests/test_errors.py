@@ -7,7 +7,6 @@ import unicodedata
 import pytest
 import torch
 
-from onelora_vision.command import exits_cleanly
 from onelora_vision.errors import (
     InputError,
     TrainingError,
@@ -17,6 +16,7 @@ from onelora_vision.errors import (
     nearest,
     one_line,
 )
+from onelora_vision.runtime.command import exits_cleanly
 
 HOSTILE = [
     "x" * 10**6,

@@ -11,17 +11,12 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up: a part of the package imports only from parts on lines above its own.
 LAYERS = [
-    {"errors", "seeding", "embedded", "registration", "progress"},
-    {"command", "files", "textfiles", "safetensors_file", "device", "hub", "method_names", "sampling_settings"},
-    {"cache", "weights"},
-    {"outputs"},
-    {"figures"},
-    {"tuners"},
-    {"backbones", "data", "metrics", "diffusion", "pictures"},
-    {"methods", "sampling"},
-    {"adapters"},
-    {"parameters", "generator", "prediction", "depth_maps"},
-    {"planner"},
+    {"errors", "seeding", "embedded", "registration"},
+    {"storage", "runtime", "diffusion", "tuners"},
+    {"plots", "backbones", "data"},
+    {"methods", "metrics"},
+    {"adapters", "budget"},
+    {"inference"},
     {"tasks"},
     {"training"},
 ]

@@ -5,10 +5,10 @@ from functools import cache
 
 import torch
 
-from onelora_vision.adapters.files import Adapter, read_adapter, save_adapter
+from onelora_vision.adapters.file import Adapter, read_adapter, save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import Adaptation
-from onelora_vision.methods import apply_method
+from onelora_vision.methods.apply import apply_method
 
 HOSTS = ("timm", "diffusers", "transformers")
 

@@ -18,14 +18,14 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from onelora_vision import embedded
-from onelora_vision.command import Parser, exits_cleanly
-from onelora_vision.data.digits import INK, PAPER, HandwrittenDigits, jitter
-from onelora_vision.data.glyphs import CLASS_NAMES, FONTS, font_numbers, paint, random_colors, render_glyphs
+from onelora_vision.data.synthetic.digits import INK, PAPER, HandwrittenDigits, jitter
+from onelora_vision.data.synthetic.glyphs import CLASS_NAMES, FONTS, font_numbers, paint, random_colors, render_glyphs
 from onelora_vision.errors import InputError
-from onelora_vision.files import atomic_file, torch_save, write_json
 from onelora_vision.metrics.classifier import GlyphClassifier
-from onelora_vision.progress import progress, progress_bar
+from onelora_vision.runtime.command import Parser, exits_cleanly
+from onelora_vision.runtime.progress import progress, progress_bar
 from onelora_vision.seeding import mix, seed_all
+from onelora_vision.storage.files import atomic_file, torch_save, write_json
 
 
 def fit(
@@ -292,7 +292,7 @@ def pretrain_depth(output: Path, steps: int | None, seed: int) -> None:
 
 def rooms(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rendered rooms: images (count, 3, 64, 64) uint8, depth (count, 64, 64) metres, valid (count, 64, 64)."""
-    from onelora_vision.data.scenes import render_scene
+    from onelora_vision.data.synthetic.scenes import render_scene
 
     scenes = [render_scene("rooms", mix(seed, 2, i)) for i in progress(range(count), count, desc="rooms", unit="room")]
     images, depth, valid = (torch.stack([torch.from_numpy(part) for part in parts]) for parts in zip(*scenes))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onelora_vision.errors import InputError
-from onelora_vision.method_names import find_method
+from onelora_vision.methods.names import find_method
 from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
 
 EMBEDDED = "embedded"
@@ -98,7 +98,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from peft import PeftModel
 
-from onelora_vision.adapters.files import fingerprint
+from onelora_vision.adapters.file import fingerprint
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import enable_gradient_checkpointing, norms_with_parameters
 from onelora_vision.backbones.fuse import fuse_qkv
@@ -109,7 +109,6 @@ from onelora_vision.backbones.vit import (
     replace_head,
     vit_adaptation,
 )
-from onelora_vision.command import exits_cleanly
 from onelora_vision.data.class_images import (
     ClassImageDataset,
     ClassImages,
@@ -117,8 +116,9 @@ from onelora_vision.data.class_images import (
     open_training_images,
 )
 from onelora_vision.data.stream import evaluation_loader
-from onelora_vision.files import write_json
-from onelora_vision.methods import apply_method
+from onelora_vision.methods.apply import apply_method
+from onelora_vision.runtime.command import exits_cleanly
+from onelora_vision.storage.files import write_json
 from onelora_vision.tasks.classification import ClassificationTask
 from onelora_vision.training.config import parse_config
 from onelora_vision.training.folder import RunFolder

@@ -11,7 +11,7 @@ from typing import Literal
 
 from onelora_vision.data.depth.formats import FORMATS, find_format, open_frames
 from onelora_vision.errors import InputError
-from onelora_vision.method_names import find_method
+from onelora_vision.methods.names import find_method
 from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
 
 EMBEDDED = "embedded/depth"
@@ -98,7 +98,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 
-from onelora_vision.adapters.files import fingerprint
+from onelora_vision.adapters.file import fingerprint
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.depth_anything import (
@@ -109,11 +109,11 @@ from onelora_vision.backbones.depth_anything import (
     set_max_depth,
 )
 from onelora_vision.backbones.fuse import fuse_qkv
-from onelora_vision.command import exits_cleanly
 from onelora_vision.data.depth.caps import Caps, caps_by_name
 from onelora_vision.data.depth.dataset import DepthDataset, InputSize
 from onelora_vision.data.stream import evaluation_loader
-from onelora_vision.methods import apply_method
+from onelora_vision.methods.apply import apply_method
+from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.tasks.depth import DepthTask
 from onelora_vision.training.config import parse_config
 from onelora_vision.training.job import run_job

@@ -8,9 +8,9 @@ in minutes on two CPU cores, without network. With --pretrained_model_name_or_pa
 from dataclasses import dataclass
 from typing import Literal
 
+from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
-from onelora_vision.method_names import find_method
-from onelora_vision.sampling_settings import SamplingSettings
+from onelora_vision.methods.names import find_method
 from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
 
 EMBEDDED = "embedded"
@@ -123,19 +123,19 @@ if __name__ == "__main__":
 import torch
 
 from onelora_vision import embedded
-from onelora_vision.adapters.files import fingerprint
+from onelora_vision.adapters.file import fingerprint
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, load_dit
-from onelora_vision.command import exits_cleanly
 from onelora_vision.data.class_images import ClassImageDataset, open_class_images
 from onelora_vision.data.content import content_hashes
-from onelora_vision.data.digits import HandwrittenDigits
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import LatentDataset, cache_latents
-from onelora_vision.methods import apply_method
+from onelora_vision.data.synthetic.digits import HandwrittenDigits
+from onelora_vision.methods.apply import apply_method
 from onelora_vision.metrics.features import cached_features, open_features
 from onelora_vision.metrics.generative import Features, FeatureSet, Protocol, autoencoder_floor, weights_hash
+from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.tasks.generation import GenerationTask
 from onelora_vision.tasks.sample_evaluation import SampleEvaluator, SamplePicture, reference_features
 from onelora_vision.training.config import parse_config

@@ -10,7 +10,7 @@ from app.inference import Studio
 from app.runs import Runs, State
 from app.tabs.adapters import AdapterPanel
 from app.tabs.common import MODEL, QUICK, announce, bar, hint, toast, toasts
-from onelora_vision.sampling_settings import SAMPLERS
+from onelora_vision.diffusion.settings import SAMPLERS
 
 START = hint("Choose classes and press Draw: the base and your mix of adapters draw them on the same noise.")
 AXIS_VALUES = {

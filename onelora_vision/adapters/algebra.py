@@ -19,7 +19,7 @@ import torch
 from peft import PeftConfig
 from torch import Tensor, nn
 
-from onelora_vision.adapters.files import Adapter
+from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.adapters.layout import LORA, MORA, ONELORA, VECTOR_NAMES, Layout, block_of, kind_of, layout_of
 from onelora_vision.errors import InputError

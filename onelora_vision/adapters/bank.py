@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from onelora_vision.adapters.algebra import belongs_to_classes
-from onelora_vision.adapters.files import Adapter
+from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.layout import ONELORA, VECTOR_NAMES, kind_of, layout_of
 from onelora_vision.errors import InputError, listed, nearest
 from onelora_vision.tuners import hosts

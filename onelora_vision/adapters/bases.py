@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from onelora_vision.adapters.files import Adapter, fingerprint
+from onelora_vision.adapters.file import Adapter, fingerprint
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.preprocessing import image_size
 from onelora_vision.errors import InputError, nearest, one_line

@@ -13,12 +13,12 @@ _MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)")  # inside of words "_"
 
 LOADING = {
     "generation": """\
-from onelora_vision.generator import load_generator
+from onelora_vision.inference.generation import load_generator
 
 generator = load_generator("{folder}")  # finds the base by its id; base="…" gives another place
 images = generator.sample([{example}], seeds=[0])  # (1, 3, H, W) in [0, 1]""",
     "depth": """\
-from onelora_vision.depth_maps import load_depth_estimator
+from onelora_vision.inference.depth import load_depth_estimator
 
 estimator = load_depth_estimator("{folder}")  # finds the base by its id; base="…" gives another place
 depth = estimator(image)  # (H, W) metres, of a Pillow image""",

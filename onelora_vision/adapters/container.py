@@ -1,6 +1,6 @@
 """Reading adapter files that may be damaged or hostile: whole or not at all, and nothing in them is ever executed.
 
-A file's frame is checked before its values are touched (`onelora_vision.safetensors_file`). Pickles are not read. Zip archives are
+A file's frame is checked before its values are touched (`onelora_vision.storage.safetensors_file`). Pickles are not read. Zip archives are
 read in memory: nothing is unpacked to disk, and each entry has a size limit.
 """
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from onelora_vision.adapters.layout import READABLE
 from onelora_vision.errors import InputError, one_line
-from onelora_vision.safetensors_file import SafetensorsFile, parse_json
+from onelora_vision.storage.safetensors_file import SafetensorsFile, parse_json
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
 MAX_CONFIG = 1 << 20

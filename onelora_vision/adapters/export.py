@@ -21,14 +21,14 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from onelora_vision.adapters import dit_names
 from onelora_vision.adapters.bases import Base, load_base, output_of, require_same_base
-from onelora_vision.adapters.files import Adapter, read_adapter, serialize, write_adapter
+from onelora_vision.adapters.file import Adapter, read_adapter, serialize, write_adapter
 from onelora_vision.adapters.layout import Layout, layout_of
 from onelora_vision.adapters.lowrank import LowRank, join_rows, low_rank, split_rows
 from onelora_vision.adapters.targets import check_target
+from onelora_vision.backbones import dit_names
 from onelora_vision.errors import InputError
-from onelora_vision.outputs import check_folder, folder_output
+from onelora_vision.storage.outputs import check_folder, folder_output
 from onelora_vision.tuners import hosts
 from onelora_vision.tuners.matching import exact_pattern
 

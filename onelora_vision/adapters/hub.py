@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from onelora_vision.adapters.files import read_adapter
+from onelora_vision.adapters.file import read_adapter
 from onelora_vision.errors import InputError, one_line
 
 

@@ -8,19 +8,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from onelora_vision.adapters import dit_names
 from onelora_vision.adapters.bases import TASKS, Base, load_base, require_same_base
 from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE
 from onelora_vision.adapters.export import MODULES_FILE
-from onelora_vision.adapters.files import Adapter, read_adapter
+from onelora_vision.adapters.file import Adapter, read_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.adapters.layout import LORA, Layout, kind_of, layout_of
 from onelora_vision.adapters.lowrank import LowRank, low_rank, split_rows
+from onelora_vision.backbones import dit_names
 from onelora_vision.errors import InputError, listed, nearest
-from onelora_vision.safetensors_file import SafetensorsFile
+from onelora_vision.storage.safetensors_file import SafetensorsFile
+from onelora_vision.storage.weights import check_numbers, read_weights, tensors_in
 from onelora_vision.tuners import OneLoraConfig
 from onelora_vision.tuners.matching import exact_pattern
-from onelora_vision.weights import check_numbers, read_weights, tensors_in
 
 _CONSTANT = 1e-6  # how far A's values may differ from their mean, relative to it
 _COMFY = "lora_unet_"

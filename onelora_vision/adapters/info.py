@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 
 from onelora_vision.errors import InputError, one_line
-from onelora_vision.safetensors_file import parse_json
+from onelora_vision.storage.safetensors_file import parse_json
 
 FORMAT_VERSION = "1"
 HEADER_PREFIX = "onelora."
@@ -71,7 +71,7 @@ class AdapterInfo:
 
     Attributes:
         task: ``generation``, ``classification`` or ``depth``.
-        method: name of the method in `onelora_vision.methods`.
+        method: name of the method in `onelora_vision.methods.apply`.
         base: hub id or folder name of the base model, as it was given.
         base_fingerprint: `fingerprint` of the base's parameters.
         class_names: the classes of the head or label table trained with it.

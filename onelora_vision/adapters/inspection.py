@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from onelora_vision.adapters.bases import Base, load_base, output_of
 from onelora_vision.adapters.container import CONFIG_FILE
-from onelora_vision.adapters.files import Adapter, read_adapter
+from onelora_vision.adapters.file import Adapter, read_adapter
 from onelora_vision.adapters.layout import STARTS_AT_ONE, Layout, block_of, layout_of
 from onelora_vision.errors import InputError, listed, one_line
-from onelora_vision.safetensors_file import parse_json
+from onelora_vision.storage.safetensors_file import parse_json
 
 PROBLEM, NOTE = "problem", "note"
 EXPLODING = 100.0  # times the median of its kind

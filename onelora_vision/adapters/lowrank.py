@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from onelora_vision.adapters.algebra import lora_scale
-from onelora_vision.adapters.files import Adapter
+from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.layout import LORA, ONELORA, Layout, kind_of
 from onelora_vision.errors import InputError, listed
 from onelora_vision.tuners.onelora.layer import compression_vector

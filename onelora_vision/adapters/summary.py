@@ -10,7 +10,7 @@ from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE, config_
 from onelora_vision.adapters.info import HEADER_PREFIX, AdapterInfo
 from onelora_vision.adapters.layout import STARTS_AT_ONE, kind_of, layout_of
 from onelora_vision.errors import InputError, one_line
-from onelora_vision.method_names import compression_key
+from onelora_vision.tuners.compressions import compression_key
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +102,7 @@ def _size_of(part: str, values: "np.ndarray") -> dict[str, float | None]:
 
 def plot_norms(rows: Sequence[dict], path: str | os.PathLike, title: str) -> None:
     """Write a PNG with a bar per adapted layer: the root mean square of its vector, a colour per part."""
-    from onelora_vision.figures import saved_figure
+    from onelora_vision.plots.figures import saved_figure
 
     parts = list(dict.fromkeys(row["part"] for row in rows))
     layers = list(dict.fromkeys(row["layer"] for row in rows))

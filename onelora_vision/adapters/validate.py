@@ -16,8 +16,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from onelora_vision.adapters.container import config_record
 from onelora_vision.adapters.layout import LORA, MORA, ONELORA, VERA, Layout, kind_of
 from onelora_vision.errors import InputError, one_line
+from onelora_vision.storage.weights import check_numbers
 from onelora_vision.tuners.matching import check_fields
-from onelora_vision.weights import check_numbers
 
 _HARMLESS = {  # fields of PEFT's own configs that may have any value of the right kind
     LORA: {"r", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "use_dora", "lora_bias",

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.errors import InputError, nearest, one_line
-from onelora_vision.hub import expect_hub
+from onelora_vision.runtime.hub import expect_hub
 
 
 @dataclass(frozen=True)

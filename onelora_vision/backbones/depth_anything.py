@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from onelora_vision import embedded
 from onelora_vision.backbones.base import Adaptation, norms_with_parameters
 from onelora_vision.errors import InputError, one_line
-from onelora_vision.hub import expect_hub
+from onelora_vision.runtime.hub import expect_hub
 
 #: The mean and standard deviation that every Depth Anything checkpoint's images are normalised with (ImageNet's).
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

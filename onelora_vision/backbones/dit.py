@@ -33,8 +33,8 @@ from onelora_vision.backbones.base import Adaptation, norms_with_parameters
 from onelora_vision.backbones.class_names import Matches, match_classes
 from onelora_vision.backbones.fuse import join_linears, split_linear
 from onelora_vision.errors import InputError, nearest, one_line
-from onelora_vision.hub import expect_hub
-from onelora_vision.outputs import folder_output
+from onelora_vision.runtime.hub import expect_hub
+from onelora_vision.storage.outputs import folder_output
 
 ORIGINAL_NORM_EPS = 1e-6
 PIPELINE = "pipeline"
@@ -321,7 +321,7 @@ def save_pipeline(
     """Write a pipeline folder that stock diffusers loads, ``id2label`` included.
 
     Stock diffusers samples it with its own timestep frequencies and, for other than 1000 classes, with a wrong null
-    class (its pipeline fixes it at 1000): use `onelora_vision.sampling.sample`, or guidance_scale=1 there.
+    class (its pipeline fixes it at 1000): use `onelora_vision.diffusion.sampling.sample`, or guidance_scale=1 there.
 
     Raises:
         InputError: the place is taken (see `outputs`), by something else than a pipeline that is to be overwritten.

@@ -21,9 +21,9 @@ from onelora_vision.backbones.preprocessing import (
     plain_config,
 )
 from onelora_vision.errors import InputError, nearest, one_line
-from onelora_vision.hub import expect_hub
+from onelora_vision.runtime.hub import expect_hub
+from onelora_vision.storage.weights import read_weights
 from onelora_vision.tuners.hosts import adaptable_linears
-from onelora_vision.weights import read_weights
 
 #: Name of the small ViT that ships with the package (32 pixels, 36 printed characters).
 EMBEDDED = "embedded"

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> dict:
         require_adapter(path)
     from onelora_vision.adapters.algebra import blend
     from onelora_vision.adapters.bases import load_base, require_same_base
-    from onelora_vision.adapters.files import check_adapter_output, read_adapter, write_adapter
+    from onelora_vision.adapters.file import check_adapter_output, read_adapter, write_adapter
 
     check_adapter_output(args.output, overwrite=args.overwrite, inputs=paths)
     adapters = [(read_adapter(path), 1.0 if weight is None else weight) for path, weight in terms]

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> dict:
     if not Path(args.adapter).is_dir():
         raise InputError(f"{args.adapter}: no such folder; a card belongs to an adapter folder")
     require_adapter(args.adapter)
-    from onelora_vision.adapters.files import read_adapter, rewrite_card
+    from onelora_vision.adapters.file import read_adapter, rewrite_card
 
     adapter = read_adapter(args.adapter)
     adapter.info.license = args.license or adapter.info.license

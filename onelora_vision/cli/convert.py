@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict:
     require_path(args.source)
     from onelora_vision.backbones.dit import PIPELINE, load_dit, save_pipeline
-    from onelora_vision.dit_original import check_original_name, original_base, save_original, to_original
-    from onelora_vision.outputs import check_file, check_folder
+    from onelora_vision.backbones.dit_original import check_original_name, original_base, save_original, to_original
+    from onelora_vision.storage.outputs import check_file, check_folder
 
     place = {"overwrite": args.overwrite, "inputs": [args.source]}
     if Path(args.source).is_dir():
@@ -45,6 +45,6 @@ def show(result: dict, args: argparse.Namespace) -> None:
 
 
 def _read_names(path: str) -> list[str]:
-    from onelora_vision.textfiles import read_lines
+    from onelora_vision.storage.textfiles import read_lines
 
     return [name for name in read_lines(path, "--class_names") if name]

@@ -38,11 +38,11 @@ def measure_sets(args: argparse.Namespace) -> dict:
     for path in args.paths:
         require_path(path)
     from onelora_vision.data.image_sets import ImageSet
-    from onelora_vision.device import choose_device
     from onelora_vision.metrics.dinov2 import MODEL
     from onelora_vision.metrics.features import cached_features, open_features
     from onelora_vision.metrics.generative import collect, compare
-    from onelora_vision.progress import progress_bar
+    from onelora_vision.runtime.device import choose_device
+    from onelora_vision.runtime.progress import progress_bar
 
     reference, generated = (ImageSet(path, args.on_bad_image) for path in args.paths)
     features = open_features(args.features, args.fid_weights, args.fid_timm_model or MODEL)

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict:
     require_path(args.lora)
-    from onelora_vision.adapters.files import check_adapter_output, write_adapter
+    from onelora_vision.adapters.file import check_adapter_output, write_adapter
     from onelora_vision.adapters.importing import import_lora
 
     check_adapter_output(args.output, overwrite=args.overwrite, inputs=[args.lora])

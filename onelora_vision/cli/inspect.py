@@ -4,7 +4,7 @@ import argparse
 
 from onelora_vision.cli.output import add_plot
 from onelora_vision.errors import listed, one_line
-from onelora_vision.outputs import check_file
+from onelora_vision.storage.outputs import check_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

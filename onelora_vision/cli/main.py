@@ -10,8 +10,8 @@ import json
 import keyword
 import sys
 
-from onelora_vision.command import Parser, exits_cleanly
 from onelora_vision.errors import InputError, nearest, printable
+from onelora_vision.runtime.command import Parser, exits_cleanly
 
 COMMANDS = {
     "params": "count the parameters of a method on a backbone, without its weights",

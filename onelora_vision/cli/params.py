@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from onelora_vision.cli.output import add_plot
 from onelora_vision.errors import InputError, NotApplicable
-from onelora_vision.method_names import METHODS, find_method
-from onelora_vision.outputs import check_file
+from onelora_vision.methods.names import METHODS, find_method
+from onelora_vision.storage.outputs import check_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> list[dict]:
 
 
 def _rows(args: argparse.Namespace, names: list[str]) -> Iterator[dict]:
-    from onelora_vision.parameters import count
+    from onelora_vision.budget.parameters import count
 
     for name in names:
         try:
@@ -67,7 +67,7 @@ def _size(count: int) -> str:
 
 
 def _plot(rows: list[dict], path: str) -> None:
-    from onelora_vision.figures import saved_figure
+    from onelora_vision.plots.figures import saved_figure
 
     rows = sorted(rows, key=lambda row: row["trainable_parameters"])
     methods, counts = [row["method"] for row in rows], [row["trainable_parameters"] for row in rows]

@@ -4,7 +4,7 @@ import argparse
 import re
 
 from onelora_vision.errors import InputError
-from onelora_vision.method_names import find_method
+from onelora_vision.methods.names import find_method
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 PARTS = ("weights", "activations", "gradients", "optimizer", "peak")
@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> list[dict]:
     memory = None if args.memory is None else bytes_of(args.memory)
     methods = [find_method(name.strip()).name for name in args.method.split(",")]
 
-    from onelora_vision.planner import plan
-    from onelora_vision.progress import progress_bar
+    from onelora_vision.budget.memory import plan
+    from onelora_vision.runtime.progress import progress_bar
 
     options = {"num_classes": args.num_classes, "fuse_qkv": args.fuse_qkv, "rank": args.rank}
     with progress_bar(None, desc="measuring", unit="step", leave=False) as bar:

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> list[dict]:
     require_adapter(args.adapter)
     for path in args.images:
         require_path(path)
-    from onelora_vision.adapters.files import read_adapter
+    from onelora_vision.adapters.file import read_adapter
 
     paths = _pictures(args.images)
     task = read_adapter(args.adapter).info.task
@@ -86,8 +86,8 @@ def _pictures(given: list[str]) -> list[str]:
 def _classify(args: argparse.Namespace, paths: list[str]) -> list[dict]:
     from onelora_vision.backbones.vit import predict_classes
     from onelora_vision.data.images import read_images, trimmed
-    from onelora_vision.prediction import load_classifier
-    from onelora_vision.progress import progress_bar
+    from onelora_vision.inference.classification import load_classifier
+    from onelora_vision.runtime.progress import progress_bar
 
     classifier, rows = load_classifier(args.adapter, args.base, args.device), []
     readable = read_images(paths, args.on_bad_image)
@@ -104,9 +104,9 @@ def _classify(args: argparse.Namespace, paths: list[str]) -> list[dict]:
 
 def _estimate(args: argparse.Namespace, paths: list[str]) -> list[dict]:
     from onelora_vision.data.images import read_images
-    from onelora_vision.depth_maps import load_depth_estimator
-    from onelora_vision.outputs import check_additions
-    from onelora_vision.progress import progress
+    from onelora_vision.inference.depth import load_depth_estimator
+    from onelora_vision.runtime.progress import progress
+    from onelora_vision.storage.outputs import check_additions
 
     names = [Path(path).stem for path in paths]
     if len(set(names)) < len(names):
@@ -138,8 +138,8 @@ def _depth_of(path: str, picture, estimator):
 def _write_depth(args: argparse.Namespace, path: str, estimator, depth, ledger) -> dict:
     import numpy as np
 
-    from onelora_vision.depth_maps import colorize, save_depth_png
-    from onelora_vision.pictures import save_marked
+    from onelora_vision.inference.depth import colorize, save_depth_png
+    from onelora_vision.plots.pictures import save_marked
 
     name = Path(path).stem
     millimetres, color, array = (f"{name}{ending}" for ending in ENDINGS)

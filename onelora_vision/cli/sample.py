@@ -12,8 +12,8 @@ from pathlib import Path
 
 from onelora_vision.cli.inputs import add_device, require_adapter
 from onelora_vision.cli.output import add_output
+from onelora_vision.diffusion.settings import MAX_SEED, SamplingSettings
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.sampling_settings import MAX_SEED, SamplingSettings
 
 FORMATS = ("png", "grid", "npz")
 KIND = "samples"
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> dict:
     SamplingSettings(**given)  # refuses what cannot be sampled with
     require_adapter(args.adapter)
     from onelora_vision.backbones.dit import class_ids
-    from onelora_vision.generator import load_generator
-    from onelora_vision.outputs import check_folder
+    from onelora_vision.inference.generation import load_generator
+    from onelora_vision.storage.outputs import check_folder
 
     # Whether the folder's samples are those of this request is only known when the adapter is loaded.
     inputs = [path for path in (args.adapter, args.base) if path]
@@ -108,8 +108,8 @@ def _open_folder(args: argparse.Namespace, request: dict):
     Raises:
         InputError: the samples of another request are there, and there is no ``--overwrite``.
     """
-    from onelora_vision.files import clear_leftovers, write_json
-    from onelora_vision.outputs import Ledger, check_folder
+    from onelora_vision.storage.files import clear_leftovers, write_json
+    from onelora_vision.storage.outputs import Ledger, check_folder
 
     request = json.loads(json.dumps(request))
     place = check_folder(args.output, KIND, overwrite=True)
@@ -132,8 +132,8 @@ def _draw(generator, labels, seeds, settings, args, notes: dict, ledger):
     """All images as uint8 (N, H, W, 3); with a ``ledger`` each is kept as a PNG as soon as it is drawn, or read from it."""
     import numpy as np
 
-    from onelora_vision.pictures import save_sample
-    from onelora_vision.progress import progress_bar
+    from onelora_vision.plots.pictures import save_sample
+    from onelora_vision.runtime.progress import progress_bar
 
     names = [f"{label:04d}-{seed:05d}.png" for label, seed in zip(labels, seeds)]
     pixels = {name: _read(ledger.folder / name) for name in names if ledger and (ledger.folder / name).exists()}
@@ -171,7 +171,7 @@ def _write_sheets(pixels, labels, formats, columns: int, ledger) -> None:
     import torch
 
     from onelora_vision.data.image_sets import write_npz
-    from onelora_vision.pictures import save_marked, tile
+    from onelora_vision.plots.pictures import save_marked, tile
 
     if "grid" in formats:
         sheet = tile(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255, columns)

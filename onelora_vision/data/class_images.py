@@ -14,9 +14,9 @@ from PIL import Image
 from onelora_vision.data.images import decode_image, list_folders, list_images, read_image, shown, to_rgb, trimmed
 from onelora_vision.data.stream import BadItems, SampleRef, SeededDataset
 from onelora_vision.errors import InputError, listed, nearest
-from onelora_vision.hub import expect_hub
+from onelora_vision.runtime.hub import expect_hub
 from onelora_vision.seeding import mix
-from onelora_vision.textfiles import read_lines, read_text
+from onelora_vision.storage.textfiles import read_lines, read_text
 
 #: Name of the data set that needs no folder.
 EMBEDDED = "embedded"
@@ -218,8 +218,8 @@ def open_training_images(
 
 
 def _open_digits(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
-    """The handwriting of `onelora_vision.data.digits`, 32 x 32 pixels, in its fixed splits."""
-    from onelora_vision.data.digits import HandwrittenDigits
+    """The handwriting of `onelora_vision.data.synthetic.digits`, 32 x 32 pixels, in its fixed splits."""
+    from onelora_vision.data.synthetic.digits import HandwrittenDigits
 
     digits = HandwrittenDigits(split)
     pixels = (digits.images().permute(0, 2, 3, 1) * 255).round().byte().numpy()

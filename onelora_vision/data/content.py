@@ -11,7 +11,7 @@ from PIL import Image
 from onelora_vision.data.class_images import ClassImages
 from onelora_vision.data.images import shown
 from onelora_vision.errors import InputError
-from onelora_vision.progress import progress
+from onelora_vision.runtime.progress import progress
 
 _THREADS = 8  # hashing frees the interpreter's lock, so files are read side by side
 

@@ -10,7 +10,7 @@ import torch
 from onelora_vision.data.content import file_hashes
 from onelora_vision.data.images import list_images, read_images, shown
 from onelora_vision.errors import InputError
-from onelora_vision.files import atomic_file
+from onelora_vision.storage.files import atomic_file
 
 
 class ImageSet:

@@ -10,7 +10,7 @@ from typing import IO
 from PIL import Image, ImageOps
 
 from onelora_vision.errors import InputError
-from onelora_vision.outputs import is_sheet
+from onelora_vision.storage.outputs import is_sheet
 
 _log = logging.getLogger(__name__)
 #: How many times as long as wide a picture may be before it is cut, or its resolution lowered: memory grows with it.

@@ -23,14 +23,14 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from onelora_vision.cache import NoHomeFolder, combined_hash, default_cache, dispensable
 from onelora_vision.data.class_images import ClassImageDataset
 from onelora_vision.data.content import content_hashes
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.stream import SampleRef, SeededDataset, collate
 from onelora_vision.errors import InputError, WriteError
-from onelora_vision.files import atomic_file
-from onelora_vision.progress import progress_bar
+from onelora_vision.runtime.progress import progress_bar
+from onelora_vision.storage.cache import NoHomeFolder, combined_hash, default_cache, dispensable
+from onelora_vision.storage.files import atomic_file
 
 SHARD = 512  # entries; of 32 x 32 x 4 latents in fp32 a shard is 32 MiB
 

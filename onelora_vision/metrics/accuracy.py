@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from onelora_vision.figures import saved_figure
+from onelora_vision.plots.figures import saved_figure
 
 
 @dataclass(frozen=True)

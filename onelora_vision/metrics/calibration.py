@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from onelora_vision.figures import saved_figure
+from onelora_vision.plots.figures import saved_figure
 
 NUM_BINS = 15
 

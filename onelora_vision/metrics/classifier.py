@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from onelora_vision.files import write_json
-from onelora_vision.outputs import folder_output
+from onelora_vision.storage.files import write_json
+from onelora_vision.storage.outputs import folder_output
 
 
 class GlyphClassifier(nn.Module):

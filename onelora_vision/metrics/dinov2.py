@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from onelora_vision.errors import InputError, one_line
 from onelora_vision.metrics.generative import Features, weights_hash
 from onelora_vision.metrics.inception import DOWNLOAD
-from onelora_vision.weights import read_weights
+from onelora_vision.storage.weights import read_weights
 
 MODEL = "vit_large_patch14_dinov2.lvd142m"
 SIDE = 224  # pixels

@@ -7,12 +7,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from onelora_vision.cache import combined_hash, default_cache, dispensable
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.files import atomic_file
 from onelora_vision.metrics.dinov2 import MODEL, DinoFeatures
 from onelora_vision.metrics.generative import EmbeddedFeatures, Features, FeatureSet
 from onelora_vision.metrics.inception import InceptionFeatures
+from onelora_vision.storage.cache import combined_hash, default_cache, dispensable
+from onelora_vision.storage.files import atomic_file
 
 FEATURES = ("embedded", "inception", "dinov2")
 

@@ -7,7 +7,7 @@ import torch
 
 from onelora_vision.errors import InputError
 from onelora_vision.metrics.generative import Features, weights_hash
-from onelora_vision.weights import read_weights
+from onelora_vision.storage.weights import read_weights
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 SOURCE = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"

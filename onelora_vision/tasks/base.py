@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from onelora_vision.adapters.files import save_adapter
+from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 
 

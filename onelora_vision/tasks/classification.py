@@ -11,10 +11,10 @@ from peft import PeftModel
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.vit import logits_of
 from onelora_vision.errors import InputError
-from onelora_vision.files import write_json
 from onelora_vision.metrics.accuracy import Predictions, confusion_matrix, draw_confusion_matrix, per_class_accuracy
 from onelora_vision.metrics.calibration import CalibrationBins, draw_reliability_diagram
 from onelora_vision.seeding import mix, seeded
+from onelora_vision.storage.files import write_json
 from onelora_vision.tasks.base import Task
 
 

@@ -10,7 +10,7 @@ from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.depth_anything import is_metric, predict
 from onelora_vision.data.depth.caps import Caps
 from onelora_vision.data.depth.dataset import DepthDataset
-from onelora_vision.depth_maps import ComparedDepth, save_depth_comparison
+from onelora_vision.inference.depth import ComparedDepth, save_depth_comparison
 from onelora_vision.metrics.depth import align_scale_and_shift, as_evaluated, depth_metrics, resized_depth
 from onelora_vision.tasks.base import Task
 from onelora_vision.tasks.depth_losses import gradient_matching, scale_and_shift_invariant, silog

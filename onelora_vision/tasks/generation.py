@@ -10,8 +10,8 @@ from torch import nn
 from onelora_vision import seeding
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.data.latents import posterior
-from onelora_vision.diffusion import NoiseSchedule, training_losses
-from onelora_vision.sampling import make_scheduler
+from onelora_vision.diffusion.sampling import make_scheduler
+from onelora_vision.diffusion.schedule import NoiseSchedule, training_losses
 from onelora_vision.tasks.base import Task
 from onelora_vision.tasks.sample_evaluation import SampleEvaluator, SamplePicture, sweep_guidance
 

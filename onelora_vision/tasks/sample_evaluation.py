@@ -14,12 +14,12 @@ from torch.utils.data import Dataset, Subset
 
 from onelora_vision import seeding
 from onelora_vision.data.stream import evaluation_loader
-from onelora_vision.files import write_json
+from onelora_vision.diffusion.sampling import decode, sample, sample_latents
+from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.metrics.generative import Features, FeatureSet, Protocol, class_accuracy, collect, compare
-from onelora_vision.pictures import save_comparison, save_curves
-from onelora_vision.progress import progress, progress_bar
-from onelora_vision.sampling import decode, sample, sample_latents
-from onelora_vision.sampling_settings import SamplingSettings
+from onelora_vision.plots.pictures import save_comparison, save_curves
+from onelora_vision.runtime.progress import progress, progress_bar
+from onelora_vision.storage.files import write_json
 
 
 @contextlib.contextmanager

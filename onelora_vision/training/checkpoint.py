@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from onelora_vision.errors import InputError, TrainingError, WriteError
-from onelora_vision.files import TEMPORARY_PREFIX, atomic_directory
+from onelora_vision.storage.files import TEMPORARY_PREFIX, atomic_directory
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.ema import EMA
 from onelora_vision.training.optim import trained_parameters

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from onelora_vision.command import ends_at_once
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.files import atomic_file
-from onelora_vision.method_names import check_options, find_method
-from onelora_vision.textfiles import named_file, read_text
+from onelora_vision.methods.names import check_options, find_method
+from onelora_vision.runtime.command import ends_at_once
+from onelora_vision.storage.files import atomic_file
+from onelora_vision.storage.textfiles import named_file, read_text
 
 _PATH_ENDINGS = ("_dir", "_file", "_path", "_weights")  # of settings that are paths
 Config = TypeVar("Config", bound="TrainingConfig")
@@ -138,7 +138,7 @@ class TrainingConfig:
 
     @property
     def method_options(self) -> dict:
-        """What `onelora_vision.methods.apply_method` takes besides model, method and places."""
+        """What `onelora_vision.methods.apply.apply_method` takes besides model, method and places."""
         names = ("rank", "lora_alpha", "compression", "target_modules", "seed")
         return {name: getattr(self, name) for name in names}
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onelora_vision.errors import InputError, listed
-from onelora_vision.files import TEMPORARY_PREFIX, clear_leftovers
-from onelora_vision.outputs import LEDGER, Ledger
+from onelora_vision.storage.files import TEMPORARY_PREFIX, clear_leftovers
+from onelora_vision.storage.outputs import LEDGER, Ledger
 
 KIND = "run"
 LOCK = ".onelora-lock"

@@ -11,7 +11,7 @@ from pathlib import Path
 from peft import set_peft_model_state_dict
 from torch.utils.data import Dataset
 
-from onelora_vision.adapters.files import read_adapter
+from onelora_vision.adapters.file import read_adapter
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.tasks.base import Task
 from onelora_vision.training.config import TrainingConfig

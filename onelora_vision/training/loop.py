@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from onelora_vision.data.stream import TrainingBatchSampler, training_loader
 from onelora_vision.errors import Stopped, TrainingError
-from onelora_vision.progress import progress_bar
+from onelora_vision.runtime.progress import progress_bar
 from onelora_vision.seeding import seed_all
 from onelora_vision.tasks.base import Task
 from onelora_vision.training import checkpoint as ckpt

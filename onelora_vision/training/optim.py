@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from onelora_vision.errors import InputError
-from onelora_vision.methods import head_parameters
+from onelora_vision.methods.apply import head_parameters
 from onelora_vision.training.config import TrainingConfig
 
 

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from onelora_vision.errors import InputError
-from onelora_vision.files import write_json
+from onelora_vision.storage.files import write_json
 from onelora_vision.tasks.base import Task
 from onelora_vision.training.loop import TrainingSummary
 from onelora_vision.training.report import count_parameters, peak_memory_bytes, versions

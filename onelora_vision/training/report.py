@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from onelora_vision.errors import InputError
-from onelora_vision.figures import saved_figure
-from onelora_vision.methods import head_parameters
+from onelora_vision.methods.apply import head_parameters
 from onelora_vision.metrics.direction import arrow
+from onelora_vision.plots.figures import saved_figure
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.optim import samples_per_step, total_steps, trained_parameters
 

@@ -2,7 +2,7 @@
 
 from accelerate import Accelerator
 
-from onelora_vision.files import writing
+from onelora_vision.storage.files import writing
 
 
 def open_trackers(accelerator: Accelerator, step: int) -> None:

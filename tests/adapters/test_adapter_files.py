@@ -6,11 +6,11 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from onelora_vision.adapters.files import fingerprint, read_adapter, save_adapter
+from onelora_vision.adapters.file import fingerprint, read_adapter, save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.errors import InputError
-from onelora_vision.methods import apply_method
+from onelora_vision.methods.apply import apply_method
 
 INFO = AdapterInfo(
     task="classification",

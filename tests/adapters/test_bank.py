@@ -10,7 +10,7 @@ from onelora_vision import OneLoraConfig
 from onelora_vision.adapters.algebra import blend
 from onelora_vision.adapters.bank import AdapterBank, _own_parameters, swap
 from onelora_vision.adapters.bases import output_of
-from onelora_vision.adapters.files import Adapter
+from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.errors import InputError
 
@@ -105,7 +105,7 @@ def test_weights_per_sample_are_blends(method, tmp_path):
 
 @torch.no_grad()
 def test_guidance_batches_adapters_of_different_classes_and_swapping(tmp_path):
-    from onelora_vision.adapters.files import write_adapter
+    from onelora_vision.adapters.file import write_adapter
 
     a, b = (make_adapter(tmp_path / str(k), "diffusers", "onelora", k) for k in (1, 2))
     key = next(key for key in b.tensors if key.endswith("embedding_table.weight"))

@@ -6,7 +6,7 @@ from PIL import Image
 from tiny_hosts import make_adapter
 
 from onelora_vision.adapters import hub
-from onelora_vision.adapters.files import read_adapter, write_adapter
+from onelora_vision.adapters.file import read_adapter, write_adapter
 from onelora_vision.adapters.hub import push_adapter
 from onelora_vision.errors import InputError
 

@@ -10,7 +10,7 @@ from tiny_hosts import save_base, trained_on
 
 from onelora_vision.adapters.bases import load_base
 from onelora_vision.adapters.export import export
-from onelora_vision.adapters.files import read_adapter, write_adapter
+from onelora_vision.adapters.file import read_adapter, write_adapter
 from onelora_vision.adapters.importing import import_lora
 from onelora_vision.errors import InputError
 

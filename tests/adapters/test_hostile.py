@@ -18,7 +18,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from tiny_hosts import fresh, make_adapter
 
-from onelora_vision.adapters.files import read_adapter, serialize, write_adapter
+from onelora_vision.adapters.file import read_adapter, serialize, write_adapter
 from onelora_vision.errors import InputError
 from onelora_vision.tuners.base import own_modules
 from onelora_vision.tuners.matching import check_fields, resolve

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from onelora_vision.adapters.bases import load_base
-from onelora_vision.adapters.files import save_adapter
+from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.depth_anything import depth_adaptation
 from onelora_vision.backbones.dit import dit_adaptation
 from onelora_vision.backbones.vit import vit_adaptation
-from onelora_vision.method_names import find_method
-from onelora_vision.methods import apply_method
+from onelora_vision.methods.apply import apply_method
+from onelora_vision.methods.names import find_method
 
 # One for all apps of this process, as gradio reads it once, when it is imported.
 os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="gradio-")

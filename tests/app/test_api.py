@@ -15,7 +15,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import onelora_vision.embedded
-from onelora_vision.adapters.files import read_adapter
+from onelora_vision.adapters.file import read_adapter
 from onelora_vision.cli.main import main as onelora
 
 DRAW = [["2"], 3, False, 1, 2, "dpm++", 2.5, "", True]  # classes, seed, random, images, steps, sampler, …

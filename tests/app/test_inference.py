@@ -10,14 +10,14 @@ from PIL import Image
 from app.drawing import Request, parse_axis, restore
 from app.inference import Studio
 from app.runs import State
-from onelora_vision.adapters.files import read_adapter, write_adapter
+from onelora_vision.adapters.file import read_adapter, write_adapter
 from onelora_vision.backbones.vit import predict_classes
 from onelora_vision.data.images import read_image
-from onelora_vision.depth_maps import load_depth_estimator
+from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
-from onelora_vision.generator import load_generator
-from onelora_vision.prediction import load_classifier
-from onelora_vision.sampling_settings import SamplingSettings
+from onelora_vision.inference.classification import load_classifier
+from onelora_vision.inference.depth import load_depth_estimator
+from onelora_vision.inference.generation import load_generator
 
 REQUEST = Request(("2",), seed=3, steps=3, num_images=2)
 SETTINGS = SamplingSettings("dpm++", 3, 2.5)

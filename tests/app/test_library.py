@@ -11,7 +11,7 @@ from app.hub import fetch_adapter
 from app.inference import Studio
 from app.library import unique_name
 from app.sessions import MAX_SESSIONS
-from onelora_vision.adapters.files import read_adapter, write_adapter
+from onelora_vision.adapters.file import read_adapter, write_adapter
 from onelora_vision.errors import InputError
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onelora_vision.adapters.files import read_adapter
+from onelora_vision.adapters.file import read_adapter
 
 try:
     from playwright.sync_api import expect

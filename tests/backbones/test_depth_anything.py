@@ -17,7 +17,7 @@ from onelora_vision.backbones.depth_anything import (
     small_depth_anything,
 )
 from onelora_vision.errors import InputError
-from onelora_vision.methods import apply_method, trainable_parameters
+from onelora_vision.methods.apply import apply_method, trainable_parameters
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import save_file
 from transformers.utils import logging as transformers_logging
 
-from onelora_vision.adapters.files import read_adapter, save_adapter
+from onelora_vision.adapters.file import read_adapter, save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.vit import ViT, classifier_names, load_vit, logits_of, replace_head, vit_adaptation
 from onelora_vision.errors import InputError
-from onelora_vision.methods import apply_method
+from onelora_vision.methods.apply import apply_method
 from onelora_vision.tuners import probe_gradients
 
 CLASSES = ["a", "b", "c"]

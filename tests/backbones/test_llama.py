@@ -4,7 +4,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from onelora_vision import probe_gradients
 from onelora_vision.backbones.llama import llama_adaptation
-from onelora_vision.methods import apply_method
+from onelora_vision.methods.apply import apply_method
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from onelora_vision.adapters.files import save_adapter
+from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.preprocessing import image_size, load_processor, measure
 from onelora_vision.backbones.vit import ViT, load_vit, replace_head, vit_adaptation
 from onelora_vision.errors import InputError
-from onelora_vision.methods import apply_method
-from onelora_vision.prediction import load_classifier
+from onelora_vision.inference.classification import load_classifier
+from onelora_vision.methods.apply import apply_method
 
 SQUARE = {"height": 24, "width": 24}
 CROP = {"size": {"shortest_edge": 28}, "crop_size": SQUARE, "do_center_crop": True}

@@ -19,7 +19,7 @@ from onelora_vision.backbones.vit import (
     vit_adaptation,
 )
 from onelora_vision.errors import InputError
-from onelora_vision.methods import apply_method
+from onelora_vision.methods.apply import apply_method
 from onelora_vision.tuners import probe_gradients
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2}
@@ -110,7 +110,7 @@ def test_transformers_backbone_without_a_classifier_has_no_classes(tmp_path):
 
 def test_embedded_base_is_small_and_knows_printed_characters():
     from onelora_vision import embedded
-    from onelora_vision.data.glyphs import render_glyphs
+    from onelora_vision.data.synthetic.glyphs import render_glyphs
 
     assert sum(file.stat().st_size for file in embedded.VIT.iterdir()) <= 2e6
     vit = load_vit()

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.alignment import alignments, kind, main
 from onelora_vision import apply_method, embedded
-from onelora_vision.adapters.files import fingerprint, save_adapter
+from onelora_vision.adapters.file import fingerprint, save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.vit import classifier_names, load_vit, vit_adaptation
 

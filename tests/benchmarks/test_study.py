@@ -18,8 +18,8 @@ from benchmarks.study import (
     wanted_cells,
 )
 from benchmarks.study_report import few_shot_table, good_rates, method_table, rate_table, spread, write_report
-from onelora_vision.files import write_json
-from onelora_vision.methods import apply_method
+from onelora_vision.methods.apply import apply_method
+from onelora_vision.storage.files import write_json
 from train_scripts import train_classification
 from train_scripts.train_classification import ClassificationConfig
 from train_scripts.train_depth import DepthConfig

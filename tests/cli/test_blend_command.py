@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_hosts import make_adapter, save_base, trained_on
 
-from onelora_vision.adapters.files import read_adapter
+from onelora_vision.adapters.file import read_adapter
 
 
 @pytest.fixture

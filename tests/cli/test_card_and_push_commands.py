@@ -6,7 +6,7 @@ from PIL import Image
 from tiny_hosts import make_adapter
 
 from onelora_vision.adapters import hub
-from onelora_vision.adapters.files import read_adapter
+from onelora_vision.adapters.file import read_adapter
 
 
 def test_card_takes_licence_data_and_pictures_and_keeps_them(onelora, tmp_path):

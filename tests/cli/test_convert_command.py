@@ -1,7 +1,7 @@
 import torch
 
 from onelora_vision.backbones.dit import load_dit
-from onelora_vision.dit_original import read_original
+from onelora_vision.backbones.dit_original import read_original
 
 
 def test_there_and_back(onelora, dit_folder, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_hosts import HOSTS, fresh, make_adapter, save_base, trained_on
 
-from onelora_vision.adapters.files import write_adapter
+from onelora_vision.adapters.file import write_adapter
 from onelora_vision.adapters.inspection import examine
 
 

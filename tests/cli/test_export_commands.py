@@ -1,7 +1,7 @@
 import torch
 from tiny_hosts import save_base, trained_on
 
-from onelora_vision.adapters.files import read_adapter
+from onelora_vision.adapters.file import read_adapter
 
 
 def test_there_and_back(onelora, tmp_path):

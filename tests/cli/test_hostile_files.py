@@ -9,7 +9,7 @@ import yaml
 from tiny_hosts import make_adapter
 
 from onelora_vision.adapters.card import card
-from onelora_vision.adapters.files import read_adapter, serialize
+from onelora_vision.adapters.file import read_adapter, serialize
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.adapters.inspection import examine
 from onelora_vision.adapters.summary import inspect

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onelora_vision.adapters.files import fingerprint, read_adapter, save_adapter
+from onelora_vision.adapters.file import fingerprint, read_adapter, save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.depth_anything import depth_adaptation, load_depth_anything
 from onelora_vision.backbones.vit import load_vit, replace_head, vit_adaptation
 from onelora_vision.cli import main
-from onelora_vision.methods import apply_method
+from onelora_vision.methods.apply import apply_method
 
 
 @pytest.fixture(scope="module")

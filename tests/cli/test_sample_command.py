@@ -6,15 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from onelora_vision.adapters.files import save_adapter
+from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.dit import dit_adaptation, load_dit
 from onelora_vision.data.images import list_images
-from onelora_vision.depth_maps import save_depth_png
-from onelora_vision.figures import saved_figure
-from onelora_vision.generator import Generator, load_generator
-from onelora_vision.methods import apply_method
-from onelora_vision.sampling_settings import SamplingSettings
+from onelora_vision.diffusion.settings import SamplingSettings
+from onelora_vision.inference.depth import save_depth_png
+from onelora_vision.inference.generation import Generator, load_generator
+from onelora_vision.methods.apply import apply_method
+from onelora_vision.plots.figures import saved_figure
 
 
 @pytest.fixture(scope="module")

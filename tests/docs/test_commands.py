@@ -13,13 +13,13 @@ import timm
 import torch
 from code_blocks import BLOCKS, NEEDS, PAGES, ROOT, outside_blocks
 
-from onelora_vision.adapters.files import save_adapter
+from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.vit import vit_adaptation
 from onelora_vision.cli import main as onelora
 from onelora_vision.cli.main import COMMANDS
 from onelora_vision.errors import InputError
-from onelora_vision.methods import apply_method
+from onelora_vision.methods.apply import apply_method
 from onelora_vision.training.config import TrainingConfig, parse_config
 
 SCRIPTS = ("train_classification", "train_depth", "train_dit")

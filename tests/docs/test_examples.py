@@ -14,11 +14,11 @@ from code_blocks import BLOCKS, ROOT
 from peft import PeftModel, get_peft_model_state_dict
 from PIL import Image
 
-from onelora_vision.adapters.files import read_adapter, write_adapter
+from onelora_vision.adapters.file import read_adapter, write_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import Adaptation
-from onelora_vision.method_names import METHODS
-from onelora_vision.methods import apply_method
+from onelora_vision.methods.apply import apply_method
+from onelora_vision.methods.names import METHODS
 
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 MOST_LINES = 40

@@ -9,12 +9,12 @@ from safetensors import safe_open
 
 from onelora_vision import embedded
 from onelora_vision.backbones.dit import load_dit
-from onelora_vision.data.digits import HandwrittenDigits
-from onelora_vision.data.glyphs import CLASS_NAMES, render_glyphs
+from onelora_vision.data.synthetic.digits import HandwrittenDigits
+from onelora_vision.data.synthetic.glyphs import CLASS_NAMES, render_glyphs
+from onelora_vision.diffusion.sampling import sample
+from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.metrics.frechet import frechet_distance
 from onelora_vision.metrics.generative import EmbeddedFeatures, autoencoder_floor, class_accuracy, measure
-from onelora_vision.sampling import sample
-from onelora_vision.sampling_settings import SamplingSettings
 
 
 @pytest.fixture(scope="module")

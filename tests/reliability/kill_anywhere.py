@@ -23,7 +23,7 @@ import jobs
 import torch
 from forks import Moments, fork, wait
 
-from onelora_vision.files import TEMPORARY_PREFIX
+from onelora_vision.storage.files import TEMPORARY_PREFIX
 
 LONGEST = 300  # seconds after which a run counts as hung
 KILLS_IN_A_ROW = 5

@@ -8,7 +8,7 @@ import jobs
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
-from onelora_vision.files import TEMPORARY_PREFIX
+from onelora_vision.storage.files import TEMPORARY_PREFIX
 from onelora_vision.training.checkpoint import latest_checkpoint
 from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.step import OptimizerStep

@@ -3,7 +3,7 @@ import torch
 
 from onelora_vision import seeding
 from onelora_vision.backbones.dit import dit_adaptation, load_dit
-from onelora_vision.methods import apply_method
+from onelora_vision.methods.apply import apply_method
 from onelora_vision.tasks.generation import DROPOUT, GenerationTask
 
 

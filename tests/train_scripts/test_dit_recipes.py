@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from onelora_vision.method_names import METHODS
+from onelora_vision.methods.names import METHODS
 from onelora_vision.training.config import parse_config
 from train_scripts.train_dit import DiTConfig
 

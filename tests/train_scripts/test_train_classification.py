@@ -17,11 +17,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoImageProcessor, Dinov2Config, Dinov2ForImageClassification
 
-from onelora_vision.adapters.files import read_adapter
+from onelora_vision.adapters.file import read_adapter
 from onelora_vision.backbones.vit import load_vit, predict_classes, replace_head
 from onelora_vision.data.class_images import OPENERS, open_class_images
 from onelora_vision.errors import InputError
-from onelora_vision.prediction import load_classifier
+from onelora_vision.inference.classification import load_classifier
 from onelora_vision.training.config import parse_config
 from train_scripts import train_classification
 from train_scripts.train_classification import ClassificationConfig

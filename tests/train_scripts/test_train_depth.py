@@ -9,11 +9,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from onelora_vision.adapters.files import read_adapter
+from onelora_vision.adapters.file import read_adapter
 from onelora_vision.data.depth.formats import FORMATS
-from onelora_vision.data.scenes import render_scene
-from onelora_vision.depth_maps import load_depth_estimator
+from onelora_vision.data.synthetic.scenes import render_scene
 from onelora_vision.errors import InputError
+from onelora_vision.inference.depth import load_depth_estimator
 from onelora_vision.training.config import parse_config
 from onelora_vision.training.setup import start_run
 from train_scripts import train_depth

@@ -13,13 +13,13 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from onelora_vision.adapters.files import read_adapter
+from onelora_vision.adapters.file import read_adapter
 from onelora_vision.backbones.dit import load_dit
 from onelora_vision.data.class_images import OPENERS
+from onelora_vision.diffusion.sampling import sample
+from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
 from onelora_vision.metrics.generative import Features, Protocol
-from onelora_vision.sampling import sample
-from onelora_vision.sampling_settings import SamplingSettings
 from train_scripts import train_dit
 
 ROOT = Path(__file__).parents[2]

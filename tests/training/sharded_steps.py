@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.vit import vit_adaptation
 from onelora_vision.errors import InputError
-from onelora_vision.methods import apply_method
+from onelora_vision.methods.apply import apply_method
 from onelora_vision.seeding import seed_all
 from onelora_vision.training.compilation import compile_blocks
 from onelora_vision.training.sharding import ShardedBlocks, leave_frozen_to_us

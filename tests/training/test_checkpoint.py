@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState, GradientState
 from tiny_run import TinyConfig, run
 
 from onelora_vision.errors import InputError, TrainingError
-from onelora_vision.files import TEMPORARY_PREFIX
+from onelora_vision.storage.files import TEMPORARY_PREFIX
 from onelora_vision.training import checkpoint as ckpt
 from onelora_vision.training.folder import LOCK, RunFolder
 

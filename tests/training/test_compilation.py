@@ -9,9 +9,9 @@ from tiny_hosts import HOSTS, example, fresh
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from onelora_vision.backbones.base import enable_gradient_checkpointing
+from onelora_vision.budget.memory import training_loss
 from onelora_vision.errors import InputError
-from onelora_vision.methods import apply_method
-from onelora_vision.planner import training_loss
+from onelora_vision.methods.apply import apply_method
 from onelora_vision.training import loop
 from onelora_vision.training.compilation import compile_blocks
 

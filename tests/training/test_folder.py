@@ -3,7 +3,7 @@
 import pytest
 
 from onelora_vision.errors import InputError
-from onelora_vision.files import TEMPORARY_PREFIX
+from onelora_vision.storage.files import TEMPORARY_PREFIX
 from onelora_vision.training.folder import RunFolder
 
 

@@ -12,8 +12,8 @@ import torch
 
 from onelora_vision import OneLoraConfig, seeding
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.command import exits_cleanly
 from onelora_vision.data.stream import SampleRef, evaluation_loader
+from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.tasks.base import Task
 from onelora_vision.training.config import TrainingConfig, option, parse_config
 from onelora_vision.training.loop import TrainingSummary, evaluate, train

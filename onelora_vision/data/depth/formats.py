@@ -22,7 +22,7 @@ class DepthFormat(NamedTuple):
 
 def _scenes(kind: str) -> Callable:
     def opened(root: str | None, split: str, split_file: str | None) -> "Sequence[DepthFrame]":
-        from onelora_vision.data.scenes import SceneFrames
+        from onelora_vision.data.synthetic.scenes import SceneFrames
 
         return SceneFrames(kind, split, 400 if split == "train" else 200)
 

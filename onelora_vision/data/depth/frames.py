@@ -14,7 +14,7 @@ from PIL import Image
 
 from onelora_vision.data.images import read_image, shown
 from onelora_vision.errors import InputError
-from onelora_vision.textfiles import read_lines
+from onelora_vision.storage.textfiles import read_lines
 
 _LOSSLESS = ("PNG", "TIFF", "PPM")  # Pillow's names of formats
 

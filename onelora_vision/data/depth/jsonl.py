@@ -8,7 +8,7 @@ from pathlib import Path
 from onelora_vision.data.depth.frames import DepthFrame, FilePair, FrameFiles, require_frames
 from onelora_vision.data.images import shown
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.textfiles import named_file, read_lines
+from onelora_vision.storage.textfiles import named_file, read_lines
 
 _KEYS = ("image", "depth", "scale", "mask", "split")
 

@@ -18,7 +18,7 @@ from onelora_vision.data.depth.frames import (
 )
 from onelora_vision.data.images import shown
 from onelora_vision.errors import InputError
-from onelora_vision.textfiles import named_file
+from onelora_vision.storage.textfiles import named_file
 
 
 class NyuMat(Sequence[DepthFrame]):

@@ -6,11 +6,9 @@ from peft import PeftConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from onelora_vision.errors import InputError
-from onelora_vision.method_names import compression_key
 from onelora_vision.tuners.base import check_choice, check_targets
+from onelora_vision.tuners.compressions import COMPRESSIONS, compression_key
 from onelora_vision.tuners.registry import peft_type
-
-COMPRESSIONS = ("sum", "random", "singular")
 
 
 @dataclass

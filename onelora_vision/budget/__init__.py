@@ -1,0 +1,1 @@
+"""What a method costs before it runs: counts of parameters, and memory of a training step."""

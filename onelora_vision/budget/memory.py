@@ -1,0 +1,248 @@
+"""How much memory a training step takes, and the largest batch that fits, without weights and without the device.
+
+The step itself (forward and backward of the adapted model, random inputs of the backbone's size) runs on fake tensors,
+which have shapes and no values. Every storage is counted when it appears and when it is freed, so that the peak is that
+of the allocations: what autograd keeps, what the operations need besides, gradients as they arrive. AdamW's moments are
+added. Not counted: workspaces inside kernels, what an allocator leaves unused, a GPU's own context, an autoencoder that
+encodes images during training.
+"""
+
+import contextlib
+import math
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from onelora_vision.backbones.base import enable_gradient_checkpointing
+from onelora_vision.backbones.catalogue import describe
+from onelora_vision.backbones.preprocessing import image_size
+from onelora_vision.budget.parameters import ADAM_BYTES_PER_VALUE
+from onelora_vision.errors import InputError
+from onelora_vision.methods.apply import apply_method, trainable_parameters
+from onelora_vision.methods.names import find_method
+
+PRECISIONS = {
+    "fp32": (torch.float32, None),
+    "bf16": (torch.float32, torch.bfloat16),
+    "fp16": (torch.float32, torch.float16),
+    "pure-bf16": (torch.bfloat16, torch.bfloat16),
+}
+"""Dtype of the frozen weights and of autocast: the scripts' --mixed_precision keeps the weights in fp32."""
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes at the moment when a training step takes most, by what they are for.
+
+    Attributes:
+        weights: parameters and buffers of the model with its adapter.
+        activations: what the forward pass keeps for the backward pass, inputs, and the operations' own tensors.
+        gradients: of what is trained, those that exist at this moment. optimizer: AdamW's two moments.
+        saved: what is alive between forward and backward, beyond weights and optimizer.
+    """
+
+    weights: int
+    activations: int
+    gradients: int
+    optimizer: int
+    saved: int
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.activations + self.gradients + self.optimizer
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that come to be inside the block and are still alive: ``now`` and ``peak``."""
+
+    def __init__(self, known: Iterable[Tensor]):
+        super().__init__()
+        self.now = self.peak = self.gradients = self.gradients_at_peak = 0
+        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._count, result)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        self._sizes[key] = storage.nbytes()
+        weakref.finalize(storage, self._forget, key)
+        self.now += self._sizes[key]
+        if self.now > self.peak:
+            self.peak, self.gradients_at_peak = self.now, self.gradients
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+    def count_gradient(self, parameter: nn.Parameter) -> None:
+        """To be hooked behind the accumulation of a parameter's gradient."""
+        self.gradients += parameter.grad.nbytes
+
+
+def plan(
+    backbone: str,
+    method: str = "onelora",
+    *,
+    batch: int = 32,
+    precision: str = "bf16",
+    memory: int | None = None,
+    num_classes: int | None = None,
+    fuse_qkv: bool = False,
+    rank: int = 1,
+    watch: Callable[[str], None] = lambda step: None,
+) -> dict:
+    """Memory of a training step, and the largest batch within ``memory`` bytes, without and with checkpointing.
+
+    Returns ``{"backbone", "method", "precision", "batch", "memory", "trainable_parameters", "plain":
+    {"weights", "activations", "gradients", "optimizer", "saved", "peak", "largest_batch"}, "gradient_checkpointing":
+    the same}``; ``largest_batch`` is None without ``memory``, and 0 where not even one sample fits. ``watch`` is told
+    what is measured next, a step of training each time: a few for each of the two, more with ``memory``.
+
+    Raises:
+        InputError: unknown backbone, method or precision; a backbone that is no image model.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"--precision {precision}: choose {', '.join(PRECISIONS)}")
+    if batch < 1:
+        raise InputError(f"--batch is {batch}, but must be at least 1")
+    found = {}
+    for name, checkpointing in (("plain", False), ("gradient_checkpointing", True)):
+        model, inputs = _build(backbone, method, num_classes, fuse_qkv, rank, checkpointing)
+
+        def measure(size: int, model=model, inputs=inputs, name=name) -> StepMemory:
+            watch(f"{method}, {name.replace('_', ' ')}, batch {size}")
+            return fake_step(model, inputs, size, precision)
+
+        measured = measure(batch)
+        largest = None if memory is None else _largest_batch(measure, memory, batch, measured)
+        found[name] = {**vars(measured), "peak": measured.peak, "largest_batch": largest}
+    fixed = {"backbone": backbone, "method": find_method(method).name, "precision": precision, "batch": batch}
+    return {**fixed, "memory": memory, "trainable_parameters": trainable_parameters(model), **found}
+
+
+def _build(
+    backbone: str, method: str, num_classes: int | None, fuse_qkv: bool, rank: int, checkpointing: bool
+) -> tuple[PeftModel, Callable]:
+    base = describe(backbone, num_classes, fuse_qkv)
+    inputs = example_inputs(base.model)
+    if checkpointing:
+        enable_gradient_checkpointing(base.model)
+    row = find_method(method)
+    return apply_method(base.model, method, base.adaptation, rank=rank if row.takes_rank else 1), inputs
+
+
+def example_inputs(model: nn.Module) -> Callable[[int], dict[str, Tensor]]:
+    """Makes the keyword arguments of a training forward for a batch size, zeros of the sizes that the model wants.
+
+    Raises:
+        InputError: the model does not take images or latents.
+    """
+    config = getattr(model, "config", None)
+    if hasattr(model, "null_class"):  # our DiT
+        shape = (config.in_channels, config.sample_size, config.sample_size)
+        return lambda batch: {
+            "hidden_states": torch.zeros(batch, *shape),
+            "timestep": torch.zeros(batch, dtype=torch.long),
+            "class_labels": torch.zeros(batch, dtype=torch.long),
+        }
+    if hasattr(model, "default_cfg"):  # timm
+        sizes = getattr(getattr(model, "patch_embed", None), "img_size", None) or model.default_cfg["input_size"][-2:]
+        return lambda batch: {"x": torch.zeros(batch, 3, *sizes)}
+    size = image_size(config)
+    if size is None:
+        raise InputError(f"{type(model).__name__} takes no images: the planner knows DiT, ViT and Depth Anything")
+    return lambda batch: {"pixel_values": torch.zeros(batch, 3, *size)}
+
+
+def fake_step(model: PeftModel, inputs: Callable, batch: int, precision: str = "fp32") -> StepMemory:
+    """Memory of one training step of ``batch`` samples; the model may be on the meta device and keeps no gradients."""
+    weights, autocast = PRECISIONS[precision]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.train()
+    with FakeTensorMode(allow_non_fake_inputs=True), _on_fake_cpu(model, weights):
+        tensors = [*model.parameters(), *model.buffers()]
+        live = LiveBytes(tensors)
+        hooks = [
+            p.register_post_accumulate_grad_hook(live.count_gradient) for p in model.parameters() if p.requires_grad
+        ]
+        with live:
+            arguments = inputs(batch)  # alive to the end of the step, as a batch is
+            loss = training_loss(model, arguments, autocast)
+            saved = live.now
+            loss.backward()
+        for hook in hooks:
+            hook.remove()
+        size = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+    return StepMemory(
+        weights=size,
+        activations=live.peak - live.gradients_at_peak,
+        gradients=live.gradients_at_peak,
+        optimizer=ADAM_BYTES_PER_VALUE * sum(parameter.numel() for parameter in trained),
+        saved=saved,
+    )
+
+
+def training_loss(model: nn.Module, arguments: dict[str, Tensor], autocast: torch.dtype | None) -> Tensor:
+    """A scalar of the model's output, computed as the scripts do: the network under autocast, the loss in fp32."""
+    device = next(iter(arguments.values())).device.type
+    with torch.autocast(device, autocast, enabled=autocast is not None):
+        output = model(**arguments)
+    if not isinstance(output, Tensor):
+        output = output[0]
+    return output.float().square().mean()
+
+
+@contextlib.contextmanager
+def _on_fake_cpu(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Lend the modules fake parameters and buffers on the CPU, the frozen ones in ``dtype``; theirs come back after."""
+    before = {}
+    for module in model.modules():
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if tensor is not None:
+                    before[id(store), name] = (store, tensor)
+    fakes: dict[int, Tensor] = {}  # one for each tensor, also where modules share it
+    for (_, name), (store, tensor) in before.items():
+        if id(tensor) not in fakes:
+            casts = tensor.is_floating_point() and not tensor.requires_grad
+            fake = torch.empty(tensor.shape, dtype=dtype if casts else tensor.dtype, device="cpu")
+            is_parameter = isinstance(tensor, nn.Parameter)
+            fakes[id(tensor)] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_parameter else fake
+        store[name] = fakes[id(tensor)]
+    try:
+        yield
+    finally:
+        for (_, name), (store, tensor) in before.items():
+            store[name] = tensor
+
+
+def _largest_batch(measure: Callable[[int], StepMemory], memory: int, batch: int, measured: StepMemory) -> int:
+    """Memory follows a straight line over the batch, but for small steps: along it until a size explains itself."""
+    peaks = {batch: measured.peak}
+
+    def peak(size: int) -> int:
+        if size not in peaks:
+            peaks[size] = measure(size).peak
+        return peaks[size]
+
+    if peak(1) > memory:
+        return 0
+    other = batch if batch > 1 else 2
+    slope = max(1.0, (peak(other) - peak(1)) / (other - 1))
+    size, tried = other, {1}
+    while size not in tried:
+        tried.add(size)
+        size = max(1, size + math.floor((memory - peak(size)) / slope))
+    return max(size for size in tried if peak(size) <= memory)

@@ -1,0 +1,215 @@
+"""How a method of `methods.names` is put on a model.
+
+A new method is one row of the table there, with the maker of its PEFT config.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from onelora_vision.backbones.base import Adaptation
+from onelora_vision.errors import InputError, NotApplicable, listed, nearest
+from onelora_vision.methods.names import Method, check_options, find_method
+from onelora_vision.seeding import seeded
+from onelora_vision.tuners import MoraConfig, OneLoraConfig, hosts
+from onelora_vision.tuners.matching import exact_pattern
+from onelora_vision.tuners.mora.functional import ROTATING, SHARING
+from onelora_vision.tuners.whole import train_in_float32
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a method's config is made from: targets as an expression, modules trained whole, and the settings."""
+
+    target_modules: str | None
+    modules_to_save: list[str] | None
+    rank: int
+    lora_alpha: int
+    compression: str
+    seed: int
+
+    @property
+    def targets(self) -> dict:
+        """What every config takes."""
+        return {"target_modules": self.target_modules, "modules_to_save": self.modules_to_save}
+
+
+def _onelora(parts: Sequence[str], options: Options) -> PeftConfig:
+    uses = {f"use_{part}": part in parts for part in ("sum", "bias", "scale")}
+    if "sum" in parts:
+        uses |= {"compression": options.compression, "compression_seed": options.seed % 2**32}
+    return OneLoraConfig(**options.targets, **uses)
+
+
+def _lora(options: Options, **kwargs: bool) -> PeftConfig:
+    return LoraConfig(r=options.rank, lora_alpha=options.lora_alpha, **options.targets, **kwargs)
+
+
+def _vera(options: Options) -> PeftConfig:
+    # The shared projections are saved: PEFT rebuilds them from the seed, but warns that not on every machine alike.
+    return VeraConfig(r=options.rank, projection_prng_key=options.seed, save_projection=True, **options.targets)
+
+
+_CONFIGS: dict[str, Callable[[Options], PeftConfig]] = {
+    "lora": _lora,
+    "dora": lambda options: _lora(options, use_dora=True),
+    "vera": _vera,
+    "mora1": lambda options: MoraConfig(mora_type=SHARING, **options.targets),
+    "mora6": lambda options: MoraConfig(mora_type=ROTATING, **options.targets),
+}
+
+
+def _config(row: Method, options: Options) -> PeftConfig:
+    """The PEFT config of a method; 1LoRA's, without parts, is what trains modules whole and nothing else."""
+    make = row.config or _CONFIGS.get(row.name) or partial(_onelora, row.parts)
+    return make(options)
+
+
+def apply_method(
+    model: nn.Module,
+    method: str,
+    adaptation: Adaptation,
+    *,
+    rank: int = 1,
+    lora_alpha: int | None = None,
+    compression: str = "sum",
+    target_modules: str | None = None,
+    seed: int = 0,
+    extra_modules_to_save: Sequence[str] = (),
+    adapter_name: str = "default",
+) -> PeftModel:
+    """Freeze ``model`` and put a method on it; the result saves, loads, switches and merges as any PEFT model.
+
+    ``head`` trains ``adaptation.whole_modules`` alone. ``full`` trains a copy of every module with parameters;
+    parameters of the root itself (timm's ``pos_embed``, ``cls_token``) stay frozen. What is trained is fp32 also on a
+    bf16 model.
+
+    Args:
+        method: a name of `methods.names.METHODS` or a combination of parts, see `methods.names.find_method`.
+        rank: of lora, dora and vera. lora_alpha: of lora and dora, by default ``rank`` (a scale of 1).
+        compression: "sum", "random" or "singular", of the methods with sum.
+        seed: of random compression, and of initial values.
+        target_modules: adapt only those of ``adaptation.target_modules`` in whose full name this regular expression is
+            found (``attn`` for the attention, ``blocks\\.1[01]\\.`` for two blocks); None adapts all.
+        extra_modules_to_save: full names of further modules to train whole.
+
+    Raises:
+        InputError: unknown method, an option that the method does not have, modules that do not exist or that the
+            method cannot adapt. `NotApplicable` where there is nothing to train.
+    """
+    row = find_method(method)
+    check_options(row, rank, lora_alpha, compression, target_modules)
+    whole = _modules_trained_whole(model, row, adaptation, extra_modules_to_save)
+    linears = adaptation.target_modules if target_modules is None else _chosen(adaptation, target_modules)
+    targets = [name for name in linears if not _is_under(name, whole)] if row.adapts_layers else []
+    if row.adapts_layers and not targets:
+        raise NotApplicable(f"method {row.name}: this model has no linear layer to adapt")
+    if not row.adapts_layers and not whole:
+        raise NotApplicable(f"method {row.name} trains nothing on this model: it has no such modules")
+    options = Options(
+        target_modules=exact_pattern(targets) if targets else None,
+        modules_to_save=whole or None,
+        rank=rank,
+        lora_alpha=rank if lora_alpha is None else lora_alpha,
+        compression=compression,
+        seed=seed,
+    )
+    hosts.check_adaptable(model, targets)
+    hosts.check_trainable_whole(model, whole)
+    with seeded(seed):
+        adapted = get_peft_model(model, _config(row, options), adapter_name=adapter_name)
+    _check_outcome(adapted, row, targets, whole)
+    hosts.call_adapted_layers(adapted)
+    for name in whole:
+        train_in_float32(adapted.get_base_model().get_submodule(name).modules_to_save[adapter_name])
+    adapted.whole_modules = tuple(adaptation.whole_modules)
+    return adapted
+
+
+def trainable_parameters(model: nn.Module) -> int:
+    """How many values are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def saved_parameters(model: PeftModel, adapter_name: str = "default") -> int:
+    """How many values the adapter file holds (with what is saved but not trained, as VeRA's shared projections)."""
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    return sum(tensor.numel() for tensor in state.values())
+
+
+def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters of ``adaptation.whole_modules`` (classification head, label table), by full name.
+
+    They are the task's, not the method's: they have a learning rate of their own and are counted apart. Norms that a
+    method trains, and all that ``full`` trains besides, are not among them. Empty for a model without `apply_method`.
+    """
+    heads = getattr(model, "whole_modules", ())
+    plain = {
+        name: re.sub(r"^base_model\.model\.|modules_to_save\.[^.]+\.", "", name)
+        for name, _ in model.named_parameters()
+    }
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and _is_under(plain[name], heads)
+    }
+
+
+def _chosen(adaptation: Adaptation, expression: str) -> list[str]:
+    """The layers in whose name ``expression`` is found."""
+    try:
+        chosen = [name for name in adaptation.target_modules if re.search(expression, name)]
+    except re.error as error:
+        raise InputError(f"target_modules={expression!r} is no regular expression: {error}") from error
+    if not chosen:
+        kinds = {re.sub(r"\d+", "N", name): None for name in adaptation.target_modules}
+        raise InputError(f"target_modules={expression!r} is in no layer's name; the layers are {', '.join(kinds)}")
+    return chosen
+
+
+def _modules_trained_whole(model: nn.Module, row: Method, adaptation: Adaptation, extra: Sequence[str]) -> list[str]:
+    names = [*adaptation.whole_modules, *extra]
+    names += adaptation.norm_modules if row.trains_norms else []
+    known = {name for name, _ in model.named_modules()}
+    for name in names:
+        if name not in known:
+            raise InputError(f"no module is called {name!r}{nearest(name, known, 'module')}")
+    names = list(_parts_of(model)) if row.trains_all else list(dict.fromkeys(names))
+    return [name for name in names if not _is_under(name.rpartition(".")[0], names)]
+
+
+def _parts_of(model: nn.Module, prefix: str = "") -> Iterable[str]:
+    """Names of the parts that ``full`` trains: the children with parameters.
+
+    Entered are lists and sequences, which hosts iterate over, and transformers models without parameters of their own,
+    of which hosts call other methods than ``forward``: a wrapper around these would be passed by.
+    """
+    for name, child in model.named_children():
+        is_model = isinstance(child, PreTrainedModel) and not any(True for _ in child.parameters(recurse=False))
+        if is_model or isinstance(child, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+            yield from _parts_of(child, f"{prefix}{name}.")
+        elif not isinstance(child, (nn.ParameterList, nn.ParameterDict)) and any(True for _ in child.parameters()):
+            yield f"{prefix}{name}"
+
+
+def _is_under(name: str, roots: Sequence[str]) -> bool:
+    return any(name == root or name.startswith(f"{root}.") for root in roots)
+
+
+def _check_outcome(model: PeftModel, row: Method, targets: Sequence[str], whole: Sequence[str]) -> None:
+    """Refuse what PEFT made of the names, if it is not what was asked for."""
+    modules = dict(model.get_base_model().named_modules())
+    left_out = [name for name in targets if not isinstance(modules.get(name), BaseTunerLayer)]
+    if left_out:
+        raise InputError(f"method {row.name} cannot adapt {listed(left_out)} on this model")
+    wrapped = [name for name, module in modules.items() if isinstance(module, ModulesToSaveWrapper)]
+    extra = [name for name in wrapped if name not in whole and any(True for _ in modules[name].parameters())]
+    if extra:
+        raise InputError(f"method {row.name}: PEFT takes {listed(extra)} for {listed(whole)}, whose names end alike")

@@ -1,0 +1,125 @@
+"""The methods by name and what each trains: plain facts, so that a typo is refused before anything slow is imported.
+
+Besides the names of the table, every combination of {sum, bias, scale, norms} is a method (the 1LoRA paper's
+ablation): ``sum+norms`` is onelora_norms, ``bias`` is bitfit, ``bias+scale+norms`` is difffit.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from onelora_vision.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from peft import PeftConfig
+
+PARTS = ("sum", "bias", "scale", "norms")
+_SYMBOLS = {"sum": "b (d)", "bias": "beta (d)", "scale": "gamma (d)", "norms": "norms"}
+_DIVERGES = (
+    "scale (gamma) together with sum (b) can diverge (the 1LoRA paper's ablation): "
+    "leave scale out, or lower the learning rate"
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        name: what the user types.
+        trains: what is trained in each adapted layer W (out d, in k), with its count; for tables and cards.
+        parts: those of `PARTS` that a member of 1LoRA's family has; empty for other methods.
+        adapts_layers: whether linear layers get adapters (not so for norms, head and full).
+        trains_norms: whether the norms are trained whole. trains_all: whether every module is.
+        takes_rank: whether ``rank`` applies; takes_alpha: whether ``lora_alpha`` does; takes_compression likewise.
+        hint: what to try when training gives NaN.
+        config: makes the PEFT config from `methods.Options`; None for the methods that come with the package.
+    """
+
+    name: str
+    trains: str
+    parts: tuple[str, ...] = ()
+    adapts_layers: bool = True
+    trains_norms: bool = False
+    trains_all: bool = False
+    takes_rank: bool = False
+    takes_alpha: bool = False
+    takes_compression: bool = False
+    hint: str = "lower the learning rate"
+    config: "Callable[..., PeftConfig] | None" = None
+
+
+def _family(name: str, *parts: str) -> Method:
+    """A member of 1LoRA's family: any of the parts sum, bias, scale, norms."""
+    return Method(
+        name,
+        trains=" + ".join(_SYMBOLS[part] for part in parts) or "nothing",
+        parts=parts,
+        adapts_layers=bool({"sum", "bias", "scale"} & set(parts)),
+        trains_norms="norms" in parts,
+        takes_compression="sum" in parts,
+        **({"hint": _DIVERGES} if {"sum", "scale"} <= set(parts) else {}),
+    )
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        _family("onelora", "sum"),
+        _family("onelora_norms", "sum", "norms"),
+        _family("bitfit", "bias"),
+        _family("difffit", "bias", "scale", "norms"),
+        Method("lora", "A (r k) + B (d r)", takes_rank=True, takes_alpha=True),
+        Method("dora", "A (r k) + B (d r) + m (d)", takes_rank=True, takes_alpha=True),
+        Method("vera", "b (d) + d (r)", takes_rank=True),
+        Method("mora1", "M (r^2, r = round(sqrt(d)))"),
+        Method("mora6", "M (r^2, r even, about sqrt(d))"),
+        _family("head"),
+        Method("full", "everything", adapts_layers=False, trains_all=True),
+    )
+}
+
+_ALIASES = {("sum",): "onelora", ("sum", "norms"): "onelora_norms", ("bias",): "bitfit", PARTS[1:]: "difffit"}
+
+COMBINATIONS = ["+".join(parts) for size in range(1, 5) for parts in combinations(PARTS, size)]
+"""All 15 combinations of the parts, in canonical order."""
+
+
+def find_method(name: str) -> Method:
+    """The row for a name of the table or a combination of parts in any order (``norms+sum``).
+
+    Raises:
+        InputError: there is no such method; the message names the nearest.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    parts = name.split("+")
+    if set(parts) <= set(PARTS) and len(set(parts)) == len(parts):
+        canonical = tuple(part for part in PARTS if part in parts)
+        return METHODS[_ALIASES[canonical]] if canonical in _ALIASES else _family("+".join(canonical), *canonical)
+    raise InputError(f"unknown method {name!r}{nearest(name, [*METHODS, *COMBINATIONS], 'method')}")
+
+
+def check_options(
+    row: Method, rank: int, lora_alpha: int | None, compression: str, target_modules: str | None
+) -> None:
+    """Refuse options that are out of range, or that a method does not have.
+
+    Raises:
+        InputError: see `methods.apply_method`.
+    """
+    if rank < 1:
+        raise InputError(f"rank={rank} is not possible: give a whole number from 1")
+    if lora_alpha is not None and lora_alpha <= 0:
+        raise InputError(f"lora_alpha={lora_alpha} is not possible: give a positive number")
+    for option, is_given, applies, users in (
+        ("rank", rank != 1, row.takes_rank, "lora, dora, vera"),
+        ("lora_alpha", lora_alpha is not None, row.takes_alpha, "lora, dora"),
+        ("compression", compression != "sum", row.takes_compression, "methods with sum"),
+        ("target_modules", target_modules is not None, row.adapts_layers, "methods that adapt linear layers"),
+    ):
+        if is_given and not applies:
+            raise InputError(f"{option} has no meaning for method {row.name}; it is for {users}")
+

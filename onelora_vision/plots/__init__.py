@@ -1,0 +1,1 @@
+"""Figures and sheets of pictures, saved as PNG."""

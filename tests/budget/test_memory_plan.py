@@ -1,0 +1,147 @@
+"""The planner's bytes are those that a real step keeps and takes, on tiny models of the real hosts."""
+
+import json
+import weakref
+
+import pytest
+import torch
+from tiny_hosts import HOSTS, fresh
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from onelora_vision.backbones.dit import DiT, dit_adaptation
+from onelora_vision.budget import memory as planner
+from onelora_vision.cli.main import main
+from onelora_vision.cli.plan import bytes_of
+from onelora_vision.errors import InputError
+from onelora_vision.methods.apply import apply_method, trainable_parameters
+
+
+class Allocations(TorchDispatchMode):
+    """Live bytes of real tensors during a block."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.alive, self.peak = {}, 0
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self.count, result)
+        return result
+
+    def count(self, tensor):
+        storage = tensor.untyped_storage()
+        place = storage.data_ptr()
+        if place not in self.known and place not in self.alive:
+            self.alive[place] = storage.nbytes()
+            weakref.finalize(storage, self.alive.pop, place, None)
+            self.peak = max(self.peak, sum(self.alive.values()))
+
+
+def real_step(model, inputs, batch, precision):
+    weights, autocast = planner.PRECISIONS[precision]
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(weights)
+    model.train()
+    arguments = inputs(batch)
+    known = [*model.parameters(), *model.buffers()]
+    with Allocations(known) as allocations:
+        arguments = {name: tensor.clone() for name, tensor in arguments.items()}
+        loss = planner.training_loss(model, arguments, autocast)
+        saved = sum(allocations.alive.values())
+        loss.backward()
+    return saved, allocations.peak
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["onelora", "lora", "difffit", "full"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_planned_bytes_are_those_of_a_real_step(host, method, precision):
+    model, adaptation = fresh(host)
+    inputs = planner.example_inputs(model)
+    model = apply_method(model, method, adaptation)
+    planned = planner.fake_step(model, inputs, 3, precision)
+    assert not any(type(p).__name__ == "FakeTensor" for p in model.parameters())
+    saved, peak = real_step(model, inputs, 3, precision)
+    assert planned.saved == pytest.approx(saved, rel=0.02)
+    assert planned.activations + planned.gradients == pytest.approx(peak, rel=0.05)
+    assert planned.optimizer == 8 * trainable_parameters(model)
+
+
+def test_weights_are_those_of_the_precision(dit):
+    model = apply_method(dit, "onelora", dit_adaptation(dit))
+    inputs = planner.example_inputs(dit)
+    fixed = [p for p in model.parameters() if not p.requires_grad] + [
+        b for b in model.buffers() if b.is_floating_point()
+    ]
+    frozen = sum(tensor.numel() for tensor in fixed)
+    full, half = (planner.fake_step(model, inputs, 1, precision) for precision in ("fp32", "pure-bf16"))
+    assert full.weights - half.weights == 2 * frozen
+    assert half.activations < full.activations
+
+
+def test_checkpointing_takes_less_and_the_largest_batch_is_the_largest(monkeypatch):
+    config = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 4, "sample_size": 8}
+
+    def describe(name, num_classes, fuse_qkv):
+        from onelora_vision.backbones.catalogue import Backbone
+
+        with torch.device("meta"):
+            model = DiT(**config, in_channels=4, out_channels=8, num_embeds_ada_norm=5)
+        return Backbone(model, dit_adaptation(model))
+
+    monkeypatch.setattr(planner, "describe", describe)
+    memory = 4_000_000
+    found = planner.plan("tiny", batch=4, precision="fp32", memory=memory)
+    plain, checkpointed = found["plain"], found["gradient_checkpointing"]
+    assert plain["peak"] == sum(plain[part] for part in ("weights", "activations", "gradients", "optimizer"))
+    assert checkpointed["peak"] < 0.8 * plain["peak"] and checkpointed["largest_batch"] > plain["largest_batch"] > 1
+    base = describe("tiny", None, False)
+    model, inputs = apply_method(base.model, "onelora", base.adaptation), planner.example_inputs(base.model)
+    largest, next_one = (planner.fake_step(model, inputs, plain["largest_batch"] + more).peak for more in (0, 1))
+    assert largest <= memory < next_one
+    with monkeypatch.context() as patch:
+        patch.setattr(planner, "fake_step", lambda *args: planner.StepMemory(2000, 0, 0, 0, 0))
+        assert planner.plan("tiny", batch=4, memory=1000)["plain"]["largest_batch"] == 0
+
+
+def test_sizes_are_read_with_their_units():
+    assert (bytes_of("24GB"), bytes_of("1.5 GiB"), bytes_of("512mib")) == (24 * 10**9, 3 * 2**29, 2**29)
+    for text in ("24", "GB", "0GB", "-1GB", "24 gigs"):
+        with pytest.raises(InputError, match="such as 24GB"):
+            bytes_of(text)
+
+
+def test_command_prints_a_table_and_json(capsys):
+    command = ["plan", "--backbone", "dit-s-8", "--batch", "2", "--num_classes", "3", "--method", "onelora"]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--json"])
+    assert ended.value.code == 0
+    row = json.loads(capsys.readouterr().out)[0]
+    assert row["backbone"] == "dit-s-8" and row["plain"]["largest_batch"] is None
+    assert row["plain"]["peak"] > row["gradient_checkpointing"]["peak"] > row["plain"]["weights"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backbone", "dit-s-8", "--precision", "int4"], "--precision int4"),
+        (["--backbone", "dit-s-8", "--batch", "0"], "--batch is 0"),
+        (["--backbone", "dit-s-8", "--memory", "big"], "--memory is 'big'"),
+        (["--backbone", "dit-s-8", "--method", "lroa"], "did you mean 'lora'"),
+        (["--backbone", "llama-2-7b"], "takes no images"),
+    ],
+)
+def test_bad_input_of_the_command(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", *arguments])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and len(error.splitlines()) == 1 and message in error
+
+
+def test_every_step_is_announced(dit_folder):
+    steps = []
+    planner.plan(str(dit_folder), memory=10**7, batch=2, watch=steps.append)
+    assert steps[0] == "onelora, plain, batch 2" and "onelora, gradient checkpointing, batch 2" in steps

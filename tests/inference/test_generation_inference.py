@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from onelora_vision.adapters.file import fingerprint, save_adapter
+from onelora_vision.adapters.info import AdapterInfo
+from onelora_vision.backbones.dit import dit_adaptation, load_dit
+from onelora_vision.diffusion.settings import SamplingSettings
+from onelora_vision.errors import InputError
+from onelora_vision.inference.generation import load_generator
+from onelora_vision.methods.apply import apply_method
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["split", "fused"])
+def adapter(request, dit_folder, tmp_path_factory):
+    """A trained-looking adapter for three new classes of the tiny pipeline folder, and the model it was saved from."""
+    base = load_dit(dit_folder)
+    whole = dit_adaptation(base.transformer).whole_modules
+    mark = fingerprint(base.transformer, whole)
+    base.transformer.set_classes(["pie", "sushi", "waffles"], generator=torch.Generator().manual_seed(0))
+    if request.param:
+        base.transformer.fuse_qkv()
+    model = apply_method(base.transformer, "onelora", dit_adaptation(base.transformer))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    info = AdapterInfo(
+        task="generation",
+        method="onelora",
+        base=str(dit_folder),
+        base_fingerprint=mark,
+        class_names=["pie", "sushi", "waffles"],
+        null_class=3,
+        extra={
+            "fuse_qkv": request.param,
+            "sampling": {"sampler": "ddim", "steps": 3, "guidance_interval": [0.0, 0.9]},
+        },
+    )
+    return save_adapter(model, tmp_path_factory.mktemp("adapter") / "a", info)
+
+
+def test_loads_with_its_base_classes_and_settings(adapter):
+    generator = load_generator(adapter)
+    assert generator.class_names == ["pie", "sushi", "waffles"]
+    assert generator.settings == SamplingSettings(sampler="ddim", steps=3, guidance_interval=(0.0, 0.9))
+    images = generator.sample(["sushi", "pie"], seeds=[1, 2])
+    assert images.shape == (2, 3, 16, 16) and images.min() >= 0 and images.max() <= 1
+    assert torch.equal(generator.sample(["pie"], seeds=[2]), generator.sample([0], seeds=[2]))
+    assert not torch.allclose(generator.sample(["pie"], seeds=[2], adapted=False), images[1:], atol=1e-3)
+
+
+def test_the_single_file_is_enough(adapter, dit_folder, tmp_path):
+    alone = tmp_path / "one.safetensors"
+    alone.write_bytes((adapter / "adapter_model.safetensors").read_bytes())
+    expected = load_generator(adapter).sample(["waffles"], seeds=[3])
+    assert torch.equal(load_generator(alone, base=dit_folder).sample(["waffles"], seeds=[3]), expected)
+
+
+def test_another_base_is_refused(adapter, dit_folder, tmp_path):
+    from onelora_vision.backbones.dit import save_pipeline
+
+    base = load_dit(dit_folder)
+    with torch.no_grad():
+        base.transformer.proj_out_2.bias += 1
+    save_pipeline(base, tmp_path / "other")
+    with pytest.raises(InputError, match="another base"):
+        load_generator(adapter, base=tmp_path / "other")
+    with pytest.raises(InputError, match="no class 'pizza'"):
+        load_generator(adapter).sample(["pizza"], seeds=[0])
