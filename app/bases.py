@@ -9,7 +9,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,25 +17,15 @@ from torch import nn
 
 from app.hub import HUB_ID
 from onelora_vision import embedded
-from onelora_vision.adapters.bases import Base, load_base, require_same_base
+from onelora_vision.adapters.bases import load_base, require_same_base
 from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.backbones.base import shared_copy
+from onelora_vision.backbones.base import Base
+from onelora_vision.backbones.table import base_class
 from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.runtime.device import choose_device
 
-EMBEDDED = {"generation": "embedded", "classification": "embedded", "depth": "embedded/depth"}
-_SETTINGS = ("fuse_qkv", "stock_numerics", "max_depth", "architecture", "resolution")
 MAX_BASES, MAX_VIEWS = 8, 8
-
-
-@dataclass(frozen=True)
-class View:
-    """A model of one mix: the network with its adapter attached, and what its base's loader gave besides."""
-
-    model: nn.Module
-    base: Base
-    class_names: list[str]
 
 
 def share_equal(model: nn.Module, other: nn.Module) -> None:
@@ -68,7 +58,7 @@ class Bases:
         self.device = choose_device(device)
         self._lock = threading.RLock()
         self._bases: OrderedDict[tuple, Base] = OrderedDict()
-        self._views: OrderedDict[tuple, View] = OrderedDict()
+        self._views: OrderedDict[tuple, Base] = OrderedDict()
 
     def names(self) -> dict[Path, str]:
         """The folders that bases are in, with the names that users know them by."""
@@ -82,8 +72,8 @@ class Bases:
             InputError: a folder or hub id that this app was not started with: a stranger's file does not choose what
                 is opened or downloaded.
         """
-        if name in ("", EMBEDDED[task]):
-            return EMBEDDED[task]
+        if name in ("", embedded.name_of(task)):
+            return embedded.name_of(task)
         if name in self.folders:
             return str(self.folders[name])
         if (found := Path(name).expanduser()).is_absolute() and found.resolve() in self.folders.values():
@@ -92,7 +82,7 @@ class Bases:
             if name not in self._fetched:
                 self._fetched[name] = str(self._fetch(name))
             return self._fetched[name]
-        shown, known = one_line(name, 100), listed([EMBEDDED[task], *self.folders])
+        shown, known = one_line(name, 100), listed([embedded.name_of(task), *self.folders])
         if HUB_ID.fullmatch(name) or _is_timm_name(name):
             raise InputError(
                 f"base {shown!r} is not downloaded by this app (bases here: {known}); its operator can allow it with "
@@ -114,21 +104,23 @@ class Bases:
             return self._bases[key]
 
     def _key(self, info: AdapterInfo, name: str) -> tuple:
-        settings = {key: info.extra[key] for key in _SETTINGS if info.extra.get(key) not in (None, False)}
-        return (info.task, self.source(info.task, name or info.base), json.dumps(settings, sort_keys=True))
+        source = self.source(info.task, name or info.base)
+        family = base_class(info.task, embedded.resolve(info.task, source))
+        names = {*family.load_settings, *family.fit_settings}
+        settings = {key: info.extra[key] for key in names if info.extra.get(key) not in (None, False)}
+        return (info.task, source, json.dumps(settings, sort_keys=True))
 
     def _load(self, info: AdapterInfo, key: tuple) -> Base:
         task, source, settings = key
         loaded = load_base(replace(info, class_names=None, extra=json.loads(settings), base=source), source)
-        loaded.model.to(self.device)
+        for network in loaded.networks():
+            network.to(self.device).eval().requires_grad_(False)
         for (other_task, place, _), other in self._bases.items():
             if (other_task, place) == (task, source):
                 share_equal(loaded.model, other.model)
-        if task == "generation":
-            loaded.loaded.vae.to(self.device).eval().requires_grad_(False)
         return loaded
 
-    def view(self, info: AdapterInfo, mix: Adapter | None, mark: tuple, name: str = "") -> View:
+    def view(self, info: AdapterInfo, mix: Adapter | None, mark: tuple, name: str = "") -> Base:
         """The base of ``info``, fitted to its classes, with the adapter ``mix`` attached (None: the base alone).
 
         ``mark`` identifies the mix, so that a view that was used before is used again.
@@ -141,33 +133,16 @@ class Bases:
         with self._lock:
             if key not in self._views:
                 if mix is not None:
-                    require_same_base(mix, base)
-                self._views[key] = _fitted(base, info, mix, self.device)
+                    require_same_base(mix.info, mix.path, base)
+                view = base.view().fit(info.class_names)
+                if mix is not None:
+                    view.model = mix.attach(view.model).to(self.device)
+                view.model.eval().requires_grad_(False)
+                self._views[key] = view
                 while len(self._views) > MAX_VIEWS:
                     self._views.popitem(last=False)
             self._views.move_to_end(key)
             return self._views[key]
-
-
-def _fitted(base: Base, info: AdapterInfo, mix: Adapter | None, device: torch.device) -> View:
-    """A view of ``base`` with the classes of ``info``, in the way of the library's own loaders."""
-    from onelora_vision.backbones.vit import replace_head
-
-    model, names = shared_copy(base.model), list(getattr(base.loaded, "class_names", None) or [])
-    loaded = base.loaded
-    if info.task == "generation":
-        if info.class_names:
-            model.set_classes(info.class_names, names, torch.Generator().manual_seed(0))
-        loaded = replace(base.loaded, transformer=model)
-    elif info.task == "classification":
-        loaded = replace(base.loaded, model=model)
-        if info.class_names:
-            loaded = replace_head(loaded, info.class_names)
-    names = list(info.class_names or names)
-    if mix is not None:
-        model = mix.attach(model).to(device)
-    model.eval().requires_grad_(False)
-    return View(model, replace(base, loaded=loaded), names)
 
 
 def _is_timm_name(name: str) -> bool:

@@ -1,7 +1,7 @@
 """Classes of pictures: what the base's own head says, and what each enabled adapter says."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from app.bases import Bases
@@ -60,10 +60,7 @@ class Classifier:
 
     def _vit(self, info: AdapterInfo, terms: list[Term], base: str):
         plain = self.bases.base(info, base)
-        view = self.bases.view(info, mixed(terms, plain.model), mark_of(terms), base)
-        if not view.class_names:
-            view.class_names.extend(f"class {number}" for number in range(view.base.model.num_classes))
-        return replace(view.base.loaded, model=view.model, class_names=view.class_names)
+        return self.bases.view(info, mixed(terms, plain.model), mark_of(terms), base)
 
 
 def _title(term: Term) -> str:

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from app.bases import Bases, View
+from app.bases import Bases
 from app.sessions import Session, Term, mark_of, mixed
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.backbones.depth_anything import is_metric
+from onelora_vision.backbones.depth import DepthBase
 from onelora_vision.data.images import read_image
 from onelora_vision.data.synthetic.scenes import SceneFrames
 from onelora_vision.errors import InputError
-from onelora_vision.inference.depth import COLOR_MAP, colorize, estimate_depth, save_depth_png
+from onelora_vision.inference.depth import estimate_depth
+from onelora_vision.plots.depth import COLOR_MAP, colorize, save_depth_png
 from onelora_vision.plots.figures import saved_figure
 from onelora_vision.storage.files import atomic_file
 
@@ -61,10 +62,10 @@ class DepthMapper:
         terms, folder = session.terms("depth"), session.output()
         info = terms[0].entry.adapter.info if terms else AdapterInfo("depth", "", "")
         views = [self._view(info, part, base) for part in ([], terms)[: 1 + bool(terms)]]
-        maps = [estimate_depth(view.model, image, info.extra.get("resolution")) for view in views]
-        return _draw(folder, maps[0], maps[1] if terms else None, is_metric(views[0].base.model))
+        maps = [estimate_depth(view, image, info.extra.get("resolution")) for view in views]
+        return _draw(folder, maps[0], maps[1] if terms else None, views[0].is_metric)
 
-    def _view(self, info: AdapterInfo, terms: list[Term], base: str) -> View:
+    def _view(self, info: AdapterInfo, terms: list[Term], base: str) -> DepthBase:
         plain = self.bases.base(info, base)
         return self.bases.view(info, mixed(terms, plain.model), mark_of(terms), base)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from app.bases import Bases, View
+from app.bases import Bases
 from app.runs import State
 from app.sessions import Session, Term, mark_of, mixed
 from onelora_vision.adapters.bases import require_same_base
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.backbones.dit import class_ids
+from onelora_vision.backbones.dit import DiTBase, class_ids
 from onelora_vision.diffusion.sampling import decode, denoise
 from onelora_vision.diffusion.settings import SAMPLERS, SamplingSettings
 from onelora_vision.errors import InputError, nearest
@@ -179,25 +179,24 @@ class Drawer:
         """Refuse a mix that is none, that has another base, or that does not know the classes."""
         plain = self.bases.base(info, request.base)
         if (mix := mixed(terms, plain.model)) is not None:
-            require_same_base(mix, plain)
-        class_ids(request.names(), info.class_names or getattr(plain.loaded, "class_names", None) or [])
+            require_same_base(mix.info, mix.path, plain)
+        class_ids(request.names(), info.class_names or plain.class_names or [])
 
-    def _view(self, info: AdapterInfo, terms: list[Term], base: str) -> View:
+    def _view(self, info: AdapterInfo, terms: list[Term], base: str) -> DiTBase:
         plain = self.bases.base(info, base)
         return self.bases.view(info, mixed(terms, plain.model), mark_of(terms), base)
 
     def _steps(
-        self, view: View, request: Request, settings: SamplingSettings
+        self, view: DiTBase, request: Request, settings: SamplingSettings
     ) -> Iterator[tuple[int, torch.Tensor | None]]:
         """Number of the step and, at the last and now and then, images (N, 3, H, W)."""
-        dit = view.base.loaded
         labels = class_ids(request.names(), view.class_names)
         every = max(1, -(-settings.steps // PREVIEWS))
-        steps = denoise(view.model, dict(dit.scheduler.config), labels, request.seeds(), settings)
+        steps = denoise(view.model, dict(view.scheduler.config), labels, request.seeds(), settings)
         for step in steps:
             is_last = step.number == settings.steps - 1
             shown = step.x if is_last else step.clean if step.number % every == every - 1 else None
-            yield step.number, None if shown is None else decode(dit.vae, shown)
+            yield step.number, None if shown is None else decode(view.vae, shown)
 
 
 def _ended(state: State) -> Drawing:
@@ -297,7 +296,7 @@ def _captions(request: Request) -> list[str]:
 
 
 def _save(
-    folder: Path, images: torch.Tensor, request: Request, view: View, variant: str, notes: dict
+    folder: Path, images: torch.Tensor, request: Request, view: DiTBase, variant: str, notes: dict
 ) -> list[Picture]:
     """Write each image as a PNG that says how it was drawn."""
     pictures, labels = [], class_ids(request.names(), view.class_names)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from app import classify, depth
-from app.bases import EMBEDDED, Bases
+from app.bases import Bases
 from app.drawing import Drawer
 from app.hub import KNOWN_BASES, fetch_adapter, fetch_base
 from app.library import Entry, Library, parcels, read_entry, receive
@@ -157,6 +157,3 @@ class Studio:
         plot = session.output() / "norms.png"
         plot_norms(facts["rows"], plot, entry.name)
         return facts, plot
-
-
-__all__ = ["EMBEDDED", "Studio"]

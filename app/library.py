@@ -16,9 +16,9 @@ from onelora_vision import embedded
 from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE
 from onelora_vision.adapters.file import Adapter, read_adapter
 from onelora_vision.adapters.layout import kind_of
+from onelora_vision.backbones.table import TASKS
 from onelora_vision.errors import InputError, one_line
 
-TASKS = ("generation", "classification", "depth")
 MAX_DEPTH, MAX_SIDE = 1000, 2048
 _SUFFIXES = (".safetensors", ".zip")
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from onelora_vision.backbones.base import Adaptation, block_list, shared_copy
 from onelora_vision.backbones.catalogue import describe
-from onelora_vision.budget.memory import PRECISIONS, example_inputs, training_loss
+from onelora_vision.budget.memory import PRECISIONS, training_loss
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.methods.names import METHODS
 
@@ -41,10 +41,10 @@ def make_subject(
         side: side of the images in pixels, for models that take any size.
     """
     base = describe(name, num_classes)
-    adaptation = base.adaptation
+    adaptation = base.adaptation()
     if blocks is not None:
         adaptation = _shorten(base.model, adaptation, blocks)
-    inputs = example_inputs(base.model)
+    inputs = base.example
     if side is not None:
         inputs = _resized(inputs, side)
     model = materialize(base.model, default_device(), PRECISIONS[precision][0])

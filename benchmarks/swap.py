@@ -79,7 +79,7 @@ class _Turns:
 def _with_two_adapters(method: str, prefix: str, backbone: str, folder: Path, with_table: bool = True):
     """The adapted model, with the label table of 101 classes trained or without, and two adapters for it on disk."""
     base = describe(backbone, NUM_CLASSES)
-    places = base.adaptation if with_table else Adaptation(base.adaptation.target_modules)
+    places = base.adaptation() if with_table else Adaptation(base.adaptation().target_modules)
     model = apply_method(base.model.to_empty(device=default_device()), method, places).eval()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     info = AdapterInfo("generation", method, backbone)

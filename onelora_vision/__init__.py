@@ -10,18 +10,20 @@ from onelora_vision.registration import register_with_peft
 
 if TYPE_CHECKING:
     from onelora_vision.errors import InputError
+    from onelora_vision.inference.loading import load_adapted
     from onelora_vision.methods.apply import apply_method
     from onelora_vision.methods.names import METHODS
     from onelora_vision.tuners import MoraConfig, OneLoraConfig, probe_gradients
 
 __version__ = "0.1.0"
 
-__all__ = ["METHODS", "InputError", "MoraConfig", "OneLoraConfig", "apply_method", "probe_gradients"]
+__all__ = ["METHODS", "InputError", "MoraConfig", "OneLoraConfig", "apply_method", "load_adapted", "probe_gradients"]
 
 _MODULES = {
     "InputError": "errors",
     "METHODS": "methods.names",
     "apply_method": "methods.apply",
+    "load_adapted": "inference.loading",
     "MoraConfig": "tuners",
     "OneLoraConfig": "tuners",
     "probe_gradients": "tuners",

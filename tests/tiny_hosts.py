@@ -77,19 +77,23 @@ def _depth():
     return model
 
 
+def tiny_base(host):
+    """A new copy of the host's tiny model, as a base."""
+    from onelora_vision.backbones.depth_anything import DepthAnythingBase
+    from onelora_vision.backbones.dit import DiTBase
+    from onelora_vision.backbones.vit import ViTBase
+
+    if host == "timm":
+        return ViTBase(model=copy.deepcopy(_vit()), data_config={"input_size": (3, 32, 32)})
+    if host == "diffusers":
+        return DiTBase(model=copy.deepcopy(_dit()))
+    return DepthAnythingBase(model=copy.deepcopy(_depth()))
+
+
 def fresh(host):
     """A new copy of the host's tiny model and what is adapted in it."""
-    from onelora_vision.backbones.depth_anything import depth_adaptation
-    from onelora_vision.backbones.dit import dit_adaptation
-    from onelora_vision.backbones.vit import vit_adaptation
-
-    make, adaptation_of = {
-        "timm": (_vit, vit_adaptation),
-        "diffusers": (_dit, dit_adaptation),
-        "transformers": (_depth, depth_adaptation),
-    }[host]
-    model = copy.deepcopy(make())
-    return model, adaptation_of(model)
+    base = tiny_base(host)
+    return base.model, base.adaptation()
 
 
 def example(host):
@@ -155,18 +159,14 @@ def trained_on(
 ):
     """An adapter for new classes on a saved base, as the training scripts make them."""
     from onelora_vision.adapters.bases import load_base
-    from onelora_vision.backbones.depth_anything import depth_adaptation
-    from onelora_vision.backbones.dit import dit_adaptation
-    from onelora_vision.backbones.vit import vit_adaptation
 
     info = AdapterInfo(method=method, base=base, **{**INFO[host], "extra": extra or {}})
     if info.class_names:
         info.class_names = list(class_names)
         info.null_class = len(class_names) if host == "diffusers" else None
     loaded = load_base(info)
-    info.base_fingerprint = loaded.fingerprint
-    adaptation = {"timm": vit_adaptation, "diffusers": dit_adaptation, "transformers": depth_adaptation}[host]
-    adapted = apply_method(loaded.model, method, adaptation(loaded.model), **options)
+    info.base_fingerprint = loaded.fingerprint()
+    adapted = apply_method(loaded.model, method, loaded.adaptation(), **options)
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in adapted.parameters():

@@ -98,17 +98,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from peft import PeftModel
 
-from onelora_vision.adapters.file import fingerprint
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import enable_gradient_checkpointing, norms_with_parameters
-from onelora_vision.backbones.fuse import fuse_qkv
-from onelora_vision.backbones.vit import (
-    ViT,
-    classifier_names,
-    load_vit,
-    replace_head,
-    vit_adaptation,
-)
+from onelora_vision.backbones.vit import ViTBase
 from onelora_vision.data.class_images import (
     ClassImageDataset,
     ClassImages,
@@ -153,37 +145,37 @@ def open_images(config: ClassificationConfig) -> tuple[ClassImages, ClassImages 
     return training, validation, validation
 
 
-def load_base(config: ClassificationConfig, class_names: list[str]) -> ViT:
+def load_base(config: ClassificationConfig, class_names: list[str]) -> ViTBase:
     """The pre-trained classifier with a head for ``class_names``."""
-    vit = load_vit(
+    base = ViTBase.load(
         config.pretrained_model_name_or_path,
         architecture=config.architecture,
         resolution=config.resolution,
         drop_path=config.drop_path,
     )
     if config.gradient_checkpointing:
-        enable_gradient_checkpointing(vit.model)
-    return replace_head(vit, class_names, seed=config.seed, fresh=config.fresh_head)
+        enable_gradient_checkpointing(base.model)
+    return base.fit(class_names, seed=config.seed, fresh=config.fresh_head, fuse_qkv=config.fuse_qkv)
 
 
-def adapt(vit: ViT, config: ClassificationConfig) -> PeftModel:
+def adapt(base: ViTBase, config: ClassificationConfig) -> PeftModel:
     """The base with the method's adapter."""
-    model = apply_method(vit.model, config.method, vit_adaptation(vit.model), **config.method_options)
+    model = apply_method(base.model, config.method, base.adaptation(), **config.method_options)
     if config.freeze_norms:
         for name in norms_with_parameters(model):
             model.get_submodule(name).requires_grad_(False)
     return model
 
 
-def training_transform(vit: ViT, config: ClassificationConfig):
+def training_transform(base: ViTBase, config: ClassificationConfig):
     """timm's training transform in the base's size, with the augmentation that was asked for.
 
     It gives bytes, which the task normalises, but for erasing, which timm does after it has normalised.
     """
     augments = config.crop_scale < 1 or config.random_flip or config.aa or config.reprob
     if not augments:
-        return vit.transform
-    return vit.training_transform(
+        return base.transform
+    return base.training_transform(
         scale=(config.crop_scale, 1.0),
         ratio=(3 / 4, 4 / 3) if config.crop_scale < 1 else (1.0, 1.0),
         hflip=0.5 if config.random_flip else 0.0,
@@ -194,9 +186,9 @@ def training_transform(vit: ViT, config: ClassificationConfig):
     )
 
 
-def make_evaluation_loader(images: ClassImages, vit: ViT, config: ClassificationConfig, accelerator: Accelerator):
+def make_evaluation_loader(images: ClassImages, base: ViTBase, config: ClassificationConfig, accelerator: Accelerator):
     """A loader of all images, shared out among the processes."""
-    dataset = ClassImageDataset(images, vit.transform, config.on_bad_image)
+    dataset = ClassImageDataset(images, base.transform, config.on_bad_image)
     return accelerator.prepare(evaluation_loader(dataset, config.eval_batch_size, config.dataloader_num_workers))
 
 
@@ -204,11 +196,8 @@ def train(config: ClassificationConfig, run: Run) -> dict:
     """One run, from the config to its results."""
     accelerator = run.accelerator
     training, validation, test = open_images(config)
-    vit = load_base(config, training.class_names)
-    base_fingerprint = fingerprint(vit.model, exclude=classifier_names(vit.model))
-    if config.fuse_qkv:
-        fuse_qkv(vit.model)
-    model = adapt(vit, config).to(accelerator.device)
+    base = load_base(config, training.class_names)
+    model = adapt(base, config).to(accelerator.device)
     if accelerator.is_main_process:
         print_plan(config, model, len(training), accelerator.num_processes)
     if config.dry_run:
@@ -217,22 +206,22 @@ def train(config: ClassificationConfig, run: Run) -> dict:
     info = AdapterInfo(
         task="classification",
         method=find_method(config.method).name,
-        base=vit.base,
-        base_fingerprint=base_fingerprint,
-        class_names=vit.class_names,
-        protocol=f"{len(test)} images of {test.name} {test.split} at {vit.data_config['input_size'][-1]} pixels",
+        base=config.pretrained_model_name_or_path,
+        base_fingerprint=base.fingerprint(),
+        class_names=base.class_names,
+        protocol=f"{len(test)} images of {test.name} {test.split} at {base.data_config['input_size'][-1]} pixels",
         extra={
             **{name: getattr(config, name) for name in ("architecture", "resolution", "fuse_qkv")},
-            "preprocessing": vit.preprocessing,
+            "preprocessing": base.preprocessing,
         },
     )
-    mean, std = vit.normalisation
+    mean, std = base.normalisation
     mixing = (config.smoothing, config.mixup, config.cutmix)
-    task = ClassificationTask(model, vit.class_names, *mixing, mean, std, info)
+    task = ClassificationTask(model, base.class_names, *mixing, mean, std, info)
     task.hint = find_method(config.method).hint
-    task.identity = {"weights of the base": base_fingerprint, "files of the training data": training.identity()}
-    dataset = ClassImageDataset(training, training_transform(vit, config), config.on_bad_image)
-    loader = partial(make_evaluation_loader, vit=vit, config=config, accelerator=accelerator)
+    task.identity = {"weights of the base": base.fingerprint(), "files of the training data": training.identity()}
+    dataset = ClassImageDataset(training, training_transform(base, config), config.on_bad_image)
+    loader = partial(make_evaluation_loader, base=base, config=config, accelerator=accelerator)
     return run_job(run, task, dataset, loader(test), loader(validation) if validation else None)
 
 

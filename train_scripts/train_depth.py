@@ -96,19 +96,11 @@ import math
 
 from accelerate import Accelerator
 from peft import PeftModel
-from torch import nn
 
-from onelora_vision.adapters.file import fingerprint
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import enable_gradient_checkpointing
-from onelora_vision.backbones.depth_anything import (
-    depth_adaptation,
-    is_metric,
-    load_depth_anything,
-    require_metric,
-    set_max_depth,
-)
-from onelora_vision.backbones.fuse import fuse_qkv
+from onelora_vision.backbones.depth import DepthBase
+from onelora_vision.backbones.table import base_class
 from onelora_vision.data.depth.caps import Caps, caps_by_name
 from onelora_vision.data.depth.dataset import DepthDataset, InputSize
 from onelora_vision.data.stream import evaluation_loader
@@ -124,15 +116,10 @@ from onelora_vision.training.setup import Run, start_run
 def train(config: DepthConfig, run: Run) -> dict:
     """One run, from the config to its results."""
     accelerator = run.accelerator
-    base = load_depth_anything(
-        config.pretrained_model_name_or_path,
-        revision=config.revision,
-        variant=config.variant,
-        cache_dir=config.cache_dir,
-    )
-    base_fingerprint = fingerprint(base, exclude=["head"])
-    model = adapt(base, config, train_head=fit_head(base, config, accelerator)).to(accelerator.device)
-    size = InputSize.parse(config.resolution or base.config.backbone_config.image_size, base.config.patch_size)
+    base = load_base(config)
+    base.fit(**fitting_head(base, config, accelerator), fuse_qkv=config.fuse_qkv)
+    model = adapt(base, config).to(accelerator.device)
+    size = InputSize.parse(config.resolution or base.image_size, base.patch_size)
     train_data, eval_data = open_data(config, base, size)
     if accelerator.is_main_process:
         print_plan(config, model, len(train_data), accelerator.num_processes)
@@ -143,64 +130,68 @@ def train(config: DepthConfig, run: Run) -> dict:
         task="depth",
         method=find_method(config.method).name,
         base=config.pretrained_model_name_or_path,
-        base_fingerprint=base_fingerprint,
+        base_fingerprint=base.fingerprint(),
         protocol=protocol(config, eval_data, size),
         extra={
-            "max_depth": base.config.max_depth if is_metric(base) else None,
+            "max_depth": base.max_depth,
             "resolution": config.resolution,
             "fuse_qkv": config.fuse_qkv,
         },
     )
     losses = (config.loss, config.silog_lambda, config.silog_factor, config.gradient_weight)
-    task = DepthTask(model, eval_data.caps, *losses, info, (eval_data, config.num_validation_images))
+    task = DepthTask(model, base, eval_data.caps, *losses, info, (eval_data, config.num_validation_images))
     task.hint = find_method(config.method).hint
-    task.identity = {"weights of the base": base_fingerprint, "files of the training data": train_data.identity()}
+    task.identity = {"weights of the base": base.fingerprint(), "files of the training data": train_data.identity()}
     loader = accelerator.prepare(evaluation_loader(eval_data, config.eval_batch_size, config.dataloader_num_workers))
     return run_job(run, task, train_data, loader, loader)
 
 
-def adapt(base: nn.Module, config: DepthConfig, train_head: bool) -> PeftModel:
+def load_base(config: DepthConfig) -> DepthBase:
+    """The pre-trained model, of the family that its config names."""
+    place = config.pretrained_model_name_or_path
+    options = {"revision": config.revision, "variant": config.variant, "cache_dir": config.cache_dir}
+    return base_class("depth", place).load(place, **options)
+
+
+def adapt(base: DepthBase, config: DepthConfig) -> PeftModel:
     """The base with the method's adapter on the encoder's linear layers, as in the paper."""
-    if config.fuse_qkv:
-        fuse_qkv(base)
     if config.gradient_checkpointing:
-        enable_gradient_checkpointing(base)
-    return apply_method(base, config.method, depth_adaptation(base, train_head), **config.method_options)
+        enable_gradient_checkpointing(base.model)
+    return apply_method(base.model, config.method, base.adaptation(), **config.method_options)
 
 
-def fit_head(base: nn.Module, config: DepthConfig, accelerator: Accelerator) -> bool:
-    """Make the head metric, and long enough for the data, where the loss needs it; says whether to train it whole."""
+def fitting_head(base: DepthBase, config: DepthConfig, accelerator: Accelerator) -> dict:
+    """How the head has to be fitted: metric, and far enough for the data, where the loss needs it; whether trained."""
     if config.loss == "ssi":
-        if is_metric(base):
+        if base.is_metric:
             raise InputError(
                 f"{config.pretrained_model_name_or_path} is a metric checkpoint, and --loss ssi trains relative "
                 "inverse depth: use --loss silog, or a relative checkpoint"
             )
-        return config.train_head
+        return {"train_head": config.train_head}
     if config.max_depth is None:
-        require_metric(base, config.pretrained_model_name_or_path, config.loss)
+        base.require_metric(config.pretrained_model_name_or_path, config.loss)
         far = max(caps_of(name, config, base).far for name in config.dataset_names)
-        if far > base.config.max_depth:
-            accelerator.print(f"the head's range is opened from {base.config.max_depth} m to the caps' {far:g} m")
-            set_max_depth(base, math.ceil(far))
-        return config.train_head
-    relative = not is_metric(base)
+        if far <= base.max_depth:
+            return {"train_head": config.train_head}
+        accelerator.print(f"the head's range is opened from {base.max_depth} m to the caps' {far:g} m")
+        return {"train_head": config.train_head, "max_depth": math.ceil(far)}
+    relative = not base.is_metric
     if relative:
         accelerator.print(
             f"warning: {config.pretrained_model_name_or_path} is a relative checkpoint: its head's last layer starts "
             f"anew for {config.max_depth} m and the head is trained whole and saved with the adapter"
         )
-    set_max_depth(base, config.max_depth)
-    return config.train_head or relative
+    return {"train_head": config.train_head or relative, "max_depth": config.max_depth}
 
 
-def caps_of(name: str, config: DepthConfig, base: nn.Module) -> Caps:
-    """Which depths count: by ``--caps``, by the data set's protocol, or else within the model's range."""
+def caps_of(name: str, config: DepthConfig, base: DepthBase) -> Caps:
+    """Which depths count: by ``--caps``, by the data set's protocol, or else within the model's range, if it has one."""
     protocol = config.caps or FORMATS[name].caps
-    return caps_by_name(protocol) if protocol else Caps(1e-3, float(config.max_depth or base.config.max_depth))
+    return caps_by_name(protocol) if protocol else Caps(1e-3, float(config.max_depth or base.max_depth or 100))
 
 
-def open_data(config: DepthConfig, base: nn.Module, size: InputSize) -> tuple[DepthDataset, DepthDataset]:
+def open_data(config: DepthConfig, base: DepthBase, size: InputSize) -> tuple[DepthDataset, DepthDataset]:
     """The data to train on and to evaluate on."""
     train_name, eval_name = config.dataset_names
     train_split = config.train_split or FORMATS[train_name].train_split

@@ -122,11 +122,9 @@ if __name__ == "__main__":
 
 import torch
 
-from onelora_vision import embedded
-from onelora_vision.adapters.file import fingerprint
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import enable_gradient_checkpointing
-from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, load_dit
+from onelora_vision.backbones.dit import DiTBase, class_ids
 from onelora_vision.data.class_images import ClassImageDataset, open_class_images
 from onelora_vision.data.content import content_hashes
 from onelora_vision.data.generation import SquareCrop
@@ -145,9 +143,8 @@ from onelora_vision.training.setup import Run, start_run
 
 
 def load_base(config: DiTConfig) -> DiTBase:
-    path = embedded.DIT if config.pretrained_model_name_or_path == EMBEDDED else config.pretrained_model_name_or_path
     options = {"revision": config.revision, "variant": config.variant, "cache_dir": config.cache_dir}
-    return load_dit(path, **options, stock_numerics=config.stock_numerics)
+    return DiTBase.load(config.pretrained_model_name_or_path, **options, stock_numerics=config.stock_numerics)
 
 
 def open_data(config: DiTConfig, base: DiTBase, split: str):
@@ -167,10 +164,9 @@ def open_data(config: DiTConfig, base: DiTBase, split: str):
         count = min(config.max_train_samples, len(source))
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(config.seed))
         source = source.subset(sorted(order[:count].tolist()))
-    side = config.resolution or base.transformer.config.sample_size * 2 ** (
-        len(base.vae.config.block_out_channels) - 1
+    transform = SquareCrop(
+        config.resolution or base.image_size, config.center_crop or not training, config.random_flip and training
     )
-    transform = SquareCrop(side, config.center_crop or not training, config.random_flip and training)
     return ClassImageDataset(source, transform, config.on_bad_image)
 
 
@@ -267,27 +263,24 @@ def make_picture(config: DiTConfig, base: DiTBase) -> SamplePicture | None:
 
 def take_classes(base: DiTBase, class_names: list[str], config: DiTConfig, accelerator) -> None:
     """Give the network a label table for ``class_names``, and set it up as the config asks."""
-    generator = torch.Generator().manual_seed(config.seed)
-    matches = base.transformer.set_classes(class_names, base.class_names, generator)
-    accelerator.print(f"{len(class_names)} classes, {matches.describe(base.class_names)}")
-    base.class_names = list(class_names)
+    known = base.class_names
+    base.fit(class_names, seed=config.seed, fuse_qkv=config.fuse_qkv)
+    accelerator.print(f"{len(class_names)} classes, {base.matches.describe(known)}")
     shown_classes(config, base)  # a misspelt class is found now, not after the training
-    if config.fuse_qkv:
-        base.transformer.fuse_qkv()
     if config.gradient_checkpointing:
-        enable_gradient_checkpointing(base.transformer)
+        enable_gradient_checkpointing(base.model)
 
 
-def adapter_info(config: DiTConfig, base: DiTBase, base_fingerprint: str, protocol_line: str) -> AdapterInfo:
+def adapter_info(config: DiTConfig, base: DiTBase, protocol_line: str) -> AdapterInfo:
     """What the adapter's files say about it."""
     extra = {name: getattr(config, name) for name in ("fuse_qkv", "stock_numerics")}
     return AdapterInfo(
         task="generation",
         method=find_method(config.method).name,
         base=config.pretrained_model_name_or_path,
-        base_fingerprint=base_fingerprint,
+        base_fingerprint=base.fingerprint(),
         class_names=base.class_names,
-        null_class=base.transformer.null_class,
+        null_class=base.model.null_class,
         protocol=protocol_line,
         extra={**extra, "sampling": vars(config.sampling())},
     )
@@ -301,9 +294,8 @@ def train(config: DiTConfig, run: Run) -> dict:
     base = load_base(config)
     dataset = open_data(config, base, "train")
     data_identity = dataset.source.identity() if isinstance(dataset, ClassImageDataset) else ""
-    base_fingerprint = fingerprint(base.transformer, dit_adaptation(base.transformer).whole_modules)
     take_classes(base, dataset.class_names, config, accelerator)
-    model = apply_method(base.transformer, config.method, dit_adaptation(base.transformer), **config.method_options)
+    model = apply_method(base.model, config.method, base.adaptation(), **config.method_options)
     if accelerator.is_main_process:
         print_plan(config, model, len(dataset), accelerator.num_processes)
     if config.dry_run:
@@ -329,12 +321,12 @@ def train(config: DiTConfig, run: Run) -> dict:
         config.class_dropout_prob,
         evaluator,
         scaling_factor,
-        adapter_info(config, base, base_fingerprint, evaluator.protocol.line() if evaluator else "not measured"),
+        adapter_info(config, base, evaluator.protocol.line() if evaluator else "not measured"),
         picture,
         config.swept_scales(),
     )
     task.hint = find_method(config.method).hint
-    task.identity = {"weights of the base": base_fingerprint, "files of the training data": data_identity}
+    task.identity = {"weights of the base": base.fingerprint(), "files of the training data": data_identity}
     return run_job(run, task, dataset)
 
 

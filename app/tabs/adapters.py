@@ -7,9 +7,9 @@ import gradio as gr
 
 from app.inference import Studio
 from app.tabs.common import MODEL, QUICK, hint, refusal, toast, toasts
+from onelora_vision.backbones.table import TASKS
 
 SHOWN_METRICS = 2
-TASKS = {"generation": "draws", "depth": "sees depth", "classification": "classifies"}
 
 
 @dataclass
@@ -48,7 +48,9 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
         again = gr.Button("Look at the adapters folder again", size="sm", visible=studio.library.folder is not None)
     with gr.Column(elem_classes="tight"):
         with gr.Row():
-            task = gr.Dropdown(list(TASKS), value="generation", show_label=False, container=False, elem_id="mix-task")
+            task = gr.Dropdown(
+                list(TASKS), value=next(iter(TASKS)), show_label=False, container=False, elem_id="mix-task"
+            )
             save = gr.Button("Save this mix", min_width=120, size="md")
         mix = gr.File(label="The mix as one adapter file", interactive=False, visible=False, elem_id="mix-file")
 
@@ -140,7 +142,7 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict) -> None
 def _facts(row: dict) -> str:
     size = row["bytes"]
     size = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
-    what = [TASKS[row["task"]], row["method"], f"{row['values']:,} values", size, f"on {row['base']}"]
+    what = [TASKS[row["task"]].does, row["method"], f"{row['values']:,} values", size, f"on {row['base']}"]
     lines = [" · ".join(what)]
     shown = [
         f"{name} {'' if old is None else f'{old:.4g} → '}{new:.4g}"

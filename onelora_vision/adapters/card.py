@@ -7,27 +7,21 @@ from urllib.parse import quote
 
 import yaml
 
+from onelora_vision.backbones.table import TASKS
 from onelora_vision.errors import listed, one_line
 
 _MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)")  # inside of words "_" is no markup
 
-LOADING = {
-    "generation": """\
-from onelora_vision.inference.generation import load_generator
+_OWN = """\
+from onelora_vision import load_adapted
 
-generator = load_generator("{folder}")  # finds the base by its id; base="…" gives another place
-images = generator.sample([{example}], seeds=[0])  # (1, 3, H, W) in [0, 1]""",
-    "depth": """\
-from onelora_vision.inference.depth import load_depth_estimator
-
-estimator = load_depth_estimator("{folder}")  # finds the base by its id; base="…" gives another place
-depth = estimator(image)  # (H, W) metres, of a Pillow image""",
-    None: """\
+adapted = load_adapted("{{folder}}")  # finds the base by its id; base="…" gives another place
+{use}"""
+_PEFT = """\
 import onelora_vision  # registers the method in PEFT
 from peft import PeftModel
 
-model = PeftModel.from_pretrained(base_model, "{folder}")""",
-}
+model = PeftModel.from_pretrained(base_model, "{folder}")"""
 _FOLDER = "path/to/this/folder"
 _PEFT_LORA = """\
 model = PeftModel.from_pretrained(base_model, "lora")  # onelora export {folder} --to peft-lora -o lora"""
@@ -35,11 +29,6 @@ _DIFFUSERS = """\
 DiT = type("DiT", (DiTTransformer2DModel, PeftAdapterMixin), {{}})  # onelora export {folder} --to diffusers -o lora
 model = DiT.from_pretrained({base}, subfolder="transformer")
 model.load_lora_adapter("lora", prefix="transformer", weight_name="pytorch_lora_weights.safetensors")"""
-_MERGED = {
-    "generation": 'pipeline = DiTPipeline.from_pretrained("merged")',
-    "classification": 'model = timm.create_model("local-dir:merged", pretrained=True)',
-    "depth": 'model = DepthAnythingForDepthEstimation.from_pretrained("merged")',
-}
 
 
 def card(info, config: dict, values: int, size: int, pictures: Collection[str] = ()) -> str:
@@ -82,13 +71,11 @@ def _use(info, kind: str) -> str:
     exported = info.extra.get("exported")
     if exported:
         return f"## Use\n\nA plain LoRA for the base as its own library loads it:\n\n{_code(_PEFT_LORA.partition('#')[0], names)}"
-    own = LOADING.get(info.task, LOADING[None])
-    blocks = [f"## Use\n\n{warning if is_ours else ''}{_code(own, names)}"]
-    if own is not LOADING[None]:
-        blocks.append(f"With PEFT alone:\n\n{_code(LOADING[None], names)}")
-    if info.task in _MERGED:
-        blocks.append(_elsewhere(info, names))
-    return "\n\n".join(blocks)
+    with_peft = f"{warning if is_ours else ''}{_code(_PEFT, names)}"
+    if info.task not in TASKS:
+        return f"## Use\n\n{with_peft}"
+    own = _code(_OWN.format(use=TASKS[info.task].use), names)
+    return "\n\n".join([f"## Use\n\n{own}", f"With PEFT alone:\n\n{with_peft}", _elsewhere(info, names)])
 
 
 def _elsewhere(info, names: dict) -> str:
@@ -96,7 +83,7 @@ def _elsewhere(info, names: dict) -> str:
     if info.task == "generation":
         lines += ["diffusers:", _code(_DIFFUSERS, names)]
         lines.append(f"ComfyUI: `onelora export {_FOLDER} --to comfy -o lora` writes `lora/lora.safetensors`.")
-    merged = f"{_MERGED[info.task]}  # onelora export {{folder}} --to merged -o merged"
+    merged = f"{TASKS[info.task].merged}  # onelora export {{folder}} --to merged -o merged"
     return "\n\n".join([*lines, "Merged, no adapter library at all:", _code(merged, names)])
 
 

@@ -21,12 +21,13 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from onelora_vision.adapters.bases import Base, load_base, output_of, require_same_base
+from onelora_vision.adapters.bases import load_base, require_same_base
 from onelora_vision.adapters.file import Adapter, read_adapter, serialize, write_adapter
 from onelora_vision.adapters.layout import Layout, layout_of
 from onelora_vision.adapters.lowrank import LowRank, join_rows, low_rank, split_rows
 from onelora_vision.adapters.targets import check_target
 from onelora_vision.backbones import dit_names
+from onelora_vision.backbones.base import Base, output_of
 from onelora_vision.errors import InputError
 from onelora_vision.storage.outputs import check_folder, folder_output
 from onelora_vision.tuners import hosts
@@ -78,10 +79,9 @@ def export(
     check_folder(output, kind, overwrite=overwrite, inputs=[path, *([base] if base else [])])
     adapter = read_adapter(path)
     loaded = load_base(adapter.info, base)
-    require_same_base(adapter, loaded)
-    if loaded.host == "diffusers" and to != "merged":
-        loaded.model.set_numerics(stock=True)
-    elif loaded.host != "diffusers" and to in ("diffusers", "comfy"):
+    require_same_base(adapter.info, adapter.path, loaded)
+    loaded.compute_like_host(with_config=to == "merged")
+    if loaded.host != "diffusers" and to in ("diffusers", "comfy"):
         raise InputError(f"--to {to} is for DiT; this is a {adapter.info.task} adapter: use peft-lora or merged")
     job = Job(adapter, layout_of(adapter.config, adapter.tensors, str(path)), loaded, dtype, max_shard_size)
     with folder_output(output, kind, overwrite=overwrite) as folder:
@@ -221,43 +221,15 @@ def _to_merged(job: Job, folder: Path) -> tuple[dict, Tensor, Tensor]:
         if "onelora_beta" in parts and job.base.model.get_submodule(module).bias is None:
             raise InputError(f"{job.adapter.path}: {module} has no bias in the base, so its beta cannot be merged")
     base, inputs = job.base, job.base.example()
-    if base.host == "diffusers":
-        base.model.conditioning.time_proj.downscale_freq_shift = 1  # a pipeline cannot say otherwise
     plain = output_of(base.model, inputs)
     adapted = job.adapter.attach(base.model)
     hosts.check_mergeable(adapted.get_base_model(), job.layout.layers)  # adapters of other methods do not ask
     merged = adapted.merge_and_unload().eval()
     expected = output_of(merged, inputs)
-    _SAVERS[base.host](job, merged, folder)
+    base.save_merged(merged, folder, _DTYPES[job.dtype], job.max_shard_size)
     return {"file": "", "carried": ["everything"]}, expected, plain
 
 
-def _save_pipeline(job: Job, merged: torch.nn.Module, folder: Path) -> None:
-    from onelora_vision.backbones.dit import save_pipeline
-
-    save_pipeline(
-        replace(job.base.loaded, transformer=merged), folder, _DTYPES[job.dtype], max_shard_size=job.max_shard_size
-    )
-
-
-def _save_timm(job: Job, merged: torch.nn.Module, folder: Path) -> None:
-    import timm
-
-    labels = {"label_names": job.adapter.info.class_names} if job.adapter.info.class_names else {}
-    model = merged.to(_DTYPES[job.dtype])
-    timm.models.save_for_hf(model, folder, model_config=labels, safe_serialization=True)
-
-
-def _save_transformers(job: Job, merged: torch.nn.Module, folder: Path) -> None:
-    from onelora_vision.backbones.fuse import unfuse_qkv
-
-    unfuse_qkv(merged).to(_DTYPES[job.dtype]).save_pretrained(folder, max_shard_size=job.max_shard_size)
-    processor = Path(job.base.source) / "preprocessor_config.json"
-    if processor.is_file():
-        (folder / processor.name).write_bytes(processor.read_bytes())
-
-
-_SAVERS: dict[str, Callable] = {"diffusers": _save_pipeline, "timm": _save_timm, "transformers": _save_transformers}
 _WRITERS: dict[str, Callable] = {
     "peft-lora": _to_peft,
     "diffusers": _to_diffusers,
@@ -316,12 +288,14 @@ def _exported_info(job: Job):
 def _reloaded(job: Job, to: str, export_path: Path, expected: Tensor) -> float:
     """Relative error of the export's outputs in a fresh process without this package."""
     inputs = job.base.example()
-    if job.base.host == "diffusers" and to != "merged":
-        null, labels = len(job.base.own_table) - 1, inputs["class_labels"]
-        inputs["class_labels"] = torch.where(labels == job.base.model.null_class, null, labels)
-    base = {"host": job.base.host, "source": job.base.source, "options": job.base.options}
-    if job.base.host == "transformers":
-        base["class"] = type(job.base.loaded if job.adapter.info.task == "depth" else job.base.loaded.model).__name__
+    if to != "merged":
+        inputs = job.base.host_inputs(inputs)
+    base = {
+        "host": job.base.host,
+        "source": job.base.host_source(),
+        "options": job.base.host_options(),
+        "class": type(job.base.model).__name__,
+    }
     with tempfile.TemporaryDirectory() as place:
         tensors, job_file = Path(place) / "tensors.safetensors", Path(place) / "job.json"
         save_file(

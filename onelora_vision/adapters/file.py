@@ -6,7 +6,6 @@ PEFT config), so the one file alone is a complete adapter too.
 """
 
 import copy
-import hashlib
 import json
 import shutil
 from collections.abc import Collection
@@ -266,21 +265,3 @@ def read_adapter(path: str | Path, *, finite: bool = True) -> Adapter:
     info = AdapterInfo.from_header(header, str(path))
     check_tensors(config, layout_of(config, tensors, str(path)), str(path), finite=finite)
     return Adapter(config, tensors, info, path, inside)
-
-
-def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:
-    """A hash that tells base models apart: names, shapes and 16 values of each parameter, rounded to bf16.
-
-    The rounding makes it the same for a base loaded in fp32 or bf16. Take it before adapters are injected, and
-    ``exclude`` the modules that are replaced for the task (head, label table).
-    """
-    digest = hashlib.sha256()
-    skipped = tuple(f"{name}." for name in exclude)
-    for name, parameter in sorted(model.named_parameters()):
-        if name.startswith(skipped) and skipped:
-            continue
-        flat = parameter.detach().flatten()
-        at = torch.linspace(0, max(flat.numel() - 1, 0), min(16, flat.numel()), dtype=torch.float64).long()
-        values = flat[at.to(flat.device)].to("cpu", torch.bfloat16).view(torch.int16).tolist()
-        digest.update(repr((name, tuple(parameter.shape), values)).encode())
-    return digest.hexdigest()[:32]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from onelora_vision.adapters.bases import TASKS, Base, load_base, require_same_base
+from onelora_vision.adapters.bases import load_base, require_same_base
 from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE
 from onelora_vision.adapters.export import MODULES_FILE
 from onelora_vision.adapters.file import Adapter, read_adapter
@@ -16,6 +16,8 @@ from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.adapters.layout import LORA, Layout, kind_of, layout_of
 from onelora_vision.adapters.lowrank import LowRank, low_rank, split_rows
 from onelora_vision.backbones import dit_names
+from onelora_vision.backbones.base import Base
+from onelora_vision.backbones.table import TASKS
 from onelora_vision.errors import InputError, listed, nearest
 from onelora_vision.storage.safetensors_file import SafetensorsFile
 from onelora_vision.storage.weights import check_numbers, read_weights, tensors_in
@@ -86,8 +88,8 @@ def _base_of(
         versions={},
     )
     loaded = load_base(info)
-    require_same_base(Adapter(OneLoraConfig(target_modules="x"), {}, info, path), loaded)
-    return replace(info, base_fingerprint=loaded.fingerprint), loaded
+    require_same_base(info, path, loaded)
+    return replace(info, base_fingerprint=loaded.fingerprint()), loaded
 
 
 def _lora_file(path: Path) -> Path:

@@ -7,10 +7,11 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from onelora_vision.adapters.bases import Base, load_base, output_of
+from onelora_vision.adapters.bases import load_base
 from onelora_vision.adapters.container import CONFIG_FILE
 from onelora_vision.adapters.file import Adapter, read_adapter
 from onelora_vision.adapters.layout import STARTS_AT_ONE, Layout, block_of, layout_of
+from onelora_vision.backbones.base import Base, output_of
 from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.storage.safetensors_file import parse_json
 
@@ -148,9 +149,9 @@ def _on_base(adapter: Adapter, layout: Layout, place: str | Path) -> list[dict]:
         base = load_base(adapter.info, place)
     except InputError as error:
         return [_finding("base", str(error))]
-    expected, findings = adapter.info.base_fingerprint, []
-    if expected and expected != base.fingerprint:
-        text = f"{place} is another base: fingerprint {base.fingerprint}, trained on {expected} ({adapter.info.base})"
+    expected, findings, found = adapter.info.base_fingerprint, [], base.fingerprint()
+    if expected and expected != found:
+        text = f"{place} is another base: fingerprint {found}, trained on {expected} ({adapter.info.base})"
         findings.append(_finding("base", text))
     linears = {name for name, module in base.model.named_modules() if isinstance(module, nn.Linear)}
     inside = {name for name in linears if block_of(name) is not None}

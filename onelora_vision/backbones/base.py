@@ -1,9 +1,15 @@
-"""What a backbone tells the methods: which layers are adapted, which norms may be trained, what is trained whole."""
+"""What a base model is: a network, what its task needs besides, and where the methods act on it."""
 
 import copy
-from dataclasses import dataclass, field
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from onelora_vision.errors import InputError, one_line
 
@@ -21,6 +27,151 @@ class Adaptation:
     target_modules: list[str]
     norm_modules: list[str] = field(default_factory=list)
     whole_modules: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Base(ABC):
+    """A base model without adapter. One subclass per family of networks, one row of `backbones.table` for each.
+
+    Attributes:
+        model: the network that adapters are attached to.
+        source: where it was loaded from: a folder, a file, a hub id or a timm name.
+        class_names: the classes that it knows by name, if its task has classes and it names them.
+        changed: modules whose values `fit` changed in a way that no option of the host's own loader repeats.
+    """
+
+    model: nn.Module
+    source: str = ""
+    class_names: list[str] | None = None
+    changed: tuple[str, ...] = ()
+    _fingerprint: str = field(default="", repr=False)
+
+    task: ClassVar[str]
+    #: Settings of an adapter (in `AdapterInfo.extra`) that `load` and `fit` take.
+    load_settings: ClassVar[tuple[str, ...]] = ()
+    fit_settings: ClassVar[tuple[str, ...]] = ("fuse_qkv",)
+
+    @property
+    @abstractmethod
+    def host(self) -> str:
+        """The library of the network: ``diffusers``, ``timm`` or ``transformers``."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, source: str | Path, **settings: Any) -> Self:
+        """Load the network with its weights in fp32.
+
+        Raises:
+            InputError: there is no such model, or it is not of this family.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: dict, num_classes: int | None = None, fuse_qkv: bool = False) -> Self:
+        """Build the network that a ``config.json`` describes, with the weights of its initialisation."""
+
+    def fit(self, class_names: list[str] | None = None, *, seed: int = 0, **settings: Any) -> Self:
+        """Make the base fit for a data set, in place: its classes, its range of depths, its attention; returns it.
+
+        Args:
+            class_names: the classes that it is to know, for a task with classes.
+            seed: of values that are drawn for new classes.
+            settings: those of `fit_settings`, and others that the subclass names.
+
+        Raises:
+            InputError: the network cannot be fitted in this way.
+        """
+        self.fingerprint()  # of what was loaded, before it changes
+        self._fit(class_names, seed=seed, **settings)
+        return self
+
+    @abstractmethod
+    def _fit(self, class_names: list[str] | None, *, seed: int, **settings: Any) -> None: ...
+
+    @abstractmethod
+    def adaptation(self) -> Adaptation:
+        """Where the methods act on the network."""
+
+    @abstractmethod
+    def replaced_modules(self) -> list[str]:
+        """Modules that training replaces or trains whole: the label table, the head."""
+
+    @abstractmethod
+    def example(self, batch: int = 3, seed: int = 0) -> dict[str, Tensor]:
+        """Inputs of the network by argument name, the same for every run."""
+
+    def fingerprint(self) -> str:
+        """`fingerprint` of the network as it was loaded, without `replaced_modules`."""
+        if not self._fingerprint:
+            self._fingerprint = fingerprint(self.model, self.replaced_modules())
+        return self._fingerprint
+
+    def predict(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The network's output for ``inputs`` (see `example`) as one tensor."""
+        return output_of(self.model, inputs)
+
+    def view(self) -> Self:
+        """A base over the same parameters and buffers whose modules can be replaced without changing this one."""
+        return replace(self, model=shared_copy(self.model))
+
+    def networks(self) -> list[nn.Module]:
+        """All networks that the base is made of."""
+        return [self.model]
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How the base makes its inputs from pictures, as JSON has it, where an adapter's file records that."""
+        return {}
+
+    @abstractmethod
+    def save_merged(self, model: nn.Module, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
+        """Write ``model``, the network with an adapter merged, into ``folder`` as the host's own class saves it."""
+
+    def host_source(self) -> str:
+        """What the host's own loader takes for `source`."""
+        return self.source
+
+    def host_options(self) -> dict[str, Any]:
+        """What it takes besides to give this network, fitted as it is."""
+        return {}
+
+    def compute_like_host(self, *, with_config: bool) -> None:  # noqa: B027 - optional
+        """Compute what the host's own class does with these weights, in place.
+
+        Args:
+            with_config: the host will read a config that this network writes, which can keep some differences.
+        """
+
+    def host_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``inputs`` of the fitted network as the network that was loaded takes them."""
+        return inputs
+
+
+def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:
+    """A hash that tells base models apart: names, shapes and 16 values of each parameter, rounded to bf16.
+
+    The rounding makes it the same for a base loaded in fp32 or bf16. Take it before adapters are injected, and
+    ``exclude`` the modules that are replaced for the task (head, label table).
+    """
+    digest = hashlib.sha256()
+    skipped = tuple(f"{name}." for name in exclude)
+    for name, parameter in sorted(model.named_parameters()):
+        if name.startswith(skipped) and skipped:
+            continue
+        flat = parameter.detach().flatten()
+        at = torch.linspace(0, max(flat.numel() - 1, 0), min(16, flat.numel()), dtype=torch.float64).long()
+        values = flat[at.to(flat.device)].to("cpu", torch.bfloat16).view(torch.int16).tolist()
+        digest.update(repr((name, tuple(parameter.shape), values)).encode())
+    return digest.hexdigest()[:32]
+
+
+def output_of(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """The model's answer as one tensor, whatever its host wraps it in."""
+    inputs = dict(inputs)
+    output = model(inputs.pop("x"), **inputs) if "x" in inputs else model(**inputs)
+    if isinstance(output, Tensor):
+        return output
+    return next(getattr(output, name) for name in ("sample", "logits", "predicted_depth") if hasattr(output, name))
 
 
 def norms_with_parameters(model: nn.Module, prefix: str = "") -> list[str]:
@@ -63,3 +214,15 @@ def block_list(model: nn.Module) -> str | None:
 def shared_copy(model: nn.Module) -> nn.Module:
     """A copy of the module tree over the same parameters and buffers."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
+
+
+def save_transformers(
+    model: nn.Module, folder: Path, dtype: torch.dtype, max_shard_size: str, source: str | Path
+) -> None:
+    """`Base.save_merged` for a transformers model, with the image processor of the folder ``source``."""
+    from onelora_vision.backbones.fuse import unfuse_qkv
+
+    unfuse_qkv(model).to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+    processor = Path(source) / "preprocessor_config.json"
+    if processor.is_file():
+        (folder / processor.name).write_bytes(processor.read_bytes())

@@ -17,8 +17,9 @@ import contextlib
 import copy
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel, SchedulerMixin
@@ -29,8 +30,10 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from torch.nn import functional as F
 
-from onelora_vision.backbones.base import Adaptation, norms_with_parameters
+from onelora_vision import embedded
+from onelora_vision.backbones.base import Adaptation, Base, norms_with_parameters
 from onelora_vision.backbones.class_names import Matches, match_classes
+from onelora_vision.backbones.dit_names import LABEL_TABLE
 from onelora_vision.backbones.fuse import join_linears, split_linear
 from onelora_vision.errors import InputError, nearest, one_line
 from onelora_vision.runtime.hub import expect_hub
@@ -38,6 +41,10 @@ from onelora_vision.storage.outputs import folder_output
 
 ORIGINAL_NORM_EPS = 1e-6
 PIPELINE = "pipeline"
+_CONFIG_FIELDS = (
+    "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "num_layers", "sample_size",
+    "patch_size", "num_embeds_ada_norm", "attention_bias", "norm_type", "activation_fn",
+)  # fmt: skip
 
 
 class SharedAdaLayerNormZero(AdaLayerNormZero):
@@ -242,50 +249,118 @@ def dit_adaptation(model: DiT) -> Adaptation:
     return Adaptation(
         target_modules=linears,
         norm_modules=norms_with_parameters(model),
-        whole_modules=["conditioning.class_embedder.embedding_table"],
+        whole_modules=[LABEL_TABLE],
     )
 
 
-@dataclass
-class DiTBase:
-    """A loaded DiT pipeline: network, autoencoder, noise schedule, class names and where they came from."""
+@dataclass(kw_only=True)
+class DiTBase(Base):
+    """A DiT pipeline: the network, its autoencoder and noise schedule, and the names of its classes.
 
-    transformer: DiT
-    vae: AutoencoderKL
-    scheduler: SchedulerMixin
-    class_names: list[str]
-    source: str
-
-
-def load_dit(
-    pretrained_model_name_or_path: str | Path,
-    *,
-    revision: str | None = None,
-    variant: str | None = None,
-    cache_dir: str | None = None,
-    stock_numerics: bool = False,
-) -> DiTBase:
-    """Load a diffusers DiT pipeline folder or hub id (transformer + vae + scheduler, ``id2label``) in fp32.
-
-    Raises:
-        InputError: when there is no such pipeline, or when it is not a class-conditional DiT.
+    Attributes:
+        own_table: the label table (classes + 1, D) that the network was loaded with.
+        matches: whose rows of it `fit` carried over to the new classes.
     """
-    source = str(pretrained_model_name_or_path)
-    folder = Path(source)
-    if folder.exists() and not (folder / "model_index.json").is_file():
-        raise InputError(f"{source}: no model_index.json there; give the folder of a diffusers DiT pipeline")
-    expect_hub(source)
-    try:
-        with _quiet():
-            pipeline = DiTPipeline.from_pretrained(source, revision=revision, variant=variant, cache_dir=cache_dir)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = one_line(error, 300)
-        raise InputError(f"{source}: cannot be loaded as a DiT pipeline ({type(error).__name__}: {reason})") from error
-    if not isinstance(pipeline.transformer, DiTTransformer2DModel):
-        raise InputError(f"{source}: its transformer is a {type(pipeline.transformer).__name__}, not a DiT")
-    transformer = DiT.from_stock(pipeline.transformer, stock_numerics=stock_numerics)
-    names = _class_names(pipeline, transformer.num_classes)
-    return DiTBase(transformer, pipeline.vae, pipeline.scheduler, names, source)
+
+    model: DiT
+    vae: AutoencoderKL | None = None
+    scheduler: SchedulerMixin | None = None
+    own_table: torch.Tensor | None = None
+    matches: Matches | None = None
+
+    task, host = "generation", "diffusers"
+    load_settings = ("stock_numerics",)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        cache_dir: str | None = None,
+        stock_numerics: bool = False,
+    ) -> Self:
+        """Load a diffusers DiT pipeline folder or hub id (transformer + vae + scheduler, ``id2label``) in fp32.
+
+        Raises:
+            InputError: when there is no such pipeline, or when it is not a class-conditional DiT.
+        """
+        source = embedded.resolve(cls.task, source)
+        if Path(source).exists() and not (Path(source) / "model_index.json").is_file():
+            raise InputError(f"{source}: no model_index.json there; give the folder of a diffusers DiT pipeline")
+        expect_hub(source)
+        try:
+            with _quiet():
+                pipeline = DiTPipeline.from_pretrained(source, revision=revision, variant=variant, cache_dir=cache_dir)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = one_line(error, 300)
+            raise InputError(
+                f"{source}: cannot be loaded as a DiT pipeline ({type(error).__name__}: {reason})"
+            ) from error
+        if not isinstance(pipeline.transformer, DiTTransformer2DModel):
+            raise InputError(f"{source}: its transformer is a {type(pipeline.transformer).__name__}, not a DiT")
+        model = DiT.from_stock(pipeline.transformer, stock_numerics=stock_numerics)
+        names = _class_names(pipeline, model.num_classes)
+        return cls(model=model, vae=pipeline.vae, scheduler=pipeline.scheduler, class_names=names, source=source)
+
+    @classmethod
+    def from_config(cls, config: dict, num_classes: int | None = None, fuse_qkv: bool = False) -> Self:
+        """The network alone, without autoencoder and schedule."""
+        known = {key: value for key, value in config.items() if key in _CONFIG_FIELDS}
+        known["num_embeds_ada_norm"] = num_classes or config.get("num_embeds_ada_norm", 1000)
+        model = DiT.from_config(known)
+        return cls(model=model.fuse_qkv() if fuse_qkv else model)
+
+    def _fit(self, class_names: list[str] | None, *, seed: int, fuse_qkv: bool = False) -> None:
+        """A label table for ``class_names``: rows of classes that the base knows stay, see `DiT.set_classes`."""
+        if self.own_table is None:
+            self.own_table = self.model.label_table.weight.detach()
+        if class_names:
+            generator = torch.Generator().manual_seed(seed)
+            self.matches = self.model.set_classes(class_names, self.class_names, generator)
+            self.class_names = list(class_names)
+        if fuse_qkv:
+            self.model.fuse_qkv()
+
+    def adaptation(self) -> Adaptation:
+        return dit_adaptation(self.model)
+
+    def replaced_modules(self) -> list[str]:
+        return [LABEL_TABLE]
+
+    def example(self, batch: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:
+        config = self.model.config
+        shape = (batch, config.in_channels, config.sample_size, config.sample_size)
+        latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        labels = (torch.arange(batch) - 1) % (config.num_embeds_ada_norm + 1)  # the null class first
+        return {
+            "hidden_states": latents,
+            "timestep": torch.linspace(50, 850, batch).long(),
+            "class_labels": labels,
+        }
+
+    def networks(self) -> list[nn.Module]:
+        return [self.model, self.vae]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels that the network's latents stand for."""
+        return self.model.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def save_merged(self, model: nn.Module, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
+        save_pipeline(replace(self, model=model), folder, dtype, max_shard_size)
+
+    def compute_like_host(self, *, with_config: bool) -> None:
+        if with_config:  # a pipeline's config holds the norms' eps, but cannot say how the frequencies are spaced
+            self.model.conditioning.time_proj.downscale_freq_shift = 1
+        else:
+            self.model.set_numerics(stock=True)
+
+    def host_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """With the null class of the base's own label table."""
+        labels, null = inputs["class_labels"], len(self.own_table) - 1
+        return {**inputs, "class_labels": torch.where(labels == self.model.null_class, null, labels)}
 
 
 @contextlib.contextmanager
@@ -326,7 +401,7 @@ def save_pipeline(
     Raises:
         InputError: the place is taken (see `outputs`), by something else than a pipeline that is to be overwritten.
     """
-    pipeline = DiTPipeline(base.transformer.to_stock().to(dtype), copy.deepcopy(base.vae).to(dtype), base.scheduler)
+    pipeline = DiTPipeline(base.model.to_stock().to(dtype), copy.deepcopy(base.vae).to(dtype), base.scheduler)
     pipeline.register_to_config(id2label={str(i): name for i, name in enumerate(base.class_names)})
     with folder_output(folder, PIPELINE, overwrite=overwrite) as temporary:
         pipeline.save_pretrained(temporary, max_shard_size=max_shard_size)

@@ -125,7 +125,7 @@ def original_base(path: str | Path, vae: str | Path, class_names: list[str] | No
         raise InputError(f"--vae {vae}: no autoencoder there ({one_line(error)})") from error
     # DiT's schedule: 1000 linear steps (arXiv 2212.09748, section 4).
     scheduler = DDIMScheduler(1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
-    return DiTBase(model, autoencoder, scheduler, names, str(path))
+    return DiTBase(model=model, vae=autoencoder, scheduler=scheduler, class_names=names, source=str(path))
 
 
 def _original_key(key: str) -> str:

@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel
 
-from onelora_vision.backbones.base import Adaptation, norms_with_parameters
+from onelora_vision import embedded
+from onelora_vision.backbones.base import Adaptation, Base, norms_with_parameters, save_transformers
 from onelora_vision.backbones.class_names import match_classes
+from onelora_vision.backbones.fuse import fuse_qkv as join_qkv
 from onelora_vision.backbones.preprocessing import (
     ProcessorTransform,
     ReversedChannels,
@@ -25,32 +27,118 @@ from onelora_vision.runtime.hub import expect_hub
 from onelora_vision.storage.weights import read_weights
 from onelora_vision.tuners.hosts import adaptable_linears
 
-#: Name of the small ViT that ships with the package (32 pixels, 36 printed characters).
-EMBEDDED = "embedded"
 #: Where timm keeps a state dict in a training checkpoint, in the order of timm's own choice.
 _TIMM_STATES = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
-@dataclass(frozen=True)
-class ViT:
-    """A classifier and what belongs to it.
+@dataclass(kw_only=True)
+class ViTBase(Base):
+    """A classifier of timm or transformers, and how it wants its images.
 
     Attributes:
         model: images (B, 3, H, W), normalised -> logits (B, classes), or an output with ``.logits``.
         data_config: how the base wants its images, in timm's words: input_size (3, H, W), mean, std, interpolation,
             crop_pct, crop_mode.
-        class_names: what the model's head tells apart, if the base says so.
-        base: the name it was loaded by.
         processor: the image processor of a transformers base, which then makes the pixels of inference.
         reverses_channels: whether the base takes BGR.
+        options: the settings that it was loaded with.
     """
 
-    model: nn.Module
     data_config: dict[str, Any]
-    class_names: list[str] | None
-    base: str
     processor: Any = None
     reverses_channels: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    task = "classification"
+    load_settings = ("architecture", "resolution")
+
+    @property
+    def host(self) -> str:
+        return "timm" if hasattr(self.model, "pretrained_cfg") else "transformers"
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path = "embedded",
+        *,
+        architecture: str | None = None,
+        resolution: int | None = None,
+        drop_path: float = 0.0,
+        pretrained: bool = True,
+    ) -> Self:
+        """Load a classifier with its weights in fp32.
+
+        Args:
+            source: ``embedded``; a timm name ("vit_base_patch16_224.augreg_in21k"); a folder or hub id with a
+                config.json of timm or transformers; or a timm checkpoint file, which needs ``architecture``.
+            architecture: the timm name of a checkpoint file's architecture.
+            resolution: side of the images in pixels, if not the base's own; timm resamples the position embedding.
+            drop_path: stochastic depth rate while training (timm).
+            pretrained: False leaves the weights of a timm name random.
+
+        Raises:
+            InputError: unknown name, unreadable or unfitting file, no network for a name that must be fetched.
+        """
+        source = embedded.resolve(cls.task, source)
+        options = {"drop_path_rate": drop_path} if drop_path else {}
+        if resolution:
+            options["img_size"] = resolution
+        found = cls._load(source, architecture, options, pretrained)
+        return replace(found, options={"architecture": architecture, "resolution": resolution})
+
+    @classmethod
+    def _load(cls, source: str, architecture: str | None, options: dict, pretrained: bool) -> Self:
+        path = Path(source)
+        if path.is_file():
+            return _from_file(path, architecture, options)
+        if path.is_dir() or source.count("/") == 1:
+            config = _read_config(source)
+            if "model_type" in config:
+                return _from_transformers(source, options)
+            name = f"{'local-dir' if path.is_dir() else 'hf-hub'}:{source}"
+            return _from_timm(source, options, name=name, pretrained=pretrained)
+        return _from_timm(source, options, name=source, pretrained=pretrained)
+
+    @classmethod
+    def from_config(cls, config: dict, num_classes: int | None = None, fuse_qkv: bool = False) -> Self:
+        """The network of a timm or transformers config."""
+        if "architecture" in config and "model_type" not in config:
+            import timm
+
+            classes = num_classes or config.get("num_classes")
+            arguments = {**(config.get("model_args") or {}), **({"num_classes": classes} if classes else {})}
+            model = timm.create_model(config["architecture"], pretrained=False, **arguments)
+            return cls(model=model, data_config=_data_config(model))
+        from transformers import AutoConfig, AutoModelForImageClassification
+
+        known = leave_out_unused(AutoConfig.for_model(**config))
+        if num_classes:
+            known.num_labels = num_classes
+        model = AutoModelForImageClassification.from_config(known)
+        return cls(model=join_qkv(model) if fuse_qkv else model, data_config=plain_config(known))
+
+    def _fit(self, class_names: list[str] | None, *, seed: int, fresh: bool = False, fuse_qkv: bool = False) -> None:
+        """A head with one output per class name; a timm base without a head gets the one of its family.
+
+        When the base's own head knows every class by name (`match_classes`), its rows are taken over, and the model
+        classifies before any training ("zero-shot"). Else, or if ``fresh``, the weights are drawn by ``seed`` from a
+        normal distribution of std 0.02 cut at two, and the biases are zero.
+        """
+        if class_names:
+            _replace_head(self.model, list(class_names), self.class_names or [], seed, fresh)
+            self.class_names = list(class_names)
+        if fuse_qkv:
+            join_qkv(self.model)
+
+    def adaptation(self) -> Adaptation:
+        return vit_adaptation(self.model)
+
+    def replaced_modules(self) -> list[str]:
+        return classifier_names(self.model)
+
+    def example(self, batch: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:
+        images = torch.randn(batch, *self.data_config["input_size"], generator=torch.Generator().manual_seed(seed))
+        return {"x" if self.host == "timm" else "pixel_values": images}
 
     @property
     def transform(self):
@@ -84,45 +172,34 @@ class ViT:
         transform = create_transform(**self.data_config, is_training=True, **augmentation)
         return ReversedChannels(transform) if self.reverses_channels else transform
 
+    def save_merged(self, model: nn.Module, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
+        if self.host == "transformers":
+            save_transformers(model, folder, dtype, max_shard_size, self.source)
+            return
+        import timm
 
-def load_vit(
-    name_or_path: str = EMBEDDED,
-    *,
-    architecture: str | None = None,
-    resolution: int | None = None,
-    drop_path: float = 0.0,
-    pretrained: bool = True,
-) -> ViT:
-    """Load a classifier of timm or transformers with its weights in fp32.
+        labels = {"label_names": self.class_names} if self.class_names else {}
+        timm.models.save_for_hf(model.to(dtype), folder, model_config=labels, safe_serialization=True)
 
-    Args:
-        name_or_path: `EMBEDDED`; a timm name ("vit_base_patch16_224.augreg_in21k"); a folder or hub id with a
-            config.json of timm or transformers; or a timm checkpoint file, which needs ``architecture``.
-        architecture: the timm name of a checkpoint file's architecture.
-        resolution: side of the images in pixels, if not the base's own; timm resamples the position embedding.
-        drop_path: stochastic depth rate while training (timm).
-        pretrained: False leaves the weights of a timm name random.
+    def host_source(self) -> str:
+        if self.host == "transformers":
+            return self.source
+        path = Path(self.source)
+        if path.is_file():
+            return self.options["architecture"]
+        if path.is_dir():
+            return f"local-dir:{path}"
+        return f"hf-hub:{self.source}" if self.source.count("/") == 1 else self.source
 
-    Raises:
-        InputError: unknown name, unreadable or unfitting file, no network for a name that must be fetched.
-    """
-    if name_or_path == EMBEDDED:
-        from onelora_vision import embedded
-
-        return replace(load_vit(str(embedded.VIT), resolution=resolution, drop_path=drop_path), base=EMBEDDED)
-    options = {"drop_path_rate": drop_path} if drop_path else {}
-    if resolution:
-        options["img_size"] = resolution
-    path = Path(name_or_path)
-    if path.is_file():
-        return _from_file(path, architecture, options)
-    if path.is_dir() or name_or_path.count("/") == 1:
-        config = _read_config(name_or_path)
-        if "model_type" in config:
-            return _from_transformers(name_or_path, options)
-        source = "local-dir" if path.is_dir() else "hf-hub"
-        return _from_timm(name_or_path, options, name=f"{source}:{name_or_path}", pretrained=pretrained)
-    return _from_timm(name_or_path, options, name=name_or_path, pretrained=pretrained)
+    def host_options(self) -> dict[str, Any]:
+        classes = len(self.class_names or []) or None
+        if self.host == "transformers":
+            return {"num_labels": classes, "ignore_mismatched_sizes": True} if classes else {}
+        sizes = {"img_size": self.options.get("resolution"), "num_classes": classes}
+        options = {key: value for key, value in sizes.items() if value is not None}
+        if Path(self.source).is_file():
+            options["pretrained_cfg_overlay"] = {"file": self.source}
+        return options
 
 
 def classifier_names(model: nn.Module) -> list[str]:
@@ -165,20 +242,13 @@ def _heads(model: nn.Module) -> list[str]:
     return heads
 
 
-def replace_head(vit: ViT, class_names: Sequence[str], *, seed: int = 0, fresh: bool = False) -> ViT:
-    """Give the classifier one output per class name, in place; a timm base without a head gets the one of its family.
-
-    When the base's own head knows every class by name (`match_classes`), its rows are taken over, and the model classifies before any
-    training ("zero-shot"). Else, or if ``fresh``, the weights are drawn by ``seed`` from a normal distribution of
-    std 0.02 cut at two, and the biases are zero.
-
-    Raises:
-        InputError: the model has no Linear classifier.
-    """
-    model, names = vit.model, list(class_names)
+def _replace_head(
+    model: nn.Module, names: list[str], known: Sequence[str], seed: int = 0, fresh: bool = False
+) -> None:
+    """See `ViTBase._fit`; ``known`` are the classes of the head that is there."""
     if getattr(model, "num_classes", None) == 0:
         model.reset_classifier(len(names))
-    found = {} if fresh else match_classes(names, vit.class_names or []).rows
+    found = {} if fresh else match_classes(names, known).rows
     rows = [found[name] for name in names] if set(names) <= set(found) else None
     generator = torch.Generator().manual_seed(seed)
     for place in _heads(model):
@@ -192,7 +262,6 @@ def replace_head(vit: ViT, class_names: Sequence[str], *, seed: int = 0, fresh: 
                 head.bias.copy_(torch.zeros(len(names)) if rows is None else old.bias[rows])
         model.set_submodule(place, head.to(old.weight))
     _record_classes(model, names)
-    return replace(vit, class_names=names)
 
 
 def logits_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -203,7 +272,7 @@ def logits_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def predict_classes(
-    vit: ViT, pictures: Sequence[Image.Image], *, top: int = 5, batch_size: int = 32
+    vit: ViTBase, pictures: Sequence[Image.Image], *, top: int = 5, batch_size: int = 32
 ) -> list[list[tuple[str, float]]]:
     """The ``top`` most probable classes of each picture as (name, probability), most probable first."""
     device = next(vit.model.parameters()).device
@@ -213,11 +282,12 @@ def predict_classes(
         images = torch.stack([transform(picture) for picture in pictures[start : start + batch_size]])
         probabilities = logits_of(vit.model, images.to(device)).float().softmax(1).cpu()
         values, classes = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
-        found += [[(vit.class_names[k], v) for k, v in zip(*row)] for row in zip(classes.tolist(), values.tolist())]
+        names = vit.class_names or [f"class {number}" for number in range(probabilities.shape[1])]
+        found += [[(names[k], v) for k, v in zip(*row)] for row in zip(classes.tolist(), values.tolist())]
     return found
 
 
-def _from_timm(base: str, options: dict, *, name: str, pretrained: bool, data: dict | None = None, **extra) -> ViT:
+def _from_timm(base: str, options: dict, *, name: str, pretrained: bool, data: dict | None = None, **extra) -> ViTBase:
     import timm
     from timm.data import resolve_model_data_config
 
@@ -236,10 +306,19 @@ def _from_timm(base: str, options: dict, *, name: str, pretrained: bool, data: d
     config = resolve_model_data_config(model)
     if "img_size" in options:
         config["input_size"] = (3, options["img_size"], options["img_size"])
-    return ViT(model, config, names, base)
+    return ViTBase(model=model, source=base, class_names=names, data_config=config)
 
 
-def _from_file(path: Path, architecture: str | None, options: dict) -> ViT:
+def _data_config(model: nn.Module) -> dict[str, Any]:
+    """timm's data config, with the size that the model was built for."""
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config(model)
+    sizes = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return {**config, "input_size": (3, *sizes)} if sizes else config
+
+
+def _from_file(path: Path, architecture: str | None, options: dict) -> ViTBase:
     """A timm checkpoint file (safetensors, or a pickle of tensors alone), with as many classes as it has."""
     import timm
 
@@ -261,7 +340,7 @@ def _from_file(path: Path, architecture: str | None, options: dict) -> ViT:
     return vit
 
 
-def _from_transformers(base: str, options: dict) -> ViT:
+def _from_transformers(base: str, options: dict) -> ViTBase:
     from transformers import AutoConfig, AutoModelForImageClassification
 
     if options:
@@ -285,7 +364,14 @@ def _from_transformers(base: str, options: dict) -> ViT:
     else:
         data_config, is_reversed = measure(base, processor)
     _try(base, model, data_config["input_size"])
-    return ViT(model, data_config, names, base, processor, is_reversed)
+    return ViTBase(
+        model=model,
+        source=base,
+        class_names=names,
+        data_config=data_config,
+        processor=processor,
+        reverses_channels=is_reversed,
+    )
 
 
 def leave_out_unused(config: Any) -> Any:

@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_map_only
 
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.catalogue import describe
-from onelora_vision.backbones.preprocessing import image_size
 from onelora_vision.budget.parameters import ADAM_BYTES_PER_VALUE
 from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import apply_method, trainable_parameters
@@ -136,34 +135,11 @@ def _build(
     backbone: str, method: str, num_classes: int | None, fuse_qkv: bool, rank: int, checkpointing: bool
 ) -> tuple[PeftModel, Callable]:
     base = describe(backbone, num_classes, fuse_qkv)
-    inputs = example_inputs(base.model)
+    base.example(1)  # refuses a base that takes no images
     if checkpointing:
         enable_gradient_checkpointing(base.model)
     row = find_method(method)
-    return apply_method(base.model, method, base.adaptation, rank=rank if row.takes_rank else 1), inputs
-
-
-def example_inputs(model: nn.Module) -> Callable[[int], dict[str, Tensor]]:
-    """Makes the keyword arguments of a training forward for a batch size, zeros of the sizes that the model wants.
-
-    Raises:
-        InputError: the model does not take images or latents.
-    """
-    config = getattr(model, "config", None)
-    if hasattr(model, "null_class"):  # our DiT
-        shape = (config.in_channels, config.sample_size, config.sample_size)
-        return lambda batch: {
-            "hidden_states": torch.zeros(batch, *shape),
-            "timestep": torch.zeros(batch, dtype=torch.long),
-            "class_labels": torch.zeros(batch, dtype=torch.long),
-        }
-    if hasattr(model, "default_cfg"):  # timm
-        sizes = getattr(getattr(model, "patch_embed", None), "img_size", None) or model.default_cfg["input_size"][-2:]
-        return lambda batch: {"x": torch.zeros(batch, 3, *sizes)}
-    size = image_size(config)
-    if size is None:
-        raise InputError(f"{type(model).__name__} takes no images: the planner knows DiT, ViT and Depth Anything")
-    return lambda batch: {"pixel_values": torch.zeros(batch, 3, *size)}
+    return apply_method(base.model, method, base.adaptation(), rank=rank if row.takes_rank else 1), base.example
 
 
 def fake_step(model: PeftModel, inputs: Callable, batch: int, precision: str = "fp32") -> StepMemory:

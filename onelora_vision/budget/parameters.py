@@ -3,6 +3,7 @@
 import json
 
 from peft import get_peft_model_state_dict
+from torch import nn
 
 from onelora_vision.backbones.catalogue import describe
 from onelora_vision.methods.apply import apply_method
@@ -30,14 +31,14 @@ def count(
     """
     base = describe(backbone, num_classes, fuse_qkv)
     total = sum(parameter.numel() for parameter in base.model.parameters())
-    row = find_method(method)
-    whole = _size_of_whole(base)
-    model = apply_method(base.model, method, base.adaptation, rank=rank if row.takes_rank else 1)
+    row, adaptation = find_method(method), base.adaptation()
+    whole = _size_of_whole(base.model, adaptation.whole_modules)
+    model = apply_method(base.model, method, adaptation, rank=rank if row.takes_rank else 1)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {
         "backbone": backbone,
         "method": row.name,
-        "layers": len(base.adaptation.target_modules) if row.adapts_layers else 0,
+        "layers": len(adaptation.target_modules) if row.adapts_layers else 0,
         "trainable_parameters": trained,
         "adapter_parameters": trained - whole,
         "file_bytes": _file_bytes(get_peft_model_state_dict(model, save_embedding_layers=False)),
@@ -46,9 +47,8 @@ def count(
     }
 
 
-def _size_of_whole(base) -> int:
-    modules = (base.model.get_submodule(name) for name in base.adaptation.whole_modules)
-    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+def _size_of_whole(model: nn.Module, names: list[str]) -> int:
+    return sum(parameter.numel() for name in names for parameter in model.get_submodule(name).parameters())
 
 
 def _file_bytes(tensors: dict) -> int:

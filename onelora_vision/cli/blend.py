@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict:
     base = None
     if args.base:
         base = load_base(adapters[0][0].info, args.base)
-        require_same_base(adapters[0][0], base)
+        require_same_base(adapters[0][0].info, adapters[0][0].path, base)
     result = blend(adapters, blocks=parse_blocks(args.blocks), base=base and base.model, whole_from=whole_from)
     written = write_adapter(result.config, result.tensors, result.info, args.output, overwrite=args.overwrite)
     return {

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict:
     require_path(args.source)
-    from onelora_vision.backbones.dit import PIPELINE, load_dit, save_pipeline
+    from onelora_vision.backbones.dit import PIPELINE, DiTBase, save_pipeline
     from onelora_vision.backbones.dit_original import check_original_name, original_base, save_original, to_original
     from onelora_vision.storage.outputs import check_file, check_folder
 
@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> dict:
     if Path(args.source).is_dir():
         check_original_name(args.output)
         check_file(args.output, **place)
-        base = load_dit(args.source)
-        save_original(to_original(base.transformer), args.output, overwrite=args.overwrite)
+        base = DiTBase.load(args.source)
+        save_original(to_original(base.model), args.output, overwrite=args.overwrite)
     elif args.vae is None:
         raise InputError("--vae is needed: an original checkpoint holds no autoencoder, and a pipeline has one")
     else:
@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> dict:
         names = _read_names(args.class_names) if args.class_names else None
         base = original_base(args.source, args.vae, names, args.num_heads)
         save_pipeline(base, args.output, overwrite=args.overwrite)
-    values = sum(parameter.numel() for parameter in base.transformer.parameters())
-    return {"source": args.source, "output": args.output, "values": values, "classes": base.transformer.num_classes}
+    values = sum(parameter.numel() for parameter in base.model.parameters())
+    return {"source": args.source, "output": args.output, "values": values, "classes": base.model.num_classes}
 
 
 def show(result: dict, args: argparse.Namespace) -> None:

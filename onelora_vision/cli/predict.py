@@ -84,17 +84,16 @@ def _pictures(given: list[str]) -> list[str]:
 
 
 def _classify(args: argparse.Namespace, paths: list[str]) -> list[dict]:
-    from onelora_vision.backbones.vit import predict_classes
     from onelora_vision.data.images import read_images, trimmed
-    from onelora_vision.inference.classification import load_classifier
+    from onelora_vision.inference.loading import load_adapted
     from onelora_vision.runtime.progress import progress_bar
 
-    classifier, rows = load_classifier(args.adapter, args.base, args.device), []
+    classifier, rows = load_adapted(args.adapter, args.base, args.device), []
     readable = read_images(paths, args.on_bad_image)
     with progress_bar(len(paths), desc="classifying", unit="image", leave=False) as bar:
         while batch := list(itertools.islice(readable, BATCH)):
             pictures = [trimmed(picture, path) for path, picture in batch]
-            found = predict_classes(classifier, pictures, top=args.top, batch_size=BATCH)
+            found = classifier.classify(pictures, top=args.top, batch_size=BATCH)
             for (path, _), classes in zip(batch, found):
                 named = [{"name": name, "probability": share} for name, share in classes]
                 rows.append({"image": path, "classes": named})
@@ -104,7 +103,7 @@ def _classify(args: argparse.Namespace, paths: list[str]) -> list[dict]:
 
 def _estimate(args: argparse.Namespace, paths: list[str]) -> list[dict]:
     from onelora_vision.data.images import read_images
-    from onelora_vision.inference.depth import load_depth_estimator
+    from onelora_vision.inference.loading import load_adapted
     from onelora_vision.runtime.progress import progress
     from onelora_vision.storage.outputs import check_additions
 
@@ -115,7 +114,7 @@ def _estimate(args: argparse.Namespace, paths: list[str]) -> list[dict]:
     maps = [f"{name}{ending}" for name in names for ending in ENDINGS]
     inputs = [*args.images, args.adapter, *([args.base] if args.base else [])]
     ledger = check_additions(args.output, KIND, maps, overwrite=args.overwrite, inputs=inputs)
-    estimator = load_depth_estimator(args.adapter, args.base, args.device)
+    estimator = load_adapted(args.adapter, args.base, args.device)
     readable = progress(read_images(paths, args.on_bad_image), len(paths), desc="estimating depth", unit="image")
     return [
         _write_depth(args, path, estimator, _depth_of(path, picture, estimator), ledger) for path, picture in readable
@@ -138,7 +137,7 @@ def _depth_of(path: str, picture, estimator):
 def _write_depth(args: argparse.Namespace, path: str, estimator, depth, ledger) -> dict:
     import numpy as np
 
-    from onelora_vision.inference.depth import colorize, save_depth_png
+    from onelora_vision.plots.depth import colorize, save_depth_png
     from onelora_vision.plots.pictures import save_marked
 
     name = Path(path).stem

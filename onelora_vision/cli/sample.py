@@ -63,13 +63,13 @@ def run(args: argparse.Namespace) -> dict:
     SamplingSettings(**given)  # refuses what cannot be sampled with
     require_adapter(args.adapter)
     from onelora_vision.backbones.dit import class_ids
-    from onelora_vision.inference.generation import load_generator
+    from onelora_vision.inference.loading import load_adapted
     from onelora_vision.storage.outputs import check_folder
 
     # Whether the folder's samples are those of this request is only known when the adapter is loaded.
     inputs = [path for path in (args.adapter, args.base) if path]
     check_folder(args.output, KIND, overwrite=True, inputs=inputs)
-    generator = load_generator(args.adapter, args.base, args.device)
+    generator = load_adapted(args.adapter, args.base, args.device, task="generation")
     chosen = args.classes.split(",") if args.classes else list(range(len(generator.class_names)))
     ids = class_ids(chosen, generator.class_names)
     labels = [label for label in ids for _ in range(args.num_images)]

@@ -14,3 +14,17 @@ DEPTH = FOLDER / "depth"
 VIT = FOLDER / "vit"
 #: Adapter folders: what the three training scripts make without arguments.
 ADAPTERS = FOLDER / "adapters"
+
+#: What each task calls the base that ships with the package, and its folder.
+BASES = {"generation": ("embedded", DIT), "classification": ("embedded", VIT), "depth": ("embedded/depth", DEPTH)}
+
+
+def name_of(task: str) -> str | None:
+    """The name of the task's embedded base, if it has one."""
+    return BASES.get(task, (None, None))[0]
+
+
+def resolve(task: str, source: str | Path) -> str:
+    """``source`` as it is, or the folder of the task's embedded base if that is its name."""
+    name, folder = BASES.get(task, (None, None))
+    return str(folder if str(source) == name else source)

@@ -1,35 +1,29 @@
-"""Classify with an adapter: the base that its file names, the head that it trained, the classes that it knows."""
+"""Pictures classified by a base with an adapter."""
 
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
+from PIL import Image
 
-from onelora_vision.adapters.bases import load_base, require_same_base
-from onelora_vision.adapters.file import read_adapter
-from onelora_vision.backbones.vit import ViT
-from onelora_vision.errors import InputError
-from onelora_vision.runtime.device import choose_device
+from onelora_vision.adapters.info import AdapterInfo
+from onelora_vision.backbones.vit import ViTBase, predict_classes
 
 
-def load_classifier(
-    adapter: str | Path, base: str | Path | None = None, device: str | torch.device | None = None
-) -> ViT:
-    """Load an adapter file or folder of `train_classification` together with its base, for `predict_classes`.
+class Classifier:
+    """Classifies pictures with the head that an adapter trained.
 
-    Args:
-        adapter: a folder, or a single ``.safetensors`` file.
-        base: where the base is, if not where the adapter's file says.
-        device: by default CUDA where there is one.
-
-    Raises:
-        InputError: not a classification adapter, or another base than it was trained on.
+    Attributes:
+        base: the classifier with the adapter on its network, and how it prepares pictures.
     """
-    loaded = read_adapter(adapter)
-    info = loaded.info
-    if info.task != "classification" or not info.class_names:
-        raise InputError(f"{adapter}: an adapter for {info.task or 'no task that is named'}, not for classification")
-    found = load_base(info, base)
-    require_same_base(loaded, found)
-    device = choose_device(device)
-    return replace(found.loaded, model=loaded.attach(found.model).to(device).eval())
+
+    def __init__(self, base: ViTBase, info: AdapterInfo):
+        self.base, self.info = base, info
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.base.class_names
+
+    def classify(
+        self, pictures: Sequence[Image.Image], *, top: int = 5, batch_size: int = 32
+    ) -> list[list[tuple[str, float]]]:
+        """The ``top`` most probable classes of each picture as (name, probability), most probable first."""
+        return predict_classes(self.base, pictures, top=top, batch_size=batch_size)

@@ -1,145 +1,44 @@
-"""Depth for people: an adapter loaded with its base, the depth of a picture, depth as PNG, and panels that compare."""
-
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+"""Depth estimated by a base with an adapter."""
 
 import numpy as np
 import torch
-from peft import PeftModel
 from PIL import Image
-from torch import nn
 
-from onelora_vision.adapters.bases import load_base, require_same_base
-from onelora_vision.adapters.file import read_adapter
-from onelora_vision.backbones.depth_anything import is_metric, predict
+from onelora_vision.adapters.info import AdapterInfo
+from onelora_vision.backbones.depth import DepthBase
 from onelora_vision.data.depth.dataset import InputSize, resized_image
-from onelora_vision.errors import InputError
 from onelora_vision.metrics.depth import resized_depth
-from onelora_vision.plots.figures import saved_figure
-from onelora_vision.plots.pictures import save_marked
-from onelora_vision.runtime.device import choose_device
-
-COLOR_MAP = "turbo"
-PNG_LIMIT = 65.535  # metres: the most that 16 bits of millimetres hold
 
 
-@dataclass
 class DepthEstimator:
-    """A Depth Anything model with an adapter, and the network's input ``resolution`` that it was trained at."""
+    """Estimates depth with an adapter, at the resolution that it was trained at.
 
-    model: PeftModel
-    resolution: int | str | None = None
+    Attributes:
+        base: the depth model with the adapter on its network.
+        resolution: of the network's input, see `estimate_depth`.
+    """
+
+    def __init__(self, base: DepthBase, info: AdapterInfo):
+        self.base, self.info, self.resolution = base, info, info.extra.get("resolution")
 
     @property
     def max_depth(self) -> int | None:
         """Metres that the model reaches; None for relative depth (inverse, without scale)."""
-        return self.model.config.max_depth if is_metric(self.model) else None
+        return self.base.max_depth
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Depth (H, W) of a picture at its own size, see `estimate_depth`."""
-        return estimate_depth(self.model, image, self.resolution)
-
-
-def load_depth_estimator(
-    folder: str | Path, base: str | Path | None = None, device: str | torch.device | None = None
-) -> DepthEstimator:
-    """Load an adapter of `train_depth` together with its base, in eval mode.
-
-    Args:
-        folder: the adapter.
-        base: where the base is, if not where the adapter's file says.
-        device: by default CUDA where there is one.
-
-    Raises:
-        InputError: not a depth adapter, its base cannot be loaded, or it is another one than it was trained on.
-    """
-    adapter = read_adapter(folder)
-    if adapter.info.task != "depth":
-        raise InputError(f"{folder}: an adapter for {adapter.info.task or 'no task that is named'}, not for depth")
-    loaded = load_base(adapter.info, base)
-    require_same_base(adapter, loaded)
-    device = choose_device(device)
-    return DepthEstimator(adapter.attach(loaded.model).to(device).eval(), adapter.info.extra.get("resolution"))
+        return estimate_depth(self.base, image, self.resolution)
 
 
 @torch.no_grad()
-def estimate_depth(model: nn.Module, image: Image.Image, resolution: int | str | None = None) -> np.ndarray:
+def estimate_depth(base: DepthBase, image: Image.Image, resolution: int | str | None = None) -> np.ndarray:
     """Depth (H, W) fp32 of a picture at its own size: metres of a metric model, else inverse depth without scale.
 
-    ``resolution`` is the network's input as in training (default: the size that the backbone was made for).
+    ``resolution`` is the network's input as in training (default: the size that the network was made for).
     """
-    size = InputSize.parse(resolution or model.config.backbone_config.image_size, model.config.patch_size)
+    size = InputSize.parse(resolution or base.image_size, base.patch_size)
     pixels = np.asarray(image.convert("RGB"))
     small = torch.from_numpy(resized_image(pixels, *size.of(*pixels.shape[:2]))).permute(2, 0, 1)[None]
-    depth = predict(model, small.to(next(model.parameters()).device)).float()
+    depth = base.depth(small.to(next(base.model.parameters()).device)).float()
     return resized_depth(depth, *pixels.shape[:2])[0].cpu().numpy()
-
-
-def colorize(depth: np.ndarray, near: float | None = None, far: float | None = None) -> np.ndarray:
-    """Depth (H, W) as colours (H, W, 3) uint8 between ``near`` and ``far`` (default: its own range); NaN is white."""
-    from matplotlib import colormaps
-
-    known = depth[np.isfinite(depth)]
-    near = near if near is not None else float(known.min(initial=np.inf) if known.size else 0)
-    far = far if far is not None else float(known.max(initial=-np.inf) if known.size else 1)
-    share = np.clip((depth - near) / max(far - near, 1e-9), 0, 1)
-    colors = colormaps[COLOR_MAP](np.nan_to_num(share))[..., :3]
-    colors[~np.isfinite(depth)] = 1
-    return (colors * 255 + 0.5).astype(np.uint8)
-
-
-def save_depth_png(path: str | os.PathLike, depth: np.ndarray) -> int:
-    """Write metres (H, W) as a 16-bit PNG in millimetres, 0 where not finite; returns how many pixels were too far.
-
-    Depths beyond 65.535 m do not fit and are written as 65535.
-    """
-    finite = np.isfinite(depth)
-    millimetres = np.clip(np.where(finite, depth, 0) * 1000 + 0.5, 0, 65535).astype(np.uint16)
-    save_marked(path, millimetres)
-    return int((finite & (depth > PNG_LIMIT)).sum())
-
-
-class ComparedDepth(NamedTuple):
-    """One row of a comparison: ``image`` (3, h, w) in [0, 1], the rest (H, W), metres and bool."""
-
-    image: torch.Tensor
-    depth: torch.Tensor
-    valid: torch.Tensor
-    base: torch.Tensor
-    adapted: torch.Tensor
-
-
-def save_depth_comparison(path: str | os.PathLike, rows: Sequence[ComparedDepth], far: float) -> None:
-    """Write a PNG of image | truth | base | adapted | error of both, one row per picture, one colour bar in metres.
-
-    Truth and errors are blank where there is no truth, and the maps pale there. The colours follow the square root of the metres, so that
-    small depths and errors show beside large ones.
-    """
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import PowerNorm
-
-    titles = ("image", "truth", "base", "adapted", "error of base", "error of adapted")
-    ratio = rows[0].depth.shape[1] / rows[0].depth.shape[0]
-    with saved_figure(path, (1.4 * ratio * len(titles) + 0.9, 1.4 * len(rows) + 0.5), dpi=110) as figure:
-        axes = figure.subplots(len(rows), len(titles), squeeze=False)
-        colors = colormaps[COLOR_MAP].with_extremes(bad="white")
-        for cells, row in zip(axes, rows):
-            errors = [
-                torch.where(row.valid, (values - row.depth).abs(), torch.nan) for values in (row.base, row.adapted)
-            ]
-            truth = torch.where(row.valid, row.depth, torch.nan)
-            cells[0].imshow(row.image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())
-            opacity = torch.where(row.valid, 1.0, 0.3).cpu().numpy()
-            for cell, values in zip(cells[1:], (truth, row.base, row.adapted, *errors)):
-                norm = PowerNorm(0.5, vmin=0, vmax=far)
-                cell.imshow(values.cpu().numpy(), cmap=colors, norm=norm, alpha=opacity, interpolation="nearest")
-        for cell, title in zip(axes[0], titles):
-            cell.set_title(title, fontsize=9)
-        for cell in axes.flat:
-            cell.set_axis_off()
-        scale = ScalarMappable(PowerNorm(0.5, vmin=0, vmax=far), colors)  # of full colours
-        figure.colorbar(scale, ax=axes, label="metres", fraction=0.03, pad=0.01)

@@ -1,31 +1,32 @@
 """A DiT with its adapter, ready to draw classes by name."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from peft import PeftModel
 
-from onelora_vision.adapters.bases import load_base, require_same_base
-from onelora_vision.adapters.file import read_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.dit import DiTBase, class_ids
 from onelora_vision.diffusion.sampling import sample
 from onelora_vision.diffusion.settings import SamplingSettings
-from onelora_vision.errors import InputError
-from onelora_vision.runtime.device import choose_device
 
 
 class Generator:
     """Draws images of classes by name.
 
     Attributes:
-        model: the DiT with its adapter (a PeftModel), in eval mode. base: network, autoencoder, schedule, class names.
+        base: the network with its adapter, autoencoder, schedule and class names.
         settings: how the adapter's own evaluation sampled; the default of `sample`.
     """
 
-    def __init__(self, model: PeftModel, base: DiTBase, settings: SamplingSettings):
-        self.model, self.base, self.settings = model.eval(), base, settings
+    def __init__(self, base: DiTBase, info: AdapterInfo):
+        self.base, self.info, self.settings = base, info, trained_settings(info)
+        base.vae.to(next(base.model.parameters()).device).eval()
+
+    @property
+    def model(self) -> PeftModel:
+        """The network with its adapter."""
+        return self.base.model
 
     @property
     def class_names(self) -> list[str]:
@@ -54,32 +55,6 @@ class Generator:
             return sample(*arguments, settings, batch_size=batch_size)
         with self.model.disable_adapter():
             return sample(*arguments, settings, batch_size=batch_size)
-
-
-def load_generator(
-    adapter: str | Path, base: str | Path | None = None, device: str | torch.device | None = None
-) -> Generator:
-    """Load an adapter file or folder of `train_dit` together with its base.
-
-    Args:
-        adapter: a folder, or a single ``.safetensors`` file.
-        base: where the base is, if not where the adapter's file says.
-        device: by default CUDA where there is one.
-
-    Raises:
-        InputError: not a generation adapter, or another base than it was trained on.
-    """
-    loaded = read_adapter(adapter)
-    info = loaded.info
-    if info.task != "generation" or not info.class_names:
-        raise InputError(f"{adapter}: an adapter for {info.task or 'no task that is named'}, not for generation")
-    found = load_base(info, base)
-    require_same_base(loaded, found)
-    dit = found.loaded
-    device = choose_device(device)
-    model = loaded.attach(found.model).to(device)
-    dit.vae.to(device)
-    return Generator(model, dit, trained_settings(info))
 
 
 def trained_settings(info: AdapterInfo) -> SamplingSettings:

@@ -122,4 +122,3 @@ def check_options(
     ):
         if is_given and not applies:
             raise InputError(f"{option} has no meaning for method {row.name}; it is for {users}")
-

@@ -7,20 +7,21 @@ from peft import PeftModel
 from torch import nn
 
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.backbones.depth_anything import is_metric, predict
+from onelora_vision.backbones.depth import DepthBase
 from onelora_vision.data.depth.caps import Caps
 from onelora_vision.data.depth.dataset import DepthDataset
-from onelora_vision.inference.depth import ComparedDepth, save_depth_comparison
 from onelora_vision.metrics.depth import align_scale_and_shift, as_evaluated, depth_metrics, resized_depth
+from onelora_vision.plots.depth import ComparedDepth, save_depth_comparison
 from onelora_vision.tasks.base import Task
 from onelora_vision.tasks.depth_losses import gradient_matching, scale_and_shift_invariant, silog
 
 
 class DepthTask(Task):
-    """Depth Anything's training and evaluation.
+    """Training and evaluation of a depth model.
 
     Args:
-        model: a Depth Anything model, with or without adapters.
+        model: the network of ``base`` with its adapters.
+        base: how images become depth, and whether that is in metres.
         caps: the depths that count in an evaluation, metres; predictions are clamped to them.
         loss: "silog" (metres, for a metric model) or "ssi" (scale and shift invariant, for a relative one).
         silog_lambda, silog_factor: see `silog`; 0.5 and 1 are Depth Anything v2's, 0.85 and 10 ZoeDepth's.
@@ -32,6 +33,7 @@ class DepthTask(Task):
     def __init__(
         self,
         model: PeftModel,
+        base: DepthBase,
         caps: Caps,
         loss: str = "silog",
         silog_lambda: float = 0.5,
@@ -41,13 +43,13 @@ class DepthTask(Task):
         shown: tuple[DepthDataset, int] | None = None,
     ):
         super().__init__(model, info)
-        self.caps, self.loss, self.shown = caps, loss, shown
+        self.base, self.caps, self.loss, self.shown = base, caps, loss, shown
         self.silog_lambda, self.silog_factor, self.gradient_weight = silog_lambda, silog_factor, gradient_weight
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         """``loss`` of a batch: image (B, 3, h, w), depth and valid (B, H, W). The prediction is resized to the truth."""
         depth, valid = batch["depth"], batch["valid"]
-        prediction = resized_depth(predict(self.model, batch["image"]).float(), *depth.shape[1:])
+        prediction = resized_depth(self.base.depth(batch["image"], self.model).float(), *depth.shape[1:])
         if self.loss == "ssi":
             return {"loss": scale_and_shift_invariant(prediction, depth, valid)}
         losses = {"silog": silog(prediction, depth, valid, self.silog_lambda, self.silog_factor)}
@@ -60,7 +62,7 @@ class DepthTask(Task):
         parts: dict[str, list[torch.Tensor]] = {}
         for batch in loader:
             images, depth, valid = (batch[name].to(accelerator.device) for name in ("image", "depth", "valid"))
-            metrics = depth_metrics(compared(self.model, images, depth, valid, self.caps), depth, valid)
+            metrics = depth_metrics(compared(self.base, self.model, images, depth, valid, self.caps), depth, valid)
             metrics["index"] = batch["index"].to(accelerator.device)
             for name, values in accelerator.gather_for_metrics(metrics).items():
                 parts.setdefault(name, []).append(values)
@@ -86,19 +88,19 @@ class DepthTask(Task):
     def _compared(self, sample: dict) -> ComparedDepth:
         model = self.adapted
         image, depth, valid = (sample[name][None].to(model.device) for name in ("image", "depth", "valid"))
-        adapted = compared(model, image, depth, valid, self.caps)
+        adapted = compared(self.base, model, image, depth, valid, self.caps)
         with model.disable_adapter():
-            base = compared(model, image, depth, valid, self.caps)
+            base = compared(self.base, model, image, depth, valid, self.caps)
         return ComparedDepth(image[0], depth[0], valid[0], base[0], adapted[0])
 
 
 @torch.no_grad()
 def compared(
-    model: nn.Module, images: torch.Tensor, depth: torch.Tensor, valid: torch.Tensor, caps: Caps
+    base: DepthBase, model: nn.Module, images: torch.Tensor, depth: torch.Tensor, valid: torch.Tensor, caps: Caps
 ) -> torch.Tensor:
     """Predictions as they are compared with the truth: metres, at its size, clamped to the caps; (B, H, W)."""
-    prediction = predict(model, images).float()
-    if not is_metric(model):
+    prediction = base.depth(images, model).float()
+    if not base.is_metric:
         aligned = align_scale_and_shift(resized_depth(prediction, *depth.shape[1:]), depth, valid)
         return aligned.clamp(caps.near, caps.far)
     return as_evaluated(prediction, *depth.shape[1:], caps.near, caps.far)

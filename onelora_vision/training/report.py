@@ -9,6 +9,7 @@ from statistics import mean, stdev
 import torch
 from torch import nn
 
+from onelora_vision.backbones.table import TASKS
 from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import head_parameters
 from onelora_vision.metrics.direction import arrow
@@ -129,15 +130,12 @@ def print_outcome(results: dict, output_dir: str | Path) -> None:
     ):
         if (output / name).exists():
             print(f"  {output / name}")
-    print(f"next: {_NEXT.get(results['task'], 'onelora inspect {adapter}').format(adapter=output / 'adapter')}")
+    task = TASKS.get(results["task"])
+    command = task.command if task else "onelora inspect {adapter}"
+    print(f"next: {command.format(adapter=output / 'adapter')}")
 
 
 _SHOWN_FILES = (".json", ".png", ".html")
-_NEXT = {
-    "generation": "onelora sample {adapter} -o images",
-    "classification": "onelora predict --adapter {adapter} PICTURES",
-    "depth": "onelora predict --adapter {adapter} PICTURES",
-}
 
 
 def _shown(value: float | None) -> str:

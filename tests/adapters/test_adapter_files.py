@@ -6,9 +6,9 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from onelora_vision.adapters.file import fingerprint, read_adapter, save_adapter
+from onelora_vision.adapters.file import read_adapter, save_adapter
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.backbones.base import Adaptation
+from onelora_vision.backbones.base import Adaptation, fingerprint
 from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import apply_method
 

@@ -5,7 +5,7 @@ import torch
 from tiny_hosts import HOSTS, example, fresh, make_adapter
 
 from onelora_vision.adapters.algebra import average, blend, difference, negate, scale
-from onelora_vision.adapters.bases import output_of
+from onelora_vision.backbones.base import output_of
 from onelora_vision.errors import InputError
 
 VECTORS = ["sum", "bias", "scale", "sum+bias+scale"]

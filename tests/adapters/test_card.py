@@ -23,14 +23,14 @@ def test_says_how_to_load_in_each_ecosystem(tmp_path):
     generation = card_of(tmp_path / "g", "diffusers")
     for line in (
         "import onelora_vision",
-        'generator.sample(["a"]',
+        'adapted.sample(["a"]',
         "--to peft-lora",
         "load_lora_adapter",
         "--to comfy",
         "DiTPipeline.from_pretrained",
     ):
         assert line in generation, line
-    assert "load_depth_estimator" in card_of(tmp_path / "d", "transformers")
+    assert "depth = adapted(image)" in card_of(tmp_path / "d", "transformers")
     assert "timm.create_model" in card_of(tmp_path / "v", "timm")
 
 

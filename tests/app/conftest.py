@@ -38,7 +38,7 @@ def make_adapter(tmp_path_factory):
         else:
             info.class_names = list(class_names)
         base = load_base(info)
-        info.base_fingerprint = base.fingerprint
+        info.base_fingerprint = base.fingerprint()
         model = apply_method(base.model, method, ADAPTATIONS[task](base.model), seed=seed)
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():

@@ -15,9 +15,7 @@ from onelora_vision.backbones.vit import predict_classes
 from onelora_vision.data.images import read_image
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
-from onelora_vision.inference.classification import load_classifier
-from onelora_vision.inference.depth import load_depth_estimator
-from onelora_vision.inference.generation import load_generator
+from onelora_vision.inference.loading import load_adapted
 
 REQUEST = Request(("2",), seed=3, steps=3, num_images=2)
 SETTINGS = SamplingSettings("dpm++", 3, 2.5)
@@ -65,7 +63,7 @@ def test_base_and_adapted_pictures_are_the_librarys_with_every_method(studio, se
     file = make_adapter("generation", 5, method)
     use(studio, session, file)
     base, adapted = last(studio.drawer.draw(session, REQUEST))
-    generator = load_generator(file)
+    generator = load_adapted(file)
     for found, is_adapted in ((base, False), (adapted, True)):
         expected = pixels(generator.sample(["2", "2"], [3, 4], SETTINGS, adapted=is_adapted))
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -328,7 +326,7 @@ def test_depth_is_the_librarys_and_the_base_keeps_its_own_range(studio, session,
     assert alone.adapted is None and alone.difference is None and "median" in alone.text
     use(studio, session, file)
     maps = studio.depth.estimate(session, studio.depth_example)
-    expected = load_depth_estimator(file)(read_image(studio.depth_example))
+    expected = load_adapted(file)(read_image(studio.depth_example))
     stored = np.asarray(Image.open(maps.millimetres), dtype=np.int64)
     assert np.array_equal(stored, (expected * 1000 + 0.5).astype(np.uint16))
     assert all(path.is_file() for path in (maps.base, maps.adapted, maps.difference, maps.plain_base))
@@ -356,7 +354,7 @@ def test_answers_are_those_of_the_base_and_of_each_adapter(studio, session, make
     rows = studio.classifier.classify(session, pictures)
     assert len(rows) == 3 and [len(answer.classes) for answer in rows[0]] == [5, 3, 3]
     for number, file in enumerate(files, start=1):
-        expected = predict_classes(load_classifier(file), [read_image(path) for path in pictures])
+        expected = predict_classes(load_adapted(file), [read_image(path) for path in pictures])
         assert [row[number].classes for row in rows] == expected
     assert {name for name, _ in rows[0][1].classes} == {"1", "2", "A"}
     with pytest.raises(InputError, match="choose a picture"):

@@ -7,12 +7,8 @@ from safetensors.torch import load_file, save_file
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from onelora_vision.backbones.depth_anything import (
-    EMBEDDED,
+    DepthAnythingBase,
     depth_adaptation,
-    is_metric,
-    load_depth_anything,
-    predict,
-    require_metric,
     set_max_depth,
     small_depth_anything,
 )
@@ -32,12 +28,20 @@ def folder(tmp_path_factory, tiny):
     return path
 
 
+def predict(model, images):
+    return DepthAnythingBase(model=model).depth(images)
+
+
+def is_metric(model):
+    return DepthAnythingBase(model=model).is_metric
+
+
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 
 
 @torch.no_grad()
 def test_a_saved_model_loads_in_fp32_and_predicts_the_same(tiny, folder):
-    model = load_depth_anything(folder)
+    model = DepthAnythingBase.load(folder).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     depth = predict(model.eval(), IMAGES)
     assert depth.shape == (2, 16, 16)
@@ -55,7 +59,7 @@ def test_images_are_normalized_as_the_checkpoints_expect(tiny):
 
 
 def test_the_embedded_base_is_small_and_metric():
-    model = load_depth_anything(EMBEDDED)
+    model = DepthAnythingBase.load().model
     assert is_metric(model)
     assert model.config.max_depth == 10
     fresh = small_depth_anything(10)
@@ -124,15 +128,15 @@ def test_a_relative_head_becomes_a_metric_one_that_starts_flat(tiny, tmp_path):
     assert is_metric(model)
     torch.testing.assert_close(predict(model, IMAGES), torch.full((2, 16, 16), 20 * torch.tensor(-1.0).sigmoid()))
     model.save_pretrained(tmp_path)
-    reloaded = load_depth_anything(tmp_path)
+    reloaded = DepthAnythingBase.load(tmp_path).model
     assert is_metric(reloaded)
     assert reloaded.head.max_depth == 20
 
 
 def test_relative_checkpoints_are_refused_where_metres_are_needed(tiny):
-    require_metric(tiny(), "a/metric-one", "silog")
+    DepthAnythingBase(model=tiny()).require_metric("a/metric-one", "silog")
     with pytest.raises(InputError, match=r"a/relative-one is a relative checkpoint .* give --max_depth"):
-        require_metric(tiny("relative"), "a/relative-one", "silog")
+        DepthAnythingBase(model=tiny("relative")).require_metric("a/relative-one", "silog")
 
 
 @pytest.mark.parametrize("max_depth", [0, -3, 2.5])
@@ -143,18 +147,18 @@ def test_ranges_that_are_none(tiny, max_depth):
 
 def test_what_is_no_depth_anything_is_refused(tmp_path, folder):
     with pytest.raises(InputError, match="no such folder, and no hub id"):
-        load_depth_anything(tmp_path / "absent")
+        DepthAnythingBase.load(tmp_path / "absent")
     with pytest.raises(InputError, match=r"no config\.json there"):
-        load_depth_anything(tmp_path)
+        DepthAnythingBase.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov2"}))
     with pytest.raises(InputError, match="a 'dinov2' model, not a Depth Anything"):
-        load_depth_anything(tmp_path)
+        DepthAnythingBase.load(tmp_path)
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(InputError, match="cannot be loaded as Depth Anything"):
-        load_depth_anything(tmp_path)
+        DepthAnythingBase.load(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"junk")
     with pytest.raises(InputError, match="cannot be loaded as Depth Anything") as caught:
-        load_depth_anything(tmp_path)
+        DepthAnythingBase.load(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -163,8 +167,8 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path, folder):
     weights = load_file(folder / "model.safetensors")
     without_mask = {name: value for name, value in weights.items() if not name.endswith("mask_token")}
     save_file(without_mask, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    load_depth_anything(tmp_path)
+    DepthAnythingBase.load(tmp_path)
     del without_mask["head.conv2.weight"]
     save_file(without_mask, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"missing or of another shape are head\.conv2\.weight"):
-        load_depth_anything(tmp_path)
+        DepthAnythingBase.load(tmp_path)

@@ -5,7 +5,7 @@ import torch
 from diffusers import DiTPipeline
 from reference_dit import ReferenceDiT
 
-from onelora_vision.backbones.dit import DiT, class_ids, dit_adaptation, load_dit, save_pipeline
+from onelora_vision.backbones.dit import DiT, DiTBase, class_ids, dit_adaptation, save_pipeline
 from onelora_vision.errors import InputError
 
 XL = {
@@ -93,22 +93,20 @@ def test_new_classes_keep_named_rows_and_the_null_class(dit):
 
 @torch.no_grad()
 def test_pipeline_folder_round_trip_through_stock_diffusers(dit_folder, tmp_path, inputs):
-    base = load_dit(dit_folder)
-    assert base.class_names[7] == "thing 7, thing-7" and base.transformer.null_class == 1000
-    base.transformer.set_classes(["pizza", "sushi"])
+    base = DiTBase.load(dit_folder)
+    assert base.class_names[7] == "thing 7, thing-7" and base.model.null_class == 1000
+    base.model.set_classes(["pizza", "sushi"])
     base.class_names = ["pizza", "sushi"]
     save_pipeline(base, tmp_path / "saved")
     stock = DiTPipeline.from_pretrained(tmp_path / "saved")
     assert stock.labels == {"pizza": 0, "sushi": 1}
-    again = load_dit(tmp_path / "saved")
+    again = DiTBase.load(tmp_path / "saved")
     assert again.class_names == ["pizza", "sushi"]
     latents, timesteps, _ = inputs
     labels = torch.tensor([0, 1, 2, 2])
-    base.transformer.eval()
-    assert torch.equal(
-        again.transformer(latents, timesteps, labels).sample, base.transformer(latents, timesteps, labels).sample
-    )
-    stock_numerics = load_dit(tmp_path / "saved", stock_numerics=True).transformer
+    base.model.eval()
+    assert torch.equal(again.model(latents, timesteps, labels).sample, base.model(latents, timesteps, labels).sample)
+    stock_numerics = DiTBase.load(tmp_path / "saved", stock_numerics=True).model
     assert torch.equal(
         stock_numerics(latents, timesteps, labels).sample, stock.transformer(latents, timesteps, labels).sample
     )
@@ -123,7 +121,7 @@ def test_embedders_trained_apart_are_refused(stock_dit):
 
 def test_a_folder_without_a_pipeline_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"no model_index\.json"):
-        load_dit(tmp_path)
+        DiTBase.load(tmp_path)
 
 
 def test_class_ids_by_name_synonym_and_number():

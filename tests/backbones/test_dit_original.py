@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from onelora_vision.backbones.dit import load_dit, save_pipeline
+from onelora_vision.backbones.dit import DiTBase, save_pipeline
 from onelora_vision.backbones.dit_original import (
     from_original,
     original_base,
@@ -119,9 +119,9 @@ def test_a_converted_checkpoint_is_a_base(state, dit_folder, tmp_path):
     save_original(state, tmp_path / "model.pt")
     base = original_base(tmp_path / "model.pt", dit_folder / "vae", ["a", "b", "c", "d", "e"], HEADS)
     save_pipeline(base, tmp_path / "pipeline")
-    again = load_dit(tmp_path / "pipeline")
+    again = DiTBase.load(tmp_path / "pipeline")
     assert again.class_names == ["a", "b", "c", "d", "e"]
-    assert all(torch.equal(value, state[key]) for key, value in to_original(again.transformer).items())
+    assert all(torch.equal(value, state[key]) for key, value in to_original(again.model).items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

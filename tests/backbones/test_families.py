@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from onelora_vision.adapters.file import read_adapter, save_adapter
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.backbones.vit import ViT, classifier_names, load_vit, logits_of, replace_head, vit_adaptation
+from onelora_vision.backbones.vit import ViTBase, classifier_names, logits_of, vit_adaptation
 from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.tuners import probe_gradients
@@ -176,7 +176,7 @@ def build_transformers(kind, options):
         except ImportError:  # a package is missing: loading says which
             config.save_pretrained(place)
             save_file({}, Path(place) / "model.safetensors", {"format": "pt"})
-        vit = load_vit(place)
+        vit = ViTBase.load(place)
     return vit.model, vit.data_config["input_size"]
 
 
@@ -192,7 +192,7 @@ def awaken(model):
 def check(model, size):
     """Train a step, save, reload and merge; the number of adapted layers."""
     torch.manual_seed(0)
-    model = replace_head(ViT(model, {}, None, "base"), CLASSES).model
+    model = ViTBase(model=model, data_config={}).fit(CLASSES).model
     for module in model.modules():
         if hasattr(module, "drop_prob"):  # stochastic depth, which skips whole blocks
             module.drop_prob = 0.0

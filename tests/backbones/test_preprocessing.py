@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.preprocessing import image_size, load_processor, measure
-from onelora_vision.backbones.vit import ViT, load_vit, replace_head, vit_adaptation
+from onelora_vision.backbones.vit import ViTBase, vit_adaptation
 from onelora_vision.errors import InputError
-from onelora_vision.inference.classification import load_classifier
+from onelora_vision.inference.loading import load_adapted
 from onelora_vision.methods.apply import apply_method
 
 SQUARE = {"height": 24, "width": 24}
@@ -62,7 +62,11 @@ def test_pixels_are_those_of_the_processor(kind, tmp_path):
     base = write_processor(tmp_path, kind)
     processor, reference = load_processor(base), AutoImageProcessor.from_pretrained(base)
     config, is_reversed = measure(base, processor)
-    transform = pickle.loads(pickle.dumps(ViT(None, config, None, base, processor, is_reversed).transform))
+    transform = pickle.loads(
+        pickle.dumps(
+            ViTBase(model=None, data_config=config, processor=processor, reverses_channels=is_reversed).transform
+        )
+    )
     for picture in pictures():
         pixels = transform(picture)
         assert torch.equal(pixels, reference(images=picture, return_tensors="pt")["pixel_values"][0].float())
@@ -73,7 +77,7 @@ def test_pixels_are_those_of_the_processor(kind, tmp_path):
 def test_training_has_the_size_and_the_scale_of_the_processor(kind, tmp_path):
     base = write_processor(tmp_path, kind)
     processor = load_processor(base)
-    vit = ViT(None, *_with_place(measure(base, processor), base, processor))
+    vit = with_processor(measure(base, processor), processor)
     height, width = vit.data_config["input_size"][1:]
     flat = Image.new("RGB", (50, 40), (200, 100, 30))
     train = vit.training_transform(scale=(0.5, 1.0), hflip=0.5, color_jitter=None, normalize=True)
@@ -84,9 +88,9 @@ def test_training_has_the_size_and_the_scale_of_the_processor(kind, tmp_path):
     torch.testing.assert_close((as_bytes / 255 - mean) / std, vit.transform(flat), atol=1e-4, rtol=1e-4)
 
 
-def _with_place(measured, base, processor):
+def with_processor(measured, processor):
     config, is_reversed = measured
-    return config, None, base, processor, is_reversed
+    return ViTBase(model=None, data_config=config, processor=processor, reverses_channels=is_reversed)
 
 
 def test_mobilevit_takes_bgr(tmp_path):
@@ -102,7 +106,7 @@ def test_dinov2s_crop_goes_before_the_size_in_its_config(tmp_path):
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
     settings |= {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    vit = load_vit(str(tmp_path))
+    vit = ViTBase.load(str(tmp_path))
     assert vit.data_config["input_size"] == (3, 28, 28) and vit.data_config["interpolation"] == "bicubic"
     assert vit.data_config["mean"] == (0.1, 0.2, 0.3)
     assert vit.transform(pictures()[0]).shape == (3, 28, 28)
@@ -135,21 +139,21 @@ def test_processors_that_cannot_feed_a_classifier(settings, message, tmp_path):
 
 
 def test_an_adapter_is_refused_when_its_base_makes_other_pixels(tmp_path):
-    vit = replace_head(load_vit(save_vit(tmp_path / "base")), ["a", "b"])
+    vit = ViTBase.load(save_vit(tmp_path / "base")).fit(["a", "b"])
     model = apply_method(vit.model, "onelora", vit_adaptation(vit.model))
-    info = AdapterInfo("classification", "onelora", vit.base, class_names=["a", "b"])
+    info = AdapterInfo("classification", "onelora", vit.source, class_names=["a", "b"])
     info.extra["preprocessing"] = vit.preprocessing
     save_adapter(model, tmp_path / "adapter", info)
     picture = pictures()[0]
-    assert torch.equal(load_classifier(tmp_path / "adapter").transform(picture), vit.transform(picture))
+    assert torch.equal(load_adapted(tmp_path / "adapter").base.transform(picture), vit.transform(picture))
     file = tmp_path / "base" / "preprocessor_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "resample": 0}))
     with pytest.raises(InputError, match=r"trained on pictures with resample 3, but .*base makes them with 0"):
-        load_classifier(tmp_path / "adapter")
+        load_adapted(tmp_path / "adapter")
 
 
 def test_settings_are_written_as_json_for_timm_too():
-    settings = load_vit().preprocessing
+    settings = ViTBase.load().preprocessing
     assert settings["input_size"] == [3, 32, 32] and json.loads(json.dumps(settings)) == settings
 
 
@@ -164,5 +168,5 @@ def test_a_model_that_does_not_take_its_processors_size_is_refused(tmp_path):
     base = save_vit(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "ViTImageProcessor"}))
     with pytest.raises(InputError, match="does not classify images of 224 x 224 pixels") as caught:
-        load_vit(base)
+        ViTBase.load(base)
     assert "\n" not in str(caught.value)

@@ -10,12 +10,10 @@ from torch import nn
 
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.vit import (
-    ViT,
+    ViTBase,
     classifier_names,
-    load_vit,
     logits_of,
     predict_classes,
-    replace_head,
     vit_adaptation,
 )
 from onelora_vision.errors import InputError
@@ -82,8 +80,8 @@ def images(count=2):
 
 
 def test_timm_folder(timm_folder):
-    vit = load_vit(str(timm_folder))
-    assert vit.class_names == NAMES and vit.base == str(timm_folder)
+    vit = ViTBase.load(str(timm_folder))
+    assert vit.class_names == NAMES and vit.source == str(timm_folder)
     assert {p.dtype for p in vit.model.parameters()} == {torch.float32}
     torch.testing.assert_close(logits_of(vit.model.eval(), images()), tiny_timm()(images()), atol=5e-3, rtol=5e-3)
     config = vit.data_config
@@ -93,7 +91,7 @@ def test_timm_folder(timm_folder):
 
 
 def test_transformers_folder(transformers_folder):
-    vit = load_vit(str(transformers_folder))
+    vit = ViTBase.load(str(transformers_folder))
     assert vit.class_names == NAMES
     assert torch.equal(logits_of(vit.model.eval(), images()), tiny_transformers()(images()).logits)
     assert vit.data_config["mean"] == (0.4,) * 3 and vit.data_config["interpolation"] == "bicubic"
@@ -102,9 +100,9 @@ def test_transformers_folder(transformers_folder):
 
 def test_transformers_backbone_without_a_classifier_has_no_classes(tmp_path):
     tiny_transformers().vit.save_pretrained(tmp_path / "backbone")
-    vit = load_vit(str(tmp_path / "backbone"))
+    vit = ViTBase.load(str(tmp_path / "backbone"))
     assert vit.class_names is None
-    vit = replace_head(vit, [*"abcde"])
+    vit = vit.fit([*"abcde"])
     assert logits_of(vit.model, images()).shape == (2, 5) and vit.model.config.id2label[4] == "e"
 
 
@@ -113,7 +111,7 @@ def test_embedded_base_is_small_and_knows_printed_characters():
     from onelora_vision.data.synthetic.glyphs import render_glyphs
 
     assert sum(file.stat().st_size for file in embedded.VIT.iterdir()) <= 2e6
-    vit = load_vit()
+    vit = ViTBase.load()
     labels = torch.arange(360) % 36
     mean, std = (torch.tensor(vit.data_config[key]).reshape(3, 1, 1) for key in ("mean", "std"))
     with torch.no_grad():
@@ -127,13 +125,13 @@ def test_checkpoint_file_with_its_architecture(tmp_path, suffix):
     model = timm.create_model("test_vit", num_classes=7)
     file = tmp_path / f"weights{suffix}"
     save_file(model.state_dict(), file) if suffix == ".safetensors" else torch.save(model.state_dict(), file)
-    vit = load_vit(str(file), architecture="test_vit")
+    vit = ViTBase.load(str(file), architecture="test_vit")
     assert vit.model.num_classes == 7 and vit.class_names is None
     assert torch.equal(vit.model.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
     with pytest.raises(InputError, match="--architecture"):
-        load_vit(str(file))
+        ViTBase.load(str(file))
     with pytest.raises(InputError, match="no checkpoint of vit_tiny"):
-        load_vit(str(file), architecture="vit_tiny_patch16_224")
+        ViTBase.load(str(file), architecture="vit_tiny_patch16_224")
 
 
 @pytest.mark.parametrize(
@@ -145,15 +143,15 @@ def test_checkpoint_file_with_its_architecture(tmp_path, suffix):
 )
 def test_unknown_names(name, message):
     with pytest.raises(InputError, match=message):
-        load_vit(name)
+        ViTBase.load(name)
 
 
 def test_folders_that_hold_no_model(tmp_path, timm_folder):
     with pytest.raises(InputError, match=r"no config\.json"):
-        load_vit(str(tmp_path))
+        ViTBase.load(str(tmp_path))
     (timm_folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match="tiny-timm: cannot be loaded"):
-        load_vit(str(timm_folder))
+        ViTBase.load(str(timm_folder))
 
 
 def test_adaptation_is_every_linear_but_the_classifier():
@@ -179,9 +177,9 @@ def test_a_timm_folder_without_a_head_gets_the_one_of_its_family(timm_folder):
     (timm_folder / "config.json").write_text(json.dumps(config))
     weights = {name: value for name, value in tiny_timm().state_dict().items() if not name.startswith("head.")}
     save_file(weights, timm_folder / "model.safetensors")
-    vit = load_vit(str(timm_folder))
+    vit = ViTBase.load(str(timm_folder))
     assert vit.class_names is None and vit.model.num_classes == 0
-    vit = replace_head(vit, ["x", "y"])
+    vit = vit.fit(["x", "y"])
     assert vit_adaptation(vit.model).whole_modules == ["head"] and vit.model.num_classes == 2
     torch.testing.assert_close(vit.model.eval().forward_features(images()), tiny_timm().forward_features(images()))
     assert logits_of(vit.model, images()).shape == (2, 2)
@@ -189,22 +187,22 @@ def test_a_timm_folder_without_a_head_gets_the_one_of_its_family(timm_folder):
 
 def test_distilled_models_have_two_heads():
     model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3, **TINY)
-    vit = replace_head(ViT(model, {}, None, "x"), ["a", "b"])
+    vit = ViTBase(model=model, data_config={}).fit(["a", "b"])
     assert classifier_names(model) == vit_adaptation(model).whole_modules == ["head", "head_dist"]
     assert logits_of(vit.model.eval(), images()).shape == (2, 2)
 
 
 def test_a_head_for_known_classes_keeps_their_rows(timm_folder):
-    old = load_vit(str(timm_folder))
+    old = ViTBase.load(str(timm_folder))
     before = logits_of(old.model.eval(), images())
-    new = replace_head(old, ["cat", "ant"])
+    new = old.fit(["cat", "ant"])
     assert torch.equal(logits_of(new.model, images()), before[:, [2, 0]])
     assert new.class_names == ["cat", "ant"]
 
 
 def test_a_head_for_other_classes_is_drawn_by_the_seed(timm_folder):
     weights = [
-        replace_head(load_vit(str(timm_folder)), names, seed=seed, fresh=fresh).model.head.weight
+        ViTBase.load(str(timm_folder)).fit(names, seed=seed, fresh=fresh).model.head.weight
         for names, seed, fresh in ((["cat", "dog"], 0, False), (["x", "y"], 0, False), (["cat", "ant"], 1, True))
     ]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
@@ -286,15 +284,15 @@ def test_gradient_checkpointing_changes_no_gradient(host):
 
 
 def test_resolution_and_drop_path_reach_timm(timm_folder, transformers_folder):
-    vit = load_vit(str(timm_folder), resolution=32, drop_path=0.2)
+    vit = ViTBase.load(str(timm_folder), resolution=32, drop_path=0.2)
     assert vit.model.pos_embed.shape[1] == 17 and tuple(vit.data_config["input_size"]) == (3, 32, 32)
     assert vit.model.blocks[1].drop_path1.drop_prob == pytest.approx(0.2)
     with pytest.raises(InputError, match="transformers'"):
-        load_vit(str(transformers_folder), drop_path=0.2)
+        ViTBase.load(str(transformers_folder), drop_path=0.2)
 
 
 def test_predictions_are_named_and_ordered(timm_folder):
-    vit = load_vit(str(timm_folder))
+    vit = ViTBase.load(str(timm_folder))
     pictures = [Image.new("RGB", (20, 20), color) for color in ("red", "green", "blue")]
     found = predict_classes(vit, pictures, top=2, batch_size=2)
     expected = vit.model(torch.stack([vit.transform(p) for p in pictures])).softmax(1)

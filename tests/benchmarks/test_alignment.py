@@ -5,9 +5,10 @@ import torch
 
 from benchmarks.alignment import alignments, kind, main
 from onelora_vision import apply_method, embedded
-from onelora_vision.adapters.file import fingerprint, save_adapter
+from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.backbones.vit import classifier_names, load_vit, vit_adaptation
+from onelora_vision.backbones.base import fingerprint
+from onelora_vision.backbones.vit import ViTBase, classifier_names, vit_adaptation
 
 
 def test_a_rank_one_update_is_caught_by_its_own_vector_alone():
@@ -29,7 +30,7 @@ def test_layers_are_grouped_by_their_name_without_the_block():
 def adapters(tmp_path):
     """A full adapter whose update of every qkv is b 1ᵀ, and an untrained LoRA, of the embedded ViT."""
     for method in ("full", "lora"):
-        vit = load_vit(str(embedded.VIT))
+        vit = ViTBase.load(str(embedded.VIT))
         mark = fingerprint(vit.model, exclude=classifier_names(vit.model))
         model = apply_method(vit.model, method, vit_adaptation(vit.model))
         if method == "full":

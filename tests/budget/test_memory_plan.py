@@ -5,11 +5,11 @@ import weakref
 
 import pytest
 import torch
-from tiny_hosts import HOSTS, fresh
+from tiny_hosts import HOSTS, tiny_base
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from onelora_vision.backbones.dit import DiT, dit_adaptation
+from onelora_vision.backbones.dit import DiTBase, dit_adaptation
 from onelora_vision.budget import memory as planner
 from onelora_vision.cli.main import main
 from onelora_vision.cli.plan import bytes_of
@@ -59,9 +59,8 @@ def real_step(model, inputs, batch, precision):
 @pytest.mark.parametrize("method", ["onelora", "lora", "difffit", "full"])
 @pytest.mark.parametrize("host", HOSTS)
 def test_planned_bytes_are_those_of_a_real_step(host, method, precision):
-    model, adaptation = fresh(host)
-    inputs = planner.example_inputs(model)
-    model = apply_method(model, method, adaptation)
+    base = tiny_base(host)
+    inputs, model = base.example, apply_method(base.model, method, base.adaptation())
     planned = planner.fake_step(model, inputs, 3, precision)
     assert not any(type(p).__name__ == "FakeTensor" for p in model.parameters())
     saved, peak = real_step(model, inputs, 3, precision)
@@ -72,7 +71,7 @@ def test_planned_bytes_are_those_of_a_real_step(host, method, precision):
 
 def test_weights_are_those_of_the_precision(dit):
     model = apply_method(dit, "onelora", dit_adaptation(dit))
-    inputs = planner.example_inputs(dit)
+    inputs = DiTBase(model=dit).example
     fixed = [p for p in model.parameters() if not p.requires_grad] + [
         b for b in model.buffers() if b.is_floating_point()
     ]
@@ -86,11 +85,8 @@ def test_checkpointing_takes_less_and_the_largest_batch_is_the_largest(monkeypat
     config = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 4, "sample_size": 8}
 
     def describe(name, num_classes, fuse_qkv):
-        from onelora_vision.backbones.catalogue import Backbone
-
         with torch.device("meta"):
-            model = DiT(**config, in_channels=4, out_channels=8, num_embeds_ada_norm=5)
-        return Backbone(model, dit_adaptation(model))
+            return DiTBase.from_config({**config, "in_channels": 4, "out_channels": 8}, num_classes=5)
 
     monkeypatch.setattr(planner, "describe", describe)
     memory = 4_000_000
@@ -99,7 +95,7 @@ def test_checkpointing_takes_less_and_the_largest_batch_is_the_largest(monkeypat
     assert plain["peak"] == sum(plain[part] for part in ("weights", "activations", "gradients", "optimizer"))
     assert checkpointed["peak"] < 0.8 * plain["peak"] and checkpointed["largest_batch"] > plain["largest_batch"] > 1
     base = describe("tiny", None, False)
-    model, inputs = apply_method(base.model, "onelora", base.adaptation), planner.example_inputs(base.model)
+    model, inputs = apply_method(base.model, "onelora", base.adaptation()), base.example
     largest, next_one = (planner.fake_step(model, inputs, plain["largest_batch"] + more).peak for more in (0, 1))
     assert largest <= memory < next_one
     with monkeypatch.context() as patch:

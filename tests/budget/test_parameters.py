@@ -8,8 +8,8 @@ import pytest
 
 from onelora_vision import embedded
 from onelora_vision.backbones.catalogue import NAMED, describe
-from onelora_vision.backbones.dit import load_dit
-from onelora_vision.backbones.vit import load_vit
+from onelora_vision.backbones.dit import DiTBase
+from onelora_vision.backbones.vit import ViTBase
 from onelora_vision.budget.parameters import count
 from onelora_vision.cli import main
 from onelora_vision.errors import InputError
@@ -89,7 +89,7 @@ def test_lora_on_qkv_alone():
     """The paper's LoRA (QKV) rows: 786,432 for 7B and 1,228,800 for 13B."""
     for name, values in (("llama-2-7b", 786_432), ("llama-2-13b", 1_228_800)):
         base = describe(name)
-        layers = [n for n in base.adaptation.target_modules if re.search(r"[qkv]_proj$", n)]
+        layers = [n for n in base.adaptation().target_modules if re.search(r"[qkv]_proj$", n)]
         linears = [base.model.get_submodule(n) for n in layers]
         assert sum(linear.in_features + linear.out_features for linear in linears) == values
 
@@ -140,20 +140,19 @@ def test_bad_input_of_the_command(arguments, message, capsys):
 
 
 def test_folders_are_read_by_their_config(dit_folder, tmp_path):
-    assert describe(str(dit_folder), num_classes=3).adaptation.whole_modules
+    assert describe(str(dit_folder), num_classes=3).adaptation().whole_modules
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(InputError, match="'bert'"):
         describe(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 64}')
-    assert len(describe(str(tmp_path)).adaptation.target_modules) == 7
+    assert len(describe(str(tmp_path)).adaptation().target_modules) == 7
     assert "llama-2-13b" in NAMED
 
 
-@pytest.mark.parametrize(("folder", "load"), [(embedded.VIT, load_vit), (embedded.DIT, load_dit)])
+@pytest.mark.parametrize(("folder", "load"), [(embedded.VIT, ViTBase.load), (embedded.DIT, DiTBase.load)])
 def test_a_folder_is_described_as_it_is_loaded(folder, load):
     """A timm folder's own size and depth are in its config's ``model_args``."""
-    loaded = load(str(folder))
-    loaded = getattr(loaded, "transformer", None) or loaded.model
+    loaded = load(str(folder)).model
     described = describe(str(folder)).model.state_dict()
     assert {name: t.shape for name, t in described.items()} == {n: t.shape for n, t in loaded.state_dict().items()}
 

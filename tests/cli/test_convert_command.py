@@ -1,6 +1,6 @@
 import torch
 
-from onelora_vision.backbones.dit import load_dit
+from onelora_vision.backbones.dit import DiTBase
 from onelora_vision.backbones.dit_original import read_original
 
 
@@ -14,10 +14,10 @@ def test_there_and_back(onelora, dit_folder, tmp_path):
         "--num_heads", 2, "--class_names", names,
     )  # fmt: skip
     assert code == 0 and "1000 classes" in text
-    first, second = load_dit(dit_folder), load_dit(tmp_path / "pipeline")
+    first, second = DiTBase.load(dit_folder), DiTBase.load(tmp_path / "pipeline")
     assert second.class_names[7] == "class 7"
-    state = second.transformer.state_dict()
-    assert all(torch.equal(state[key], value) for key, value in first.transformer.state_dict().items())
+    state = second.model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in first.model.state_dict().items())
     assert onelora("convert", tmp_path / "pipeline", tmp_path / "again.safetensors")[0] == 0
     again = read_original(tmp_path / "again.safetensors")
     assert all(torch.equal(again[key], value) for key, value in read_original(tmp_path / "original.pt").items())

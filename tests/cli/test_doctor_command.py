@@ -57,7 +57,7 @@ def test_another_base_and_one_that_does_not_fit(tmp_path):
 
 def test_layers_that_the_base_passes_by_are_found(tmp_path, monkeypatch):
     from onelora_vision.adapters import inspection
-    from onelora_vision.adapters.bases import Base
+    from onelora_vision.backbones.vit import ViTBase
 
     model = fresh("timm")[0]
 
@@ -68,10 +68,8 @@ def test_layers_that_the_base_passes_by_are_found(tmp_path, monkeypatch):
     layer = model.blocks[0].mlp.fc1
     model.blocks[0].mlp.forward = lambda x: model.blocks[0].mlp.fc2(forward(x).relu())
 
-    class View:
-        data_config = {"input_size": (3, 32, 32)}
-
-    monkeypatch.setattr(inspection, "load_base", lambda info, place: Base(model, "timm", "x", "f", View()))
+    base = ViTBase(model=model, data_config={"input_size": (3, 32, 32)}, _fingerprint="f")
+    monkeypatch.setattr(inspection, "load_base", lambda info, place: base)
     (finding,) = [f for f in examine(adapter.path, "x") if f["level"] == "problem"]
     assert finding["check"] == "bypassed" and "blocks.0.mlp.fc1" in finding["text"]
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onelora_vision.adapters.file import fingerprint, read_adapter, save_adapter
+from onelora_vision.adapters.file import read_adapter, save_adapter
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.backbones.depth_anything import depth_adaptation, load_depth_anything
-from onelora_vision.backbones.vit import load_vit, replace_head, vit_adaptation
+from onelora_vision.backbones.base import fingerprint
+from onelora_vision.backbones.depth_anything import DepthAnythingBase, depth_adaptation
+from onelora_vision.backbones.vit import ViTBase, vit_adaptation
 from onelora_vision.cli import main
 from onelora_vision.methods.apply import apply_method
 
@@ -25,7 +26,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    vit = replace_head(load_vit(), ["ä", "b", "c"], seed=3)
+    vit = ViTBase.load().fit(["ä", "b", "c"], seed=3)
     mark = fingerprint(vit.model, ["head"])
     info = AdapterInfo("classification", "onelora", vit.base, mark, class_names=vit.class_names)
     model = apply_method(vit.model, "onelora", vit_adaptation(vit.model))
@@ -36,7 +37,7 @@ def classifier(tmp_path_factory):
 def depth(tiny_depth_anything, tmp_path_factory):
     base = tmp_path_factory.mktemp("depth") / "base"
     tiny_depth_anything().save_pretrained(base)
-    model = load_depth_anything(base)
+    model = DepthAnythingBase.load(base).model
     info = AdapterInfo("depth", "onelora", str(base), fingerprint(model, ["head"]), extra={"max_depth": 10})
     return save_adapter(apply_method(model, "onelora", depth_adaptation(model)), base.parent / "adapter", info)
 
@@ -130,7 +131,7 @@ def test_bad_input_is_named(classifier, pictures, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     generation = tmp_path / "generation"
-    model = apply_method(load_vit().model, "onelora", vit_adaptation(load_vit().model))
+    model = apply_method(ViTBase.load().model, "onelora", vit_adaptation(ViTBase.load().model))
     save_adapter(model, generation, AdapterInfo("generation", "onelora", "embedded"))
     for arguments, message in (
         ((classifier, tmp_path / "broken.png"), "broken.png"),

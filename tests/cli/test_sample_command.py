@@ -8,21 +8,22 @@ from PIL import Image
 
 from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.backbones.dit import dit_adaptation, load_dit
+from onelora_vision.backbones.dit import DiTBase, dit_adaptation
 from onelora_vision.data.images import list_images
 from onelora_vision.diffusion.settings import SamplingSettings
-from onelora_vision.inference.depth import save_depth_png
-from onelora_vision.inference.generation import Generator, load_generator
+from onelora_vision.inference.generation import Generator
+from onelora_vision.inference.loading import load_adapted
 from onelora_vision.methods.apply import apply_method
+from onelora_vision.plots.depth import save_depth_png
 from onelora_vision.plots.figures import saved_figure
 
 
 @pytest.fixture(scope="module")
 def adapter(dit_folder, tmp_path_factory):
-    base = load_dit(dit_folder)
+    base = DiTBase.load(dit_folder)
     names = ["pie", "sushi", "crème brûlée"]
-    base.transformer.set_classes(names, generator=torch.Generator().manual_seed(0))
-    model = apply_method(base.transformer, "onelora", dit_adaptation(base.transformer))
+    base.model.set_classes(names, generator=torch.Generator().manual_seed(0))
+    model = apply_method(base.model, "onelora", dit_adaptation(base.model))
     torch.manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -48,7 +49,7 @@ def test_images_can_be_drawn_again_from_what_they_say(onelora, adapter, tmp_path
     assert settings.pop("adapter") == str(adapter) and settings.pop("adapted") is True
     settings["guidance_interval"] = tuple(settings["guidance_interval"])
     assert (settings["sampler"], settings["steps"], settings["guidance_interval"]) == ("ddim", 3, (0, 0.9))
-    again = load_generator(adapter, device="cpu").sample(
+    again = load_adapted(adapter, device="cpu").sample(
         [image.text["onelora.class"]], [int(image.text["onelora.seed"])], SamplingSettings(**settings)
     )
     difference = np.array(image).astype(int) - (again[0].permute(1, 2, 0) * 255).round().int().numpy()

@@ -13,7 +13,7 @@ from onelora_vision.data.depth.frames import (
     read_mask,
 )
 from onelora_vision.errors import InputError
-from onelora_vision.inference.depth import save_depth_png
+from onelora_vision.plots.depth import save_depth_png
 
 
 def frame(depth, name: str = "d.png") -> DepthFrame:

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from onelora_vision.backbones.dit import load_dit
+from onelora_vision.backbones.dit import DiTBase
 from onelora_vision.diffusion.sampling import denoise, make_scheduler, sample, sample_latents, set_timesteps
 from onelora_vision.diffusion.schedule import NoiseSchedule
 from onelora_vision.diffusion.settings import SAMPLERS, SamplingSettings
@@ -12,17 +12,17 @@ from onelora_vision.errors import InputError
 
 @pytest.fixture(scope="module")
 def base(dit_folder):
-    base = load_dit(dit_folder)
-    base.transformer.eval()
+    base = DiTBase.load(dit_folder)
+    base.model.eval()
     torch.manual_seed(3)
-    for parameter in base.transformer.parameters():  # adaLN-Zero's zero start would make every class alike
+    for parameter in base.model.parameters():  # adaLN-Zero's zero start would make every class alike
         parameter.data += 0.05 * torch.randn_like(parameter)
     return base
 
 
 def latents(base, labels, seeds, **settings):
     settings = SamplingSettings(**{"steps": 4, "guidance_scale": 2.0, **settings})
-    return sample_latents(base.transformer, dict(base.scheduler.config), labels, seeds, settings)
+    return sample_latents(base.model, dict(base.scheduler.config), labels, seeds, settings)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++", "ddpm"])
@@ -36,7 +36,7 @@ def test_an_image_depends_on_its_own_seed_and_class_alone(base, sampler):
 
 
 def test_guidance_uses_the_last_row_as_null_class(base):
-    weight = base.transformer.label_table.weight
+    weight = base.model.label_table.weight
     guided = latents(base, [1], [0])
     with torch.no_grad():
         weight[-1] += 5
@@ -65,7 +65,7 @@ def test_ddim_step_is_the_closed_form(base):
     t = scheduler.timesteps[0]
     assert t == 999
     with torch.no_grad():
-        eps = base.transformer(noise, t.expand(1), torch.tensor([4])).sample[:, :4]
+        eps = base.model(noise, t.expand(1), torch.tensor([4])).sample[:, :4]
     alpha_bar = scheduler.alphas_cumprod[t]
     torch.testing.assert_close(x, (noise - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt())
 
@@ -116,7 +116,7 @@ def test_ddpm_uses_the_learned_variance(base):
     assert scheduler.config.variance_type == "learned_range"
     before = latents(base, [1], [0], sampler="ddpm")
     with torch.no_grad():
-        bias = base.transformer.proj_out_2.bias.view(2, 2, 8)
+        bias = base.model.proj_out_2.bias.view(2, 2, 8)
         bias[..., 4:] += 1
         after = latents(base, [1], [0], sampler="ddpm")
         bias[..., 4:] -= 1
@@ -127,9 +127,7 @@ def test_images_come_in_range_and_batched(base):
     done = []
     config = dict(base.scheduler.config)
     settings = SamplingSettings(steps=2)
-    images = sample(
-        base.transformer, base.vae, config, [1, 2, 3], [0, 1, 2], settings, batch_size=2, on_batch=done.append
-    )
+    images = sample(base.model, base.vae, config, [1, 2, 3], [0, 1, 2], settings, batch_size=2, on_batch=done.append)
     assert images.shape == (3, 3, 16, 16) and images.min() >= 0 and images.max() <= 1
     assert done == [2, 1]
 
@@ -137,7 +135,7 @@ def test_images_come_in_range_and_batched(base):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_each_step_hands_out_a_preview_that_ends_in_the_sample(base, sampler):
     settings = SamplingSettings(sampler=sampler, steps=3, guidance_scale=2.0)
-    steps = list(denoise(base.transformer, dict(base.scheduler.config), [1], [0], settings))
+    steps = list(denoise(base.model, dict(base.scheduler.config), [1], [0], settings))
     assert [step.number for step in steps] == [0, 1, 2]
     assert torch.equal(steps[-1].x, latents(base, [1], [0], sampler=sampler, steps=3))
     # at the first step the latents are still noise, their clean prediction is not
@@ -157,4 +155,4 @@ def test_bad_settings_are_named(base):
     with pytest.raises(InputError, match="guidance_interval"):
         dataclasses.replace(SamplingSettings(), guidance_interval=(0.8, 0.2))
     with pytest.raises(InputError, match="outside the model's classes 0 … 999"):
-        sample(base.transformer, base.vae, dict(base.scheduler.config), [1001], [0])
+        sample(base.model, base.vae, dict(base.scheduler.config), [1001], [0])

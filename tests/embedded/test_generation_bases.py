@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DiTPipeline
 from safetensors import safe_open
 
 from onelora_vision import embedded
-from onelora_vision.backbones.dit import load_dit
+from onelora_vision.backbones.dit import DiTBase
 from onelora_vision.data.synthetic.digits import HandwrittenDigits
 from onelora_vision.data.synthetic.glyphs import CLASS_NAMES, render_glyphs
 from onelora_vision.diffusion.sampling import sample
@@ -71,11 +71,11 @@ def test_the_autoencoder_keeps_handwriting_and_its_latents_have_unit_size(vae, h
 
 
 def test_samples_show_the_class_that_was_asked_for():
-    base = load_dit(embedded.DIT)
+    base = DiTBase.load(embedded.DIT)
     assert base.class_names == CLASS_NAMES
     labels = [*range(36)] * 2
     settings = SamplingSettings(steps=12, guidance_scale=2.0)
-    images = sample(base.transformer, base.vae, base.scheduler.config, labels, range(72), settings)
+    images = sample(base.model, base.vae, base.scheduler.config, labels, range(72), settings)
     features = EmbeddedFeatures()
     logits = measure(features, images)[1]
     assert class_accuracy(logits, labels, CLASS_NAMES, features.class_names) >= 0.75

@@ -8,30 +8,29 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification
 
 from onelora_vision import embedded
-from onelora_vision.adapters.file import fingerprint, save_adapter
+from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
+from onelora_vision.backbones.base import fingerprint
 from onelora_vision.backbones.fuse import fuse_qkv
 from onelora_vision.backbones.vit import (
+    ViTBase,
     classifier_names,
-    load_vit,
     logits_of,
-    predict_classes,
-    replace_head,
     vit_adaptation,
 )
 from onelora_vision.errors import InputError
-from onelora_vision.inference.classification import load_classifier
+from onelora_vision.inference.loading import load_adapted
 from onelora_vision.methods.apply import apply_method, trainable_parameters
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """An adapter of the embedded ViT for three new classes, with random values, and the model that it was saved from."""
-    vit = replace_head(load_vit(), ["ä", "b", "c"], seed=3)
+    vit = ViTBase.load().fit(["ä", "b", "c"], seed=3)
     info = AdapterInfo(
         task="classification",
         method="onelora_norms",
-        base=vit.base,
+        base=vit.source,
         base_fingerprint=fingerprint(vit.model, ["head"]),
         class_names=vit.class_names,
     )
@@ -46,11 +45,11 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("file", ["", "adapter_model.safetensors"])
 def test_a_loaded_classifier_answers_as_the_trained_one(trained, file):
     folder, model = trained
-    vit = load_classifier(folder / file, device="cpu")
+    vit = load_adapted(folder / file, device="cpu")
     images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(logits_of(vit.model, images), logits_of(model, images))
-    found = predict_classes(vit, [Image.new("RGB", (50, 40), "red")])
+        assert torch.equal(logits_of(vit.base.model, images), logits_of(model, images))
+    found = vit.classify([Image.new("RGB", (50, 40), "red")])
     assert {name for name, _ in found[0]} == {"ä", "b", "c"}
     assert sum(probability for _, probability in found[0]) == pytest.approx(1, abs=1e-5)
 
@@ -59,7 +58,7 @@ def test_fused_attention_is_fused_again(tmp_path):
     torch.manual_seed(0)
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32)
     ViTForImageClassification(config).save_pretrained(tmp_path / "base")
-    vit = replace_head(load_vit(str(tmp_path / "base")), ["a", "b"], seed=0)
+    vit = ViTBase.load(str(tmp_path / "base")).fit(["a", "b"], seed=0)
     mark = fingerprint(vit.model, classifier_names(vit.model))
     fuse_qkv(vit.model)
     model = apply_method(vit.model, "lora", vit_adaptation(vit.model)).eval()
@@ -68,12 +67,12 @@ def test_fused_attention_is_fused_again(tmp_path):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    info = AdapterInfo("classification", "lora", vit.base, mark, class_names=["a", "b"], extra={"fuse_qkv": True})
+    info = AdapterInfo("classification", "lora", vit.source, mark, class_names=["a", "b"], extra={"fuse_qkv": True})
     save_adapter(model, tmp_path / "adapter", info)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = logits_of(model, images)
-        assert torch.equal(logits_of(load_classifier(tmp_path / "adapter", device="cpu").model, images), expected)
+        assert torch.equal(logits_of(load_adapted(tmp_path / "adapter", device="cpu").base.model, images), expected)
 
 
 def test_another_base_is_refused(trained, tmp_path):
@@ -82,12 +81,12 @@ def test_another_base_is_refused(trained, tmp_path):
     weights["blocks.3.mlp.fc1.weight"] += 1
     save_file(weights, tmp_path / "other" / "model.safetensors")
     with pytest.raises(InputError, match="trained on another base"):
-        load_classifier(trained[0], base=tmp_path / "other")
+        load_adapted(trained[0], base=tmp_path / "other")
 
 
 def test_an_adapter_of_another_task_is_refused(trained, tmp_path):
     model = trained[1]
     save_adapter(model, tmp_path / "a", AdapterInfo("generation", "onelora", "embedded", class_names=["a"]))
     with pytest.raises(InputError, match="an adapter for generation, not for classification"):
-        load_classifier(tmp_path / "a")
+        load_adapted(tmp_path / "a", task="classification")
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["peft_type"] == "ONELORA"

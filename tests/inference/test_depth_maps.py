@@ -3,19 +3,15 @@ import pytest
 import torch
 from PIL import Image
 
-from onelora_vision.adapters.file import fingerprint, save_adapter
+from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.backbones.depth_anything import depth_adaptation, load_depth_anything
+from onelora_vision.backbones.base import fingerprint
+from onelora_vision.backbones.depth_anything import DepthAnythingBase, depth_adaptation
 from onelora_vision.errors import InputError
-from onelora_vision.inference.depth import (
-    ComparedDepth,
-    colorize,
-    estimate_depth,
-    load_depth_estimator,
-    save_depth_comparison,
-    save_depth_png,
-)
+from onelora_vision.inference.depth import estimate_depth
+from onelora_vision.inference.loading import load_adapted
 from onelora_vision.methods.apply import apply_method
+from onelora_vision.plots.depth import ComparedDepth, colorize, save_depth_comparison, save_depth_png
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +19,12 @@ def base(tiny_depth_anything, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     tiny_depth_anything().save_pretrained(folder)
     return folder
+
+
+def loaded(folder):
+    found = DepthAnythingBase.load(folder)
+    found.model.eval()
+    return found
 
 
 def picture(width: int = 90, height: int = 70) -> Image.Image:
@@ -49,19 +51,19 @@ def test_colors_run_from_near_to_far():
 
 
 def test_depth_of_a_picture_has_its_size(base):
-    depth = estimate_depth(load_depth_anything(base).eval(), picture())
+    depth = estimate_depth(loaded(base), picture())
     assert depth.shape == (70, 90)
     assert depth.dtype == np.float32
     assert 0 < depth.min() <= depth.max() < 10
-    coarse = estimate_depth(load_depth_anything(base).eval(), picture(), "8x12")
+    coarse = estimate_depth(loaded(base), picture(), "8x12")
     assert coarse.shape == (70, 90)
     assert not np.allclose(coarse, depth)
 
 
 def test_an_adapter_is_loaded_with_its_base_and_range(base, tmp_path):
-    model = load_depth_anything(base, max_depth=80)
-    mark = fingerprint(model, exclude=["head"])
-    adapted = apply_method(model, "onelora", depth_adaptation(model, train_head=True)).eval()
+    found = DepthAnythingBase.load(base).fit(max_depth=80, train_head=True)
+    mark = found.fingerprint()
+    adapted = found.model = apply_method(found.model, "onelora", found.adaptation()).eval()
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in adapted.parameters():
@@ -70,20 +72,20 @@ def test_an_adapter_is_loaded_with_its_base_and_range(base, tmp_path):
     info = AdapterInfo(task="depth", method="onelora", base=str(base), base_fingerprint=mark)
     info.extra = {"max_depth": 80, "resolution": "8x12"}
     save_adapter(adapted, tmp_path / "adapter", info)
-    expected = estimate_depth(adapted, picture(), "8x12")
-    estimator = load_depth_estimator(tmp_path / "adapter")
+    expected = estimate_depth(found, picture(), "8x12")
+    estimator = load_adapted(tmp_path / "adapter")
     assert estimator.max_depth == 80
     np.testing.assert_allclose(estimator(picture()), expected, rtol=1e-5)
-    plain = estimate_depth(load_depth_anything(base, max_depth=80).eval(), picture(), "8x12")
+    plain = estimate_depth(loaded(base).fit(max_depth=80), picture(), "8x12")
     assert np.abs(plain - expected).max() > 0.01
 
 
 def test_adapters_of_other_tasks_are_refused(base, tmp_path):
-    model = load_depth_anything(base)
+    model = DepthAnythingBase.load(base).model
     adapted = apply_method(model, "onelora", depth_adaptation(model))
     save_adapter(adapted, tmp_path / "adapter", AdapterInfo(task="generation", method="onelora", base=str(base)))
     with pytest.raises(InputError, match="an adapter for generation, not for depth"):
-        load_depth_estimator(tmp_path / "adapter")
+        load_adapted(tmp_path / "adapter", task="depth")
 
 
 def test_comparison_is_one_picture_with_a_row_per_frame(tmp_path):
@@ -98,7 +100,7 @@ def test_comparison_is_one_picture_with_a_row_per_frame(tmp_path):
 
 
 def test_another_base_is_refused(base, tiny_depth_anything, tmp_path):
-    model = load_depth_anything(base)
+    model = DepthAnythingBase.load(base).model
     info = AdapterInfo(task="depth", method="onelora", base=str(base), base_fingerprint=fingerprint(model, ["head"]))
     save_adapter(apply_method(model, "onelora", depth_adaptation(model)), tmp_path / "adapter", info)
     other = tiny_depth_anything()
@@ -106,4 +108,4 @@ def test_another_base_is_refused(base, tiny_depth_anything, tmp_path):
         other.backbone.embeddings.cls_token += 1
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="trained on another base"):
-        load_depth_estimator(tmp_path / "adapter", tmp_path / "other")
+        load_adapted(tmp_path / "adapter", tmp_path / "other")

@@ -1,25 +1,26 @@
 import pytest
 import torch
 
-from onelora_vision.adapters.file import fingerprint, save_adapter
+from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.backbones.dit import dit_adaptation, load_dit
+from onelora_vision.backbones.base import fingerprint
+from onelora_vision.backbones.dit import DiTBase, dit_adaptation
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
-from onelora_vision.inference.generation import load_generator
+from onelora_vision.inference.loading import load_adapted
 from onelora_vision.methods.apply import apply_method
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["split", "fused"])
 def adapter(request, dit_folder, tmp_path_factory):
     """A trained-looking adapter for three new classes of the tiny pipeline folder, and the model it was saved from."""
-    base = load_dit(dit_folder)
-    whole = dit_adaptation(base.transformer).whole_modules
-    mark = fingerprint(base.transformer, whole)
-    base.transformer.set_classes(["pie", "sushi", "waffles"], generator=torch.Generator().manual_seed(0))
+    base = DiTBase.load(dit_folder)
+    whole = dit_adaptation(base.model).whole_modules
+    mark = fingerprint(base.model, whole)
+    base.model.set_classes(["pie", "sushi", "waffles"], generator=torch.Generator().manual_seed(0))
     if request.param:
-        base.transformer.fuse_qkv()
-    model = apply_method(base.transformer, "onelora", dit_adaptation(base.transformer))
+        base.model.fuse_qkv()
+    model = apply_method(base.model, "onelora", dit_adaptation(base.model))
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -41,7 +42,7 @@ def adapter(request, dit_folder, tmp_path_factory):
 
 
 def test_loads_with_its_base_classes_and_settings(adapter):
-    generator = load_generator(adapter)
+    generator = load_adapted(adapter)
     assert generator.class_names == ["pie", "sushi", "waffles"]
     assert generator.settings == SamplingSettings(sampler="ddim", steps=3, guidance_interval=(0.0, 0.9))
     images = generator.sample(["sushi", "pie"], seeds=[1, 2])
@@ -53,18 +54,18 @@ def test_loads_with_its_base_classes_and_settings(adapter):
 def test_the_single_file_is_enough(adapter, dit_folder, tmp_path):
     alone = tmp_path / "one.safetensors"
     alone.write_bytes((adapter / "adapter_model.safetensors").read_bytes())
-    expected = load_generator(adapter).sample(["waffles"], seeds=[3])
-    assert torch.equal(load_generator(alone, base=dit_folder).sample(["waffles"], seeds=[3]), expected)
+    expected = load_adapted(adapter).sample(["waffles"], seeds=[3])
+    assert torch.equal(load_adapted(alone, base=dit_folder).sample(["waffles"], seeds=[3]), expected)
 
 
 def test_another_base_is_refused(adapter, dit_folder, tmp_path):
     from onelora_vision.backbones.dit import save_pipeline
 
-    base = load_dit(dit_folder)
+    base = DiTBase.load(dit_folder)
     with torch.no_grad():
-        base.transformer.proj_out_2.bias += 1
+        base.model.proj_out_2.bias += 1
     save_pipeline(base, tmp_path / "other")
     with pytest.raises(InputError, match="another base"):
-        load_generator(adapter, base=tmp_path / "other")
+        load_adapted(adapter, base=tmp_path / "other")
     with pytest.raises(InputError, match="no class 'pizza'"):
-        load_generator(adapter).sample(["pizza"], seeds=[0])
+        load_adapted(adapter).sample(["pizza"], seeds=[0])

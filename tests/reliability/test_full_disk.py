@@ -15,10 +15,10 @@ from onelora_vision.data.class_images import open_class_images
 from onelora_vision.data.image_sets import write_npz
 from onelora_vision.data.latents import LatentStore
 from onelora_vision.errors import WriteError
-from onelora_vision.inference.depth import ComparedDepth, save_depth_comparison, save_depth_png
 from onelora_vision.metrics.accuracy import draw_confusion_matrix
 from onelora_vision.metrics.calibration import CalibrationBins, draw_reliability_diagram
 from onelora_vision.plots import pictures
+from onelora_vision.plots.depth import ComparedDepth, save_depth_comparison, save_depth_png
 from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.storage.files import atomic_directory, write_json
 from onelora_vision.training.config import TrainingConfig, save_config

@@ -8,6 +8,7 @@ import pytest
 
 START = """
 import logging, os, signal, sys, warnings
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits that it is ignored
 from onelora_vision.runtime.command import ends_at_once, exits_cleanly
 from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError
 """

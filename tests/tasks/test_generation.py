@@ -2,16 +2,16 @@ import pytest
 import torch
 
 from onelora_vision import seeding
-from onelora_vision.backbones.dit import dit_adaptation, load_dit
+from onelora_vision.backbones.dit import DiTBase, dit_adaptation
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.tasks.generation import DROPOUT, GenerationTask
 
 
 @pytest.fixture
 def task(dit_folder):
-    base = load_dit(dit_folder)
-    base.transformer.set_classes(["a", "b", "c"], generator=torch.Generator().manual_seed(0))
-    model = apply_method(base.transformer, "onelora", dit_adaptation(base.transformer))
+    base = DiTBase.load(dit_folder)
+    base.model.set_classes(["a", "b", "c"], generator=torch.Generator().manual_seed(0))
+    model = apply_method(base.model, "onelora", dit_adaptation(base.model))
     return GenerationTask(model.train(), base.vae, dict(base.scheduler.config), class_dropout_prob=0.5)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from onelora_vision.backbones.depth_anything import load_depth_anything, small_depth_anything
+from onelora_vision.backbones.depth_anything import DepthAnythingBase, small_depth_anything
 from train_scripts import pretrain_embedded
 
 
@@ -10,7 +10,7 @@ def test_a_few_steps_make_a_base_that_loads(tmp_path, monkeypatch, capsys):
     rooms = pretrain_embedded.rooms
     monkeypatch.setattr(pretrain_embedded, "rooms", lambda seed, count: rooms(seed, min(count, 6)))
     pretrain_embedded.pretrain_depth(tmp_path, 2, 0)
-    model = load_depth_anything(tmp_path / "depth")
+    model = DepthAnythingBase.load(tmp_path / "depth").model
     assert model.config.max_depth == 10
     assert (tmp_path / "depth" / "model.safetensors").stat().st_size < 4_000_000
     assert "abs_rel" in capsys.readouterr().out

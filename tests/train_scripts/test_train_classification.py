@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from transformers import AutoImageProcessor, Dinov2Config, Dinov2ForImageClassification
 
 from onelora_vision.adapters.file import read_adapter
-from onelora_vision.backbones.vit import load_vit, predict_classes, replace_head
+from onelora_vision.backbones.vit import ViTBase, predict_classes
 from onelora_vision.data.class_images import OPENERS, open_class_images
 from onelora_vision.errors import InputError
-from onelora_vision.inference.classification import load_classifier
+from onelora_vision.inference.loading import load_adapted
 from onelora_vision.training.config import parse_config
 from train_scripts import train_classification
 from train_scripts.train_classification import ClassificationConfig
@@ -128,7 +128,7 @@ def test_a_user_trains_on_a_folder_and_predicts_with_the_adapter(base, cifar, tm
 
     adapter = read_adapter(output / "adapter")
     assert adapter.info.class_names == CLASSES and adapter.info.metrics["after"] == results["metrics"]["after"]
-    vit = load_classifier(output / "adapter")
+    vit = load_adapted(output / "adapter")
     test = open_class_images("imagefolder", cifar, "test")
     found = predict_classes(vit, [test.read(i) for i in range(len(test))])
     right = sum(row[0][0] == CLASSES[label] for row, label in zip(found, test.labels))
@@ -173,7 +173,7 @@ def test_a_transformers_base_trains_on_its_processors_pixels(cifar, tmp_path):
     assert run(*arguments(tmp_path / "base", cifar, tmp_path / "out")) == 0
     info = read_adapter(tmp_path / "out" / "adapter").info
     assert "at 16 pixels" in info.protocol and info.extra["preprocessing"]["size"] == {"shortest_edge": 20}
-    classifier = load_classifier(tmp_path / "out" / "adapter")
+    classifier = load_adapted(tmp_path / "out" / "adapter")
     picture = Image.open(cifar / "test" / "bird" / "0000.png")
     reference = AutoImageProcessor.from_pretrained(tmp_path / "base")(images=picture, return_tensors="pt")
     assert torch.equal(classifier.transform(picture), reference["pixel_values"][0])
@@ -184,7 +184,7 @@ def test_every_training_option_at_once(base, cifar, tmp_path):
     flags |= {"mixed_precision": "bf16", "gradient_accumulation_steps": 2, "lr_scheduler": "constant"}
     switches = ["--gradient_checkpointing", "--freeze_norms", "--use_ema"]
     assert run(*arguments(base, cifar, tmp_path / "out", **flags), *switches) == 0
-    vit = replace_head(load_vit(str(base)), CLASSES)
+    vit = ViTBase.load(str(base)).fit(CLASSES)
     norms = {name: p.clone() for name, p in vit.model.named_parameters() if "norm" in name}
     trained = read_adapter(tmp_path / "out" / "adapter").tensors
     frozen = {name.removeprefix("base_model.model."): value for name, value in trained.items() if "norm" in name}

@@ -13,7 +13,7 @@ from onelora_vision.adapters.file import read_adapter
 from onelora_vision.data.depth.formats import FORMATS
 from onelora_vision.data.synthetic.scenes import render_scene
 from onelora_vision.errors import InputError
-from onelora_vision.inference.depth import load_depth_estimator
+from onelora_vision.inference.loading import load_adapted
 from onelora_vision.training.config import parse_config
 from onelora_vision.training.setup import start_run
 from train_scripts import train_depth
@@ -91,7 +91,7 @@ def test_a_run_leaves_adapter_results_and_pictures(base, streets, tmp_path):
 def test_the_saved_adapter_gives_the_reported_figures(base, streets, tmp_path, fused):
     flags = {"max_depth": 80, "learning_rate": 0.02, "train_head": True, "fuse_qkv": fused}
     results = run(config_of(base, streets, tmp_path, **flags))
-    estimator = load_depth_estimator(tmp_path / "adapter")
+    estimator = load_adapted(tmp_path / "adapter")
     errors = []
     for index in (4, 5):
         scene = render_scene("streets", index, 16, 16)

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from onelora_vision.adapters.file import read_adapter
-from onelora_vision.backbones.dit import load_dit
+from onelora_vision.backbones.dit import DiTBase
 from onelora_vision.data.class_images import OPENERS
 from onelora_vision.diffusion.sampling import sample
 from onelora_vision.diffusion.settings import SamplingSettings
@@ -101,9 +101,9 @@ def test_a_user_fine_tunes_a_pipeline_folder_on_food101_resumes_and_samples(dit_
     resumed = (output / "adapter" / "adapter_model.safetensors").read_bytes()
     assert resumed == unbroken
 
-    adapter, base = read_adapter(output / "adapter"), load_dit(dit_folder)
-    base.transformer.set_classes(adapter.info.class_names)
-    model = adapter.attach(base.transformer).eval()
+    adapter, base = read_adapter(output / "adapter"), DiTBase.load(dit_folder)
+    base.model.set_classes(adapter.info.class_names)
+    model = adapter.attach(base.model).eval()
     settings = SamplingSettings(steps=2)
     images = sample(model, base.vae, dict(base.scheduler.config), [0, 2], [1, 2], settings)
     assert images.shape == (2, 3, 16, 16) and torch.isfinite(images).all()

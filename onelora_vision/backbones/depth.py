@@ -1,0 +1,189 @@
+"""What the bases for monocular depth have in common: metres or relative depth, the size and the colours they take."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from onelora_vision import embedded
+from onelora_vision.backbones.base import Adaptation, Base, norms_with_parameters, save_transformers
+from onelora_vision.backbones.fuse import fuse_qkv as join_qkv
+from onelora_vision.errors import InputError, one_line
+from onelora_vision.runtime.hub import expect_hub
+
+
+@dataclass(kw_only=True)
+class DepthBase(Base):
+    """A depth model of transformers: images (B, 3, H, W) -> ``predicted_depth`` (B, H, W).
+
+    A metric model predicts metres; a relative one inverse depth up to scale and shift, which no loss in metres can use.
+
+    Attributes:
+        trains_head: whether methods train the head whole.
+    """
+
+    model: PreTrainedModel
+    trains_head: bool = False
+
+    task, host = "depth", "transformers"
+    fit_settings = ("fuse_qkv", "max_depth")
+    #: The transformers classes of the network and of its config; its ``model_type``; what people call it.
+    model_class: ClassVar[type[PreTrainedModel]]
+    config_class: ClassVar[type[PretrainedConfig]]
+    kind: ClassVar[str]
+    #: Mean and standard deviation per channel that its images are normalised with.
+    mean: ClassVar[tuple[float, float, float]]
+    std: ClassVar[tuple[float, float, float]]
+    #: Where the encoder's linear layers and its normalisation layers are, by the start of their names.
+    encoder: ClassVar[str]
+    norms: ClassVar[str]
+    #: Weights that no input ever reaches, which converted checkpoints leave out.
+    unused_weights: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path = "embedded/depth",
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        cache_dir: str | None = None,
+    ) -> Self:
+        """Load a folder or hub id in fp32.
+
+        Raises:
+            InputError: there is no such model, it is not of this family, or its file does not hold all of its weights.
+        """
+        source = embedded.resolve(cls.task, source)
+        if not Path(source).exists() and source.count("/") != 1:
+            raise InputError(f"{source}: no such folder, and no hub id, which reads owner/name")
+        if Path(source).exists() and not (Path(source) / "config.json").is_file():
+            raise InputError(f"{source}: no config.json there; give the folder of a transformers {cls.kind} model")
+        where = {"revision": revision, "cache_dir": cache_dir}
+        model_type = cls.config_class.model_type
+        try:
+            config = cls.config_class.get_config_dict(source, **where)[0]
+            if config.get("model_type") != model_type:
+                raise InputError(f"{source}: a {config.get('model_type')!r} model, not a {cls.kind} ({model_type})")
+            model, report = cls._quietly(source, variant=variant, **where)
+        except InputError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = one_line(error, 300)
+            raise InputError(f"{source}: cannot be loaded as {cls.kind} ({type(error).__name__}: {reason})") from error
+        missing = sorted(key for key in report["missing_keys"] if not key.endswith(cls.unused_weights or ("\0",)))
+        if missing or report["mismatched_keys"]:
+            named = ", ".join([*missing, *(str(key) for key in report["mismatched_keys"])][:3])
+            raise InputError(f"{source}: the weights do not fit the model: missing or of another shape are {named}, …")
+        return cls(model=model, source=source)
+
+    @classmethod
+    def _quietly(cls, source: str, **options) -> tuple[PreTrainedModel, dict]:
+        """``from_pretrained`` in fp32 with its loading report, without transformers' progress bar."""
+        expect_hub(source)
+        shown = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        try:
+            return cls.model_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
+        finally:
+            if shown:
+                transformers_logging.enable_progress_bar()
+
+    @classmethod
+    def from_config(cls, config: dict, num_classes: int | None = None, fuse_qkv: bool = False) -> Self:
+        model = cls.model_class(cls.config_class.from_dict(config))
+        return cls(model=join_qkv(model) if fuse_qkv else model)
+
+    def _fit(
+        self,
+        class_names: list[str] | None,
+        *,
+        seed: int,
+        fuse_qkv: bool = False,
+        max_depth: int | None = None,
+        train_head: bool = False,
+    ) -> None:
+        """A metric head that reaches ``max_depth`` metres, see `set_max_depth`; ``train_head`` has it trained whole."""
+        if max_depth is not None and max_depth != self.max_depth:
+            self.set_max_depth(max_depth)
+            self.changed = ("head",)
+        if fuse_qkv:
+            join_qkv(self.model)
+        self.trains_head = self.trains_head or train_head
+
+    @property
+    @abstractmethod
+    def is_metric(self) -> bool:
+        """Whether the model predicts metres."""
+
+    @property
+    @abstractmethod
+    def max_depth(self) -> int | None:
+        """Metres that a metric model reaches; None for relative depth."""
+
+    @abstractmethod
+    def set_max_depth(self, max_depth: int) -> None:
+        """Give the model a metric head that reaches ``max_depth`` metres, in place.
+
+        Raises:
+            InputError: it cannot have one, or ``max_depth`` is not a whole number from 1.
+        """
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Side in pixels of the square images that the network was made for."""
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels that the sides of an image must be multiples of."""
+        return self.model.config.patch_size
+
+    def adaptation(self) -> Adaptation:
+        """What the paper adapts: every linear of the encoder's blocks; neck and head stay frozen."""
+        return encoder_adaptation(self.model, self.encoder, self.norms, self.trains_head)
+
+    def replaced_modules(self) -> list[str]:
+        return ["head"]
+
+    def example(self, batch: int = 3, seed: int = 0) -> dict[str, Tensor]:
+        shape = (batch, 3, self.image_size, self.image_size)
+        return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}
+
+    def depth(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
+        """Depth (B, H, W) of images (B, 3, H, W) in [0, 1]; H and W multiples of the patch size; metres if metric.
+
+        ``model`` is asked in place of the base's own: the same network with an adapter, or in a wrapper.
+        """
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (model or self.model)(pixel_values=(images - mean) / std).predicted_depth
+
+    def require_metric(self, source: str, loss: str) -> None:
+        """Refuse a relative checkpoint where metres are needed, and say what can be done."""
+        if not self.is_metric:
+            raise InputError(
+                f"{source} is a relative checkpoint (inverse depth without scale), but the loss {loss!r} is in metres: "
+                "give --max_depth (10 indoors, 80 outdoors) to turn its head into a metric one, start from a metric "
+                "checkpoint, or train with --loss ssi"
+            )
+
+    def save_merged(self, model: nn.Module, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
+        save_transformers(model, folder, dtype, max_shard_size, self.source)
+
+
+def encoder_adaptation(model: nn.Module, encoder: str, norms: str, train_head: bool = False) -> Adaptation:
+    """Every linear layer below ``encoder``, every normalisation layer below ``norms``, and the head if it is trained."""
+    linears = [
+        name for name, module in model.named_modules() if name.startswith(encoder) and isinstance(module, nn.Linear)
+    ]
+    return Adaptation(
+        target_modules=linears,
+        norm_modules=norms_with_parameters(model, prefix=norms),
+        whole_modules=["head"] if train_head else [],
+    )

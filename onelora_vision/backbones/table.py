@@ -1,0 +1,124 @@
+"""The bases that adapters go on, one row per family of networks, and the tasks that they are for.
+
+Nothing heavy is imported before a row is used, so that commands can ask before they load a model.
+"""
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onelora_vision.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    from onelora_vision.backbones.base import Base
+
+
+@dataclass(frozen=True)
+class Row:
+    """One family of base models.
+
+    Attributes:
+        task: what its adapters are for.
+        place: module and class of its `Base`.
+        names: what its ``config.json`` calls it, in ``model_type`` or ``_class_name``; empty: all others of its task.
+    """
+
+    task: str
+    place: str
+    names: tuple[str, ...] = ()
+
+    def base_class(self) -> "type[Base]":
+        module, _, name = self.place.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+ROWS = [
+    Row("generation", "onelora_vision.backbones.dit:DiTBase", ("DiTTransformer2DModel", "Transformer2DModel")),
+    Row("depth", "onelora_vision.backbones.depth_anything:DepthAnythingBase", ("depth_anything",)),
+    Row("depth", "onelora_vision.backbones.dpt:DPTBase", ("dpt",)),
+    Row("language", "onelora_vision.backbones.llama:LlamaBase", ("llama",)),
+    Row("classification", "onelora_vision.backbones.vit:ViTBase"),
+]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that adapters are trained for, as texts for people have it.
+
+    Attributes:
+        does: what its adapters do, in a word or two.
+        use: Python that uses ``adapted``, what `load_adapted` returned; ``{example}`` stands for a class.
+        merged: Python that loads a merged export with its own library.
+        command: a command that tries an adapter.
+    """
+
+    does: str
+    use: str
+    merged: str
+    command: str
+
+
+TASKS = {
+    "generation": Task(
+        "draws",
+        "images = adapted.sample([{example}], seeds=[0])  # (1, 3, H, W) in [0, 1]",
+        'pipeline = DiTPipeline.from_pretrained("merged")',
+        "onelora sample {adapter} -o images",
+    ),
+    "classification": Task(
+        "classifies",
+        "classes = adapted.classify([image])  # of Pillow images, the most probable classes as (name, probability)",
+        'model = timm.create_model("local-dir:merged", pretrained=True)',
+        "onelora predict --adapter {adapter} PICTURES",
+    ),
+    "depth": Task(
+        "estimates depth",
+        "depth = adapted(image)  # (H, W) of a Pillow image, in metres where the base is metric",
+        'model = AutoModelForDepthEstimation.from_pretrained("merged")',
+        "onelora predict --adapter {adapter} PICTURES",
+    ),
+}
+
+
+def base_class(task: str, source: str | Path) -> "type[Base]":
+    """The family that a model of ``task`` (of `TASKS`) at ``source`` belongs to.
+
+    Where several families have the task, the model's config decides; the first one where it says nothing known.
+    """
+    rows = [row for row in ROWS if row.task == task]
+    named = [row for row in rows if row.names and config_name(source) in row.names] if len(rows) > 1 else []
+    return (named or rows)[0].base_class()
+
+
+def row_of(config: dict) -> Row:
+    """The row of the network that a ``config.json`` describes; one without names takes what no other row names."""
+    name = config.get("_class_name") or config.get("model_type")
+    return next(row for row in sorted(ROWS, key=lambda row: not row.names) if name in row.names or not row.names)
+
+
+def config_name(source: str | Path) -> str | None:
+    """What the ``config.json`` of a model folder or hub repository calls its network; None where there is none."""
+    file = Path(source) / "config.json"
+    if not file.is_file():
+        if Path(source).exists() or str(source).count("/") != 1:
+            return None
+        file = _from_hub(str(source))
+    try:
+        config = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}: its config.json cannot be read ({one_line(error)})") from error
+    return (config.get("_class_name") or config.get("model_type")) if isinstance(config, dict) else None
+
+
+def _from_hub(repository: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+
+    from onelora_vision.runtime.hub import expect_hub
+
+    expect_hub(repository)
+    try:
+        return Path(hf_hub_download(repository, "config.json"))
+    except Exception:  # whatever keeps it away, the loader of the family says so in its own words
+        return None

@@ -1,0 +1,59 @@
+"""An adapter with its base, ready to be used: the one way to it for the command line, the app and users."""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from onelora_vision.adapters.bases import load_base, require_same_base
+from onelora_vision.adapters.file import read_adapter
+from onelora_vision.errors import InputError
+from onelora_vision.runtime.device import choose_device
+
+if TYPE_CHECKING:
+    from onelora_vision.inference.classification import Classifier
+    from onelora_vision.inference.depth import DepthEstimator
+    from onelora_vision.inference.generation import Generator
+
+#: What uses the adapters of each task, by module and class.
+MODELS = {
+    "generation": ("generation", "Generator"),
+    "classification": ("classification", "Classifier"),
+    "depth": ("depth", "DepthEstimator"),
+}
+
+
+def load_adapted(
+    adapter: str | Path,
+    base: str | Path | None = None,
+    device: str | torch.device | None = None,
+    *,
+    task: str | None = None,
+) -> "Generator | Classifier | DepthEstimator":
+    """Load an adapter together with its base, in eval mode.
+
+    Args:
+        adapter: a folder, or a single ``.safetensors`` file, as the training scripts write them.
+        base: where the base is, if not where the adapter's file says.
+        device: by default CUDA where there is one.
+        task: what the adapter has to be for; None takes any.
+
+    Returns a `Generator`, a `Classifier` or a `DepthEstimator`, as the adapter's task is.
+
+    Raises:
+        InputError: no adapter, one for another task, or another base than it was trained on.
+    """
+    loaded = read_adapter(adapter)
+    info = loaded.info
+    if info.task not in MODELS or task not in (None, info.task):
+        raise InputError(
+            f"{adapter}: an adapter for {info.task or 'no task that is named'}, not for {task or ' or '.join(MODELS)}"
+        )
+    device = choose_device(device)
+    found = load_base(info, base)
+    require_same_base(info, loaded.path, found)
+    found.model = loaded.attach(found.model).to(device).eval()
+    module, name = MODELS[info.task]
+    made_for_task = getattr(importlib.import_module(f"onelora_vision.inference.{module}"), name)
+    return made_for_task(found, info)
