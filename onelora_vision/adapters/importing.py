@@ -13,7 +13,8 @@ from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE
 from onelora_vision.adapters.export import MODULES_FILE
 from onelora_vision.adapters.file import Adapter, read_adapter
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.adapters.layout import LORA, Layout, kind_of, layout_of
+from onelora_vision.adapters.kinds import kind_of
+from onelora_vision.adapters.layout import Layout, layout_of
 from onelora_vision.adapters.lowrank import LowRank, low_rank, split_rows
 from onelora_vision.backbones import dit_names
 from onelora_vision.errors import InputError, listed, nearest
@@ -49,8 +50,8 @@ def import_lora(
         raise InputError(f"--task {task}: no such task{nearest(task, TASKS, 'task')}")
     if path.is_dir() and (path / CONFIG_FILE).is_file():
         found = read_adapter(path)
-        if kind_of(found.config) != LORA:
-            raise InputError(f"{path}: is {kind_of(found.config)}, not a LoRA")
+        if kind_of(found.config).name != "LORA":
+            raise InputError(f"{path}: is {kind_of(found.config).name}, not a LoRA")
         info, loaded = _base_of(found.info, path, base, task, class_names)
         layout = layout_of(found.config, found.tensors, str(path))
         changes, whole = _from_peft(found, layout, loaded)
