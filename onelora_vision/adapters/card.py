@@ -82,7 +82,8 @@ def _use(info, kind: Kind) -> str:
     warning = "Without `import onelora_vision`, PEFT does not know the method and stops with `KeyError`.\n\n"
     exported = info.extra.get("exported")
     if exported:
-        return f"## Use\n\nA plain LoRA for the base as its own library loads it:\n\n{_code(_PEFT_LORA.partition('#')[0], names)}"
+        loading = _code(_PEFT_LORA.partition("#")[0], names)
+        return f"## Use\n\nA plain {kind.title} for the base as its own library loads it:\n\n{loading}"
     own = LOADING.get(info.task, LOADING[None])
     blocks = [f"## Use\n\n{warning if kind.is_ours else ''}{_code(own, names)}"]
     if own is not LOADING[None]:

@@ -19,8 +19,9 @@ from onelora_vision.adapters.file import read_adapter
 from onelora_vision.adapters.formats import FORMATS, Format, check_format
 from onelora_vision.adapters.formats.job import Job
 from onelora_vision.adapters.layout import layout_of
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, listed
 from onelora_vision.storage.outputs import check_folder, folder_output
+from onelora_vision.tuners import hosts
 
 _TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 _RELOAD = Path(__file__).with_name("reload.py")
@@ -61,6 +62,11 @@ def export(
     if loaded.host == "diffusers" and not format.is_model:
         loaded.model.set_numerics(stock=True)
     job = Job(adapter, layout_of(adapter.config, adapter.tensors, str(path)), loaded, dtype, max_shard_size)
+    if not format.is_model and (bypassed := hosts.called_on_request(loaded.model, job.layout.layers)):
+        raise InputError(
+            f"{path}: without onelora_vision the base reads the weight of {listed(bypassed, 4)} and does not call the "
+            "layer, so the adapter would have no effect there; export with --to merged"
+        )
     with folder_output(output, kind, overwrite=overwrite) as folder:
         written = format.module.write(job, folder)
         error = _reloaded(job, format, folder / written.file, written.expected)

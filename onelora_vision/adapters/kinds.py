@@ -24,6 +24,13 @@ class Function(NamedTuple):
         return getattr(module, self.name)(*args)
 
 
+class Choice(NamedTuple):
+    """The possible values of a config field, and why there are no others."""
+
+    values: tuple
+    reason: str = ""
+
+
 @dataclass(frozen=True)
 class Part:
     """One tensor of an adapted layer.
@@ -51,7 +58,7 @@ class Kind:
         parts: what an adapted layer has, by the names in the file.
         free_fields: config fields of PEFT's own kinds that may have any value of the right type; the others, apart from
             those that all kinds share, must keep their defaults.
-        choices: config fields with their possible values.
+        choices: config fields that may have these values only.
         rank: the config field of the rank and the part whose first dimension it is.
         settings: config fields that decide what the tensors mean: adapters that differ in one cannot share a place.
         sum: weighted sum of adapters of this kind (`sums`); None if it is not an adapter of this kind.
@@ -63,7 +70,7 @@ class Kind:
     parts: Mapping[str, Part]
     is_ours: bool = False
     free_fields: frozenset[str] = frozenset()
-    choices: Mapping[str, tuple] = field(default_factory=dict)
+    choices: Mapping[str, Choice] = field(default_factory=dict)
     rank: tuple[str, str] | None = None
     settings: tuple[str, ...] = ()
     sum: Function | None = None
@@ -89,7 +96,7 @@ class Kind:
 
 
 _LORA_FIELDS = ("r", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "use_dora", "lora_bias",
-                "rank_pattern", "alpha_pattern", "init_lora_weights")  # fmt: skip
+                "rank_pattern", "alpha_pattern")  # fmt: skip
 _VERA_FIELDS = ("r", "projection_prng_key", "save_projection", "vera_dropout", "d_initial", "fan_in_fan_out", "bias",
                 "init_weights")  # fmt: skip
 
@@ -119,6 +126,20 @@ KINDS = {
             sum=Function("sums", "sum_of_matrices"),
         ),
         Kind(
+            "MISS",
+            "MiSS",
+            {"miss_block": Part(dimensions=(2,))},
+            free_fields=frozenset(("r", "miss_dropout", "mini_r")),
+            choices={
+                "init_weights": Choice((True, False), "only plain MiSS, without bat and mini, can be read"),
+                "bias": Choice(("none",), "the file of a MiSS adapter does not hold biases"),
+            },
+            rank=("r", "miss_block"),
+            settings=("r",),
+            sum=Function("sums", "sum_of_matrices"),
+            low_rank=Function("lowrank", "of_miss"),
+        ),
+        Kind(
             "LORA",
             "LoRA",
             {
@@ -128,7 +149,7 @@ KINDS = {
                 "lora_magnitude_vector": Part(neutral=None, option="use_dora"),
             },
             free_fields=frozenset(_LORA_FIELDS),
-            choices={"init_lora_weights": (True, False, "gaussian")},
+            choices={"init_lora_weights": Choice((True, False, "gaussian"))},
             rank=("r", "lora_A.weight"),
             settings=("r", "lora_alpha"),
             sum=Function("sums", "sum_of_ranks"),

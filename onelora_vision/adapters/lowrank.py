@@ -60,6 +60,16 @@ def of_lora(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowR
     }
 
 
+def of_miss(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowRank]:
+    """MiSS: input i is in group ``i mod r``, and row j of its block (r, d) multiplies the sum of group j."""
+    changes = {}
+    for module, parts in layout.layers.items():
+        block = parts["miss_block"]
+        columns = torch.arange(_linear(base, module).in_features) % len(block)
+        changes[module] = LowRank(torch.eye(len(block), dtype=block.dtype)[:, columns], block.t().contiguous())
+    return changes
+
+
 def lora_scale(config: PeftConfig) -> float:
     """The factor on B A: ``alpha / r``, or ``alpha / sqrt(r)`` (rsLoRA)."""
     return config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
@@ -70,11 +80,15 @@ def _not_plain(adapter: Adapter) -> InputError:
     return InputError(f"{adapter.path}: {name} as trained here is not a plain LoRA; export with --to merged")
 
 
-def _rank_one(config, module: str, parts: dict[str, Tensor], base: nn.Module) -> LowRank:
+def _linear(base: nn.Module, module: str) -> nn.Linear:
     try:
-        linear = base.get_submodule(module)
+        return base.get_submodule(module)
     except AttributeError:
         raise InputError(f"the base has no layer {module}, which the adapter changes") from None
+
+
+def _rank_one(config, module: str, parts: dict[str, Tensor], base: nn.Module) -> LowRank:
+    linear = _linear(base, module)
     like = next(iter(parts.values()))
     v = compression_vector(module, linear, config.compression, config.compression_seed) if config.use_sum else None
     down = torch.ones(1, linear.in_features, dtype=like.dtype) if v is None else v[None].to(like.dtype)

@@ -12,7 +12,7 @@ from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.kinds import kind_of
 from onelora_vision.adapters.layout import Layout, block_of
 from onelora_vision.adapters.lowrank import lora_scale
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, listed
 from onelora_vision.tuners.onelora.functional import Vectors, compose
 
 
@@ -60,16 +60,21 @@ def sum_of_vectors(items: Sequence[Term], layouts: Sequence[Layout]) -> tuple[Pe
 
 
 def sum_of_matrices(items: Sequence[Term], layouts: Sequence[Layout]) -> tuple[PeftConfig, dict]:
-    """MoRA of one type: the bypass is linear in M."""
-    types = {item.adapter.config.mora_type for item in items}
-    if len(types) > 1:
-        raise InputError(f"MoRA adapters of types {sorted(types)} do not blend: their matrices mean different things")
+    """MoRA of one type and MiSS of one rank: what a layer adds is linear in its one matrix."""
+    kind = kind_of(items[0].adapter.config)
+    (part,), (setting,) = kind.parts, kind.settings
+    values = {getattr(item.adapter.config, setting) for item in items}
+    if len(values) > 1:
+        raise InputError(
+            f"{kind.title} adapters with {setting} {listed(map(str, sorted(values)))} do not blend: their matrices mean "
+            "different things"
+        )
     layers = {}
     for module in union(layout.layers for layout in layouts):
         present = [(i, layout.layers[module]) for i, layout in zip(items, layouts) if module in layout.layers]
         _check_shapes(module, present)
-        total = sum(item.weight_in(module) * parts["mora_m"].double() for item, parts in present)
-        layers[module] = {"mora_m": total.to(present[0][1]["mora_m"].dtype)}
+        total = sum(item.weight_in(module) * parts[part].double() for item, parts in present)
+        layers[module] = {part: total.to(present[0][1][part].dtype)}
     return copy.deepcopy(items[0].adapter.config), layers
 
 

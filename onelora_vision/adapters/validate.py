@@ -23,7 +23,7 @@ from onelora_vision.tuners.matching import check_fields
 _COMMON = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
            "inference_mode", "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform",
            "layers_pattern"}  # fmt: skip
-_NUMBERS = {"r": int, "lora_alpha": (int, float), "lora_dropout": (int, float), "vera_dropout": (int, float),
+_NUMBERS = {"r": int, "lora_alpha": (int, float), "lora_dropout": (int, float), "vera_dropout": (int, float), "miss_dropout": (int, float), "mini_r": int,
             "projection_prng_key": int, "d_initial": (int, float)}  # fmt: skip
 
 
@@ -54,15 +54,16 @@ def _check_fields(record: dict, kind: Kind, config_class: type[PeftConfig], wher
     if not kind.is_ours:
         defaults = config_class().to_dict()
         for name, value in record.items():
-            if name not in kind.free_fields | _COMMON and not _same(value, defaults.get(name)):
+            if name not in kind.free_fields | kind.choices.keys() | _COMMON and not _same(value, defaults.get(name)):
                 raise InputError(f"{where}: config field {name[:60]!r} = {one_line(repr(value), 60)} is not accepted")
     for name, types in _NUMBERS.items():
         value = record.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, types) or not abs(value) < 2**63:
             raise InputError(f"{where}: config field {name} = {one_line(repr(value), 60)} is not possible")
-    for name, possible in kind.choices.items():
-        if record.get(name, possible[0]) not in possible:
-            raise InputError(f"{where}: {name} = {one_line(record[name], 60)!r} is not accepted")
+    for name, choice in kind.choices.items():
+        if record.get(name, choice.values[0]) not in choice.values:
+            reason = f" ({choice.reason})" if choice.reason else ""
+            raise InputError(f"{where}: {name} = {one_line(record[name], 60)!r} is not accepted{reason}")
     if record.get("task_type") not in (None, *(task.value for task in TaskType)):
         raise InputError(f"{where}: task_type {one_line(repr(record['task_type']), 60)} is unknown")
     check_fields(record, where)

@@ -41,6 +41,7 @@ FORMATS = {
     format.name: format
     for format in (
         Format("peft-lora", peft_type="LORA"),
+        Format("peft-miss", peft_type="MISS"),
         Format("diffusers", host="diffusers", key_prefix="transformer."),
         Format("comfy", host="diffusers", key_prefix="lora_unet_"),
         Format("merged", is_model=True),

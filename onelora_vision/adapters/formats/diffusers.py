@@ -59,7 +59,7 @@ def read(source: Source, base: Base) -> Found:
         for key, tensor in read_weights(beside).items():
             module, _, part = key.rpartition(".")
             whole.setdefault(module, {})[part] = tensor
-    return Found(own_changes(changes), whole)
+    return Found(own_changes(changes, base), whole)
 
 
 _README = """\

@@ -7,11 +7,11 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor
 
 from onelora_vision.adapters.bases import Base
-from onelora_vision.adapters.file import write_adapter
+from onelora_vision.adapters.file import Adapter, write_adapter
 from onelora_vision.adapters.formats.job import Job, Written
-from onelora_vision.adapters.formats.reading import Found, Source, changes_in_peft
-from onelora_vision.adapters.layout import Layout
-from onelora_vision.adapters.lowrank import LowRank
+from onelora_vision.adapters.formats.reading import Found, Source, own_changes
+from onelora_vision.adapters.layout import Layout, layout_of
+from onelora_vision.adapters.lowrank import LowRank, low_rank
 from onelora_vision.tuners.matching import exact_pattern
 
 
@@ -27,7 +27,9 @@ def write(job: Job, folder: Path) -> Written:
 
 def read(source: Source, base: Base) -> Found:
     """Read the folder."""
-    return changes_in_peft(source, base)
+    adapter = Adapter(source.config, source.tensors, source.info, source.path)
+    layout = layout_of(source.config, source.tensors, str(source.path))
+    return Found(own_changes(low_rank(adapter, layout, base.model), base), layout.whole)
 
 
 def lora_config(changes: dict[str, LowRank]) -> LoraConfig:

@@ -8,10 +8,8 @@ from peft import PeftConfig
 from torch import Tensor
 
 from onelora_vision.adapters.bases import Base
-from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.adapters.layout import layout_of
-from onelora_vision.adapters.lowrank import LowRank, low_rank
+from onelora_vision.adapters.lowrank import LowRank
 from onelora_vision.backbones import dit_names
 from onelora_vision.errors import InputError
 
@@ -34,16 +32,10 @@ class Found(NamedTuple):
     whole: dict[str, dict[str, Tensor]]
 
 
-def changes_in_peft(source: Source, base: Base) -> Found:
-    """What a PEFT folder holds, under the names of our base."""
-    adapter = Adapter(source.config, source.tensors, source.info, source.path)
-    layout = layout_of(source.config, source.tensors, str(source.path))
-    changes = low_rank(adapter, layout, base.model)
-    return Found(own_changes(changes) if base.host == "diffusers" else changes, layout.whole)
-
-
-def own_changes(changes: dict[str, LowRank]) -> dict[str, LowRank]:
-    """Changes of a stock DiT under the names of ours."""
+def own_changes(changes: dict[str, LowRank], base: Base) -> dict[str, LowRank]:
+    """Changes under the names of our base, which for a DiT are not those of the stock model."""
+    if base.host != "diffusers":
+        return changes
     return {dit_names.own_module(module): change for module, change in changes.items()}
 
 
