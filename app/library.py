@@ -15,7 +15,7 @@ import torch
 from onelora_vision import embedded
 from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE
 from onelora_vision.adapters.file import Adapter, read_adapter
-from onelora_vision.adapters.layout import kind_of
+from onelora_vision.adapters.kinds import kind_of
 from onelora_vision.backbones.table import TASKS
 from onelora_vision.errors import InputError, one_line
 
@@ -42,7 +42,7 @@ class Entry:
             "source": self.source,
             "task": info.task,
             "base": info.base,
-            "method": info.method or kind_of(self.adapter.config),
+            "method": info.method or kind_of(self.adapter.config).name,
             "values": sum(tensor.numel() for tensor in self.adapter.tensors.values()),
             "bytes": self.file_bytes,
             "metrics": _changes(info.metrics),

@@ -13,7 +13,8 @@ from app.library import Entry, Library, unique_name
 from app.runs import Runs
 from onelora_vision.adapters.algebra import belongs_to_classes, blend
 from onelora_vision.adapters.file import Adapter
-from onelora_vision.adapters.layout import LORA, MORA, ONELORA, kind_of, layout_of
+from onelora_vision.adapters.kinds import kind_of
+from onelora_vision.adapters.layout import layout_of
 from onelora_vision.errors import InputError, nearest
 
 MAX_SESSIONS = 100
@@ -130,10 +131,11 @@ def mixed(terms: list[Term], base=None) -> Adapter | None:
         return parts[0][0]
     for adapter, _ in parts:
         kind = kind_of(adapter.config)
-        kind = "DoRA" if getattr(adapter.config, "use_dora", False) else kind
-        if kind not in (ONELORA, MORA, LORA):
+        is_dora = getattr(adapter.config, "use_dora", False)
+        if is_dora or kind.sum is None:
+            name = "DoRA" if is_dora else kind.name
             raise InputError(
-                f"{adapter.path}: {kind} has no weights and no sums; use it alone, at weight 1, or disable it"
+                f"{adapter.path}: {name} has no weights and no sums; use it alone, at weight 1, or disable it"
             )
     return blend(parts, base=base, whole_from=_owner_of_classes(parts))
 

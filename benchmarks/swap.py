@@ -16,9 +16,9 @@ import torch
 from peft.utils.hotswap import hotswap_adapter
 
 from benchmarks.subjects import default_device, device_name, interleaved, shown, spread
-from onelora_vision.adapters.bank import swap
 from onelora_vision.adapters.file import read_adapter, save_adapter
 from onelora_vision.adapters.info import AdapterInfo
+from onelora_vision.adapters.swap import swap
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.backbones.catalogue import describe
 from onelora_vision.methods.apply import apply_method

@@ -10,38 +10,22 @@ Modules that are saved whole hold values P, not changes. With the base's values 
 adapter's own classes, have no such P0: they are interpolated, ``sum w_i P_i / sum w_i``.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from peft import PeftConfig
 from torch import Tensor, nn
 
 from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.adapters.layout import LORA, MORA, ONELORA, VECTOR_NAMES, Layout, block_of, kind_of, layout_of
+from onelora_vision.adapters.kinds import KINDS, kind_of
+from onelora_vision.adapters.layout import Layout, layout_of
+from onelora_vision.adapters.sums import Term, union
 from onelora_vision.errors import InputError
 from onelora_vision.tuners.matching import exact_pattern
-from onelora_vision.tuners.onelora.functional import Vectors, compose
 
-_NEUTRAL = {"onelora_b": 0.0, "onelora_beta": 0.0, "onelora_gamma": 1.0}
 _SAME_SETTINGS = ("fuse_qkv", "stock_numerics", "max_depth", "architecture", "resolution", "preprocessing")
 _UNIT = 1e-6  # how far a sum of weights may be from 1 (or 0)
-
-
-@dataclass
-class Term:
-    """An adapter with its weight in a sum; ``blocks`` gives factors on it for the numbers of some blocks."""
-
-    adapter: Adapter
-    weight: float
-    blocks: Mapping[int, float] = field(default_factory=dict)
-
-    def weight_in(self, module: str) -> float:
-        """The weight for one module of the model."""
-        return self.weight * self.blocks.get(block_of(module), 1.0)
 
 
 def blend(
@@ -71,8 +55,7 @@ def blend(
             raise InputError(f"{item.adapter.path}: weight {item.weight} is not a finite number")
     _check_alike(items)
     layouts = [layout_of(i.adapter.config, i.adapter.tensors, str(i.adapter.path)) for i in items]
-    kind = kind_of(items[0].adapter.config)
-    config, layers = _KINDS[kind](items, layouts)
+    config, layers = kind_of(items[0].adapter.config).sum(items, layouts)
     result = Layout(layers, _whole_modules(items, layouts, base, whole_from))
     config.target_modules = exact_pattern(layers) if layers else items[0].adapter.config.target_modules
     config.modules_to_save = list(result.whole) or None
@@ -102,16 +85,18 @@ def average(adapters: Sequence[Adapter], **options) -> Adapter:
 
 def _check_alike(items: Sequence[Term]) -> None:
     first = items[0].adapter
-    if kind_of(first.config) not in _KINDS:
+    kind = kind_of(first.config)
+    if kind.sum is None:
+        summable = ", ".join(other.name for other in KINDS.values() if other.sum)
         raise InputError(
-            f"{first.path}: a weighted sum of {kind_of(first.config)} adapters is no {kind_of(first.config)} adapter "
-            f"(it is for {', '.join(_KINDS)}); merge them into the base instead"
+            f"{first.path}: a weighted sum of {kind.name} adapters is not a {kind.name} adapter (it is for {summable}); "
+            "merge them into the base instead"
         )
     for item in items[1:]:
         other = item.adapter
         where = f"{first.path} and {other.path} do not blend"
-        if kind_of(other.config) != kind_of(first.config):
-            raise InputError(f"{where}: one is {kind_of(first.config)}, the other {kind_of(other.config)}")
+        if kind_of(other.config) != kind:
+            raise InputError(f"{where}: one is {kind.name}, the other {kind_of(other.config).name}")
         _check_same_base(first.info, other.info, where)
         if first.info.task != other.info.task:
             raise InputError(f"{where}: one is for {first.info.task!r}, the other for {other.info.task!r}")
@@ -141,118 +126,6 @@ def _classes_differ(first: list[str] | None, second: list[str] | None) -> str:
     return f"class {at} is {first[at]!r} in one and {second[at]!r} in the other"
 
 
-def _sum_of_vectors(items: Sequence[Term], layouts: Sequence[Layout]) -> tuple[PeftConfig, dict]:
-    """The 1LoRA family: any mixture of b, beta and gamma; what an adapter lacks is neutral."""
-    summing = [i.adapter for i in items if i.adapter.config.use_sum]
-    for other in summing[1:]:
-        a, b = summing[0].config.compression_key, other.config.compression_key
-        if a != b:
-            raise InputError(
-                f"{summing[0].path} and {other.path} do not blend: b multiplies different compressions of the input, "
-                f"{a} and {b}"
-            )
-    names = [name for name in _NEUTRAL if any(name in parts for layout in layouts for parts in layout.layers.values())]
-    layers = {}
-    for module in _union(layout.layers for layout in layouts):
-        present = [(i, layout.layers[module]) for i, layout in zip(items, layouts) if module in layout.layers]
-        _check_shapes(module, present)
-        vectors = [Vectors(**{VECTOR_NAMES[name]: t.double() for name, t in parts.items()}) for _, parts in present]
-        (total,) = compose(vectors, [item.weight_in(module) for item, _ in present])
-        like = next(iter(present[0][1].values()))
-        layers[module] = {}
-        for name in names:
-            value = getattr(total, VECTOR_NAMES[name])
-            layers[module][name] = torch.full_like(like, _NEUTRAL[name]) if value is None else value.to(like.dtype)
-    config = copy.deepcopy((summing or [items[0].adapter])[0].config)
-    config.use_sum, config.use_bias, config.use_scale = (name in names for name in _NEUTRAL)
-    return config, layers
-
-
-def _sum_of_matrices(items: Sequence[Term], layouts: Sequence[Layout]) -> tuple[PeftConfig, dict]:
-    """MoRA of one type: the bypass is linear in M."""
-    types = {item.adapter.config.mora_type for item in items}
-    if len(types) > 1:
-        raise InputError(f"MoRA adapters of types {sorted(types)} do not blend: their matrices mean different things")
-    layers = {}
-    for module in _union(layout.layers for layout in layouts):
-        present = [(i, layout.layers[module]) for i, layout in zip(items, layouts) if module in layout.layers]
-        _check_shapes(module, present)
-        total = sum(item.weight_in(module) * parts["mora_m"].double() for item, parts in present)
-        layers[module] = {"mora_m": total.to(present[0][1]["mora_m"].dtype)}
-    return copy.deepcopy(items[0].adapter.config), layers
-
-
-def _sum_of_ranks(items: Sequence[Term], layouts: Sequence[Layout]) -> tuple[PeftConfig, dict]:
-    """LoRA: ``sum w_i s_i B_i A_i`` is the product of the concatenated matrices, the weights being put into B."""
-    for item in items:
-        _check_plain_lora(item.adapter)
-    layers = {}
-    ranks = [item.adapter.config.r for item in items]
-    for module in _union(layout.layers for layout in layouts):
-        downs, ups = [], []
-        like = next(layout.layers[module] for layout in layouts if module in layout.layers)
-        for item, layout, rank in zip(items, layouts, ranks):
-            parts = layout.layers.get(module)
-            if parts is None:  # PEFT has one rank for all layers
-                parts = {
-                    key: like[key].new_zeros(shape)
-                    for key, shape in (
-                        ("lora_A.weight", (rank, like["lora_A.weight"].shape[1])),
-                        ("lora_B.weight", (like["lora_B.weight"].shape[0], rank)),
-                    )
-                }
-            _check_lora_shapes(module, item.adapter, parts, like)
-            downs.append(parts["lora_A.weight"].double())
-            ups.append(parts["lora_B.weight"].double() * (item.weight_in(module) * lora_scale(item.adapter.config)))
-        dtype = like["lora_B.weight"].dtype
-        layers[module] = {"lora_A.weight": torch.cat(downs).to(dtype), "lora_B.weight": torch.cat(ups, 1).to(dtype)}
-    config = copy.deepcopy(items[0].adapter.config)
-    config.r = config.lora_alpha = sum(ranks)
-    config.use_rslora = False
-    return config, layers
-
-
-def _check_plain_lora(adapter: Adapter) -> None:
-    config = adapter.config
-    for name in ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern"):
-        if getattr(config, name, None):
-            raise InputError(
-                f"{adapter.path}: LoRA with {name} has no exact weighted sum; merge it into the base instead"
-            )
-    if config.bias != "none":
-        raise InputError(f"{adapter.path}: LoRA with bias={config.bias!r} has no exact weighted sum")
-
-
-def _check_lora_shapes(module: str, adapter: Adapter, parts: dict[str, Tensor], like: dict[str, Tensor]) -> None:
-    rank = adapter.config.r
-    expected = {
-        "lora_A.weight": (rank, *like["lora_A.weight"].shape[1:]),
-        "lora_B.weight": (like["lora_B.weight"].shape[0], rank),
-    }
-    shapes = {key: tuple(tensor.shape) for key, tensor in parts.items()}
-    if shapes != expected or len(expected["lora_A.weight"]) != 2:
-        raise InputError(f"{adapter.path}: {module} has {shapes} where a sum needs {expected}")
-
-
-def lora_scale(config: PeftConfig) -> float:
-    """The factor on B A: ``alpha / r``, or ``alpha / sqrt(r)`` (rsLoRA)."""
-    return config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
-
-
-_KINDS = {ONELORA: _sum_of_vectors, MORA: _sum_of_matrices, LORA: _sum_of_ranks}
-
-
-def _check_shapes(module: str, present: Sequence[tuple[Term, dict[str, Tensor]]]) -> None:
-    shapes = {tuple(tensor.shape) for _, parts in present for tensor in parts.values()}
-    if len(shapes) > 1:
-        paths = " and ".join(str(item.adapter.path) for item, _ in present)
-        raise InputError(f"{paths} do not blend: {module} has shapes {sorted(shapes)}")
-
-
-def _union(mappings) -> list[str]:
-    return list(dict.fromkeys(key for mapping in mappings for key in mapping))
-
-
 def _whole_modules(
     items: Sequence[Term], layouts: Sequence[Layout], base: nn.Module | None, whole_from: Adapter | None
 ) -> dict[str, dict[str, Tensor]]:
@@ -262,7 +135,7 @@ def _whole_modules(
             raise InputError(f"{whole_from.path}: whole_from must be one of the blended adapters")
         return chosen[0].whole
     return {
-        module: _sum_of_whole(module, items, layouts, base) for module in _union(layout.whole for layout in layouts)
+        module: _sum_of_whole(module, items, layouts, base) for module in union(layout.whole for layout in layouts)
     }
 
 

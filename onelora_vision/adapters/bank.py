@@ -1,202 +1,25 @@
 """Many adapters of one base at once: each sample of a batch goes through its own adapter, or its own mixture.
 
 A layer's feature sum ``sum_i x_i`` does not depend on the adapter, so a batch of different adapters costs one gathered
-vector per sample, and the base's matrix product is shared. The vectors of N adapters are tables (N + 1, d); the last row
-is the identity. `AdapterBank.use` gathers; forward only adds.
+vector per sample, and the base's matrix product is shared. The layers of a bank are in `banked`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from peft import PeftModel
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from onelora_vision.adapters.algebra import belongs_to_classes
+from onelora_vision.adapters.banked import BankedLinear, BankedModule, Selection
 from onelora_vision.adapters.file import Adapter
-from onelora_vision.adapters.layout import ONELORA, VECTOR_NAMES, kind_of, layout_of
+from onelora_vision.adapters.kinds import kind_of
+from onelora_vision.adapters.layout import Layout, layout_of
 from onelora_vision.errors import InputError, listed, nearest
 from onelora_vision.tuners import hosts
 from onelora_vision.tuners.base import BASE_ADAPTER
-from onelora_vision.tuners.onelora.functional import compress, gathered_linear, plain_epilogue
 from onelora_vision.tuners.onelora.layer import compression_vector
-
-
-class Selection:
-    """Which adapter each sample takes: ``ids`` (batch,), or ``weights`` (batch, N); neither is the base alone."""
-
-    def __init__(self, ids: Tensor | None = None, weights: Tensor | None = None, tiled: bool = False):
-        self.ids, self.weights, self.tiled = ids, weights, tiled
-
-    @property
-    def size(self) -> int | None:
-        """Samples in a batch; None for the base alone."""
-        given = self.weights if self.ids is None else self.ids
-        return None if given is None else len(given)
-
-    def repeats(self, batch: int) -> int:
-        """How many copies of the selected samples a batch consists of."""
-        if batch == self.size:
-            return 1
-        if self.tiled and self.size and batch % self.size == 0:
-            return batch // self.size
-        raise InputError(f"the bank is set for batches of {self.size} samples, but this one has {batch}")
-
-
-class BankedLinear(nn.Module):
-    """A frozen linear layer with a table of vectors per part: ``b`` (N + 1, d), ``beta``, ``gamma`` where any uses it."""
-
-    def __init__(self, base_layer: nn.Linear, tables: Mapping[str, Tensor], v: Tensor | None):
-        super().__init__()
-        self.base_layer = base_layer
-        self.selection = Selection()
-        self.parts = tuple(tables)
-        self.register_buffer("v", v, persistent=False)
-        for part, table in tables.items():
-            self.register_buffer(f"table_{part}", table, persistent=False)
-            self.register_buffer(f"chosen_{part}", None, persistent=False)
-
-    @torch.no_grad()
-    def select(self, selection: Selection) -> None:
-        """Gather the vectors of each sample, (batch, d)."""
-        self.selection = selection
-        for part in self.parts:
-            table = getattr(self, f"table_{part}")
-            if selection.size is None:
-                setattr(self, f"chosen_{part}", None)
-                continue
-            if selection.ids is not None:
-                rows = table[selection.ids]
-            elif part == "gamma":
-                rows = _mixed_gammas(selection.weights, table[:-1])
-            else:
-                rows = selection.weights @ table[:-1]
-            _keep(self, f"chosen_{part}", rows)
-
-    def forward(self, x: Tensor) -> Tensor:
-        base = self.base_layer
-        if self.selection.size is None:
-            return base(x)
-        repeats = self.selection.repeats(len(x))
-        shape = (len(x), *[1] * (x.ndim - 2), base.out_features)
-        b, beta, gamma = (
-            chosen if chosen is None else (chosen if repeats == 1 else chosen.repeat(repeats, 1)).view(shape)
-            for chosen in (getattr(self, f"chosen_{part}", None) for part in ("b", "beta", "gamma"))
-        )
-        if beta is None and gamma is None and hosts.is_plain_linear(base):
-            return gathered_linear(x, base.weight, base.bias, b, self.v)
-        return plain_epilogue(base(x), None if b is None else compress(x, self.v), gamma, beta, b)
-
-
-def _mixed_gammas(weights: Tensor, table: Tensor) -> Tensor:
-    """``prod_i (1 + w_i (gamma_i - 1))`` (batch, d), one sample at a time over the adapters that it uses."""
-    rows = [
-        (1 + row[used, None] * (table[used] - 1)).prod(0) for row, used in ((w, w.nonzero()[:, 0]) for w in weights)
-    ]
-    return torch.stack(rows)
-
-
-def _keep(module: nn.Module, name: str, value: Tensor) -> None:
-    """Write into the buffer that is there if it has the shape: a compiled forward need not be compiled again."""
-    old = getattr(module, name)
-    if old is not None and old.shape == value.shape:
-        old.copy_(value)
-    else:
-        setattr(module, name, value)
-
-
-class BankedModule(nn.Module):
-    """A module that every adapter has its own copy of: a norm, a head, a label table.
-
-    Label tables gather rows; norms and heads gather their parameters per sample; any other module runs once per
-    adapter in the batch.
-    """
-
-    def __init__(self, original: nn.Module, values: list[dict[str, Tensor] | None], is_of_classes: bool):
-        super().__init__()
-        self.original, self.is_of_classes = original, is_of_classes
-        self.selection = Selection()
-        own = {key: value.detach() for key, value in original.state_dict().items()}
-        # A module made for the adapters' classes says nothing about the base.
-        self.values = [own if value is None else value for value in values] + [None if is_of_classes else own]
-
-    def _apply(self, fn, recurse: bool = True):
-        self.values = [v if v is None else {key: fn(t) for key, t in v.items()} for v in self.values]
-        return super()._apply(fn, recurse)
-
-    def select(self, selection: Selection) -> None:
-        if selection.ids is not None and self.is_of_classes and bool((selection.ids == len(self.values) - 1).any()):
-            raise InputError(f"{BASE_ADAPTER} cannot be chosen: the base has no classes of its own in this bank")
-        self.selection = selection
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self.selection.size is None:
-            return self.original(*args, **kwargs)
-        batch = next(len(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim)
-        samples = self._values_of_samples() * self.selection.repeats(batch)
-        if isinstance(self.original, nn.Embedding):
-            return torch.stack([value["weight"][row] for value, row in zip(samples, args[0])])
-        if isinstance(self.original, (nn.LayerNorm, nn.Linear)) and _are_alike(samples):
-            return self._by_sample(args[0], samples)
-        return self._by_adapter(args, kwargs, samples)
-
-    def _by_adapter(self, args: tuple, kwargs: dict, samples: list[dict[str, Tensor]]) -> Any:
-        """Any module: once per adapter in the batch, on its samples; the outputs are put back in order."""
-        order, leaves, spec = [], [], None
-        for value in {id(value): value for value in samples}.values():
-            rows = [k for k, sample in enumerate(samples) if sample is value]
-            pick = partial(_rows_of, rows=rows, size=len(samples))
-            output = functional_call(self.original, value, *tree_map(pick, (args, kwargs)))
-            found, spec = tree_flatten(output)
-            leaves.append(found)
-            order += rows
-        back = torch.tensor(order).argsort()
-        joined = [torch.cat(parts)[back] if isinstance(parts[0], Tensor) else parts[0] for parts in zip(*leaves)]
-        return tree_unflatten(joined, spec)
-
-    def _by_sample(self, x: Tensor, samples: list[dict[str, Tensor]]) -> Tensor:
-        """A LayerNorm or Linear with parameters of its own for each sample."""
-        stacked = {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
-        middle = [1] * (x.ndim - 2)
-        bias = stacked["bias"].view(len(x), *middle, -1) if "bias" in stacked else 0
-        if isinstance(self.original, nn.LayerNorm):
-            normed = F.layer_norm(x, self.original.normalized_shape, None, None, self.original.eps)
-            return (normed * stacked["weight"].view(len(x), *middle, -1) + bias).to(x.dtype)
-        return (torch.einsum("b...k,bdk->b...d", x.to(stacked["weight"]), stacked["weight"]) + bias).to(x.dtype)
-
-    def _values_of_samples(self) -> list[dict[str, Tensor]]:
-        """The parameters that each selected sample takes."""
-        if self.selection.ids is not None:
-            return [self.values[k] for k in self.selection.ids.tolist()]
-        if not _are_alike(self.values[:-1]):
-            raise InputError("adapters with different numbers of classes cannot be mixed by weights")
-        return [self._mixture(weights) for weights in self.selection.weights.tolist()]
-
-    def _mixture(self, weights: list[float]) -> dict[str, Tensor]:
-        """The same sum as `algebra.blend`'s for modules saved whole."""
-        total = sum(weights)
-        if self.is_of_classes:
-            if abs(total) < 1e-6:
-                raise InputError("heads and label tables cannot be mixed with weights that sum to 0")
-            weights, total = [weight / total for weight in weights], 1.0
-        terms = [(w, value) for w, value in zip(weights, self.values) if w]
-        if self.values[-1] is not None:
-            terms.append((1 - total, self.values[-1]))
-        return {key: sum(w * value[key].float() for w, value in terms) for key in self.values[0]}
-
-
-def _rows_of(leaf: Any, rows: list[int], size: int) -> Any:
-    return leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size else leaf
-
-
-def _are_alike(values: Sequence[dict[str, Tensor]]) -> bool:
-    shapes = [{key: tensor.shape for key, tensor in value.items()} for value in values]
-    return all(shape == shapes[0] for shape in shapes)
 
 
 class AdapterBank(nn.Module):
@@ -216,45 +39,38 @@ class AdapterBank(nn.Module):
 
     def __init__(self, model: nn.Module, adapters: Mapping[str, Adapter]):
         super().__init__()
+        self._choice: tuple[Any, bool] = (None, False)  # what `use` was called with
         self.names = list(adapters)
         summing = _check_alike(adapters)
         layouts = [layout_of(a.config, a.tensors, str(a.path)) for a in adapters.values()]
         self._layers = list(dict.fromkeys(m for layout in layouts for m in layout.layers))
         self._whole = list(dict.fromkeys(m for layout in layouts for m in layout.whole))
         self._parts = {p for layout in layouts for parts in layout.layers.values() for p in parts}
+        self._kind = kind_of(next(iter(adapters.values())).config)
         for name in (*self._layers, *self._whole):
             _module(model, name)
         hosts.check_adaptable(model, self._layers)
         hosts.check_trainable_whole(model, self._whole)
         banked = {name: self._linear(model, name, layouts, summing) for name in self._layers}
         for name in self._whole:
-            original = model.get_submodule(name)
-            values = [layout.whole.get(name) for layout in layouts]
-            classes = [
-                belongs_to_classes(value, a.info.class_names) for value, a in zip(values, adapters.values()) if value
-            ]
-            if any(classes) and None in values:
-                raise InputError(f"{name}, made for an adapter's classes, is not in every adapter of the bank")
-            device = next(iter(original.parameters())).device
-            values = [v if v is None else {key: t.to(device) for key, t in v.items()} for v in values]
-            banked[name] = BankedModule(original, values, any(classes))
+            banked[name] = _banked_module(model.get_submodule(name), name, layouts, adapters.values())
         for name, module in banked.items():
             model.set_submodule(name, module)
         hosts.call_adapted_layers(model, (BankedLinear, BankedModule))
         self.model = model
 
-    def _linear(self, model: nn.Module, name: str, layouts: Sequence, summing: Adapter | None) -> BankedLinear:
+    def _linear(self, model: nn.Module, name: str, layouts: Sequence[Layout], summing: Adapter | None) -> BankedLinear:
         linear = model.get_submodule(name)
         device, tables = hosts.device_of(linear), {}
+        kind = self._kind
         for key in sorted(self._parts):
-            start = 1.0 if key == "onelora_gamma" else 0.0
-            table = torch.full((len(layouts) + 1, linear.out_features), start, device=device)
+            table = torch.full((len(layouts) + 1, linear.out_features), kind.neutral(key), device=device)
             for row, layout in enumerate(layouts):
                 vector = layout.layers.get(name, {}).get(key)
                 if vector is not None:
                     _check_width(name, vector, linear)
                     table[row] = vector.to(table)
-            tables[VECTOR_NAMES[key]] = table
+            tables[self._kind.vectors[key]] = table
         v = None
         if summing is not None:
             v = compression_vector(name, linear, summing.config.compression, summing.config.compression_seed)
@@ -312,14 +128,14 @@ class AdapterBank(nn.Module):
         layout = layout_of(adapter.config, adapter.tensors, str(adapter.path))
         parts = {part for tensors in layout.layers.values() for part in tensors}
         foreign = sorted(set(layout.layers) - set(self._layers)) + sorted(parts - self._parts)
-        if foreign or set(layout.whole) != set(self._whole) or kind_of(adapter.config) != ONELORA:
+        if foreign or set(layout.whole) != set(self._whole) or not kind_of(adapter.config).vectors:
             raise InputError(f"{adapter.path}: has other layers than this bank ({listed(foreign) or 'saved whole'})")
         for module in self._layers:
             for vector in layout.layers.get(module, {}).values():
                 _check_width(module, vector, self.model.get_submodule(module).base_layer)
         for module in self._layers:
             for key in self._parts:
-                table = getattr(self.model.get_submodule(module), f"table_{VECTOR_NAMES[key]}")
+                table = getattr(self.model.get_submodule(module), f"table_{self._kind.vectors[key]}")
                 vector = layout.layers.get(module, {}).get(key)
                 table[row] = table[-1] if vector is None else vector.to(table)
         for module, values in layout.whole.items():
@@ -345,47 +161,6 @@ class AdapterBank(nn.Module):
         finally:
             self.use(before[0], tiled=before[1])
 
-    _choice: tuple[Any, bool] = (None, False)
-
-
-def swap(model: PeftModel, adapter: Adapter, adapter_name: str = "default") -> None:
-    """Overwrite an adapter of a PeftModel with another of the same layers: one copy per tensor, no re-injection.
-
-    Raises:
-        InputError: layers, shapes or compression differ; nothing is changed.
-    """
-    config = model.peft_config.get(adapter_name)
-    if config is None:
-        raise InputError(f"the model has no adapter {adapter_name!r}{nearest(adapter_name, model.peft_config)}")
-    for field in ("peft_type", "compression_key", "mora_type", "r", "lora_alpha"):
-        mine, other = getattr(config, field, None), getattr(adapter.config, field, None)
-        if mine != other:
-            name = field.removesuffix("_key")
-            raise InputError(f"{adapter.path}: its {name} is {other!r}, that of the adapter to replace {mine!r}")
-    places = _own_parameters(model, adapter_name)
-    if _shapes(places) != _shapes(adapter.tensors):  # VeRA's buffers, DoRA's names, or it does not fit: this says how
-        places = adapter.check_fits(model, adapter_name)
-    with torch.no_grad():
-        torch._foreach_copy_([places[key] for key in adapter.tensors], list(adapter.tensors.values()))
-
-
-def _own_parameters(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
-    """An adapter's parameters by the names of its file; PEFT's own way to them costs more than all the copies."""
-    inner, whole = f".{adapter_name}", f".modules_to_save.{adapter_name}."
-    found = {}
-    for name, parameter in model.named_parameters():
-        if name.endswith(inner):
-            found[name.removesuffix(inner)] = parameter
-        elif whole in name:
-            found[name.replace(whole, ".")] = parameter
-        elif f"{inner}." in name:  # as lora_A.default.weight
-            found[name.replace(f"{inner}.", ".")] = parameter
-    return found
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {key: tensor.shape for key, tensor in tensors.items()}
-
 
 def _check_alike(adapters: Mapping[str, Adapter]) -> Adapter | None:
     """Refuse what a bank cannot hold together; returns one of those with b, whose compression is that of all of them."""
@@ -395,10 +170,9 @@ def _check_alike(adapters: Mapping[str, Adapter]) -> Adapter | None:
     for name, adapter in adapters.items():
         if name == BASE_ADAPTER:
             raise InputError(f"an adapter of a bank cannot be called {BASE_ADAPTER}")
-        if kind_of(adapter.config) != ONELORA:
-            raise InputError(
-                f"{adapter.path}: a bank holds adapters of the 1LoRA family, not {kind_of(adapter.config)}"
-            )
+        kind = kind_of(adapter.config)
+        if not kind.vectors:
+            raise InputError(f"{adapter.path}: a bank holds adapters of the 1LoRA family, not {kind.name}")
         if adapter.info.method == "full":
             raise InputError(f"{adapter.path}: trained in full, a model of its own; a bank shares the base")
         if adapter.info.base_fingerprint != first.info.base_fingerprint:
@@ -409,6 +183,19 @@ def _check_alike(adapters: Mapping[str, Adapter]) -> Adapter | None:
         if one != other:
             raise InputError(f"{adapter.path}: compression {other} is not that of {summing[0].path}, {one}")
     return summing[0] if summing else None
+
+
+def _banked_module(
+    original: nn.Module, name: str, layouts: Sequence[Layout], adapters: Iterable[Adapter]
+) -> BankedModule:
+    """A module that at least one of the adapters saves whole."""
+    values = [layout.whole.get(name) for layout in layouts]
+    classes = [belongs_to_classes(value, a.info.class_names) for value, a in zip(values, adapters) if value]
+    if any(classes) and None in values:
+        raise InputError(f"{name}, made for an adapter's classes, is not in every adapter of the bank")
+    device = next(iter(original.parameters())).device
+    values = [v if v is None else {key: t.to(device) for key, t in v.items()} for v in values]
+    return BankedModule(original, values, any(classes))
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:

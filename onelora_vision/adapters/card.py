@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import yaml
 
+from onelora_vision.adapters.kinds import KINDS, Kind
 from onelora_vision.backbones.table import TASKS
 from onelora_vision.errors import listed, one_line
 
@@ -33,10 +34,11 @@ model.load_lora_adapter("lora", prefix="transformer", weight_name="pytorch_lora_
 
 def card(info, config: dict, values: int, size: int, pictures: Collection[str] = ()) -> str:
     """Markdown for an adapter: what it is, how to load it, what was measured. ``info`` is its `AdapterInfo`."""
-    kind = str(getattr(config.get("peft_type"), "value", config.get("peft_type")))
+    name = str(config.get("peft_type"))
+    kind = KINDS.get(name, Kind(name, name, {}))
     about = (
         f"A {_text(info.task or 'fine-tuning')} adapter of {values:,} values ({size:,} bytes), method **{_text(info.method)}** "
-        f"(`peft_type` {kind}), made with onelora_vision."
+        f"(`peft_type` {kind.name}), made with onelora_vision."
     )
     parts = [
         _front_matter(info),
@@ -62,16 +64,16 @@ def _front_matter(info) -> str:
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
-def _use(info, kind: str) -> str:
+def _use(info, kind: Kind) -> str:
     """How to load it here, and in each ecosystem that does not know this package."""
     example = info.class_names[0] if info.class_names else ""
     names = {"folder": _FOLDER, "example": _literal(example), "base": _literal(info.base)}
-    is_ours = kind in ("ONELORA", "MORA")
     warning = "Without `import onelora_vision`, PEFT does not know the method and stops with `KeyError`.\n\n"
     exported = info.extra.get("exported")
     if exported:
-        return f"## Use\n\nA plain LoRA for the base as its own library loads it:\n\n{_code(_PEFT_LORA.partition('#')[0], names)}"
-    with_peft = f"{warning if is_ours else ''}{_code(_PEFT, names)}"
+        loading = _code(_PEFT_LORA.partition("#")[0], names)
+        return f"## Use\n\nA plain {kind.title} for the base as its own library loads it:\n\n{loading}"
+    with_peft = f"{warning if kind.is_ours else ''}{_code(_PEFT, names)}"
     if info.task not in TASKS:
         return f"## Use\n\n{with_peft}"
     own = _code(_OWN.format(use=TASKS[info.task].use), names)

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from onelora_vision.adapters.layout import READABLE
+from onelora_vision.adapters.kinds import KINDS
 from onelora_vision.errors import InputError, one_line
 from onelora_vision.storage.safetensors_file import SafetensorsFile, parse_json
 
@@ -131,8 +131,8 @@ def config_record(text: str, where: str) -> dict:
     except ValueError as error:
         raise InputError(f"{where}: its {CONFIG_FILE} is not JSON ({one_line(error)})") from error
     kind = record.get("peft_type") if isinstance(record, dict) else None
-    if not isinstance(kind, str) or kind not in READABLE:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(
-            f"{where}: peft_type {one_line(repr(kind), 60)} is none that onelora_vision reads ({', '.join(READABLE)})"
+            f"{where}: peft_type {one_line(repr(kind), 60)} is none that onelora_vision reads ({', '.join(KINDS)})"
         )
     return record

@@ -20,7 +20,8 @@ from torch import nn
 from onelora_vision.adapters.card import card
 from onelora_vision.adapters.container import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, read_contents
 from onelora_vision.adapters.info import HEADER_PREFIX, AdapterInfo
-from onelora_vision.adapters.layout import LORA, VERA, kind_of, layout_of
+from onelora_vision.adapters.kinds import kind_of
+from onelora_vision.adapters.layout import layout_of
 from onelora_vision.adapters.validate import check_tensors, parse_config
 from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.storage.outputs import Ledger, check_file, check_folder, file_output, folder_output
@@ -74,7 +75,7 @@ class Adapter:
         """Rewrite the file's names and expressions as names of ``base``: PEFT would hand them to Python's ``re``."""
         names = [name for name, _ in own_modules(base)]
         resolve(config, names, str(self.path))
-        if kind_of(config) in (LORA, VERA) and config.modules_to_save:  # our own tuners match these themselves
+        if config.modules_to_save and not kind_of(config).is_ours:  # our own tuners match these themselves
             resolve_whole(config, names)
 
     def _check_host(self, base: nn.Module) -> None:

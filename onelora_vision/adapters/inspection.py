@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from onelora_vision.adapters.bases import load_base
 from onelora_vision.adapters.container import CONFIG_FILE
 from onelora_vision.adapters.file import Adapter, read_adapter
-from onelora_vision.adapters.layout import STARTS_AT_ONE, Layout, block_of, layout_of
+from onelora_vision.adapters.kinds import Kind, kind_of
+from onelora_vision.adapters.layout import Layout, block_of, layout_of
 from onelora_vision.backbones.base import Base, output_of
 from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.storage.safetensors_file import parse_json
@@ -29,10 +30,10 @@ def examine(path: str | Path, base: str | Path | None = None) -> list[dict]:
         adapter = read_adapter(path, finite=False)
     except InputError as error:
         return [_finding("file", str(error))]
-    layout = layout_of(adapter.config, adapter.tensors)
+    kind, layout = kind_of(adapter.config), layout_of(adapter.config, adapter.tensors)
     findings = [
         *_values(layout),
-        *_dead_and_exploding(layout),
+        *_dead_and_exploding(kind, layout),
         *_precision(layout),
         *_gaps(layout),
         *_header(adapter, layout),
@@ -53,19 +54,18 @@ def _values(layout: Layout) -> list[dict]:
     return [_finding("nan", f"{name} holds {count} values that are NaN or infinite") for name, count in spoilt.items()]
 
 
-def _strength(part: str, tensor: Tensor) -> float:
+def _strength(tensor: Tensor, neutral: float) -> float:
     """Root mean square of what a tensor changes."""
-    change = tensor.double() - 1 if part == STARTS_AT_ONE else tensor.double()
-    return change.square().mean().sqrt().item()
+    return (tensor.double() - neutral).square().mean().sqrt().item()
 
 
-def _dead_and_exploding(layout: Layout) -> list[dict]:
+def _dead_and_exploding(kind: Kind, layout: Layout) -> list[dict]:
     """Vectors that never moved from the identity, and such that are far larger than the others of their kind."""
     strengths: dict[str, dict[str, float]] = {}
     for module, parts in layout.layers.items():
         for part, tensor in parts.items():
-            if part not in ("lora_A.weight", "lora_magnitude_vector", "vera_lambda_d"):  # these do not start at 0
-                strengths.setdefault(part, {})[module] = _strength(part, tensor)
+            if kind.parts[part].neutral is not None:
+                strengths.setdefault(part, {})[module] = _strength(tensor, kind.neutral(part))
     findings = []
     for part, by_module in strengths.items():
         dead = [module for module, strength in by_module.items() if strength == 0]

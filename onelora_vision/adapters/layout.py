@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from onelora_vision.adapters.kinds import kind_of
 from onelora_vision.errors import InputError
 
 if TYPE_CHECKING:
@@ -11,10 +12,6 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 PREFIX = "base_model.model."
-ONELORA, MORA, LORA, VERA = "ONELORA", "MORA", "LORA", "VERA"
-READABLE = (ONELORA, MORA, LORA, VERA)
-STARTS_AT_ONE = "onelora_gamma"  # the part whose change is its distance from 1
-VECTOR_NAMES = {"onelora_b": "b", "onelora_beta": "beta", "onelora_gamma": "gamma"}
 
 
 @dataclass
@@ -38,30 +35,25 @@ class Layout:
         return {key: tensor.contiguous() for key, tensor in {**named, **self.shared}.items()}
 
 
-def kind_of(config: "PeftConfig") -> str:
-    """The PEFT type in capitals: ``ONELORA``, ``LORA``, …"""
-    return str(getattr(config.peft_type, "value", config.peft_type))
-
-
 def layout_of(config: "PeftConfig", tensors: "dict[str, torch.Tensor]", where: str = "the adapter") -> Layout:
     """Sort ``tensors`` (named as in an adapter file) by the modules that they belong to.
 
     Raises:
         InputError: a tensor belongs neither to the method nor to a module that the config saves whole.
     """
-    layout, marker = Layout(), f".{kind_of(config).lower()}_"
+    layout, kind = Layout(), kind_of(config)
     saved = list(config.modules_to_save or [])
     for key, tensor in tensors.items():
-        module, found, part = key.removeprefix(PREFIX).partition(marker)
+        module, found, part = key.removeprefix(PREFIX).partition(kind.marker)
         if found and key.startswith(PREFIX):
-            layout.layers.setdefault(module, {})[marker[1:] + part] = tensor
+            layout.layers.setdefault(module, {})[kind.marker[1:] + part] = tensor
         elif found:
             layout.shared[key] = tensor
         elif (module := _whole_module(key.removeprefix(PREFIX), saved)) and key.startswith(PREFIX):
             layout.whole.setdefault(module, {})[key.removeprefix(f"{PREFIX}{module}.")] = tensor
         else:
             raise InputError(
-                f"{where}: tensor {key!r} is no part of {kind_of(config)} and of no module that its config saves whole"
+                f"{where}: tensor {key!r} is no part of {kind.name} and of no module that its config saves whole"
             )
     return layout
 

@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 
 import torch
+from peft import PeftConfig
 from torch import Tensor, nn
 
-from onelora_vision.adapters.algebra import lora_scale
 from onelora_vision.adapters.file import Adapter
-from onelora_vision.adapters.layout import LORA, ONELORA, Layout, kind_of
+from onelora_vision.adapters.kinds import kind_of
+from onelora_vision.adapters.layout import Layout
 from onelora_vision.errors import InputError, listed
 from onelora_vision.tuners.onelora.layer import compression_vector
+
+_CONSTANT = 1e-6  # how far A's values may differ from their mean, relative to it
 
 
 @dataclass
@@ -22,36 +25,70 @@ class LowRank:
 
 
 def low_rank(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowRank]:
-    """Each adapted layer of a 1LoRA or LoRA adapter as a `LowRank`; 1LoRA's down is its compression vector.
+    """Each adapted layer as a `LowRank`, for the kinds that are low-rank changes (`kinds.Kind.low_rank`).
 
     Raises:
-        InputError: a part of the adapter is no low-rank change; the message lists it.
+        InputError: a part of the adapter is not a low-rank change; the message lists it.
     """
-    kind, config = kind_of(adapter.config), adapter.config
-    if kind == ONELORA and config.use_scale:
+    kind = kind_of(adapter.config)
+    if kind.low_rank is None:
+        raise _not_plain(adapter)
+    return kind.low_rank(adapter, layout, base)
+
+
+def of_vectors(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowRank]:
+    """1LoRA without gamma: its down is the compression vector."""
+    if adapter.config.use_scale:
         raise InputError(
             f"{adapter.path}: a LoRA cannot hold the gamma of {listed(list(layout.layers))}; export with --to merged"
         )
-    is_even = not (getattr(config, "rank_pattern", None) or getattr(config, "alpha_pattern", None))
-    if kind == LORA and not config.use_dora and config.bias == "none" and is_even:
-        return {
-            module: LowRank(
-                parts["lora_A.weight"],
-                parts["lora_B.weight"] * lora_scale(config),
-                parts["lora_B.bias"] * lora_scale(config) if "lora_B.bias" in parts else None,
-            )
-            for module, parts in layout.layers.items()
-        }
-    if kind != ONELORA:
-        raise InputError(f"{adapter.path}: {kind} as trained here is no plain LoRA; export with --to merged")
-    return {module: _rank_one(config, module, parts, base) for module, parts in layout.layers.items()}
+    return {module: _rank_one(adapter.config, module, parts, base) for module, parts in layout.layers.items()}
+
+
+def of_lora(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowRank]:
+    """LoRA of one rank and scale in all layers, without DoRA's magnitudes."""
+    config, factor = adapter.config, lora_scale(adapter.config)
+    if config.use_dora or config.bias != "none" or config.rank_pattern or config.alpha_pattern:
+        raise _not_plain(adapter)
+    return {
+        module: LowRank(
+            parts["lora_A.weight"],
+            parts["lora_B.weight"] * factor,
+            parts["lora_B.bias"] * factor if "lora_B.bias" in parts else None,
+        )
+        for module, parts in layout.layers.items()
+    }
+
+
+def of_miss(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowRank]:
+    """MiSS: input i is in group ``i mod r``, and row j of its block (r, d) multiplies the sum of group j."""
+    changes = {}
+    for module, parts in layout.layers.items():
+        block = parts["miss_block"]
+        columns = torch.arange(_linear(base, module).in_features) % len(block)
+        changes[module] = LowRank(torch.eye(len(block), dtype=block.dtype)[:, columns], block.t().contiguous())
+    return changes
+
+
+def lora_scale(config: PeftConfig) -> float:
+    """The factor on B A: ``alpha / r``, or ``alpha / sqrt(r)`` (rsLoRA)."""
+    return config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+
+
+def _not_plain(adapter: Adapter) -> InputError:
+    name = kind_of(adapter.config).name
+    return InputError(f"{adapter.path}: {name} as trained here is not a plain LoRA; export with --to merged")
+
+
+def _linear(base: nn.Module, module: str) -> nn.Linear:
+    try:
+        return base.get_submodule(module)
+    except AttributeError:
+        raise InputError(f"the base has no layer {module}, which the adapter changes") from None
 
 
 def _rank_one(config, module: str, parts: dict[str, Tensor], base: nn.Module) -> LowRank:
-    try:
-        linear = base.get_submodule(module)
-    except AttributeError:
-        raise InputError(f"the base has no layer {module}, which the adapter changes") from None
+    linear = _linear(base, module)
     like = next(iter(parts.values()))
     v = compression_vector(module, linear, config.compression, config.compression_seed) if config.use_sum else None
     down = torch.ones(1, linear.in_features, dtype=like.dtype) if v is None else v[None].to(like.dtype)
@@ -61,6 +98,18 @@ def _rank_one(config, module: str, parts: dict[str, Tensor], base: nn.Module) ->
     b = parts.get("onelora_b")
     up = torch.zeros(len(like), 1, dtype=like.dtype) if b is None else b[:, None].clone()
     return LowRank(down, up, shift)
+
+
+def as_vectors(change: LowRank) -> tuple[Tensor, Tensor | None] | str:
+    """b and beta of a change, or why it has none."""
+    down = change.down.double()
+    if down.shape[0] != 1 or change.up.shape[1] != 1:
+        return f"rank {down.shape[0]}"
+    mean = down.mean()
+    spread = ((down - mean).abs().max() / mean.abs().clamp_min(1e-30)).item()
+    if not spread <= _CONSTANT:
+        return f"A varies by {spread:.2g} of its mean"
+    return (change.up[:, 0].double() * mean).float(), None if change.shift is None else change.shift.float()
 
 
 def split_rows(change: LowRank, parts: int) -> list[LowRank]:

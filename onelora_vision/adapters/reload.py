@@ -142,7 +142,13 @@ def merged(job: dict) -> torch.nn.Module:
     return load_stock_base({**base, "source": source, "options": {}})
 
 
-TARGETS = {"peft-lora": with_peft, "diffusers": with_diffusers, "comfy": with_kohya_formula, "merged": merged}
+TARGETS = {
+    "peft-lora": with_peft,
+    "peft-miss": with_peft,
+    "diffusers": with_diffusers,
+    "comfy": with_kohya_formula,
+    "merged": merged,
+}
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE, config_record, read_contents
 from onelora_vision.adapters.info import HEADER_PREFIX, AdapterInfo
-from onelora_vision.adapters.layout import STARTS_AT_ONE, kind_of, layout_of
+from onelora_vision.adapters.kinds import Kind, kind_of
+from onelora_vision.adapters.layout import layout_of
 from onelora_vision.errors import InputError, one_line
 from onelora_vision.tuners.compressions import compression_key
 
@@ -31,17 +32,17 @@ def inspect(path: str | Path) -> dict:
     info, arrays = AdapterInfo.from_header(weights.strings, str(path)), weights.arrays()
     if not arrays:
         raise InputError(f"{path}: holds no tensors")
-    layout = layout_of(config, arrays, str(path))
+    kind, layout = kind_of(config), layout_of(config, arrays, str(path))
     for module, parts in layout.layers.items():
-        for part, (_, kind) in parts.items():
-            if "float" not in kind:
-                raise InputError(f"{path}: {module}.{part} is {kind}, expected a floating-point type")
-    rows, whole = _rows(layout.layers), _rows(layout.whole)
+        for part, (_, dtype) in parts.items():
+            if "float" not in dtype:
+                raise InputError(f"{path}: {module}.{part} is {dtype}, expected a floating-point type")
+    rows, whole = _rows(kind, layout.layers), _rows(kind, layout.whole)
     return {
         "file": str(path),
         "file_bytes": (path / WEIGHTS_FILE if path.is_dir() else path).stat().st_size,
         "method": info.method,
-        "peft_type": kind_of(config),
+        "peft_type": kind.name,
         "compression": _compression(config),
         "task": info.task,
         "base": info.base,
@@ -73,7 +74,7 @@ def _config(text: str, where: str) -> SimpleNamespace:
 
 
 def _compression(config: SimpleNamespace) -> str | None:
-    if kind_of(config) != "ONELORA" or not getattr(config, "use_sum", True):
+    if not kind_of(config).vectors or not getattr(config, "use_sum", True):
         return None
     return compression_key(getattr(config, "compression", "sum"), getattr(config, "compression_seed", 0))
 
@@ -82,20 +83,26 @@ def _count(modules: dict[str, dict]) -> int:
     return sum(values.size for parts in modules.values() for values, _ in parts.values())
 
 
-def _rows(modules: dict[str, dict]) -> list[dict]:
+def _rows(kind: Kind, modules: dict[str, dict]) -> list[dict]:
     return [
-        {"layer": module, "part": part, "shape": list(values.shape), "dtype": kind, **_size_of(part, values)}
+        {
+            "layer": module,
+            "part": part,
+            "shape": list(values.shape),
+            "dtype": dtype,
+            **_size_of(values, kind.neutral(part)),
+        }
         for module, parts in modules.items()
-        for part, (values, kind) in parts.items()
+        for part, (values, dtype) in parts.items()
     ]
 
 
-def _size_of(part: str, values: "np.ndarray") -> dict[str, float | None]:
+def _size_of(values: "np.ndarray", neutral: float) -> dict[str, float | None]:
     """Norm and largest absolute value of a change; None for what JSON cannot hold."""
     import numpy as np
 
     with np.errstate(all="ignore"):
-        change = values.astype(np.float64).ravel() - (part == STARTS_AT_ONE)
+        change = values.astype(np.float64).ravel() - neutral
         found = {"norm": float(np.linalg.norm(change)), "largest": float(np.abs(change).max(initial=0.0))}
     return {name: value if value < float("inf") else None for name, value in found.items()}
 

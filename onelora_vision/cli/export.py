@@ -2,22 +2,22 @@
 
 import argparse
 
-from onelora_vision.adapters.targets import TARGETS, check_target
+from onelora_vision.adapters.formats import DTYPES, FORMATS, check_format
 from onelora_vision.cli.inputs import require_adapter
 from onelora_vision.cli.output import add_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", help="adapter folder, .safetensors file or .zip")
-    parser.add_argument("--to", required=True, help=", ".join(TARGETS))
+    parser.add_argument("--to", required=True, help=", ".join(FORMATS))
     add_output(parser, "folder for the result")
     parser.add_argument("--base", help="where the base model is, if not where the adapter says")
-    parser.add_argument("--dtype", default="fp32", help="fp32, fp16 or bf16")
+    parser.add_argument("--dtype", default="fp32", help=", ".join(DTYPES))
     parser.add_argument("--max_shard_size", "--max-shard-size", default="5GB", help="of a merged model's files")
 
 
 def run(args: argparse.Namespace) -> dict:
-    check_target(args.to, args.dtype)
+    check_format(args.to, args.dtype)
     require_adapter(args.adapter)
     from onelora_vision.adapters.export import export
 

@@ -17,11 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict:
     require_path(args.lora)
     from onelora_vision.adapters.file import check_adapter_output, write_adapter
-    from onelora_vision.adapters.importing import import_lora
+    from onelora_vision.adapters.importing import import_adapter
 
     check_adapter_output(args.output, overwrite=args.overwrite, inputs=[args.lora])
     names = [name.strip() for name in args.class_names.split(",")] if args.class_names else None
-    adapter = import_lora(args.lora, base=args.base, task=args.task, class_names=names)
+    adapter = import_adapter(args.lora, base=args.base, task=args.task, class_names=names)
     write_adapter(adapter.config, adapter.tensors, adapter.info, args.output, overwrite=args.overwrite)
     values = sum(tensor.numel() for tensor in adapter.tensors.values())
     return {"output": args.output, "method": adapter.info.method, "base": adapter.info.base, "values": values}

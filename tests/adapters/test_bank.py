@@ -8,9 +8,10 @@ from torch import nn
 
 from onelora_vision import OneLoraConfig
 from onelora_vision.adapters.algebra import blend
-from onelora_vision.adapters.bank import AdapterBank, _own_parameters, swap
+from onelora_vision.adapters.bank import AdapterBank
 from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.info import AdapterInfo
+from onelora_vision.adapters.swap import _own_parameters, swap
 from onelora_vision.backbones.base import output_of
 from onelora_vision.errors import InputError
 

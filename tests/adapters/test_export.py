@@ -11,7 +11,7 @@ from tiny_hosts import save_base, trained_on
 from onelora_vision.adapters.bases import load_base
 from onelora_vision.adapters.export import export
 from onelora_vision.adapters.file import read_adapter, write_adapter
-from onelora_vision.adapters.importing import import_lora
+from onelora_vision.adapters.importing import import_adapter
 from onelora_vision.errors import InputError
 
 
@@ -52,9 +52,9 @@ def test_peft_loads_the_lora_without_us_and_it_comes_back(bases, host, method, o
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 1, 1)
     if "compression" in options:
         with pytest.raises(InputError, match=r"no 1LoRA: .*A varies by"):
-            import_lora(tmp_path / "lora")
+            import_adapter(tmp_path / "lora")
         return
-    again = import_lora(tmp_path / "lora")
+    again = import_adapter(tmp_path / "lora")
     same_tensors(again.tensors, adapter.tensors)
     assert again.info.class_names == adapter.info.class_names
     assert (again.info.method, again.info.base_fingerprint) == (method, adapter.info.base_fingerprint)
@@ -69,7 +69,7 @@ def test_diffusers_loads_the_lora_and_the_label_table_beside_it(bases, tmp_path)
     assert header["format"] == "pt" and json.loads(header["lora_adapter_metadata"])["transformer.lora_alpha"] == 1
     table = load_file(tmp_path / "lora" / "modules.safetensors")
     assert len(table) == 2 and all(len(value) == 4 for value in table.values())  # two blocks; the base's 3 + 1 rows
-    same_tensors(import_lora(tmp_path / "lora").tensors, adapter.tensors)
+    same_tensors(import_adapter(tmp_path / "lora").tensors, adapter.tensors)
 
 
 @pytest.mark.parametrize("fused", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -83,7 +83,7 @@ def test_comfy_keys_are_the_original_dits_with_explicit_alphas(bases, fused, tmp
     assert up.shape == (72, 1) and (file["lora_unet_blocks_0_attn_qkv.lora_down.weight"] == 1).all()
     assert file["lora_unet_blocks_0_attn_qkv.alpha"].item() == 1.0
     assert "lora_unet_final_layer_linear.diff_b" in file
-    same_tensors(import_lora(tmp_path / "lora").tensors, adapter.tensors)
+    same_tensors(import_adapter(tmp_path / "lora").tensors, adapter.tensors)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_lora_of_any_rank_goes_to_comfy(bases, tmp_path):
     file = load_file(tmp_path / "lora" / "lora.safetensors")
     assert file["lora_unet_blocks_0_attn_qkv.lora_down.weight"].shape == (6, 24)
     with pytest.raises(InputError, match=r"no 1LoRA: .*rank"):
-        import_lora(tmp_path / "lora")
+        import_adapter(tmp_path / "lora")
 
 
 def test_what_a_format_cannot_hold_is_refused_and_leaves_nothing(bases, tmp_path):
@@ -123,7 +123,7 @@ def test_what_a_format_cannot_hold_is_refused_and_leaves_nothing(bases, tmp_path
         (vit, "peft-lora", r"cannot hold the gamma of blocks.0.attn.proj, .*--to merged"),
         (vit, "comfy", "is for DiT"),
         (dit, "diffusers", "7 classes do not fit into the base's label table of 3"),
-        (dora, "peft-lora", "no plain LoRA"),
+        (dora, "peft-lora", "not a plain LoRA"),
         (table, "diffusers", "changes no linear layer"),
         (vit, "onnx", "no such format"),
     ):
@@ -156,17 +156,17 @@ def test_a_base_whose_weights_are_computed_is_not_merged(bases, method, tmp_path
 
 
 def test_an_export_that_does_not_give_the_same_outputs_is_refused(bases, tmp_path, monkeypatch):
-    from onelora_vision.adapters import export as module
+    from onelora_vision.adapters.formats import peft_lora
 
     adapter = trained_on(bases("timm"), "timm", tmp_path / "a")
-    good = module._lora_config
+    good = peft_lora.lora_config
 
     def eight_times_too_strong(changes):
         config = good(changes)
         config.lora_alpha = 8
         return config
 
-    monkeypatch.setattr(module, "_lora_config", eight_times_too_strong)
+    monkeypatch.setattr(peft_lora, "lora_config", eight_times_too_strong)
     with pytest.raises(InputError, match="its outputs differ by"):
         export(adapter.path, "peft-lora", tmp_path / "lora")
     assert not (tmp_path / "lora").exists()
@@ -175,9 +175,9 @@ def test_an_export_that_does_not_give_the_same_outputs_is_refused(bases, tmp_pat
 def test_import_says_what_is_missing(bases, tmp_path):
     adapter = trained_on(bases("timm"), "timm", tmp_path / "a")
     with pytest.raises(InputError, match="is ONELORA, not a LoRA"):
-        import_lora(adapter.path)
+        import_adapter(adapter.path)
     with pytest.raises(InputError, match="no such task; did you mean 'depth'"):
-        import_lora(adapter.path, task="dept")
+        import_adapter(adapter.path, task="dept")
     with pytest.raises(InputError, match="0 LoRA files"):
-        import_lora(tmp_path)
+        import_adapter(tmp_path)
     read_adapter(adapter.path)

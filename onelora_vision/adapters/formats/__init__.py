@@ -1,0 +1,57 @@
+"""The formats of other tools that an adapter is written in and read from, one row each.
+
+Each row has a module of its name with ``write(job, folder)`` and, unless a base model is all that is left, ``read(source,
+base)``. It is imported when it is used: the command line reads the table, and nothing here imports torch.
+"""
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+from onelora_vision.errors import InputError, nearest
+
+DTYPES = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of another tool.
+
+    Attributes:
+        name: as ``onelora export --to`` takes it.
+        host: the library whose bases it is for; empty for all.
+        is_model: the whole model with the adapter merged, which cannot be read back.
+        peft_type: of a PEFT folder in this format; empty for a single file.
+        key_prefix: what keys of a single file in this format start with.
+    """
+
+    name: str
+    host: str = ""
+    is_model: bool = False
+    peft_type: str = ""
+    key_prefix: str = ""
+
+    @property
+    def module(self) -> ModuleType:
+        """The module with ``write`` and ``read``."""
+        return importlib.import_module(f"{__name__}.{self.name.replace('-', '_')}")
+
+
+FORMATS = {
+    format.name: format
+    for format in (
+        Format("peft-lora", peft_type="LORA"),
+        Format("peft-miss", peft_type="MISS"),
+        Format("diffusers", host="diffusers", key_prefix="transformer."),
+        Format("comfy", host="diffusers", key_prefix="lora_unet_"),
+        Format("merged", is_model=True),
+    )
+}
+
+
+def check_format(to: str, dtype: str) -> None:
+    """Raise an `InputError` that names the nearest, unless there are such a format and such a type."""
+    if to not in FORMATS:
+        raise InputError(f"--to {to}: no such format{nearest(to, FORMATS, 'format')}")
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype {dtype}: no such type{nearest(dtype, DTYPES, 'type')}")

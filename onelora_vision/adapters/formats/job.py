@@ -1,0 +1,107 @@
+"""One export, and what the formats share in writing it: stock names, whole modules, the header."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from onelora_vision.adapters.file import Adapter
+from onelora_vision.adapters.formats.reading import Found
+from onelora_vision.adapters.info import AdapterInfo
+from onelora_vision.adapters.layout import Layout
+from onelora_vision.adapters.lowrank import LowRank, low_rank, split_rows
+from onelora_vision.backbones import dit_names
+from onelora_vision.backbones.base import Base, output_of
+from onelora_vision.errors import InputError
+
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Written(NamedTuple):
+    """What a format's ``write`` made.
+
+    Attributes:
+        carried: what is in it besides low-rank changes.
+        expected: outputs of the adapted base for its example.
+        plain: outputs of the base alone.
+        file: what to load in the folder; empty for the folder itself.
+    """
+
+    carried: list[str]
+    expected: Tensor
+    plain: Tensor
+    file: str = ""
+
+
+@dataclass
+class Job:
+    """One export: the adapter and its parts, the base (with stock numerics), and what was asked for."""
+
+    adapter: Adapter
+    layout: Layout
+    base: Base
+    dtype: str = "fp32"
+    max_shard_size: str = "5GB"
+
+    def changes(self) -> dict[str, LowRank]:
+        """The layers as low-rank changes, in the type that was asked for."""
+        dtype = TORCH_DTYPES[self.dtype]
+        found = low_rank(self.adapter, self.layout, self.base.model)
+        return {
+            module: LowRank(c.down.to(dtype), c.up.to(dtype), None if c.shift is None else c.shift.to(dtype))
+            for module, c in found.items()
+        }
+
+    def whole(self) -> dict[str, dict[str, Tensor]]:
+        """Modules saved whole, and those changed to fit the adapter; the label table has the size of the base's own."""
+        whole = {module: dict(parts) for module, parts in self.layout.whole.items()}
+        for module in self.base.changed:
+            whole.setdefault(module, dict(self.base.model.get_submodule(module).state_dict()))
+        table = whole.get(dit_names.LABEL_TABLE)
+        if table is not None:
+            if len(table["weight"]) > len(self.base.own_table):
+                raise InputError(
+                    f"{self.adapter.path}: {len(table['weight']) - 1} classes do not fit into the base's label table "
+                    f"of {len(self.base.own_table) - 1}; export with --to merged"
+                )
+            table["weight"] = dit_names.pad_table(table["weight"], self.base.own_table)
+        return whole
+
+    def stock(self) -> Found:
+        """Changes and whole modules under the names of the host's own classes."""
+        changes, whole = self.changes(), self.whole()
+        if self.base.host != "diffusers":
+            return Found(changes, whole)
+        depth = len(self.base.model.transformer_blocks)
+        renamed: dict[str, LowRank] = {}
+        for module, change in changes.items():
+            names = dit_names.stock_modules(module, depth)
+            parts = split_rows(change, 3) if module.endswith(".to_qkv") else [change] * len(names)
+            renamed |= dict(zip(names, parts))
+        return Found(renamed, dit_names.stock_whole(whole, depth))
+
+    @torch.no_grad()
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        """What the adapted base gives for its example, and what it gives without the adapter."""
+        model, inputs = self.adapter.attach(self.base.model).eval(), self.base.example()
+        expected = output_of(model, inputs)
+        with model.disable_adapter():
+            plain = output_of(model, inputs)
+        model.unload()
+        return expected, plain
+
+    def written(self, found: Found, file: str = "") -> Written:
+        """The result of a format that holds ``found``."""
+        return Written(_carried(found), *self.outputs(), file)
+
+    def info(self, method: str = "lora") -> AdapterInfo:
+        """The header of an export; ``exported`` lets `importing` bring it back to what it was."""
+        info = self.adapter.info
+        exported = {"method": info.method, "fuse_qkv": bool(info.extra.get("fuse_qkv"))}
+        return replace(info, method=method, extra={**info.extra, "fuse_qkv": False, "exported": exported}, versions={})
+
+
+def _carried(found: Found) -> list[str]:
+    carried = ["beta"] if any(change.shift is not None for change in found.changes.values()) else []
+    return carried + list(dict.fromkeys(dit_names.own_module(module) for module in found.whole))

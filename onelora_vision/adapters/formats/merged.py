@@ -1,0 +1,26 @@
+"""The whole model with the adapter merged into it, as its own library saves it."""
+
+from pathlib import Path
+
+import torch
+
+from onelora_vision.adapters.formats.job import TORCH_DTYPES, Job, Written
+from onelora_vision.backbones.base import output_of
+from onelora_vision.errors import InputError
+from onelora_vision.tuners import hosts
+
+
+@torch.no_grad()
+def write(job: Job, folder: Path) -> Written:
+    """Merge and save."""
+    for module, parts in job.layout.layers.items():
+        if "onelora_beta" in parts and job.base.model.get_submodule(module).bias is None:
+            raise InputError(f"{job.adapter.path}: {module} has no bias in the base, so its beta cannot be merged")
+    base, inputs = job.base, job.base.example()
+    plain = output_of(base.model, inputs)
+    adapted = job.adapter.attach(base.model)
+    hosts.check_mergeable(adapted.get_base_model(), job.layout.layers)  # adapters of other methods do not ask
+    merged = adapted.merge_and_unload().eval()
+    expected = output_of(merged, inputs)
+    base.save_merged(merged, folder, TORCH_DTYPES[job.dtype], job.max_shard_size)
+    return Written(["everything"], expected, plain)

@@ -1,0 +1,172 @@
+"""The kinds of adapter file that can be read, one row each; every other module asks the row.
+
+Nothing here imports torch or PEFT, since `onelora inspect` reads the table too. What a kind does with tensors is named
+and imported when it is called.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+class Function(NamedTuple):
+    """A function of this package by module and name, imported when it is called."""
+
+    module: str
+    name: str
+
+    def __call__(self, *args: Any) -> Any:
+        module = importlib.import_module(f"{__package__}.{self.module}")
+        return getattr(module, self.name)(*args)
+
+
+class Choice(NamedTuple):
+    """The possible values of a config field, and why there are no others."""
+
+    values: tuple
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of an adapted layer.
+
+    Attributes:
+        neutral: the value at which it changes nothing; None if it only scales another part (LoRA's A).
+        dimensions: the numbers of dimensions that it may have.
+        option: the config field that asks for it; empty if every layer has it.
+        vector: the field of `tuners.onelora.vectors.Vectors` that it is; empty for the kinds that have none.
+    """
+
+    neutral: float | None = 0.0
+    dimensions: tuple[int, ...] = (1,)
+    option: str = ""
+    vector: str = ""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of adapter, named by its ``peft_type``.
+
+    Attributes:
+        title: the method's name in prose.
+        is_ours: PEFT knows the kind only after `import onelora_vision`, and our tuner checks its config.
+        parts: what an adapted layer has, by the names in the file.
+        free_fields: config fields of PEFT's own kinds that may have any value of the right type; the others, apart from
+            those that all kinds share, must keep their defaults.
+        choices: config fields that may have these values only.
+        rank: the config field of the rank and the part whose first dimension it is.
+        settings: config fields that decide what the tensors mean: adapters that differ in one cannot share a place.
+        sum: weighted sum of adapters of this kind (`sums`); None if it is not an adapter of this kind.
+        low_rank: the layers as `lowrank.LowRank` changes; None if they are not.
+    """
+
+    name: str
+    title: str
+    parts: Mapping[str, Part]
+    is_ours: bool = False
+    free_fields: frozenset[str] = frozenset()
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    rank: tuple[str, str] | None = None
+    settings: tuple[str, ...] = ()
+    sum: Function | None = None
+    low_rank: Function | None = None
+
+    @property
+    def marker(self) -> str:
+        """What the names of its tensors have between the module and the part."""
+        return f".{self.name.lower()}_"
+
+    @property
+    def vectors(self) -> dict[str, str]:
+        """Part -> field of `Vectors`; empty unless the kind is of the 1LoRA family."""
+        return {name: part.vector for name, part in self.parts.items() if part.vector}
+
+    def neutral(self, part: str) -> float:
+        """The value that the change of a part is measured from."""
+        return (self.parts[part].neutral if part in self.parts else None) or 0.0
+
+    def expected_parts(self, config: "PeftConfig") -> set[str]:
+        """The parts that ``config`` promises for each layer."""
+        return {name for name, part in self.parts.items() if not part.option or getattr(config, part.option)}
+
+
+_LORA_FIELDS = ("r", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "use_dora", "lora_bias",
+                "rank_pattern", "alpha_pattern")  # fmt: skip
+_VERA_FIELDS = ("r", "projection_prng_key", "save_projection", "vera_dropout", "d_initial", "fan_in_fan_out", "bias",
+                "init_weights")  # fmt: skip
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "ONELORA",
+            "1LoRA",
+            {
+                "onelora_b": Part(option="use_sum", vector="b"),
+                "onelora_beta": Part(option="use_bias", vector="beta"),
+                "onelora_gamma": Part(neutral=1.0, option="use_scale", vector="gamma"),
+            },
+            is_ours=True,
+            settings=("compression_key",),
+            sum=Function("sums", "sum_of_vectors"),
+            low_rank=Function("lowrank", "of_vectors"),
+        ),
+        Kind(
+            "MORA",
+            "MoRA",
+            {"mora_m": Part(dimensions=(2,))},
+            is_ours=True,
+            rank=("r_hat", "mora_m"),
+            settings=("mora_type",),
+            sum=Function("sums", "sum_of_matrices"),
+        ),
+        Kind(
+            "MISS",
+            "MiSS",
+            {"miss_block": Part(dimensions=(2,))},
+            free_fields=frozenset(("r", "miss_dropout", "mini_r")),
+            choices={
+                "init_weights": Choice((True, False), "only plain MiSS, without bat and mini, can be read"),
+                "bias": Choice(("none",), "the file of a MiSS adapter does not hold biases"),
+            },
+            rank=("r", "miss_block"),
+            settings=("r",),
+            sum=Function("sums", "sum_of_matrices"),
+            low_rank=Function("lowrank", "of_miss"),
+        ),
+        Kind(
+            "LORA",
+            "LoRA",
+            {
+                "lora_A.weight": Part(neutral=None, dimensions=(2, 4)),
+                "lora_B.weight": Part(dimensions=(2, 4)),
+                "lora_B.bias": Part(option="lora_bias"),
+                "lora_magnitude_vector": Part(neutral=None, option="use_dora"),
+            },
+            free_fields=frozenset(_LORA_FIELDS),
+            choices={"init_lora_weights": Choice((True, False, "gaussian"))},
+            rank=("r", "lora_A.weight"),
+            settings=("r", "lora_alpha"),
+            sum=Function("sums", "sum_of_ranks"),
+            low_rank=Function("lowrank", "of_lora"),
+        ),
+        Kind(
+            "VERA",
+            "VeRA",
+            {"vera_lambda_b": Part(), "vera_lambda_d": Part(neutral=None)},
+            free_fields=frozenset(_VERA_FIELDS),
+            rank=("r", "vera_lambda_d"),
+            settings=("r",),
+        ),
+    )
+}
+
+
+def kind_of(config: "PeftConfig") -> Kind:
+    """The kind of an adapter with this config."""
+    return KINDS[str(getattr(config.peft_type, "value", config.peft_type))]
