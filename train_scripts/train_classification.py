@@ -2,29 +2,16 @@
 
 Without arguments: the small ViT that ships with the package, from printed characters to real handwritten digits, 20
 images per class, on a CPU. With ``--pretrained_model_name_or_path`` and ``--dataset_name`` any ViT of timm or
-transformers on any data set of `onelora_vision.data.class_images`.
+transformers on any data set of `onelora_vision.data.classes`.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+from onelora_vision.data.classes.formats import EMBEDDED, ignored_by
 from onelora_vision.errors import InputError
 from onelora_vision.methods.names import find_method
 from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
-
-EMBEDDED = "embedded"
-CIFAR, LISTED = {"cifar10", "cifar100"}, {"food101", "flowers102", "oxford_iiit_pet"}
-BUILT_IN = {EMBEDDED, *CIFAR, *LISTED, "imagefolder"}
-# Flags and the data sets with which they have no effect.
-IGNORED = {
-    "data_dir": {EMBEDDED},
-    "download": {EMBEDDED, "imagefolder"},
-    "cache_dir": BUILT_IN,
-    "image_column": BUILT_IN,
-    "label_column": BUILT_IN,
-    "on_bad_image": {EMBEDDED, *CIFAR},
-    "validation_fraction": {EMBEDDED, "flowers102"},
-}
 
 
 @dataclass(kw_only=True)
@@ -74,7 +61,7 @@ class ClassificationConfig(TrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         self.dataset_name = self.dataset_name or ("imagefolder" if self.data_dir else EMBEDDED)
-        self._refuse_ignored(self.dataset_name, IGNORED, "dataset_name")
+        self._refuse_ignored(ignored_by(self.dataset_name), "dataset_name", self.dataset_name)
         for name in ("drop_path", "reprob", "smoothing", "validation_fraction"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         self._require("crop_scale", 0 < self.crop_scale <= 1, "in (0, 1]")
@@ -109,12 +96,9 @@ from onelora_vision.backbones.vit import (
     replace_head,
     vit_adaptation,
 )
-from onelora_vision.data.class_images import (
-    ClassImageDataset,
-    ClassImages,
-    open_class_images,
-    open_training_images,
-)
+from onelora_vision.data.classes.dataset import ClassImageDataset
+from onelora_vision.data.classes.formats import open_class_images, open_training_images
+from onelora_vision.data.classes.images import ClassImages
 from onelora_vision.data.stream import evaluation_loader
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.runtime.command import exits_cleanly

@@ -15,10 +15,6 @@ from onelora_vision.methods.names import find_method
 from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
 
 EMBEDDED = "embedded/depth"
-RENDERED, FOLDERS = {"rooms", "streets"}, {"diode_indoor", "diode_outdoor", "hypersim", "vkitti2"}
-# Flags and the data sets with which they have no effect.
-TRAIN_IGNORED = {"train_data_dir": RENDERED, "train_split_file": {*RENDERED, *FOLDERS}}
-EVAL_IGNORED = {"eval_data_dir": RENDERED, "eval_split_file": {*RENDERED, *FOLDERS}}
 
 
 @dataclass(kw_only=True)
@@ -76,12 +72,10 @@ class DepthConfig(TrainingConfig):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         self.dataset_name = self.dataset_name or ("jsonl" if self.train_data_dir else "streets")
         train_name, eval_name = self.dataset_names
-        for name in (train_name, eval_name):
-            find_format(name)
-        if {train_name, eval_name} <= RENDERED:
-            self._refuse_ignored(train_name, {"on_bad_image": RENDERED}, "dataset_name")
-        self._refuse_ignored(train_name, TRAIN_IGNORED, "dataset_name")
-        self._refuse_ignored(eval_name, EVAL_IGNORED, "eval_dataset_name")
+        ignored, eval_ignored = find_format(train_name).ignores, find_format(eval_name).ignores
+        ignored_by_both = {"on_bad_image"} & ignored & eval_ignored
+        self._refuse_ignored({f"train_{flag}" for flag in ignored} | ignored_by_both, "dataset_name", train_name)
+        self._refuse_ignored({f"eval_{flag}" for flag in eval_ignored}, "eval_dataset_name", eval_name)
 
     @property
     def dataset_names(self) -> tuple[str, str]:

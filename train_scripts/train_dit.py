@@ -8,28 +8,14 @@ in minutes on two CPU cores, without network. With --pretrained_model_name_or_pa
 from dataclasses import dataclass
 from typing import Literal
 
+from onelora_vision.data.classes.formats import EMBEDDED, ignored_by
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
 from onelora_vision.methods.names import find_method
 from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
 
-EMBEDDED = "embedded"
-CIFAR, LISTED = {"cifar10", "cifar100"}, {"food101", "flowers102", "oxford_iiit_pet"}
-BUILT_IN = {EMBEDDED, *CIFAR, *LISTED, "imagefolder"}
-# Flags and the data sets with which they have no effect.
-IGNORED = {
-    "data_dir": {EMBEDDED},
-    "download": {EMBEDDED, "imagefolder"},
-    "image_column": BUILT_IN,
-    "label_column": BUILT_IN,
-    "on_bad_image": {EMBEDDED, *CIFAR},
-    "max_train_samples": {EMBEDDED},
-    "resolution": {EMBEDDED},
-    "center_crop": {EMBEDDED},
-    "random_flip": {EMBEDDED},
-    "cache_latents": {EMBEDDED},
-    "latents_dir": {EMBEDDED},
-}
+# Flags without effect on the embedded job, whose pictures are drawn at the model's size.
+EMBEDDED_IGNORES = {"max_train_samples", "resolution", "center_crop", "random_flip", "cache_latents", "latents_dir"}
 DINOV2 = "vit_large_patch14_dinov2.lvd142m"
 
 
@@ -98,7 +84,10 @@ class DiTConfig(TrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         self.dataset_name = self.dataset_name or ("imagefolder" if self.data_dir else EMBEDDED)
-        self._refuse_ignored(self.dataset_name, IGNORED, "dataset_name")
+        embedded = EMBEDDED_IGNORES if self.dataset_name == EMBEDDED else set()
+        self._refuse_ignored(
+            ignored_by(self.dataset_name) - {"cache_dir"} | embedded, "dataset_name", self.dataset_name
+        )
         self._require("class_dropout_prob", 0 <= self.class_dropout_prob < 1, "in [0, 1)")
         self._require("fid_num_samples", self.fid_num_samples == 0 or self.fid_num_samples >= 2, "0, or at least 2")
         self._require("num_validation_images", self.num_validation_images >= 0, "0 or more")
@@ -127,7 +116,8 @@ from onelora_vision.adapters.file import fingerprint
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, load_dit
-from onelora_vision.data.class_images import ClassImageDataset, open_class_images
+from onelora_vision.data.classes.dataset import ClassImageDataset
+from onelora_vision.data.classes.formats import open_class_images
 from onelora_vision.data.content import content_hashes
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import LatentDataset, cache_latents

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -142,18 +142,12 @@ class TrainingConfig:
         names = ("rank", "lora_alpha", "compression", "target_modules", "seed")
         return {name: getattr(self, name) for name in names}
 
-    def _refuse_ignored(self, data_set: str, ignored: Mapping[str, Collection[str]], name: str) -> None:
-        """Refuse flags that were set although they have no effect with the data set.
-
-        Args:
-            data_set: the chosen one. name: the flag that chooses it.
-            ignored: flag -> the data sets with which it has no effect.
-        """
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for flag, data_sets in ignored.items():
-            if data_set in data_sets and getattr(self, flag) not in (defaults[flag], ""):
+    def _refuse_ignored(self, flags: Collection[str], name: str, value: str) -> None:
+        """Refuse ``flags`` that were set although they have no effect with ``--name value``."""
+        for field in dataclasses.fields(self):
+            if field.name in flags and getattr(self, field.name) not in (field.default, ""):
                 raise InputError(
-                    f"--{flag} has no effect with --{name} {data_set}: leave it out, or choose another --{name}"
+                    f"--{field.name} has no effect with --{name} {value}: leave it out, or choose another --{name}"
                 )
 
     def _require(self, name: str, holds: bool, what: str) -> None:
