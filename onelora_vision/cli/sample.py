@@ -12,7 +12,7 @@ from pathlib import Path
 
 from onelora_vision.cli.inputs import add_device, require_adapter
 from onelora_vision.cli.output import add_output
-from onelora_vision.diffusion.settings import MAX_SEED, SamplingSettings
+from onelora_vision.diffusion.settings import MAX_SEED, SamplingSettings, parse_numbers
 from onelora_vision.errors import InputError, nearest
 
 FORMATS = ("png", "grid", "npz")
@@ -36,16 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance_channels", "--guidance-channels", type=int, help="guide the first so many channels"
     )
     parser.add_argument(
-        "--guidance_interval", "--guidance-interval", type=_interval, help="share of t that is guided, such as 0.1,0.8"
+        "--guidance_interval", "--guidance-interval", help="guide only this share of the timesteps, such as 0.1,0.8"
     )
     parser.add_argument("--batch_size", "--batch-size", type=int, default=64, help="images at a time")
     add_device(parser)
-
-
-def _interval(text: str) -> tuple[float, float]:
-    """Two numbers with a comma, as the training scripts take them."""
-    low, high = text.split(",")
-    return float(low), float(high)
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -60,6 +54,8 @@ def run(args: argparse.Namespace) -> dict:
         raise InputError(f"--seed is {args.seed}, but must be from 0 to {MAX_SEED - args.num_images}")
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(SamplingSettings)}
     given = {name: value for name, value in given.items() if value is not None}
+    if "guidance_interval" in given:
+        given["guidance_interval"] = parse_numbers(args.guidance_interval, "--guidance_interval", count=2)
     SamplingSettings(**given)  # refuses what cannot be sampled with
     require_adapter(args.adapter)
     from onelora_vision.backbones.dit import class_ids

@@ -113,6 +113,10 @@ class LatentDataset(SeededDataset):
     def class_names(self) -> list[str]:
         return self.source.class_names
 
+    def identity(self) -> str:
+        """That of the images: whether their latents are kept changes nothing."""
+        return self.source.identity()
+
     def __len__(self) -> int:
         return len(self.keys)
 

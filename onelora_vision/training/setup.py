@@ -17,6 +17,7 @@ from accelerate.utils import (
 
 from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError, message_of
 from onelora_vision.seeding import seed_all
+from onelora_vision.tasks.base import Task
 from onelora_vision.training.checkpoint import find_checkpoint
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.folder import RunFolder
@@ -67,6 +68,11 @@ class Run:
         except Exception as error:
             error.add_note(f"while {doing}{self._kept()}")
             raise
+
+    def save_adapter(self, task: Task, name: str, pictures: tuple[Path, ...] = ()) -> None:
+        """Let the task write its adapter, as it is now, into the folder ``name`` of the output folder."""
+        if self.accelerator.is_main_process:
+            task.save(self.folder.path / name, pictures)
 
     def _kept(self) -> str:
         return f"; {self.kept}: {RESUME}" if self.kept else ""

@@ -22,7 +22,7 @@ from onelora_vision.backbones.vit import load_vit, predict_classes, replace_head
 from onelora_vision.data.classes.formats import FORMATS, open_class_images
 from onelora_vision.errors import InputError
 from onelora_vision.inference.classification import load_classifier
-from onelora_vision.training.config import parse_config
+from onelora_vision.training.command_line import parse_config
 from train_scripts import train_classification
 from train_scripts.train_classification import ClassificationConfig
 

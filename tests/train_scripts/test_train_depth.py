@@ -14,7 +14,7 @@ from onelora_vision.data.depth.formats import FORMATS
 from onelora_vision.data.synthetic.scenes import render_scene
 from onelora_vision.errors import InputError
 from onelora_vision.inference.depth import load_depth_estimator
-from onelora_vision.training.config import parse_config
+from onelora_vision.training.command_line import parse_config
 from onelora_vision.training.setup import start_run
 from train_scripts import train_depth
 from train_scripts.train_depth import DepthConfig, main

@@ -37,6 +37,10 @@ class ClassImageDataset(SeededDataset):
     def class_names(self) -> list[str]:
         return self.source.class_names
 
+    def identity(self) -> str:
+        """`ClassImages.identity` of the source."""
+        return self.source.identity()
+
     @property
     def num_bad_images(self) -> int:
         """How many unreadable images have been met so far, by this process and its loader's workers."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from PIL import Image
 
 from onelora_vision.data.images import read_image, shown, to_rgb, trimmed
@@ -70,6 +71,11 @@ class ClassImages:
         """The images at ``indices``, in that order, with all class names; ``split`` renames the split."""
         images = [self.images[i] for i in indices] if isinstance(self.images, list) else Picked(self.images, indices)
         return replace(self, images=images, labels=[self.labels[i] for i in indices], split=split or self.split)
+
+    def drawn(self, count: int, seed: int = 0) -> "ClassImages":
+        """At most ``count`` of the images, drawn by ``seed``, in their order."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.subset(sorted(order[:count].tolist()))
 
     def few_shot(self, per_class: int, seed: int = 0) -> "ClassImages":
         """``per_class`` images of each class drawn by ``seed``. A class with fewer is an `InputError`."""
