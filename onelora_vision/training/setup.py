@@ -15,7 +15,7 @@ from accelerate.utils import (
     ProjectConfiguration,
 )
 
-from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError, message_of
+from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError, message_of, one_line
 from onelora_vision.seeding import seed_all
 from onelora_vision.tasks.base import Task
 from onelora_vision.training.checkpoint import find_checkpoint
@@ -139,7 +139,7 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except (ValueError, ImportError) as error:
-        raise InputError(f"accelerate refuses these settings: {' '.join(str(error).split())}") from error
+        raise InputError(f"accelerate refuses these settings: {one_line(error)}") from error
     if accelerator.distributed_type in _SHARDED:
         raise InputError(
             f"{accelerator.distributed_type.value} shards the optimizer, which checkpoints here do not support; use "
