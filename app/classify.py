@@ -8,7 +8,7 @@ from app.bases import Bases
 from app.sessions import Session, Term, mark_of, mixed
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.vit import predict_classes
-from onelora_vision.data.images import read_image
+from onelora_vision.data.images import read_image, trimmed
 from onelora_vision.data.synthetic.digits import HandwrittenDigits
 from onelora_vision.errors import InputError
 from onelora_vision.plots.pictures import save_sample
@@ -41,7 +41,7 @@ class Classifier:
             raise InputError("choose a picture first, or take the example")
         if len(pictures) > MAX_PICTURES:
             raise InputError(f"{len(pictures)} pictures: at most {MAX_PICTURES} at a time")
-        images = [read_image(path) for path in pictures]
+        images = [trimmed(read_image(path), str(path)) for path in pictures]
         terms = session.terms("classification")
         models = [("base", self._base_info(terms), [])]
         models += [(_title(term), term.entry.adapter.info, [term]) for term in terms]

@@ -21,7 +21,8 @@ from PIL import Image
 
 from benchmarks.subjects import adapted, device_name, make_subject, synchronize, training_step
 from onelora_vision.budget.memory import PRECISIONS
-from onelora_vision.data.class_images import ClassImageDataset, ClassImages
+from onelora_vision.data.classes.dataset import ClassImageDataset
+from onelora_vision.data.classes.images import ClassImages
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import cache_latents, posterior
 from onelora_vision.data.stream import TrainingBatchSampler, training_loader

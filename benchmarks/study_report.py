@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks.study import (
+from benchmarks.cells import (
     ABLATION,
     ATTENTION,
     COMPRESSIONS,

@@ -1,69 +1,50 @@
-"""Fine-tune an image classifier: ``python train_scripts/train_classification.py``, or under ``accelerate launch``.
+"""Fine-tune an image classifier.
 
-Without arguments: the small ViT that ships with the package, from printed characters to real handwritten digits, 20
-images per class, on a CPU. With ``--pretrained_model_name_or_path`` and ``--dataset_name`` any ViT of timm or
-transformers on any data set of `onelora_vision.data.class_images`.
+Without arguments it adapts the small ViT that comes with the package from printed characters to handwritten digits, 20
+images per class, on a CPU. It takes any ViT of timm or transformers and any data set of `onelora_vision.data.classes`.
+
+Examples:
+  python train_scripts/train_classification.py --seeds 0,1,2
+  python train_scripts/train_classification.py --config train_scripts/configs/classification/cifar10-vit-b16.yaml \\
+      --data_dir cifar10 --download
+  accelerate launch train_scripts/train_classification.py --data_dir my-pictures \\
+      --pretrained_model_name_or_path vit_base_patch16_224.augreg_in21k
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
+from onelora_vision.data.classes.formats import EMBEDDED, ignored_by
 from onelora_vision.errors import InputError
 from onelora_vision.methods.names import find_method
-from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
-
-EMBEDDED = "embedded"
-CIFAR, LISTED = {"cifar10", "cifar100"}, {"food101", "flowers102", "oxford_iiit_pet"}
-BUILT_IN = {EMBEDDED, *CIFAR, *LISTED, "imagefolder"}
-# Flags and the data sets with which they have no effect.
-IGNORED = {
-    "data_dir": {EMBEDDED},
-    "download": {EMBEDDED, "imagefolder"},
-    "cache_dir": BUILT_IN,
-    "image_column": BUILT_IN,
-    "label_column": BUILT_IN,
-    "on_bad_image": {EMBEDDED, *CIFAR},
-    "validation_fraction": {EMBEDDED, "flowers102"},
-}
+from onelora_vision.training.class_data import ClassDataOptions
+from onelora_vision.training.command_line import check_command_line, parse_config
+from onelora_vision.training.config import Schedule, TrainingConfig, option
 
 
 @dataclass(kw_only=True)
-class ClassificationConfig(TrainingConfig):
-    """Settings of the script; the defaults run the embedded job."""
+class ModelOptions:
+    group: ClassVar[str] = "model and method"
 
-    output_dir: str = option("output/classification", "folder for adapter, pictures, results", may_change=True)
-    train_batch_size: int = option(32, "samples per step and process, before accumulation", may_change=True)
-    eval_batch_size: int = option(64, "samples per batch of an evaluation", may_change=True)
-    max_train_steps: int | None = option(600, "optimizer steps; overrides --num_train_epochs", may_change=True)
-    learning_rate: float = option(1e-2, "peak learning rate of the adapter's vectors")
-    head_learning_rate: float | None = option(1e-2, "the same for the head")
-    lr_scheduler: Schedule = option("cosine", "shape of the learning rate over the steps")
-    seeds: str | None = option(None, "comma-separated seeds: one run each, then mean and std in results.json")
-
-    pretrained_model_name_or_path: str = option(EMBEDDED, "timm name, folder, hub id or checkpoint file of the base")
+    pretrained_model_name_or_path: str = option(
+        EMBEDDED, "timm name, folder, hub id or checkpoint file, or 'embedded'"
+    )
     architecture: str | None = option(None, "timm name of a checkpoint file's architecture")
     resolution: int | None = option(None, "side of the images in pixels (default: the base's)")
-    fresh_head: bool = option(False, "start from a new head even where the base's head knows the classes")
-    drop_path: float = option(0.0, "stochastic depth rate while training (timm)")
-    fuse_qkv: bool = option(False, "adapt one fused qkv per block where the host (transformers) keeps q, k, v apart")
-    freeze_norms: bool = option(False, "keep normalisation layers as they are, also with --method full")
+    fresh_head: bool = option(False, "start from a new head even if the base's head has the classes")
+    drop_path: float = option(0.0, "stochastic depth rate (timm)")
+    fuse_qkv: bool = option(False, "adapt one fused qkv per block where the model (transformers) keeps q, k, v apart")
+    freeze_norms: bool = option(False, "freeze the normalisation layers, also with --method full")
 
-    dataset_name: str | None = option(
-        None,
-        "embedded (handwritten digits), imagefolder, cifar10, cifar100, food101, flowers102, oxford_iiit_pet, … "
-        "(default: imagefolder with --data_dir, else embedded)",
+
+@dataclass(kw_only=True)
+class DataOptions(ClassDataOptions):
+    cache_dir: str | None = option(
+        None, "folder for what `datasets` downloads (default: its own cache)", may_change=True
     )
-    data_dir: str | None = option(None, "folder of the data set", may_change=True)
-    download: bool = option(False, "fetch the data set when it is not there", may_change=True)
-    cache_dir: str | None = option(None, "where `datasets` keeps what it downloads", may_change=True)
-    image_column: str = option("image", "column of the pictures, for data sets of `datasets`")
-    label_column: str = option("label", "column of the classes, for data sets of `datasets`")
     few_shot: int | None = option(None, "training images per class; 0: all (default: 20 for embedded, else all)")
-    validation_fraction: float = option(0.1, "share of the training images held out, if there is no validation split")
-    eval_split: Literal["test", "validation"] = option("test", "images that the figures before and after are of")
-    on_bad_image: Literal["error", "skip"] = option("error", "an unreadable image stops the run or is left out")
-
-    crop_scale: float = option(0.7, "least area of the random crop; 1: no random crop")
+    validation_fraction: float = option(0.1, "share of the training images held out if there is no validation split")
+    crop_scale: float = option(0.7, "smallest area of the random crop; 1: no random crop")
     random_flip: bool = option(False, "mirror images at random")
     aa: str | None = option(None, "timm's automatic augmentation, such as rand-m9-mstd0.5-inc1")
     reprob: float = option(0.0, "probability of erasing a random box")
@@ -71,10 +52,32 @@ class ClassificationConfig(TrainingConfig):
     cutmix: float = option(0.0, "alpha of cutmix; 0: off")
     smoothing: float = option(0.0, "label smoothing")
 
+
+@dataclass(kw_only=True)
+class SplitOptions:
+    group: ClassVar[str] = "evaluation"
+
+    eval_split: Literal["test", "validation"] = option(
+        "test", "split that the metrics before and after are measured on"
+    )
+    seeds: str | None = option(None, "comma-separated seeds: one run each, then mean and std in results.json")
+
+
+@dataclass(kw_only=True)
+class ClassificationConfig(SplitOptions, DataOptions, ModelOptions, TrainingConfig):
+    """Settings of the script; the defaults run the embedded job."""
+
+    output_dir: str = option("output/classification", "folder for checkpoints, adapter and results", may_change=True)
+    train_batch_size: int = option(32, "samples per step and process, before gradient accumulation", may_change=True)
+    eval_batch_size: int = option(64, "batch size of evaluations", may_change=True)
+    max_train_steps: int | None = option(600, "optimizer steps; overrides --num_train_epochs", may_change=True)
+    learning_rate: float = option(1e-2, "peak learning rate of the adapter's vectors")
+    head_learning_rate: float | None = option(1e-2, "peak learning rate of the head")
+    lr_scheduler: Schedule = option("cosine", "learning rate schedule")
+
     def __post_init__(self):
         super().__post_init__()
-        self.dataset_name = self.dataset_name or ("imagefolder" if self.data_dir else EMBEDDED)
-        self._refuse_ignored(self.dataset_name, IGNORED, "dataset_name")
+        self._refuse_ignored(ignored_by(self.dataset_name), "dataset_name", self.dataset_name)
         for name in ("drop_path", "reprob", "smoothing", "validation_fraction"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         self._require("crop_scale", 0 < self.crop_scale <= 1, "in (0, 1]")
@@ -91,7 +94,6 @@ class ClassificationConfig(TrainingConfig):
 if __name__ == "__main__":
     check_command_line(ClassificationConfig, __doc__)  # before the imports that take seconds
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -101,18 +103,14 @@ from peft import PeftModel
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import enable_gradient_checkpointing, norms_with_parameters
 from onelora_vision.backbones.vit import ViTBase
-from onelora_vision.data.class_images import (
-    ClassImageDataset,
-    ClassImages,
-    open_class_images,
-    open_training_images,
-)
+from onelora_vision.data.classes.dataset import ClassImageDataset
+from onelora_vision.data.classes.formats import open_class_images, open_training_images
+from onelora_vision.data.classes.images import ClassImages
 from onelora_vision.data.stream import evaluation_loader
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.storage.files import write_json
 from onelora_vision.tasks.classification import ClassificationTask
-from onelora_vision.training.config import parse_config
 from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.job import run_job
 from onelora_vision.training.report import aggregate_seeds, print_plan
@@ -121,15 +119,8 @@ from onelora_vision.training.setup import Run, start_run
 
 def open_images(config: ClassificationConfig) -> tuple[ClassImages, ClassImages | None, ClassImages]:
     """Images to train on, to choose settings by, and to report figures of (a validation split, to choose between runs)."""
-    place = {"dataset_name": config.dataset_name, "data_dir": config.data_dir}
-    options = {
-        "download": config.download,
-        "seed": config.seed,
-        "image_column": config.image_column,
-        "label_column": config.label_column,
-        "cache_dir": config.cache_dir,
-    }
-    training, validation = open_training_images(**place, validation_fraction=config.validation_fraction, **options)
+    source = {**config.data_source, "seed": config.seed, "cache_dir": config.cache_dir}
+    training, validation = open_training_images(validation_fraction=config.validation_fraction, **source)
     if validation is None and config.validation_steps:
         raise InputError(
             "--validation_steps needs images held out: set --validation_fraction, such as 0.1, and have two images or "
@@ -139,7 +130,7 @@ def open_images(config: ClassificationConfig) -> tuple[ClassImages, ClassImages 
     if few:
         training = training.few_shot(few, config.seed)
     if config.eval_split == "test":
-        return training, validation, open_class_images(**place, split="test", **options)
+        return training, validation, open_class_images(split="test", **source)
     if validation is None:
         raise InputError("--eval_split validation needs images held out: set --validation_fraction, such as 0.1")
     return training, validation, validation
@@ -198,8 +189,7 @@ def train(config: ClassificationConfig, run: Run) -> dict:
     training, validation, test = open_images(config)
     base = load_base(config, training.class_names)
     model = adapt(base, config).to(accelerator.device)
-    if accelerator.is_main_process:
-        print_plan(config, model, len(training), accelerator.num_processes)
+    print_plan(config, model, len(training), accelerator)
     if config.dry_run:
         return {}
 
@@ -218,8 +208,6 @@ def train(config: ClassificationConfig, run: Run) -> dict:
     mean, std = base.normalisation
     mixing = (config.smoothing, config.mixup, config.cutmix)
     task = ClassificationTask(model, base.class_names, *mixing, mean, std, info)
-    task.hint = find_method(config.method).hint
-    task.identity = {"weights of the base": base.fingerprint(), "files of the training data": training.identity()}
     dataset = ClassImageDataset(training, training_transform(base, config), config.on_bad_image)
     loader = partial(make_evaluation_loader, base=base, config=config, accelerator=accelerator)
     return run_job(run, task, dataset, loader(test), loader(validation) if validation else None)

@@ -1,45 +1,48 @@
-"""Fine-tune Depth Anything to metric depth: ``python train_scripts/train_depth.py``, or under ``accelerate launch``.
+"""Fine-tune Depth Anything to metric depth.
 
-Without arguments: the small model that ships with the package, from rendered rooms (up to 10 m) to rendered streets
-(2-80 m), on a CPU. With ``--pretrained_model_name_or_path`` any Depth Anything of transformers; with
-``--dataset_name`` and ``--train_data_dir`` NYU, KITTI, DIODE, Hypersim, Virtual KITTI 2 or a ``metadata.jsonl``. All
-depths are metres.
+Without arguments it adapts the small model that comes with the package from rendered rooms (up to 10 m) to rendered
+streets (2-80 m), on a CPU. It takes any Depth Anything of transformers, and NYU, KITTI, DIODE, Hypersim, Virtual KITTI 2
+or a metadata.jsonl. All depths are metres.
+
+Examples:
+  python train_scripts/train_depth.py --method bitfit
+  python train_scripts/train_depth.py --config train_scripts/configs/depth/nyu_to_kitti.yaml --train_data_dir kitti
+  accelerate launch train_scripts/train_depth.py --train_data_dir my-frames --max_depth 20 \\
+      --pretrained_model_name_or_path depth-anything/Depth-Anything-V2-Small-hf
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from onelora_vision.data.depth.formats import FORMATS, find_format, open_frames
 from onelora_vision.errors import InputError
 from onelora_vision.methods.names import find_method
-from onelora_vision.training.config import Schedule, TrainingConfig, check_command_line, option
+from onelora_vision.training.command_line import check_command_line, parse_config
+from onelora_vision.training.config import Schedule, TrainingConfig, option
 
 EMBEDDED = "embedded/depth"
-RENDERED, FOLDERS = {"rooms", "streets"}, {"diode_indoor", "diode_outdoor", "hypersim", "vkitti2"}
-# Flags and the data sets with which they have no effect.
-TRAIN_IGNORED = {"train_data_dir": RENDERED, "train_split_file": {*RENDERED, *FOLDERS}}
-EVAL_IGNORED = {"eval_data_dir": RENDERED, "eval_split_file": {*RENDERED, *FOLDERS}}
 
 
 @dataclass(kw_only=True)
-class DepthConfig(TrainingConfig):
-    """Settings of the script; the defaults run the embedded job."""
-
-    output_dir: str = option("output/depth", "folder for adapter, pictures, results", may_change=True)
-    max_train_steps: int | None = option(400, "optimizer steps; overrides --num_train_epochs", may_change=True)
-    learning_rate: float = option(1e-2, "peak learning rate of the adapter's vectors")
-    lr_scheduler: Schedule = option("cosine", "shape of the learning rate over the steps")
-    lr_warmup_steps: int = option(20, "optimizer steps over which the rate rises from zero, at most the run")
+class ModelOptions:
+    group: ClassVar[str] = "model and method"
 
     pretrained_model_name_or_path: str = option(EMBEDDED, "folder or hub id of a transformers Depth Anything")
     revision: str | None = option(None, "revision of the model on the hub")
     variant: str | None = option(None, "variant of the model's files, such as fp16")
-    cache_dir: str | None = option(None, "where models from the hub are kept", may_change=True)
+    cache_dir: str | None = option(
+        None, "folder for files from the hub (default: the hub's own cache)", may_change=True
+    )
     max_depth: int | None = option(
-        None, "metres that the head reaches (default: the model's, or more if the caps ask)"
+        None, "largest depth of the head in metres (default: the model's, or more if the caps need it)"
     )
     fuse_qkv: bool = option(False, "adapt one fused qkv per block instead of q, k, v")
-    train_head: bool = option(False, "train the head (three convolutions) whole, besides what the method trains")
+    train_head: bool = option(False, "fully train the head (three convolutions) in addition to the adapter")
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    group: ClassVar[str] = "data"
 
     dataset_name: str | None = option(
         None,
@@ -47,24 +50,52 @@ class DepthConfig(TrainingConfig):
     )
     train_data_dir: str | None = option(None, "folder of the training data (NYU: or the .mat file)", may_change=True)
     train_split: str | None = option(None, "split to train on (default: the data set's)")
-    train_split_file: str | None = option(None, "list of the training files, as KITTI's Eigen split", may_change=True)
-    max_train_samples: int | None = option(None, "train on the first so many frames")
-    eval_dataset_name: str | None = option(None, "data set to evaluate on (default: --dataset_name)", may_change=True)
-    eval_data_dir: str | None = option(None, "its folder (default: --train_data_dir)", may_change=True)
-    eval_split: str | None = option(None, "split to evaluate on (default: the data set's)", may_change=True)
-    eval_split_file: str | None = option(None, "list of the files to evaluate on", may_change=True)
-    max_eval_samples: int | None = option(None, "evaluate on the first so many frames", may_change=True)
-    on_bad_image: Literal["error", "skip"] = option("error", "an unreadable frame stops the run or is left out")
-    caps: str | None = option(None, "protocol that says which depths and crop count (default: the data set's)")
+    train_split_file: str | None = option(
+        None, "list of the training files, such as KITTI's Eigen split", may_change=True
+    )
+    max_train_samples: int | None = option(None, "train on the first N frames (default: all)")
+    on_bad_image: Literal["error", "skip"] = option("error", "what to do about a frame that cannot be read")
+    caps: str | None = option(None, "protocol of the depths and the crop that count (default: the data set's)")
     resolution: int | str | None = option(None, "network input: 518 (shorter side) or 392x518 (default: the model's)")
     random_flip: bool = option(True, "mirror training images at random")
     color_jitter: bool = option(True, "vary gamma, brightness and tint of training images by up to 10 percent")
 
-    loss: Literal["silog", "ssi"] = option("silog", "silog: metres; ssi: up to scale and shift, for relative models")
-    silog_lambda: float = option(0.5, "0.5: Depth Anything v2; 0.85: ZoeDepth")
+
+@dataclass(kw_only=True)
+class LossOptions:
+    group: ClassVar[str] = "optimization"
+
+    loss: Literal["silog", "ssi"] = option(
+        "silog", "silog: in metres; ssi: up to scale and shift, for relative models"
+    )
+    silog_lambda: float = option(0.5, "lambda of the SiLog loss; 0.85: ZoeDepth")
     silog_factor: float = option(1.0, "factor of the SiLog loss; 10: ZoeDepth")
     gradient_weight: float = option(0.5, "weight of the gradient matching loss, which sharpens edges")
+
+
+@dataclass(kw_only=True)
+class EvaluationDataOptions:
+    group: ClassVar[str] = "evaluation"
+
+    eval_dataset_name: str | None = option(None, "data set to evaluate on (default: --dataset_name)", may_change=True)
+    eval_data_dir: str | None = option(
+        None, "folder of the evaluation data (default: --train_data_dir)", may_change=True
+    )
+    eval_split: str | None = option(None, "split to evaluate on (default: the data set's)", may_change=True)
+    eval_split_file: str | None = option(None, "list of the files to evaluate on", may_change=True)
+    max_eval_samples: int | None = option(None, "evaluate on the first N frames (default: all)", may_change=True)
     num_validation_images: int = option(6, "rows of the comparison picture; 0: no picture", may_change=True)
+
+
+@dataclass(kw_only=True)
+class DepthConfig(EvaluationDataOptions, LossOptions, DataOptions, ModelOptions, TrainingConfig):
+    """Settings of the script; the defaults run the embedded job."""
+
+    output_dir: str = option("output/depth", "folder for checkpoints, adapter and results", may_change=True)
+    max_train_steps: int | None = option(400, "optimizer steps; overrides --num_train_epochs", may_change=True)
+    learning_rate: float = option(1e-2, "peak learning rate of the adapter's vectors")
+    lr_scheduler: Schedule = option("cosine", "learning rate schedule")
+    lr_warmup_steps: int = option(20, "optimizer steps of linear warm-up")
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,12 +107,10 @@ class DepthConfig(TrainingConfig):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         self.dataset_name = self.dataset_name or ("jsonl" if self.train_data_dir else "streets")
         train_name, eval_name = self.dataset_names
-        for name in (train_name, eval_name):
-            find_format(name)
-        if {train_name, eval_name} <= RENDERED:
-            self._refuse_ignored(train_name, {"on_bad_image": RENDERED}, "dataset_name")
-        self._refuse_ignored(train_name, TRAIN_IGNORED, "dataset_name")
-        self._refuse_ignored(eval_name, EVAL_IGNORED, "eval_dataset_name")
+        ignored, eval_ignored = find_format(train_name).ignores, find_format(eval_name).ignores
+        ignored_by_both = {"on_bad_image"} & ignored & eval_ignored
+        self._refuse_ignored({f"train_{flag}" for flag in ignored} | ignored_by_both, "dataset_name", train_name)
+        self._refuse_ignored({f"eval_{flag}" for flag in eval_ignored}, "eval_dataset_name", eval_name)
 
     @property
     def dataset_names(self) -> tuple[str, str]:
@@ -107,7 +136,6 @@ from onelora_vision.data.stream import evaluation_loader
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.tasks.depth import DepthTask
-from onelora_vision.training.config import parse_config
 from onelora_vision.training.job import run_job
 from onelora_vision.training.report import print_plan
 from onelora_vision.training.setup import Run, start_run
@@ -121,8 +149,7 @@ def train(config: DepthConfig, run: Run) -> dict:
     model = adapt(base, config).to(accelerator.device)
     size = InputSize.parse(config.resolution or base.image_size, base.patch_size)
     train_data, eval_data = open_data(config, base, size)
-    if accelerator.is_main_process:
-        print_plan(config, model, len(train_data), accelerator.num_processes)
+    print_plan(config, model, len(train_data), accelerator)
     if config.dry_run:
         return {}
 
@@ -140,8 +167,6 @@ def train(config: DepthConfig, run: Run) -> dict:
     )
     losses = (config.loss, config.silog_lambda, config.silog_factor, config.gradient_weight)
     task = DepthTask(model, base, eval_data.caps, *losses, info, (eval_data, config.num_validation_images))
-    task.hint = find_method(config.method).hint
-    task.identity = {"weights of the base": base.fingerprint(), "files of the training data": train_data.identity()}
     loader = accelerator.prepare(evaluation_loader(eval_data, config.eval_batch_size, config.dataloader_num_workers))
     return run_job(run, task, train_data, loader, loader)
 

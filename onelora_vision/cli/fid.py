@@ -58,8 +58,8 @@ def measure_sets(args: argparse.Namespace) -> dict:
 
             return collect(features, watched())
 
-    parts = [*reference.hashes, features.name, features.weights_hash, args.on_bad_image]
-    real, made = cached_features(parts, lambda: measured(reference)), measured(generated)
+    parts = [*reference.hashes, args.on_bad_image]
+    real, made = cached_features(parts, features, lambda: measured(reference)), measured(generated)
     return {
         "reference": args.paths[0],
         "reference_images": len(real),

@@ -5,6 +5,7 @@ A subcommand is a module with ``add_arguments(parser)``, ``run(args) -> result``
 A name that is a Python keyword has its module under the name with an underscore (``import_``).
 """
 
+import argparse
 import importlib
 import json
 import keyword
@@ -47,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"no command {name!r}{nearest(name, COMMANDS, 'command')}")
     module_name = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
     module = importlib.import_module(f"onelora_vision.cli.{module_name}")
-    parser = Parser(prog=f"onelora {name}", description=COMMANDS[name], allow_abbrev=False)
+    formatter = argparse.RawDescriptionHelpFormatter  # which keeps the lines of examples
+    parser = Parser(prog=f"onelora {name}", description=COMMANDS[name], allow_abbrev=False, formatter_class=formatter)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     module.add_arguments(parser)
     args = parser.parse_args(rest)

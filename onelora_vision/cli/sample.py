@@ -12,40 +12,55 @@ from pathlib import Path
 
 from onelora_vision.cli.inputs import add_device, require_adapter
 from onelora_vision.cli.output import add_output
-from onelora_vision.diffusion.settings import MAX_SEED, SamplingSettings
+from onelora_vision.diffusion.settings import MAX_SEED, SamplingSettings, parse_numbers
 from onelora_vision.errors import InputError, nearest
 
 FORMATS = ("png", "grid", "npz")
 KIND = "samples"
+EXAMPLES = """examples:
+  onelora sample output/dit/adapter -o images
+  onelora sample output/dit/adapter -o images --classes 3,7 --num_images 8 --steps 50
+  onelora sample output/dit/adapter -o base-images --without_adapter --guidance_scale 1
+"""
 REQUEST, GRID, ARCHIVE = "samples.json", "sheets/grid.png", "samples.npz"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXAMPLES
     parser.add_argument("adapter", help="adapter folder or .safetensors file of a generation model")
     add_output(parser, "folder for the images; the same command again draws what is missing")
-    parser.add_argument("--classes", help="names or numbers with commas (default: all)")
-    parser.add_argument("--num_images", "--num-images", type=int, default=4, help="images of each class")
-    parser.add_argument("--seed", type=int, default=0, help="seed of a class's first image; the next has the next one")
-    parser.add_argument("--formats", default="png,grid", help="of png, grid, npz (ADM's layout)")
-    parser.add_argument("--base", help="where the base model is, if not where the adapter says")
-    parser.add_argument("--without_adapter", "--without-adapter", action="store_true", help="draw what the base would")
-    parser.add_argument("--sampler", help="ddim, dpm++ or ddpm (default: as the adapter was evaluated, as all below)")
-    parser.add_argument("--steps", type=int, help="denoising steps")
-    parser.add_argument("--guidance_scale", "--guidance-scale", type=float, help="classifier-free guidance; 1: none")
+    parser.add_argument("--classes", help="class names or numbers, with commas (default: all)")
     parser.add_argument(
-        "--guidance_channels", "--guidance-channels", type=int, help="guide the first so many channels"
+        "--num_images", "--num-images", type=int, default=4, help="images of each class (default: %(default)s)"
     )
     parser.add_argument(
-        "--guidance_interval", "--guidance-interval", type=_interval, help="share of t that is guided, such as 0.1,0.8"
+        "--seed", type=int, default=0, help="seed of the first image of each class (default: %(default)s)"
     )
-    parser.add_argument("--batch_size", "--batch-size", type=int, default=64, help="images at a time")
-    add_device(parser)
-
-
-def _interval(text: str) -> tuple[float, float]:
-    """Two numbers with a comma, as the training scripts take them."""
-    low, high = text.split(",")
-    return float(low), float(high)
+    parser.add_argument(
+        "--formats", default="png,grid", help="of png, grid and npz (ADM's layout), with commas (default: %(default)s)"
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--base", help="folder or hub id of the base model (default: what the adapter names)")
+    model.add_argument(
+        "--without_adapter", "--without-adapter", action="store_true", help="draw with the base model alone"
+    )
+    sampling = parser.add_argument_group("sampling", "By default the settings that the adapter was evaluated with.")
+    sampling.add_argument("--sampler", help="ddim, dpm++ or ddpm")
+    sampling.add_argument("--steps", type=int, help="denoising steps")
+    sampling.add_argument(
+        "--guidance_scale", "--guidance-scale", type=float, help="classifier-free guidance scale; 1: no guidance"
+    )
+    sampling.add_argument(
+        "--guidance_channels", "--guidance-channels", type=int, help="guide only the first N latent channels"
+    )
+    sampling.add_argument(
+        "--guidance_interval", "--guidance-interval", help="guide only this share of the timesteps, such as 0.1,0.8"
+    )
+    hardware = parser.add_argument_group("hardware")
+    hardware.add_argument(
+        "--batch_size", "--batch-size", type=int, default=64, help="images at a time (default: %(default)s)"
+    )
+    add_device(hardware)
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -60,6 +75,8 @@ def run(args: argparse.Namespace) -> dict:
         raise InputError(f"--seed is {args.seed}, but must be from 0 to {MAX_SEED - args.num_images}")
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(SamplingSettings)}
     given = {name: value for name, value in given.items() if value is not None}
+    if "guidance_interval" in given:
+        given["guidance_interval"] = parse_numbers(args.guidance_interval, "--guidance_interval", count=2)
     SamplingSettings(**given)  # refuses what cannot be sampled with
     require_adapter(args.adapter)
     from onelora_vision.backbones.dit import class_ids

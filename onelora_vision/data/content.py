@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from onelora_vision.data.class_images import ClassImages
+from onelora_vision.data.classes.images import ClassImages
 from onelora_vision.data.images import shown
 from onelora_vision.errors import InputError
 from onelora_vision.runtime.progress import progress

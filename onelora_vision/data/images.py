@@ -9,7 +9,7 @@ from typing import IO
 
 from PIL import Image, ImageOps
 
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
 from onelora_vision.storage.outputs import is_sheet
 
 _log = logging.getLogger(__name__)
@@ -192,4 +192,4 @@ def _reason(source, error: Exception) -> str:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or a format that Pillow does not know"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

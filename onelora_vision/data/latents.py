@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from onelora_vision.data.class_images import ClassImageDataset
+from onelora_vision.data.classes.dataset import ClassImageDataset
 from onelora_vision.data.content import content_hashes
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.stream import SampleRef, SeededDataset, collate
@@ -112,6 +112,10 @@ class LatentDataset(SeededDataset):
     @property
     def class_names(self) -> list[str]:
         return self.source.class_names
+
+    def identity(self) -> str:
+        """That of the images: whether their latents are kept changes nothing."""
+        return self.source.identity()
 
     def __len__(self) -> int:
         return len(self.keys)

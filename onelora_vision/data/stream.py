@@ -47,6 +47,12 @@ class SeededDataset(Dataset):
         raise NotImplementedError
 
 
+def identity_of(dataset: Dataset) -> dict[str, str]:
+    """The hash of a training data set that a resumed run must share; empty for one that is made by the program."""
+    identity = getattr(dataset, "identity", None)
+    return {"files of the training data": identity() if identity else ""}
+
+
 class BadItems:
     """Which items of a data set cannot be read, and what is done about them.
 

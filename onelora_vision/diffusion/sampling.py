@@ -4,7 +4,9 @@ Each image has its own seed: its initial noise, and the noise of stochastic samp
 image does not depend on the batch it is made in, and a base and an adapted model can be compared on the same noise.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -156,14 +158,33 @@ def sample(
     settings: SamplingSettings = SamplingSettings(),
     *,
     batch_size: int = 64,
-    on_batch: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
     """Images (N, 3, H, W) in [0, 1] on CPU of classes ``labels``, one per seed, made ``batch_size`` at a time.
 
-    ``on_batch`` is called with the number of images of each batch as it is done.
+    Raises:
+        InputError: for labels outside the model's classes, or if there are not as many seeds as labels.
+    """
+    images = iter_samples(transformer, vae, scheduler_config, labels, seeds, settings, batch_size=batch_size)
+    return torch.cat(list(images))
+
+
+def iter_samples(
+    transformer: nn.Module,
+    vae: nn.Module,
+    scheduler_config: dict,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    settings: SamplingSettings = SamplingSettings(),
+    *,
+    batch_size: int = 64,
+    autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+) -> Iterator[torch.Tensor]:
+    """The images of `sample` batch by batch, (n, 3, H, W). The network is in eval mode until the last one is made.
+
+    ``autocast`` is entered for the network; the autoencoder stays in its own precision.
 
     Raises:
-        InputError: for labels outside the model's classes, or as many seeds as there are no labels.
+        InputError: as `sample`, when the first batch is asked for.
     """
     if len(labels) != len(seeds):
         raise InputError(f"{len(labels)} labels but {len(seeds)} seeds: each image needs one of each")
@@ -175,13 +196,10 @@ def sample(
     training = transformer.training
     transformer.eval()
     try:
-        images = []
         for start in range(0, len(labels), batch_size):
             part = slice(start, start + batch_size)
-            latents = sample_latents(transformer, scheduler_config, labels[part], seeds[part], settings)
-            images.append(decode(vae, latents))
-            if on_batch is not None:
-                on_batch(len(images[-1]))
-        return torch.cat(images)
+            with autocast():
+                latents = sample_latents(transformer, scheduler_config, labels[part], seeds[part], settings)
+            yield decode(vae, latents)
     finally:
         transformer.train(training)

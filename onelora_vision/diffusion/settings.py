@@ -8,6 +8,22 @@ MAX_SEED = 2**63 - 1
 SAMPLERS = ("ddim", "dpm++", "ddpm")
 
 
+def parse_numbers(text: str, flag: str, count: int | None = None) -> tuple[float, ...]:
+    """The numbers of a flag that takes ``count`` of them (None: any number), with commas.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or count not in (None, len(numbers)):
+        wanted = f"{count} numbers" if count else "numbers"
+        raise InputError(f"{flag} is {text!r}, but must be {wanted} with a comma between them, such as 0.1,0.8")
+    return numbers
+
+
 @dataclass(frozen=True)
 class SamplingSettings:
     """How to sample; the defaults are DiT's usual evaluation setting with a short sampler.

@@ -37,14 +37,18 @@ def open_features(name: str, weights: str | Path | None = None, timm_model: str 
     return models[name]()
 
 
-def cached_features(parts: Sequence[str], compute: Callable[[], FeatureSet], write: bool = True) -> FeatureSet:
-    """The feature set of ``parts`` in the user's cache, or what ``compute`` returns, which is then kept if ``write``.
+def cached_features(
+    images: Sequence[str], features: Features, compute: Callable[[], FeatureSet], write: bool = True
+) -> FeatureSet:
+    """The features of ``images`` in the user's cache, or what ``compute`` returns, which is then kept if ``write``.
 
     A cache that cannot be read or written, or is damaged, is a warning; the features are computed.
 
     Args:
-        parts: all that the features depend on, such as hashes of images and weights.
+        images: what the images depend on: their hashes, and how they are read, cut and scaled.
+        features: the model that measures; its name and weights belong to the key.
     """
+    parts = [*images, features.name, features.weights_hash]
     with dispensable():
         path = _cache_file(parts)
         if path.exists():

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -169,30 +169,29 @@ def autoencoder_floor(
     reference: FeatureStatistics,
     features: Features,
     batch_size: int = 250,
-    on_batch: Callable[[int], None] | None = None,
 ) -> float:
     """Fréchet distance of the reference images, encoded and decoded, to themselves: no sampler can be expected to
-    come below it. ``on_batch`` is called with the number of images of each batch as it is done."""
+    come below it."""
     parameter = next(vae.parameters())
     statistics = FeatureStatistics(features.dim)
     for part in images.split(batch_size):
         pixels = (part * 2 - 1).to(parameter.device, parameter.dtype)
         decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
         statistics.update(features((decoded.float() / 2 + 0.5).clamp(0, 1).cpu())[0])
-        if on_batch is not None:
-            on_batch(len(part))
     return frechet_distance(statistics, reference)
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Everything that a Fréchet distance depends on beside the model: it is printed and saved with every figure.
+    """Everything that a Fréchet distance depends on besides the model: it is printed and saved with every metric.
 
     Attributes:
-        generated, reference: numbers of images. split: of the reference. crop, resize: how reference images were cut
-            and scaled. sampler, steps, guidance, guidance_channels, guidance_interval: how the images were made.
-            precision: of the network while they were made. vae: hash of the autoencoder's weights. seed: of the samples. ema: whether averaged weights were sampled.
-            features, weights_hash: the model that measured.
+        generated, reference: numbers of images. split: of the reference.
+        crop, resize: how reference images were cut and scaled.
+        sampler, steps, guidance, guidance_channels, guidance_interval: how the images were made.
+        precision: of the network while they were made. vae: hash of the autoencoder's weights.
+        seed: of the samples. ema: whether averaged weights were sampled.
+        features, weights_hash: the model that measured.
     """
 
     generated: int

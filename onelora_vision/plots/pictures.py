@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
 from onelora_vision.plots.figures import saved_figure
 from onelora_vision.storage.files import atomic_file
 from onelora_vision.storage.outputs import MARK, NOTE_PREFIX
@@ -47,7 +47,7 @@ def read_notes(path: str | os.PathLike) -> dict[str, str]:
             fields = {key: value for key, value in image.info.items() if isinstance(key, str)}
     # Pillow's decoder answers broken files with OSError, SyntaxError, ValueError and more.
     except Exception as error:
-        raise InputError(f"{name}: cannot be read as a PNG ({' '.join(str(error).split())[:100]})") from error
+        raise InputError(f"{name}: cannot be read as a PNG ({one_line(error, 100)})") from error
     notes = {key.removeprefix(NOTE_PREFIX): str(v) for key, v in fields.items() if key.startswith(NOTE_PREFIX)}
     if not notes:
         raise InputError(f"{name}: this PNG does not say how it was drawn; take one as it was saved, not a screenshot")

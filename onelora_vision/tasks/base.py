@@ -19,18 +19,13 @@ class Task(ABC):
             VAE, a teacher or a feature extractor belongs to the task, not to its model.
         adapted: the same network, never wrapped.
         info: what the adapter's files say about it.
-        identity: hashes that a resumed run must share, by what they are of: the base, the data.
-        hint: what to try when the loss is no longer a number.
         details: of the last `evaluate`, tensors that `report` needs again; kept with the run's files.
     """
-
-    hint = "try a lower --learning_rate"
 
     def __init__(self, model: PeftModel, info: AdapterInfo | None = None):
         self.model: nn.Module = model
         self.adapted = model
         self.info = info or AdapterInfo("", "", "")
-        self.identity: dict[str, str] = {}
         self.details: dict[str, torch.Tensor] = {}
 
     @abstractmethod
@@ -48,6 +43,10 @@ class Task(ABC):
         The loop calls it on all processes, with the model in eval mode, without gradients, and with the averaged
         weights in place if there are any.
         """
+
+    def identity(self) -> dict[str, str]:
+        """Hashes of what a resumed run must share with the interrupted one, in addition to settings and data."""
+        return {"weights of the base": self.info.base_fingerprint}
 
     def save(self, folder: Path, pictures: tuple[Path, ...] = ()) -> None:
         """Write the adapter as it is now into ``folder``, in place of one that this run wrote there before."""

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -13,10 +15,22 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from onelora_vision import seeding
+from onelora_vision.data.classes.dataset import ClassImageDataset
+from onelora_vision.data.content import content_hashes
 from onelora_vision.data.stream import evaluation_loader
-from onelora_vision.diffusion.sampling import decode, sample, sample_latents
+from onelora_vision.diffusion.sampling import iter_samples
 from onelora_vision.diffusion.settings import SamplingSettings
-from onelora_vision.metrics.generative import Features, FeatureSet, Protocol, class_accuracy, collect, compare
+from onelora_vision.metrics.features import cached_features
+from onelora_vision.metrics.generative import (
+    Features,
+    FeatureSet,
+    Protocol,
+    autoencoder_floor,
+    class_accuracy,
+    collect,
+    compare,
+    weights_hash,
+)
 from onelora_vision.plots.pictures import save_comparison, save_curves
 from onelora_vision.runtime.progress import progress, progress_bar
 from onelora_vision.storage.files import write_json
@@ -30,6 +44,80 @@ def lent(vae: nn.Module, device: torch.device) -> Iterator[nn.Module]:
         yield vae.to(device)
     finally:
         vae.to(home)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSampler:
+    """How images of a model are made.
+
+    Attributes:
+        vae: the autoencoder, which is on the model's device while images are made.
+        scheduler_config: of the noise schedule the model was trained with.
+        settings: of the sampler. batch_size: images at a time.
+    """
+
+    vae: nn.Module
+    scheduler_config: dict
+    settings: SamplingSettings
+    batch_size: int = 64
+
+    def __call__(
+        self,
+        model: nn.Module,
+        labels: Sequence[int],
+        seeds: Sequence[int],
+        autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+    ) -> Iterator[torch.Tensor]:
+        """Batches of images (n, 3, H, W) in [0, 1]; ``autocast`` is entered for the network, not for the autoencoder."""
+        with lent(self.vae, next(model.parameters()).device) as vae:
+            options = {"batch_size": self.batch_size, "autocast": autocast}
+            yield from iter_samples(model, vae, self.scheduler_config, labels, seeds, self.settings, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Real images that samples are compared with.
+
+    Attributes:
+        features: of the images. split: data set and split.
+        crop, resize: how the images were cut and scaled, for the protocol.
+        floor: Fréchet distance of the images, encoded and decoded, to themselves, which no sampler can beat; None where
+            it is not known.
+    """
+
+    features: FeatureSet
+    split: str
+    crop: str = "none"
+    resize: str = "none"
+    floor: float | None = None
+
+
+def measure_reference(
+    features: Features,
+    dataset: Dataset,
+    split: str,
+    accelerator: Accelerator,
+    vae: nn.Module,
+    batch_size: int,
+    num_workers: int = 0,
+) -> Reference:
+    """Measure real images; the features of a folder of images are kept for the next run.
+
+    Args:
+        dataset: a `ClassImageDataset` with a `SquareCrop`, or images that are drawn by the program, whose `Reference`
+            gets the autoencoder's floor.
+        split: data set and split, for the protocol.
+    """
+    compute = functools.partial(reference_features, features, dataset, accelerator, batch_size, num_workers)
+    if not isinstance(dataset, ClassImageDataset):
+        found = compute()
+        return Reference(found, split, floor=autoencoder_floor(vae, dataset.images(), found.statistics, features))
+    if features.class_names:  # logits are not kept
+        found = compute()
+    else:
+        parts = [*content_hashes(dataset.source), str(dataset.transform)]
+        found = cached_features(parts, features, compute, accelerator.is_main_process)
+    return Reference(found, split, f"center {dataset.transform.resolution}", "box+bicubic")
 
 
 def reference_features(
@@ -49,92 +137,94 @@ def _of_all(own: FeatureSet, features: Features, accelerator: Accelerator) -> Fe
     return FeatureSet.interleaved(gather_object([own]))
 
 
+@dataclasses.dataclass(frozen=True)
 class SampleEvaluator:
     """Makes samples of a model, as many of each class, and measures them against real images.
 
-    Several processes share the work: each makes every ``num_processes``-th image, and all get the same figures, which
+    Several processes share the work: each makes every ``num_processes``-th image, and all get the same metrics, which
     are those of one process.
 
-    Args:
-        vae: the autoencoder. scheduler_config: of the schedule the model was trained with.
-        class_names: names of the model's classes.
-        features: what the images are measured with. reference: the real images' features.
+    Attributes:
+        sampler: how the images are made. class_names: of the model.
+        features: what the images are measured with. reference: the real images.
         num_samples: images to make; image ``i`` is of class ``i % classes`` and has the seed ``mix(seed, i)``.
-        settings: how they are made. batch_size: images per batch.
-        protocol: how all this is measured. floor: the autoencoder's own distance, which no sampler can be better than;
-            reported with the metrics where it is known.
+        precision: of the network while they are made. ema: whether its weights are the average. Both for the protocol.
     """
 
-    def __init__(
-        self,
-        vae: nn.Module,
-        scheduler_config: dict,
-        class_names: Sequence[str],
-        features: Features,
-        reference: FeatureSet,
-        num_samples: int,
-        settings: SamplingSettings,
-        seed: int = 0,
-        batch_size: int = 64,
-        protocol: Protocol | None = None,
-        floor: float | None = None,
-    ):
-        self.vae, self.scheduler_config, self.class_names = vae, scheduler_config, list(class_names)
-        self.protocol, self.floor = protocol, floor
-        self.features, self.reference = features, reference
-        self.settings, self.batch_size = settings, batch_size
-        self.labels = [index % len(self.class_names) for index in range(num_samples)]
-        self.seeds = [seeding.mix(seed, index) for index in range(num_samples)]
+    sampler: ImageSampler
+    class_names: Sequence[str]
+    features: Features
+    reference: Reference
+    num_samples: int
+    seed: int = 0
+    precision: str = "fp32"
+    ema: bool = False
 
-    def __call__(
-        self,
-        model: nn.Module,
-        accelerator: Accelerator,
-        desc: str = "sampling",
-        settings: SamplingSettings | None = None,
-    ) -> dict[str, float]:
-        """The figures of `metrics.generative.compare` and, where the features' model classifies, ``class_accuracy``
-        (a share, 0 to 1). ``settings`` overrides the evaluator's own."""
+    @property
+    def protocol(self) -> Protocol:
+        """Everything that the distances depend on besides the model."""
+        settings, reference = self.sampler.settings, self.reference
+        return Protocol(
+            generated=self.num_samples,
+            reference=len(reference.features),
+            split=reference.split,
+            crop=reference.crop,
+            resize=reference.resize,
+            sampler=settings.sampler,
+            steps=settings.steps,
+            guidance=settings.guidance_scale,
+            guidance_channels=str(settings.guidance_channels or "all"),
+            guidance_interval=",".join(f"{bound:g}" for bound in settings.guidance_interval),
+            precision=self.precision,
+            vae=weights_hash(self.sampler.vae),
+            seed=self.seed,
+            ema=self.ema,
+            features=self.features.name,
+            weights_hash=self.features.weights_hash,
+        )
+
+    def at_guidance(self, scale: float) -> "SampleEvaluator":
+        """The same evaluation at another guidance scale."""
+        settings = dataclasses.replace(self.sampler.settings, guidance_scale=scale)
+        return dataclasses.replace(self, sampler=dataclasses.replace(self.sampler, settings=settings))
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, accelerator: Accelerator, desc: str = "sampling") -> dict[str, float]:
+        """The metrics of `metrics.generative.compare`, where the features' model classifies also ``class_accuracy``
+        (a share, 0 to 1), and the autoencoder's floor where it is known."""
+        labels = [index % len(self.class_names) for index in range(self.num_samples)]
+        seeds = [seeding.mix(self.seed, index) for index in range(self.num_samples)]
         own = slice(accelerator.process_index, None, accelerator.num_processes)
-        labels, seeds, hidden = self.labels[own], self.seeds[own], not accelerator.is_main_process
-        training = model.training
-        model.eval()
-        with (
-            progress_bar(len(labels), desc=desc, unit="image", leave=False, hidden=hidden) as bar,
-            lent(self.vae, accelerator.device) as vae,
-        ):
-            images = self._images(model, vae, labels, seeds, settings or self.settings, accelerator, bar)
-            found = _of_all(collect(self.features.to(accelerator.device), images), self.features, accelerator)
-        model.train(training)
-        figures = compare(found, self.reference, self.features.name)
+        hidden = not accelerator.is_main_process
+        features = self.features.to(accelerator.device)
+        with progress_bar(len(labels[own]), desc=desc, unit="image", leave=False, hidden=hidden) as bar:
+            images = bar_over(bar, self.sampler(model, labels[own], seeds[own], accelerator.autocast))
+            found = _of_all(collect(features, images), features, accelerator)
+        metrics = compare(found, self.reference.features, features.name)
         if found.logits is not None:
-            figures["class_accuracy"] = class_accuracy(
-                found.logits, self.labels, self.class_names, self.features.class_names
-            )
-        if self.floor is not None:
-            figures[f"fd_{self.features.name}_floor"] = self.floor
-        return figures
-
-    def _images(self, model, vae, labels, seeds, settings, accelerator, bar) -> Iterator[torch.Tensor]:
-        for start in range(0, len(labels), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            with accelerator.autocast():  # as in training; the autoencoder stays in its own precision
-                latents = sample_latents(model, self.scheduler_config, labels[part], seeds[part], settings)
-            yield decode(vae, latents)
-            bar.update(len(latents))
+            known = features.class_names
+            metrics["class_accuracy"] = class_accuracy(found.logits, labels, self.class_names, known)
+        if self.reference.floor is not None:
+            metrics[f"fd_{features.name}_floor"] = self.reference.floor
+        return metrics
 
 
-@torch.no_grad()
+def bar_over(bar, batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Batches as they come; the bar moves on by a batch's images when the next one is asked for."""
+    for batch in batches:
+        yield batch
+        bar.update(len(batch))
+
+
 def sweep_guidance(
     evaluator: SampleEvaluator, model: nn.Module, scales: Sequence[float], accelerator: Accelerator, folder: str | Path
 ) -> list[dict]:
     """Evaluate at each guidance scale; written as ``guidance.json``, with its protocols, and drawn as ``guidance.png``."""
     rows = []
     for scale in scales:
-        settings = dataclasses.replace(evaluator.settings, guidance_scale=scale)
-        metrics = evaluator(model, accelerator, f"guidance {scale:g}", settings)
-        line = dataclasses.replace(evaluator.protocol, guidance=scale).line()
-        rows.append({"guidance_scale": scale, "metrics": metrics, "protocol": line})
+        scaled = evaluator.at_guidance(scale)
+        metrics = scaled(model, accelerator, f"guidance {scale:g}")
+        rows.append({"guidance_scale": scale, "metrics": metrics, "protocol": scaled.protocol.line()})
     if accelerator.is_main_process:
         write_json(Path(folder) / "guidance.json", rows)
         curves = {name: [row["metrics"][name] for row in rows] for name in rows[0]["metrics"]}
@@ -142,37 +232,33 @@ def sweep_guidance(
     return rows
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class SamplePicture:
     """The picture of a run: the base, with the label table as it started, and the adapted model, on the same noise.
 
     Attributes:
-        vae: the autoencoder. scheduler_config: of the schedule the model was trained with.
+        sampler: how the images are made.
         names: of the classes shown, one row each; labels: their numbers. num_images: images of each.
-        settings: how they are made. seed: of the noise. batch_size: images per batch.
+        seed: of the noise.
     """
 
-    vae: nn.Module
-    scheduler_config: dict
+    sampler: ImageSampler
     names: Sequence[str]
     labels: Sequence[int]
     num_images: int
-    settings: SamplingSettings
-    seed: int
-    batch_size: int
+    seed: int = 0
 
+    @torch.no_grad()
     def draw(self, path: Path, model: PeftModel, title: str) -> None:
         """Write the PNG; ``title`` is of the adapted model's panel."""
         labels = [label for label in self.labels for _ in range(self.num_images)]
         seeds = [seeding.mix(self.seed, -1, index) for index in range(len(labels))]
-        with lent(self.vae, next(model.parameters()).device) as vae:
-            arguments = (model, vae, self.scheduler_config, labels, seeds, self.settings)
-            adapted = sample(*arguments, batch_size=self.batch_size)
-            with model.disable_adapter():
-                base = sample(*arguments, batch_size=self.batch_size)
+        adapted = torch.cat(list(self.sampler(model, labels, seeds)))
+        with model.disable_adapter():
+            base = torch.cat(list(self.sampler(model, labels, seeds)))
         panels = {
             name: images.unflatten(0, (-1, self.num_images)) for name, images in (("base", base), (title, adapted))
         }
-        used = self.settings
+        used = self.sampler.settings
         caption = f"same noise; {used.sampler}, {used.steps} steps, guidance {used.guidance_scale}"
         save_comparison(path, panels, self.names, caption)

@@ -1,27 +1,19 @@
-"""The settings that all training scripts share, and how a command line and a YAML file become them.
+"""The settings that all training scripts share.
 
-The flags carry diffusers' names. A script inherits `TrainingConfig`, adds its own fields with `option`, and overrides
-defaults; `parse_config` does the rest.
+The flags carry diffusers' names. A script inherits `TrainingConfig`, adds its own fields with `option` in classes that
+name their ``group`` of the help, and overrides defaults; `command_line.parse_config` does the rest.
 """
 
 import dataclasses
-import os
-import re
-import sys
-import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal
 
-from onelora_vision.errors import InputError, nearest
+from onelora_vision.errors import InputError
 from onelora_vision.methods.names import check_options, find_method
-from onelora_vision.runtime.command import ends_at_once
 from onelora_vision.storage.files import atomic_file
-from onelora_vision.storage.textfiles import named_file, read_text
 
-_PATH_ENDINGS = ("_dir", "_file", "_path", "_weights")  # of settings that are paths
-Config = TypeVar("Config", bound="TrainingConfig")
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
 
@@ -31,73 +23,104 @@ def option(default, help: str, may_change: bool = False):
 
 
 @dataclass(kw_only=True)
-class TrainingConfig:
-    """Settings of the training loop; raises `InputError` naming the flag when a value is out of range."""
-
-    output_dir: str = option("output", "folder for checkpoints, adapter and results", may_change=True)
-    overwrite: bool = option(False, "replace the earlier run in output_dir; only its own files", may_change=True)
-    seed: int = option(0, "seed of everything random: the run is a function of it")
+class MethodOptions:
+    group: ClassVar[str] = "model and method"
 
     method: str = option("onelora", "fine-tuning method: onelora, lora, bitfit, head, full, sum+norms, …")
-    rank: int = option(1, "rank, for the methods that have one")
-    lora_alpha: float | None = option(None, "LoRA's alpha (default: the rank, that is a scale of 1)")
+    rank: int = option(1, "rank, for methods that have one")
+    lora_alpha: float | None = option(None, "LoRA's alpha (default: the rank, which is a scale of 1)")
     compression: Literal["sum", "random", "singular"] = option("sum", "what 1LoRA compresses its input with")
     sum_scale: Literal["none", "rms"] = option(
-        "none", "rms: each b learns at the rate over the rms of its layer's sums, so that one rate fits more models"
+        "none", "rms: divide the learning rate of each b by the rms of its layer's sums, so one rate fits more models"
     )
     target_modules: str | None = option(
-        None, "adapt only layers in whose name this regular expression is found, such as attn (default: all)"
+        None, "adapt only layers whose name matches this regular expression, such as attn (default: all)"
     )
 
-    train_batch_size: int = option(16, "samples per step and process, before accumulation", may_change=True)
-    eval_batch_size: int = option(32, "samples per batch of an evaluation", may_change=True)
+
+@dataclass(kw_only=True)
+class OptimizationOptions:
+    group: ClassVar[str] = "optimization"
+
+    train_batch_size: int = option(16, "samples per step and process, before gradient accumulation", may_change=True)
     max_train_steps: int | None = option(1000, "optimizer steps; overrides --num_train_epochs", may_change=True)
     num_train_epochs: int | None = option(None, "passes over the data, if --max_train_steps is null", may_change=True)
     gradient_accumulation_steps: int = option(1, "batches per optimizer step", may_change=True)
-    gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory", may_change=True)
-    shard_base: bool = option(False, "share the frozen blocks among the processes (FSDP2)", may_change=True)
-    torch_compile: bool = option(False, "compile the network's blocks; the first steps take longer", may_change=True)
-
     learning_rate: float = option(1e-3, "peak learning rate of the adapter's vectors")
     head_learning_rate: float | None = option(
-        None, "the same for the task's head or label table (default: learning_rate)"
+        None, "learning rate of the head or label table (default: --learning_rate)"
     )
-    scale_lr: bool = option(False, "multiply the rates by processes x batch size x accumulation")
-    lr_scheduler: Schedule = option("constant", "shape of the learning rate over the steps")
-    lr_warmup_steps: int = option(0, "optimizer steps over which the rate rises from zero, at most the run")
+    scale_lr: bool = option(False, "multiply the learning rates by processes x batch size x accumulation")
+    lr_scheduler: Schedule = option("constant", "learning rate schedule")
+    lr_warmup_steps: int = option(0, "optimizer steps of linear warm-up")
     lr_num_cycles: int = option(1, "restarts of cosine_with_restarts")
     lr_power: float = option(1.0, "exponent of the polynomial schedule")
     adam_beta1: float = option(0.9, "AdamW's decay of the gradient's mean")
     adam_beta2: float = option(0.999, "AdamW's decay of the gradient's mean square")
-    adam_weight_decay: float = option(0.0, "AdamW's weight decay, on everything trained, norms and biases too")
+    adam_weight_decay: float = option(
+        0.0, "AdamW's weight decay, on all trained parameters, norms and biases included"
+    )
     adam_epsilon: float = option(1e-8, "AdamW's epsilon")
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: not clipped")
+    max_grad_norm: float = option(1.0, "clip gradients to this norm; 0: no clipping")
+    use_ema: bool = option(False, "keep an exponential moving average of the trained weights; evaluate and save it")
+    ema_decay: float = option(0.9999, "decay of the moving average, reached after a warm-up")
+    on_nan: Literal["stop", "skip"] = option("stop", "what to do when the loss or gradient is NaN", may_change=True)
 
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "autocast (default: accelerate's own config)")
-    use_ema: bool = option(False, "average the trained weights; evaluate and save the average")
-    ema_decay: float = option(0.9999, "decay of that average, reached after a warm-up")
 
-    dataloader_num_workers: int = option(0, "processes that load data; 0: the main one", may_change=True)
+@dataclass(kw_only=True)
+class EvaluationOptions:
+    group: ClassVar[str] = "evaluation"
+
+    eval_batch_size: int = option(32, "batch size of evaluations", may_change=True)
+    validation_steps: int = option(0, "steps between evaluations during training; 0: none", may_change=True)
+    metric_for_best_model: str | None = option(None, "metric that chooses the best adapter, which is kept in best/")
+    greater_is_better: bool = option(True, "whether a higher metric is better")
+    early_stopping_patience: int = option(0, "stop after N evaluations without a new best; 0: never", may_change=True)
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    group: ClassVar[str] = "output, checkpoints and logs"
+
+    output_dir: str = option("output", "folder for checkpoints, adapter and results", may_change=True)
+    overwrite: bool = option(
+        False, "replace an earlier run in --output_dir; only its own files are deleted", may_change=True
+    )
+    seed: int = option(0, "random seed; the same seed gives the same run")
     checkpointing_steps: int = option(500, "steps between checkpoints; 0: only after the last step", may_change=True)
-    checkpoints_total_limit: int | None = option(None, "checkpoints kept, the newest (default: all)", may_change=True)
-    resume_from_checkpoint: str | None = option(None, "a checkpoint folder, or 'latest'", may_change=True)
-    validation_steps: int = option(0, "steps between evaluations; 0: none during training", may_change=True)
-    metric_for_best_model: str | None = option(None, "keep the best adapter, by this figure of the evaluations")
-    greater_is_better: bool = option(True, "whether the best is the greatest")
-    early_stopping_patience: int = option(
-        0, "stop after so many evaluations without a new best; 0: never", may_change=True
+    checkpoints_total_limit: int | None = option(
+        None, "number of checkpoints to keep, the newest (default: all)", may_change=True
     )
-    on_nan: Literal["stop", "skip"] = option("stop", "what to do about a NaN in loss or gradient", may_change=True)
-
+    resume_from_checkpoint: str | None = option(None, "checkpoint folder to resume from, or 'latest'", may_change=True)
     report_to: Literal["auto", "tensorboard", "wandb", "none"] = option(
-        "auto", "where figures are logged; auto: tensorboard if installed", may_change=True
+        "auto", "where to log metrics; auto: tensorboard if installed", may_change=True
     )
-    logging_dir: str = option("logs", "folder for the logs, inside the output folder", may_change=True)
+    logging_dir: str = option("logs", "folder for the logs, inside --output_dir", may_change=True)
     push_to_hub: bool = option(False, "upload the adapter to the Hugging Face hub at the end", may_change=True)
     hub_model_id: str | None = option(
-        None, "repository to upload to (default: the output folder's name)", may_change=True
+        None, "repository to upload to (default: the name of --output_dir)", may_change=True
     )
-    dry_run: bool = option(False, "print what would be trained and how long, then stop", may_change=True)
+    dry_run: bool = option(False, "print what would be trained and for how long, then stop", may_change=True)
+
+
+@dataclass(kw_only=True)
+class HardwareOptions:
+    group: ClassVar[str] = "hardware"
+
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
+        None, "mixed precision (default: that of accelerate's config)"
+    )
+    gradient_checkpointing: bool = option(
+        False, "recompute activations in the backward pass to save memory", may_change=True
+    )
+    shard_base: bool = option(False, "shard the frozen blocks across processes (FSDP2)", may_change=True)
+    torch_compile: bool = option(False, "compile the network's blocks; the first steps are slower", may_change=True)
+    dataloader_num_workers: int = option(0, "processes that load data; 0: the main process", may_change=True)
+
+
+@dataclass(kw_only=True)
+class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, OptimizationOptions, MethodOptions):
+    """Settings of the training loop; raises `InputError` naming the flag when a value is out of range."""
 
     def __post_init__(self):
         for name in ("rank", "train_batch_size", "eval_batch_size", "gradient_accumulation_steps", "lr_num_cycles"):
@@ -142,58 +165,17 @@ class TrainingConfig:
         names = ("rank", "lora_alpha", "compression", "target_modules", "seed")
         return {name: getattr(self, name) for name in names}
 
-    def _refuse_ignored(self, data_set: str, ignored: Mapping[str, Collection[str]], name: str) -> None:
-        """Refuse flags that were set although they have no effect with the data set.
-
-        Args:
-            data_set: the chosen one. name: the flag that chooses it.
-            ignored: flag -> the data sets with which it has no effect.
-        """
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for flag, data_sets in ignored.items():
-            if data_set in data_sets and getattr(self, flag) not in (defaults[flag], ""):
+    def _refuse_ignored(self, flags: Collection[str], name: str, value: str) -> None:
+        """Refuse ``flags`` that were set although they have no effect with ``--name value``."""
+        for field in dataclasses.fields(self):
+            if field.name in flags and getattr(self, field.name) not in (field.default, ""):
                 raise InputError(
-                    f"--{flag} has no effect with --{name} {data_set}: leave it out, or choose another --{name}"
+                    f"--{field.name} has no effect with --{name} {value}: leave it out, or choose another --{name}"
                 )
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:  # also for NaN, which compares false
             raise InputError(f"--{name} is {getattr(self, name)!r}, but must be {what}")
-
-
-def parse_config(config_class: type[Config], argv: list[str] | None = None, description: str | None = None) -> Config:
-    """The config of a command line: defaults, then ``--config file.yaml``, then the flags.
-
-    ``-`` and ``_`` are the same in names; a bool is ``--flag``, ``--no_flag`` or ``--flag true``. ``--help`` prints
-    and exits.
-
-    Raises:
-        InputError: for an unknown flag or key (naming the nearest one) or a value of the wrong type or range.
-    """
-    from jsonargparse import ArgumentError
-
-    arguments = [_with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
-    parser = _parser(config_class, description)
-    _refuse_unknown_flags(arguments, config_class)
-    try:
-        values = parser.parse_args(_config_files_first(arguments, config_class))
-    except ArgumentError as error:
-        raise InputError(_readable(error.message, typing.get_type_hints(config_class))) from None
-    return config_class(**{field.name: values[field.name] for field in dataclasses.fields(config_class)})
-
-
-def check_command_line(config_class: type[TrainingConfig], description: str | None) -> None:
-    """Check the flags of the script that runs, and say what it will do; bad input ends the program.
-
-    A script calls it between its settings and its other imports, so that neither need wait for torch.
-    """
-
-    def check() -> None:
-        config = parse_config(config_class, None, description)
-        if os.environ.get("RANK", "0") == "0":
-            print(config.headline, flush=True)
-
-    ends_at_once(check)
 
 
 def save_config(config: TrainingConfig, path: str | Path) -> None:
@@ -202,93 +184,3 @@ def save_config(config: TrainingConfig, path: str | Path) -> None:
 
     with atomic_file(path) as temporary:
         temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True))
-
-
-def _parser(config_class: type[TrainingConfig], description: str | None):
-    from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser
-
-    parser = ArgumentParser(description=description, exit_on_error=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags override it")
-    types = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        kind = {"action": ActionYesNo, "nargs": "?"} if types[field.name] is bool else {"type": types[field.name]}
-        parser.add_argument(
-            f"--{field.name}", default=field.default, help=field.metadata.get("help", "").replace("%", "%%"), **kind
-        )
-    return parser
-
-
-def _with_underscores(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument[2:].partition("=")
-    return f"--{name.replace('-', '_')}{equals}{value}"
-
-
-def _refuse_unknown_flags(arguments: list[str], config_class: type[TrainingConfig]) -> None:
-    types = typing.get_type_hints(config_class)
-    names = {"config", "print_config", "help", *types} | {f"no_{name}" for name, kind in types.items() if kind is bool}
-    for argument in arguments:
-        name = argument[2:].partition("=")[0]
-        if argument.startswith("--") and name not in names:
-            known = [f"--{known}" for known in sorted(names)]
-            raise InputError(f"unknown flag --{name}{nearest('--' + name, known, 'flag')}")
-
-
-def _config_files_first(arguments: list[str], config_class: type[TrainingConfig]) -> list[str]:
-    """Check the files' keys, and move ``--config file`` to the front, so that a flag beats it wherever it stands."""
-    files, rest, remaining = [], [], iter(arguments)
-    for argument in remaining:
-        name, equals, value = argument.partition("=")
-        if name != "--config":
-            rest.append(argument)
-            continue
-        path = value if equals else next(remaining, None)
-        if path is None:
-            raise InputError("--config needs the path of a YAML file")
-        files += ["--config", _checked_settings(path, config_class)]
-    return files + rest
-
-
-def _checked_settings(path: str, config_class: type[TrainingConfig]) -> str:
-    """The text of a YAML file whose keys exist, with / in its paths."""
-    import yaml
-
-    text = read_text(path, "--config")
-    try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"cannot read --config {path}: {_one_line(str(error))}") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"--config {path}: expected lines of 'name: value', found {type(settings).__name__}")
-    known = [field.name for field in dataclasses.fields(config_class)]
-    for key, value in settings.items():
-        if key not in known:
-            raise InputError(f"--config {path}: unknown key {key!r}{nearest(key, known, 'key')}")
-        if key.endswith(_PATH_ENDINGS) and isinstance(value, str):
-            settings[key] = os.fspath(named_file(Path(), value)) if "\\" in value else value
-    return yaml.safe_dump(settings, allow_unicode=True)
-
-
-def _readable(message: str, types: dict[str, type]) -> str:
-    """The parser's complaint about a value, as one line in the words of the flags."""
-    message = _one_line(message)
-    name = re.search(r'Parser key "(\w+)"|argument --(\w+).*invalid', message)
-    value = re.search(r"(?:Got|Given) value: (.*)$|invalid \w+ value: '(.*)'", message)
-    if not name or not value:
-        return message
-    name, value = name[1] or name[2], value[1] or value[2]
-    return f"--{name} is {value}, but must be {_words(types[name])}"
-
-
-def _words(kind) -> str:
-    """A field's type in words: ``int | None`` is "a whole number or null"."""
-    if typing.get_origin(kind) is Literal:
-        return " or ".join(map(str, typing.get_args(kind)))
-    if typing.get_args(kind):
-        return " or ".join(map(_words, typing.get_args(kind)))
-    return {bool: "true or false", int: "a whole number", float: "a number", type(None): "null"}.get(kind, "text")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

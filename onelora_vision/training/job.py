@@ -12,10 +12,12 @@ from peft import set_peft_model_state_dict
 from torch.utils.data import Dataset
 
 from onelora_vision.adapters.file import read_adapter
+from onelora_vision.data.stream import identity_of
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.tasks.base import Task
 from onelora_vision.training.config import TrainingConfig
-from onelora_vision.training.loop import evaluate, evaluating, train
+from onelora_vision.training.evaluation import evaluate, evaluating
+from onelora_vision.training.loop import train
 from onelora_vision.training.optim import trained_parameters
 from onelora_vision.training.record import Record
 from onelora_vision.training.report import plot_loss, print_outcome, publish
@@ -37,7 +39,7 @@ def run_job(run: Run, task: Task, dataset: Dataset, test_loader=None, validation
     """
     accelerator, seed = run.accelerator, run.config.seed
     with run.phase("preparing the run"):
-        record = Record.open(run, task)
+        record = Record.open(run, task, task.identity() | identity_of(dataset))
     with run.phase("measuring the base"):
         if not record.has("baseline"):
             record.before = evaluate(task, test_loader, accelerator, seed)
@@ -49,8 +51,7 @@ def run_job(run: Run, task: Task, dataset: Dataset, test_loader=None, validation
     with run.phase("saving the adapter"):
         is_saved = record.has("trained") and (run.folder.path / "adapter").is_dir()
         if not is_saved:
-            if accelerator.is_main_process:
-                task.save(run.folder.path / "adapter")
+            run.save_adapter(task, "adapter")
             record.reach("trained")
     run.kept = f"the trained adapter is in {Path(run.config.output_dir) / 'adapter'}"
     with run.phase("measuring the result"):
@@ -91,9 +92,8 @@ def _best(run: Run, task: Task, record: Record, test_loader, validation_loader) 
     last = {name: parameter.detach().clone() for name, parameter in trained_parameters(task.adapted).items()}
     set_peft_model_state_dict(task.adapted, read_adapter(folder).tensors)
     metrics = evaluate(task, test_loader, run.accelerator, run.config.seed)
-    if run.accelerator.is_main_process:
-        task.info.metrics = {"before": record.before, "after": metrics}
-        task.save(folder)
+    task.info.metrics = {"before": record.before, "after": metrics}
+    run.save_adapter(task, "best")
     task.adapted.load_state_dict(last, strict=False)
     return {"step": summary.best_step, "metrics": metrics}
 
@@ -113,4 +113,4 @@ def _draw(run: Run, task: Task, record: Record) -> None:
             with run.folder.writing(file.name) as path:
                 shutil.copyfile(file, path)
     pictures = tuple(run.folder.path / file.name for file in files if file.suffix == ".png")
-    task.save(run.folder.path / "adapter", pictures)
+    run.save_adapter(task, "adapter", pictures)

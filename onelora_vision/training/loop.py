@@ -6,23 +6,21 @@ anywhere and resumed ends in the same bits as one that was not.
 """
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from onelora_vision.data.stream import TrainingBatchSampler, training_loader
+from onelora_vision.data.stream import TrainingBatchSampler, identity_of, training_loader
 from onelora_vision.errors import Stopped, TrainingError
 from onelora_vision.runtime.progress import progress_bar
-from onelora_vision.seeding import seed_all
 from onelora_vision.tasks.base import Task
 from onelora_vision.training import checkpoint as ckpt
 from onelora_vision.training.compilation import compile_blocks
-from onelora_vision.training.config import TrainingConfig, save_config
+from onelora_vision.training.config import save_config
 from onelora_vision.training.ema import EMA
+from onelora_vision.training.evaluation import PeriodicEvaluation
 from onelora_vision.training.optim import (
     build_optimizer,
     build_scheduler,
@@ -34,46 +32,8 @@ from onelora_vision.training.setup import Run
 from onelora_vision.training.sharding import ShardedBlocks, leave_frozen_to_us
 from onelora_vision.training.step import OptimizerStep
 from onelora_vision.training.sum_scale import rates_by_sums
-from onelora_vision.training.trackers import log_metrics, open_trackers
-
-
-@dataclass(frozen=True)
-class TrainingSummary:
-    """What a run did, over all its interruptions.
-
-    Attributes:
-        steps, skipped_steps: optimizer steps done; of those, how many were skipped because of a NaN.
-        seconds, seconds_per_step: in steps only, without evaluations and checkpoints.
-        data_seconds_per_step: of these, what a step waited for its batches.
-        history: per step: loss, grad_norm, learning_rate and what else ``forward`` returned.
-        evaluations: (step, metrics) of each evaluation during training.
-        best_step, best_metric: of ``metric_for_best_model``, else None.
-    """
-
-    steps: int
-    skipped_steps: int
-    seconds: float
-    seconds_per_step: float
-    data_seconds_per_step: float
-    history: dict[str, list[float]]
-    evaluations: list[tuple[int, dict[str, float]]]
-    best_step: int | None
-    best_metric: float | None
-
-    @classmethod
-    def of(cls, progress: ckpt.Progress) -> "TrainingSummary":
-        steps = max(progress.step, 1)
-        return cls(
-            steps=progress.step,
-            skipped_steps=progress.skipped_steps,
-            seconds=progress.seconds,
-            seconds_per_step=progress.seconds / steps,
-            data_seconds_per_step=progress.data_seconds / steps,
-            history=progress.history,
-            evaluations=progress.evaluations,
-            best_step=progress.best_step,
-            best_metric=progress.best_metric,
-        )
+from onelora_vision.training.summary import TrainingSummary
+from onelora_vision.training.trackers import open_trackers
 
 
 def train(run: Run, task: Task, dataset: Dataset, evaluation_loader=None) -> TrainingSummary:
@@ -95,13 +55,22 @@ def train(run: Run, task: Task, dataset: Dataset, evaluation_loader=None) -> Tra
         WriteError: another file that cannot be written.
         Stopped: SIGTERM or SIGINT, with a checkpoint written.
     """
+    loop = prepare_loop(run, task, dataset, evaluation_loader)
+    loop.resume()
+    loop.go()
+    loop.finish()
+    return TrainingSummary.of(loop.state.progress)
+
+
+def prepare_loop(run: Run, task: Task, dataset: Dataset, evaluation_loader=None) -> "TrainingLoop":
+    """Build optimizer, schedule and average, and let accelerate wrap ``task.model``. Arguments as for `train`."""
     config, accelerator = run.config, run.accelerator
     processes = accelerator.num_processes
     steps = total_steps(config, len(dataset), processes)
     to_fp32(task.model)
     factors = None
     if config.sum_scale == "rms":
-        factors = rates_by_sums(task, _first_batch(dataset, config, accelerator), accelerator)
+        factors = rates_by_sums(task, _first_batch(run, dataset), accelerator)
     if config.torch_compile:
         compile_blocks(task.model)
     optimizer = build_optimizer(task.model, config, processes, factors)
@@ -113,54 +82,38 @@ def train(run: Run, task: Task, dataset: Dataset, evaluation_loader=None) -> Tra
     sharded = ShardedBlocks(model, accelerator) if config.shard_base else None
     ema = EMA(model, config.ema_decay) if config.use_ema else None
     state = ckpt.RunState(model, optimizer, scheduler, accelerator.scaler, ema)
-    settings = ckpt.run_settings(config, len(dataset), samples_per_step(config, processes)) | task.identity
-    loop = _Loop(run, task, state, settings, evaluation_loader, sharded)
-    loop.resume()
-    loop.go(dataset, steps)
-    loop.report_slow_data()
-    if sharded is not None:
-        sharded.dissolve()
-    if ema is not None:
-        loop.save_adapter("adapter_without_ema")
-        ema.copy_to_model()
-    return TrainingSummary.of(state.progress)
+    fixed = ckpt.run_settings(config, len(dataset), samples_per_step(config, processes))
+    settings = fixed | task.identity() | identity_of(dataset)
+    evaluation = PeriodicEvaluation(run, task, state, evaluation_loader, sharded)
+    return TrainingLoop(run, task, dataset, steps, state, settings, evaluation, sharded)
 
 
-def _first_batch(dataset: Dataset, config: TrainingConfig, accelerator: Accelerator) -> dict:
+def _first_batch(run: Run, dataset: Dataset) -> dict:
     """What this process's run begins with."""
-    place = accelerator.process_index, accelerator.num_processes
+    config, place = run.config, (run.accelerator.process_index, run.accelerator.num_processes)
     sampler = TrainingBatchSampler(len(dataset), config.train_batch_size, 1, config.seed, *place)
     return next(iter(training_loader(dataset, sampler)))
 
 
-def evaluate(task: Task, loader, accelerator: Accelerator, seed: int = 0) -> dict[str, float]:
-    """``task.evaluate`` with the bare model in eval mode, without gradients, under seeded generators."""
-    with evaluating(task, accelerator, seed):
-        return task.evaluate(loader, accelerator)
-
-
-@contextlib.contextmanager
-def evaluating(task: Task, accelerator: Accelerator, seed: int) -> Iterator[None]:
-    """The bare model in eval mode, without gradients, under seeded generators, for a block."""
-    wrapped, training = task.model, task.model.training
-    task.model = accelerator.unwrap_model(wrapped)  # DDP's forward would wait for processes that have no batch left
-    task.model.eval()
-    seed_all(seed)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        task.model = wrapped
-        task.model.train(training)
-
-
 @dataclass
-class _Loop:
+class TrainingLoop:
+    """A training that is ready to go: `resume`, `go` and `finish` in this order.
+
+    Attributes:
+        steps: optimizer steps of the whole run.
+        state: all that changes while training.
+        settings: what a resumed run must have in common with the interrupted one.
+        sharded: the base's blocks where the processes share them.
+        saved_step: step of the newest checkpoint.
+    """
+
     run: Run
     task: Task
+    dataset: Dataset
+    steps: int
     state: ckpt.RunState
     settings: dict
-    evaluation_loader: object
+    evaluation: PeriodicEvaluation
     sharded: ShardedBlocks | None = None
     saved_step: int = 0
 
@@ -181,44 +134,58 @@ class _Loop:
                 save_config(config, path)
         open_trackers(accelerator, self.saved_step)
 
-    def go(self, dataset: Dataset, steps: int) -> None:
-        """Steps, evaluations and checkpoints until ``steps`` or early stopping, with a checkpoint of the last step.
+    def go(self) -> None:
+        """Steps, evaluations and checkpoints until the last step or early stopping, with a checkpoint of that step.
 
         Raises:
             Stopped: a signal arrived at any process; the checkpoint is written.
         """
-        config, accelerator, progress = self.config, self.accelerator, self.state.progress
-        interruption, optimizer_step = self.run.interruption, OptimizerStep(self.task, config, accelerator, self.state)
-        sampler = TrainingBatchSampler(
-            len(dataset),
-            config.train_batch_size,
-            steps * config.gradient_accumulation_steps,
-            config.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
-            start_batch=progress.step * config.gradient_accumulation_steps,
-        )
-        batches = iter(training_loader(dataset, sampler, config.dataloader_num_workers))
-        hidden = not accelerator.is_main_process
-        bar = progress_bar(steps, desc="training", unit="step", initial=progress.step, hidden=hidden)
+        progress = self.state.progress
+        optimizer_step = OptimizerStep(self.task, self.config, self.accelerator, self.state)
+        loader = self._loader()
+        batches, hidden = iter(loader), not self.accelerator.is_main_process
+        bar = progress_bar(self.steps, desc="training", unit="step", initial=progress.step, hidden=hidden)
         self.task.model.train()
-        with interruption.deferred(), bar, self._saving_on_failure():
+        with self.run.interruption.deferred(), bar, self._saving_on_failure():
             while True:
                 with contextlib.suppress(Stopped):  # the evaluation is done again after resuming
-                    self._evaluate_if_due()
+                    self.evaluation.run_if_due()
                 signal_number = self._signal_of_any_process()
-                is_over = progress.step >= steps or self._has_stalled()
+                is_over = progress.step >= self.steps or self.evaluation.has_stalled()
                 self._save_if_due(now=signal_number != 0 or is_over)
                 if signal_number or is_over:
                     self._rotate()  # a process killed between a checkpoint and this has left one more
                     break
-                metrics = optimizer_step(batches, sampler)
+                metrics = optimizer_step(batches, loader.batch_sampler)
                 shown = {"loss": f"{metrics['loss']:.4g}", "lr": f"{next(self._rates(metrics)):.3g}"}
                 bar.set_postfix(shown | {"grad_norm": f"{metrics['grad_norm']:.3g}"}, refresh=False)
                 bar.update()
         self._note_checkpoint()
         if signal_number:
             raise Stopped(signal_number)
+
+    def finish(self) -> None:
+        """Leave the result in the model: its blocks whole, and the average in place if there is one."""
+        self._report_slow_data()
+        if self.sharded is not None:
+            self.sharded.dissolve()
+        if self.state.ema is not None:
+            self.run.save_adapter(self.task, "adapter_without_ema")
+            self.state.ema.copy_to_model()
+
+    def _loader(self) -> DataLoader:
+        """The batches that are still to come."""
+        config, accelerator = self.config, self.accelerator
+        sampler = TrainingBatchSampler(
+            len(self.dataset),
+            config.train_batch_size,
+            self.steps * config.gradient_accumulation_steps,
+            config.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+            start_batch=self.state.progress.step * config.gradient_accumulation_steps,
+        )
+        return training_loader(self.dataset, sampler, config.dataloader_num_workers)
 
     @staticmethod
     def _rates(metrics: dict[str, float]) -> Iterator[float]:
@@ -242,55 +209,6 @@ class _Loop:
             self._note_checkpoint()
             raise
 
-    def _evaluate_if_due(self) -> None:
-        config, progress, ema = self.config, self.state.progress, self.state.ema
-        every = config.validation_steps
-        if not every or progress.step % every or progress.evaluated_step == progress.step:
-            return
-        averaged = ema.applied() if ema else contextlib.nullcontext()
-        whole = self.sharded.whole() if self.sharded else contextlib.nullcontext()
-        with averaged, whole, self.run.interruption.at_once(possible=self.accelerator.num_processes == 1):
-            metrics = evaluate(self.task, self.evaluation_loader, self.accelerator, config.seed)
-            best = self._is_best(metrics)
-            if best:
-                self.save_adapter("best")
-            self._draw_validation()
-        progress.evaluated_step = progress.step
-        progress.evaluations.append((progress.step, metrics))
-        if best:
-            progress.best_step, progress.best_metric = progress.step, metrics[config.metric_for_best_model]
-        log_metrics(self.accelerator, "evaluation", metrics, progress.step)
-
-    def _draw_validation(self) -> None:
-        if type(self.task).draw is Task.draw or not self.accelerator.is_main_process:
-            return
-        step = self.state.progress.step
-        with (
-            evaluating(self.task, self.accelerator, self.config.seed),
-            self.run.folder.writing(f"validation/step-{step:06}.png") as path,
-        ):
-            self.task.draw(path, step)
-
-    def save_adapter(self, name: str) -> None:
-        """Write the adapter as it is now into a folder of ``output_dir``."""
-        if self.accelerator.is_main_process:
-            self.task.save(self.run.folder.path / name)
-
-    def _is_best(self, metrics: dict[str, float]) -> bool:
-        name, best = self.config.metric_for_best_model, self.state.progress.best_metric
-        if name is None:
-            return False
-        value = metrics[name]
-        return math.isfinite(value) and (
-            best is None or (value > best if self.config.greater_is_better else value < best)
-        )
-
-    def _has_stalled(self) -> bool:
-        """Whether as many evaluations as the config's patience have gone by without a new best."""
-        patience, progress = self.config.early_stopping_patience, self.state.progress
-        since = [step for step, _ in progress.evaluations if step > (progress.best_step or 0)]
-        return 0 < patience <= len(since)
-
     def _signal_of_any_process(self) -> int:
         number = torch.tensor([self.run.interruption.signal or 0], device=self.accelerator.device)
         return int(self.accelerator.gather(number).max())
@@ -308,7 +226,7 @@ class _Loop:
         if self.accelerator.is_main_process:
             ckpt.rotate(self.run.folder.path, self.config.checkpoints_total_limit)
 
-    def report_slow_data(self) -> None:
+    def _report_slow_data(self) -> None:
         """Say so if data came too slowly; not after a few steps, where the loader's start weighs most."""
         progress = self.state.progress
         if progress.step >= 20 and progress.data_seconds > 0.1 * progress.seconds:

@@ -18,10 +18,10 @@ from torch import Tensor
 from onelora_vision.errors import InputError
 from onelora_vision.storage.files import write_json
 from onelora_vision.tasks.base import Task
-from onelora_vision.training.loop import TrainingSummary
 from onelora_vision.training.report import count_parameters, peak_memory_bytes, versions
 from onelora_vision.training.results import PHASES, RESULTS
 from onelora_vision.training.setup import Run
+from onelora_vision.training.summary import TrainingSummary
 
 # Settings that no metric depends on, and those that the metrics before the training do not depend on either.
 _HARMLESS = {
@@ -40,6 +40,7 @@ class Record:
     """The content of ``results.json``, the same on every process; the main one writes it.
 
     Attributes:
+        identity: hashes that a resumed run must share, by what they are of: the base, the data.
         phase: the last of `results.PHASES` that is complete.
         before, after: metrics without and with the training. best: of the best adapter, with its step.
         seconds: wall time of earlier, interrupted starts of this run.
@@ -48,6 +49,7 @@ class Record:
 
     run: Run
     task: Task
+    identity: dict[str, str]
     phase: str = "started"
     before: dict = field(default_factory=dict)
     after: dict = field(default_factory=dict)
@@ -57,13 +59,13 @@ class Record:
     summary: TrainingSummary | None = None
 
     @classmethod
-    def open(cls, run: Run, task: Task) -> "Record":
+    def open(cls, run: Run, task: Task, identity: dict[str, str]) -> "Record":
         """The record of this run, with what an earlier start of it measured. An earlier run that it replaces is deleted.
 
         Raises:
             InputError: ``results.json`` is there, but is not a run's.
         """
-        record, accelerator = cls(run, task), run.accelerator
+        record, accelerator = cls(run, task, identity), run.accelerator
         found: list[dict | None] = [None]
         if accelerator.is_main_process:
             if not run.resumes and run.folder.has_trained():
@@ -86,7 +88,7 @@ class Record:
 
     def _take(self, found: dict) -> None:
         """Keep what an earlier start of this run measured under the same settings."""
-        if found.get("protocol") != self.task.info.protocol or found.get("identity") != self.task.identity:
+        if found.get("protocol") != self.task.info.protocol or found.get("identity") != self.identity:
             return
         before, now = found.get("config", {}), json.loads(json.dumps(dataclasses.asdict(self.run.config)))
         changed = {name for name in {*before, *now} if before.get(name) != now.get(name)} - _HARMLESS
@@ -132,7 +134,7 @@ class Record:
             "data_seconds_per_step": summary.data_seconds_per_step if summary else None,
             "peak_memory_bytes": peak_memory_bytes(),
             "published": self.published,
-            "identity": self.task.identity,
+            "identity": self.identity,
             "versions": versions(),
             "config": dataclasses.asdict(config),
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from onelora_vision.backbones.table import TASKS
@@ -94,8 +95,11 @@ def plot_loss(path: str | Path, history: dict[str, list[float]]) -> None:
         axes.grid(alpha=0.2)
 
 
-def print_plan(config: TrainingConfig, model: nn.Module, num_samples: int, num_processes: int = 1) -> None:
-    """Print what a run will do: trained parameters, size of the adapter file, steps, epochs and samples."""
+def print_plan(config: TrainingConfig, model: nn.Module, num_samples: int, accelerator: Accelerator) -> None:
+    """Print, once, what a run will do: trained parameters, size of the adapter file, steps, epochs and samples."""
+    if not accelerator.is_main_process:
+        return
+    num_processes = accelerator.num_processes
     counts, tensors = count_parameters(model), trained_parameters(model)
     steps, per_step = total_steps(config, num_samples, num_processes), samples_per_step(config, num_processes)
     total = sum(parameter.numel() for parameter in model.parameters())

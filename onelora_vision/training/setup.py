@@ -15,8 +15,9 @@ from accelerate.utils import (
     ProjectConfiguration,
 )
 
-from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError, message_of
+from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError, message_of, one_line
 from onelora_vision.seeding import seed_all
+from onelora_vision.tasks.base import Task
 from onelora_vision.training.checkpoint import find_checkpoint
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.folder import RunFolder
@@ -67,6 +68,11 @@ class Run:
         except Exception as error:
             error.add_note(f"while {doing}{self._kept()}")
             raise
+
+    def save_adapter(self, task: Task, name: str, pictures: tuple[Path, ...] = ()) -> None:
+        """Let the task write its adapter, as it is now, into the folder ``name`` of the output folder."""
+        if self.accelerator.is_main_process:
+            task.save(self.folder.path / name, pictures)
 
     def _kept(self) -> str:
         return f"; {self.kept}: {RESUME}" if self.kept else ""
@@ -133,7 +139,7 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except (ValueError, ImportError) as error:
-        raise InputError(f"accelerate refuses these settings: {' '.join(str(error).split())}") from error
+        raise InputError(f"accelerate refuses these settings: {one_line(error)}") from error
     if accelerator.distributed_type in _SHARDED:
         raise InputError(
             f"{accelerator.distributed_type.value} shards the optimizer, which checkpoints here do not support; use "

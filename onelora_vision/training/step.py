@@ -11,6 +11,7 @@ from accelerate.utils import gather_object, send_to_device
 
 from onelora_vision.data.stream import TrainingBatchSampler
 from onelora_vision.errors import TrainingError
+from onelora_vision.methods.names import find_method
 from onelora_vision.seeding import mix, seed_all
 from onelora_vision.tasks.base import Task
 from onelora_vision.training.checkpoint import RunState, latest_checkpoint
@@ -104,5 +105,5 @@ class OptimizerStep:
             f"step {self.state.progress.step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']} at learning "
             f"rate {self.state.optimizer.param_groups[0]['lr']:.3g}, in the batch of {', '.join(bad[:8])}"
             f"{f' and {len(bad) - 8} more' if len(bad) > 8 else ''}; the last good checkpoint is "
-            f"{latest_checkpoint(self.config.output_dir) or 'none'}; {self.task.hint}"
+            f"{latest_checkpoint(self.config.output_dir) or 'none'}; {find_method(self.config.method).hint}"
         )

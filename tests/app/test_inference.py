@@ -361,6 +361,12 @@ def test_answers_are_those_of_the_base_and_of_each_adapter(studio, session, make
         studio.classifier.classify(session, [])
 
 
+def test_of_a_very_long_picture_the_middle_is_classified(studio, session, tmp_path, caplog):
+    Image.new("RGB", (4000, 20), "white").save(tmp_path / "long.png")
+    assert len(studio.classifier.classify(session, [tmp_path / "long.png"])) == 1
+    assert "of 4000x20 pixels only the middle 160 are used" in caplog.text
+
+
 def test_details_come_with_a_plot(studio, session, adapters):
     use(studio, session, adapters[0])
     facts, plot = studio.details(session, next(iter(session.own)))

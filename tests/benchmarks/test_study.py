@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from benchmarks import cells as study_cells
 from benchmarks import study
-from benchmarks.study import (
+from benchmarks.cells import (
     ATTENTION,
     COMPRESSIONS,
     FEW_SHOT_METHODS,
@@ -96,7 +97,7 @@ def test_few_shot_cells_are_those_of_classification_alone(tmp_path):
 
 
 def test_a_run_that_broke_off_is_never_the_best():
-    cells = study.sweep_cells("depth", "full")
+    cells = study_cells.sweep_cells("depth", "full")
     results = {cell: result_of(cell, cell.learning_rate) for cell in cells}
     results[cells[0]] = {"failed": "the loss is not a number"}
     assert best_rate(results, "depth", "full") == RATES[1]
@@ -146,7 +147,7 @@ def test_a_variant_trains_with_its_vectors(tmp_path):
 
 def test_times_are_of_all_methods_side_by_side(tmp_path):
     study.measure_times(tmp_path, ["classification"], seconds=0)
-    times = study.load_times(tmp_path)["classification"]
+    times = study_cells.load_times(tmp_path)["classification"]
     assert set(times["step"]) == {"frozen", *METHODS} and times["step"]["frozen"]["median"] == 1
     assert times["rounds"] == 3
 
@@ -167,7 +168,7 @@ def test_running_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
         raise SystemExit(0)
 
     monkeypatch.setattr("train_scripts.train_depth.main", script)
-    monkeypatch.setattr(study, "METHODS", ("head", "full"))
+    monkeypatch.setattr(study_cells, "METHODS", ("head", "full"))
     folder = tmp_path / "study"
     cells = wanted_cells({}, ["depth"])
     for cell in cells[:3]:
@@ -187,8 +188,8 @@ def test_running_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
 
 
 def test_the_tables_in_the_docs_are_those_of_the_kept_cells(tmp_path):
-    write_report(study.FOLDER, tmp_path, list(JOBS))
-    docs = study.FOLDER.parents[2] / "docs"
+    write_report(study_cells.FOLDER, tmp_path, list(JOBS))
+    docs = study_cells.FOLDER.parents[2] / "docs"
     for written in tmp_path.rglob("*.md"):
         assert (docs / written.relative_to(tmp_path)).read_text() == written.read_text(), (
             "run: benchmarks.study report"

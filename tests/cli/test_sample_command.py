@@ -1,3 +1,4 @@
+import argparse
 import json
 import shutil
 
@@ -9,6 +10,7 @@ from PIL import Image
 from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.dit import DiTBase, dit_adaptation
+from onelora_vision.cli import sample
 from onelora_vision.data.images import list_images
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.inference.generation import Generator
@@ -139,3 +141,18 @@ def test_other_samples_and_foreign_files_are_not_replaced(onelora, adapter, tmp_
     assert code == 2 and [p.name for p in (tmp_path / "photos").iterdir()] == ["a.png"]
     code, _, error = onelora("sample", adapter, "-o", adapter / "images")
     assert code == 2 and "choose another output" in error
+
+
+def test_the_help_has_groups_defaults_and_examples_that_parse(onelora):
+    code, printed, _ = onelora("sample", "--help")
+    assert code == 0 and "\nsampling:\n" in printed and "\nhardware:\n" in printed and "(default: 64)" in printed
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    sample.add_arguments(parser)
+    examples = [line.split()[2:] for line in printed.partition("\nexamples:\n")[2].splitlines() if line.strip()]
+    assert len(examples) == 3 and all(parser.parse_args(words).adapter for words in examples)
+
+
+def test_an_interval_of_one_number_is_one_line(onelora, tmp_path):
+    code, _, error = onelora("sample", tmp_path, "-o", tmp_path / "out", "--guidance_interval", "0.5")
+    assert code == 2 and error.startswith("error: --guidance_interval is '0.5', but must be 2 numbers with a comma")
+    assert error.count("\n") == 1

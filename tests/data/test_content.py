@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onelora_vision.data.class_images import ClassImages
+from onelora_vision.data.classes.images import ClassImages
 from onelora_vision.data.content import content_hash, content_hashes
 from onelora_vision.errors import InputError
 

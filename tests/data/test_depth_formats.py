@@ -168,7 +168,7 @@ def test_unknown_names_and_missing_folders(name, message):
         open_frames(name, None, "test")
 
 
-@pytest.mark.parametrize("name", [name for name, row in FORMATS.items() if row.needs_root])
+@pytest.mark.parametrize("name", [name for name, row in FORMATS.items() if "data_dir" not in row.ignores])
 def test_an_empty_folder_is_told_what_was_expected(tmp_path, name):
     (tmp_path / "test").mkdir()
     with pytest.raises(InputError) as caught:

@@ -8,7 +8,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from onelora_vision.data import latents
-from onelora_vision.data.class_images import ClassImageDataset, ClassImages
+from onelora_vision.data.classes.dataset import ClassImageDataset
+from onelora_vision.data.classes.images import ClassImages
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import LatentStore, cache_latents, posterior
 from onelora_vision.data.stream import SampleRef

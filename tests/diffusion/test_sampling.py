@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from onelora_vision.backbones.dit import DiTBase
-from onelora_vision.diffusion.sampling import denoise, make_scheduler, sample, sample_latents, set_timesteps
+from onelora_vision.diffusion.sampling import (
+    denoise,
+    iter_samples,
+    make_scheduler,
+    sample,
+    sample_latents,
+    set_timesteps,
+)
 from onelora_vision.diffusion.schedule import NoiseSchedule
 from onelora_vision.diffusion.settings import SAMPLERS, SamplingSettings
 from onelora_vision.errors import InputError
@@ -124,12 +131,14 @@ def test_ddpm_uses_the_learned_variance(base):
 
 
 def test_images_come_in_range_and_batched(base):
-    done = []
-    config = dict(base.scheduler.config)
-    settings = SamplingSettings(steps=2)
-    images = sample(base.model, base.vae, config, [1, 2, 3], [0, 1, 2], settings, batch_size=2, on_batch=done.append)
+    arguments = (base.model, base.vae, dict(base.scheduler.config), [1, 2, 3], [0, 1, 2])
+    images = sample(*arguments, SamplingSettings(steps=2), batch_size=2)
     assert images.shape == (3, 3, 16, 16) and images.min() >= 0 and images.max() <= 1
-    assert done == [2, 1]
+    base.model.train()
+    batches = iter_samples(*arguments, SamplingSettings(steps=2), batch_size=2)
+    first = next(batches)
+    assert not base.model.training and len(first) == 2
+    assert torch.equal(torch.cat([first, *batches]), images) and base.model.training
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

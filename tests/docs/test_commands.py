@@ -20,7 +20,8 @@ from onelora_vision.cli import main as onelora
 from onelora_vision.cli.main import COMMANDS
 from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import apply_method
-from onelora_vision.training.config import TrainingConfig, parse_config
+from onelora_vision.training.command_line import parse_config
+from onelora_vision.training.config import TrainingConfig
 
 SCRIPTS = ("train_classification", "train_depth", "train_dit")
 OTHER_PROGRAMS = [

@@ -1,4 +1,5 @@
 import io
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -131,28 +132,29 @@ def counted(tmp_path, monkeypatch):
 
 
 def test_reference_features_are_computed_once(counted, tmp_path):
-    compute, calls = counted
-    cached_features(["a"], compute, write=False)
+    compute, calls, model = *counted, SimpleNamespace(name="colour", weights_hash="1")
+    cached_features(["a"], model, compute, write=False)
     assert not (tmp_path / "cache").exists()
-    first, second = cached_features(["a"], compute), cached_features(["a"], compute)
+    first, second = cached_features(["a"], model, compute), cached_features(["a"], model, compute)
     assert len(calls) == 2 and frechet_distance(first.statistics, second.statistics) < 1e-12
-    cached_features(["b"], compute)
-    assert len(calls) == 3
+    cached_features(["b"], model, compute)
+    cached_features(["a"], SimpleNamespace(name="colour", weights_hash="2"), compute)
+    assert len(calls) == 4
 
 
 def test_a_damaged_cache_is_a_warning_and_replaced(counted, tmp_path, caplog):
-    compute, calls = counted
-    cached_features(["a"], compute)
+    compute, calls, model = *counted, SimpleNamespace(name="colour", weights_hash="1")
+    cached_features(["a"], model, compute)
     (kept,) = (tmp_path / "cache").rglob("*.safetensors")
     kept.write_bytes(b"nothing")
-    assert len(cached_features(["a"], compute)) == 9
+    assert len(cached_features(["a"], model, compute)) == 9
     assert len(caplog.messages) == 1 and f"{kept} is damaged" in caplog.messages[0]
-    cached_features(["a"], compute)
+    cached_features(["a"], model, compute)
     assert len(calls) == 2
 
 
 def test_a_cache_that_cannot_be_written_costs_no_features(counted, tmp_path, caplog):
-    compute, calls = counted
+    compute, calls, model = *counted, SimpleNamespace(name="colour", weights_hash="1")
     (tmp_path / "cache").touch()  # a file in the place of the folder
-    assert len(cached_features(["a"], compute)) == 9 and len(calls) == 1
+    assert len(cached_features(["a"], model, compute)) == 9 and len(calls) == 1
     assert len(caplog.messages) == 1 and "could not write" in caplog.messages[0]

@@ -86,10 +86,8 @@ def test_the_floor_is_the_distance_that_the_autoencoder_makes():
     with torch.no_grad():
         decoded = (vae(images * 2 - 1).sample / 2 + 0.5).clamp(0, 1)
     expected = frechet_distance(measure(MeanColor(), decoded)[0], reference)
-    seen = []
-    floor = autoencoder_floor(vae, images, reference, MeanColor(), batch_size=8, on_batch=seen.append)
+    floor = autoencoder_floor(vae, images, reference, MeanColor(), batch_size=8)
     assert floor == pytest.approx(expected, rel=1e-4) and floor > 0
-    assert seen == [8, 8, 4]
 
 
 def test_the_hash_is_of_the_weights():

@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_hosts import make_adapter
 
 from onelora_vision.backbones import dit_original
-from onelora_vision.data.class_images import open_class_images
+from onelora_vision.data.classes.formats import open_class_images
 from onelora_vision.data.image_sets import write_npz
 from onelora_vision.data.latents import LatentStore
 from onelora_vision.errors import WriteError

@@ -9,7 +9,8 @@ from onelora_vision.data.depth.kitti import kitti
 from onelora_vision.data.depth.nyu import nyu
 from onelora_vision.errors import InputError
 from onelora_vision.storage.textfiles import named_file, read_lines, read_text
-from onelora_vision.training.config import TrainingConfig, parse_config
+from onelora_vision.training.command_line import parse_config
+from onelora_vision.training.config import TrainingConfig
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16"]  # the last two write a byte-order mark
 

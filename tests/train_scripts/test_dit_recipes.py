@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from onelora_vision.methods.names import METHODS
-from onelora_vision.training.config import parse_config
+from onelora_vision.training.command_line import parse_config
 from train_scripts.train_dit import DiTConfig
 
 FOLDER = Path(__file__).parents[2] / "train_scripts" / "configs" / "dit"

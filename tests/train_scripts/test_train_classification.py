@@ -19,10 +19,10 @@ from transformers import AutoImageProcessor, Dinov2Config, Dinov2ForImageClassif
 
 from onelora_vision.adapters.file import read_adapter
 from onelora_vision.backbones.vit import ViTBase, predict_classes
-from onelora_vision.data.class_images import OPENERS, open_class_images
+from onelora_vision.data.classes.formats import FORMATS, open_class_images
 from onelora_vision.errors import InputError
 from onelora_vision.inference.loading import load_adapted
-from onelora_vision.training.config import parse_config
+from onelora_vision.training.command_line import parse_config
 from train_scripts import train_classification
 from train_scripts.train_classification import ClassificationConfig
 
@@ -289,9 +289,9 @@ def test_a_flag_without_effect_on_the_data_set_is_refused(flags, message):
         ClassificationConfig(**flags)
 
 
-def test_every_flag_and_data_set_of_the_table_exists():
-    assert set(train_classification.IGNORED) <= {field.name for field in dataclasses.fields(ClassificationConfig)}
-    assert set().union(*train_classification.IGNORED.values()) == set(OPENERS)
+def test_flags_without_effect_are_flags():
+    names = {field.name for field in dataclasses.fields(ClassificationConfig)}
+    assert all(row.ignores <= names for row in FORMATS.values())
     ClassificationConfig(dataset_name="someone/pictures", label_column="fine", download=True, cache_dir="x")
 
 

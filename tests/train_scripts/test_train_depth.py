@@ -14,7 +14,7 @@ from onelora_vision.data.depth.formats import FORMATS
 from onelora_vision.data.synthetic.scenes import render_scene
 from onelora_vision.errors import InputError
 from onelora_vision.inference.loading import load_adapted
-from onelora_vision.training.config import parse_config
+from onelora_vision.training.command_line import parse_config
 from onelora_vision.training.setup import start_run
 from train_scripts import train_depth
 from train_scripts.train_depth import DepthConfig, main
@@ -189,10 +189,16 @@ def test_a_flag_without_effect_on_the_data_set_is_refused(flags, message):
         DepthConfig(**flags)
 
 
-def test_every_data_set_of_the_tables_exists():
-    for table in (train_depth.TRAIN_IGNORED, train_depth.EVAL_IGNORED):
-        assert set().union(*table.values()) < set(FORMATS)
-        assert all(name in {field.name for field in dataclasses.fields(DepthConfig)} for name in table)
+def test_rendered_data_cannot_be_unreadable_but_another_data_set_of_the_run_can():
+    with pytest.raises(InputError, match="--on_bad_image has no effect with --dataset_name rooms"):
+        DepthConfig(dataset_name="rooms", eval_dataset_name="streets", on_bad_image="skip")
+    DepthConfig(dataset_name="rooms", eval_dataset_name="nyu", eval_data_dir="x", on_bad_image="skip")
+
+
+def test_flags_without_effect_are_flags():
+    names = {field.name for field in dataclasses.fields(DepthConfig)}
+    assert set().union(*(row.ignores for row in FORMATS.values())) == {"data_dir", "split_file", "on_bad_image"}
+    assert names >= {"train_data_dir", "eval_data_dir", "train_split_file", "eval_split_file", "on_bad_image"}
 
 
 def test_a_single_frame_is_a_data_set(base, streets, tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -5,7 +6,8 @@ import pytest
 import yaml
 
 from onelora_vision.errors import InputError
-from onelora_vision.training.config import TrainingConfig, option, parse_config, save_config
+from onelora_vision.training.command_line import parse_config
+from onelora_vision.training.config import TrainingConfig, option, save_config
 
 
 @dataclass(kw_only=True)
@@ -111,7 +113,7 @@ def test_every_field_has_a_line_of_help(capsys):
     assert leaving.value.code == 0
     printed = capsys.readouterr().out
     assert "--learning_rate" in printed and "another default" in printed
-    assert all(field.metadata["help"] for field in TrainingConfig.__dataclass_fields__.values())
+    assert all(field.metadata["help"] for field in dataclasses.fields(TrainingConfig))
 
 
 def test_the_resolved_config_is_plain_yaml(tmp_path):

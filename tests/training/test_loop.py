@@ -14,6 +14,7 @@ from tiny_run import NoisyColors, TinyConfig, TinyTask, run, tiny_model
 
 from onelora_vision.data.stream import TrainingBatchSampler
 from onelora_vision.errors import InputError, Stopped, TrainingError
+from onelora_vision.methods.names import find_method
 from onelora_vision.training import setup, step
 from onelora_vision.training.loop import train
 from onelora_vision.training.setup import start_run
@@ -243,7 +244,7 @@ def test_a_nan_stops_with_all_that_helps_to_find_it(tmp_path):
         job(tmp_path, nan_sample=7, checkpointing_steps=1, train_batch_size=2, seed=2)
     message = str(error.value)
     assert "images/7.png" in message and message.count("images/") == 2
-    assert "loss nan" in message and "learning rate 0.001" in message and message.endswith("lower the rate")
+    assert "loss nan" in message and "learning rate 0.001" in message and message.endswith(find_method("lora").hint)
     step = int(message.split("step ")[1].split(":")[0])
     assert step > 0 and str(tmp_path / f"checkpoint-{step}") in message
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 from tiny_run import TinyConfig, tiny_model
 
@@ -48,7 +50,9 @@ def test_the_loss_is_drawn(tmp_path):
 def test_the_plan_counts_epochs_and_bytes(capsys):
     config = TinyConfig(max_train_steps=10, train_batch_size=4, gradient_accumulation_steps=2)
     model = tiny_model(config)
-    print_plan(config, model, num_samples=40)
+    print_plan(config, model, 40, SimpleNamespace(is_main_process=False, num_processes=2))
+    assert not capsys.readouterr().out
+    print_plan(config, model, 40, SimpleNamespace(is_main_process=True, num_processes=1))
     printed = capsys.readouterr().out
     assert f"{count_parameters(model)['trainable_parameters']:,} of" in printed
     assert "10, 2.00 epochs" in printed

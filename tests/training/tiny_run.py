@@ -15,9 +15,12 @@ from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.data.stream import SampleRef, evaluation_loader
 from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.tasks.base import Task
-from onelora_vision.training.config import TrainingConfig, option, parse_config
-from onelora_vision.training.loop import TrainingSummary, evaluate, train
+from onelora_vision.training.command_line import parse_config
+from onelora_vision.training.config import TrainingConfig, option
+from onelora_vision.training.evaluation import evaluate
+from onelora_vision.training.loop import train
 from onelora_vision.training.setup import start_run
+from onelora_vision.training.summary import TrainingSummary
 
 
 @dataclass(kw_only=True)
@@ -59,8 +62,6 @@ class NoisyColors(torch.utils.data.Dataset):
 
 class TinyTask(Task):
     """Classification, which counts its calls so that a test can have something happen at a known moment."""
-
-    hint = "lower the rate"
 
     def __init__(self, model: peft.PeftModel, config: TinyConfig, rank: int = 0):
         super().__init__(model, AdapterInfo("classification", config.method, "tiny", protocol="10 samples"))

@@ -11,13 +11,20 @@ if TYPE_CHECKING:
 
 
 class DepthFormat(NamedTuple):
-    """How a data set is read, the name of its caps (None: the model's range), its usual splits, if it has a folder."""
+    """How a data set is read.
+
+    Attributes:
+        open: called as ``open(root, split, split_file)``.
+        caps: name of its caps; None: the model's range.
+        train_split, eval_split: its usual splits.
+        ignores: flags that have no effect with it, those of its place without ``train_`` or ``eval_``.
+    """
 
     open: Callable[[str | None, str, str | None], "Sequence[DepthFrame]"]
     caps: str | None
     train_split: str = "train"
     eval_split: str = "test"
-    needs_root: bool = True
+    ignores: frozenset[str] = frozenset()
 
 
 def _scenes(kind: str) -> Callable:
@@ -34,15 +41,18 @@ def _reader(module: str, function: str) -> Callable:
     return lambda *place: getattr(importlib.import_module(f"{__package__}.{module}"), function)(*place)
 
 
+_FOLDERS = frozenset({"split_file"})  # a split is a folder of these
+_RENDERED = frozenset({"data_dir", "split_file", "on_bad_image"})
+
 FORMATS = {
-    "rooms": DepthFormat(_scenes("rooms"), "rooms", needs_root=False),
-    "streets": DepthFormat(_scenes("streets"), "streets", needs_root=False),
+    "rooms": DepthFormat(_scenes("rooms"), "rooms", ignores=_RENDERED),
+    "streets": DepthFormat(_scenes("streets"), "streets", ignores=_RENDERED),
     "nyu": DepthFormat(_reader("nyu", "nyu"), "nyu"),
     "kitti": DepthFormat(_reader("kitti", "kitti"), "kitti"),
-    "diode_indoor": DepthFormat(_reader("diode", "diode"), "diode_indoor", "train/indoors", "val/indoors"),
-    "diode_outdoor": DepthFormat(_reader("diode", "diode"), "diode_outdoor", "train/outdoor", "val/outdoor"),
-    "hypersim": DepthFormat(_reader("hypersim", "hypersim"), "hypersim"),
-    "vkitti2": DepthFormat(_reader("vkitti", "vkitti2"), "vkitti2", "Scene01", "Scene20"),
+    "diode_indoor": DepthFormat(_reader("diode", "diode"), "diode_indoor", "train/indoors", "val/indoors", _FOLDERS),
+    "diode_outdoor": DepthFormat(_reader("diode", "diode"), "diode_outdoor", "train/outdoor", "val/outdoor", _FOLDERS),
+    "hypersim": DepthFormat(_reader("hypersim", "hypersim"), "hypersim", ignores=_FOLDERS),
+    "vkitti2": DepthFormat(_reader("vkitti", "vkitti2"), "vkitti2", "Scene01", "Scene20", _FOLDERS),
     "jsonl": DepthFormat(_reader("jsonl", "jsonl"), None),
 }
 
@@ -63,6 +73,6 @@ def open_frames(name: str, root: str | None, split: str, split_file: str | None 
         split: a name or a path below the root, see each format's module.
         split_file: a list of files, where the format has one.
     """
-    if find_format(name).needs_root and not root:
+    if "data_dir" not in find_format(name).ignores and not root:
         raise InputError(f"the data set {name} needs its folder: give --train_data_dir (or --eval_data_dir)")
     return FORMATS[name].open(root, split, split_file)

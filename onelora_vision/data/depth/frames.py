@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from onelora_vision.data.images import read_image, shown
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
 from onelora_vision.storage.textfiles import read_lines
 
 _LOSSLESS = ("PNG", "TIFF", "PPM")  # Pillow's names of formats
@@ -126,7 +126,7 @@ def _array(path: Path) -> np.ndarray:
         raise InputError(f"{shown(path)}: no such depth file") from None
     # numpy answers broken files with OSError, ValueError, EOFError, zipfile.BadZipFile, and more.
     except Exception as error:
-        raise InputError(f"{shown(path)}: cannot be read as an array ({_one_line(error)})") from error
+        raise InputError(f"{shown(path)}: cannot be read as an array ({one_line(error)})") from error
     return np.asarray(loaded)
 
 
@@ -139,7 +139,7 @@ def read_hdf5(path: Path, key: str) -> np.ndarray:
     except FileNotFoundError:
         raise InputError(f"{shown(path)}: no such file") from None
     except (OSError, KeyError) as error:
-        raise InputError(f"{shown(path)}: cannot read {key!r} from this HDF5 file ({_one_line(error)})") from error
+        raise InputError(f"{shown(path)}: cannot read {key!r} from this HDF5 file ({one_line(error)})") from error
 
 
 def import_h5py():
@@ -187,8 +187,4 @@ def _pixels(path: Path) -> np.ndarray:
         raise InputError(f"{shown(path)}: no such depth file") from None
     # Pillow's decoders answer broken files with OSError, SyntaxError, ValueError, EOFError, struct.error, and more.
     except Exception as error:
-        raise InputError(f"{shown(path)}: cannot be read as a depth image ({_one_line(error)})") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{shown(path)}: cannot be read as a depth image ({one_line(error)})") from error

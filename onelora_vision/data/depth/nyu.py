@@ -17,7 +17,7 @@ from onelora_vision.data.depth.frames import (
     require_frames,
 )
 from onelora_vision.data.images import shown
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
 from onelora_vision.storage.textfiles import named_file
 
 
@@ -39,9 +39,7 @@ class NyuMat(Sequence[DepthFrame]):
         except FileNotFoundError:
             raise InputError(f"{shown(path)}: no such file") from None
         except (OSError, KeyError) as error:
-            raise InputError(
-                f"{shown(path)}: not NYU's labelled .mat file ({' '.join(str(error).split())})"
-            ) from error
+            raise InputError(f"{shown(path)}: not NYU's labelled .mat file ({one_line(error)})") from error
         self.indices = (
             np.arange(count) if split == "all" else _split_indices(path.with_name("splits.mat"), split, count)
         )

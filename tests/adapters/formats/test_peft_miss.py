@@ -61,7 +61,7 @@ def test_stock_peft_loads_d_values_per_layer_and_they_come_back_bit_for_bit(base
     assert inspect(tmp_path / "miss")["peft_type"] == "MISS"
     assert "A plain MiSS for the base" in (tmp_path / "miss" / "README.md").read_text()
     again = import_adapter(tmp_path / "miss")
-    same_bits(again.tensors, {k: t for k, t in adapter.tensors.items()})
+    same_bits(again.tensors, adapter.tensors)
     assert again.info.class_names == adapter.info.class_names
     assert (again.info.method, again.info.base_fingerprint) == (method, adapter.info.base_fingerprint)
 

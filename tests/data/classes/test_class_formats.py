@@ -1,39 +1,18 @@
-import logging
+import inspect
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from onelora_vision.data.class_images import (
-    ClassImageDataset,
-    ClassImages,
-    MissingSplit,
-    open_class_images,
-    open_training_images,
-)
-from onelora_vision.data.generation import SquareCrop
-from onelora_vision.data.stream import SampleRef
+from onelora_vision.data.classes.dataset import ClassImageDataset
+from onelora_vision.data.classes.formats import FORMATS, ignored_by, open_class_images, open_training_images
+from onelora_vision.data.classes.images import MissingSplit
 from onelora_vision.errors import InputError
 
 
 def save(path, color="gray", size=(8, 8)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, color).save(path)
-
-
-def to_tensor(picture):
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Ten images in each of three class folders, whose red value is the image's number."""
-    for name in ("cat", "dog", "Äffchen"):
-        for number in range(10):
-            save(tmp_path / "animals" / name / f"{number}.png", (number, 0, 0))
-    return tmp_path / "animals"
 
 
 def test_imagefolder_without_a_split_is_divided_by_class_and_seed(folder):
@@ -106,15 +85,6 @@ def test_a_single_image_trains_and_cannot_be_tested_on(tmp_path):
     assert len(train) == 1 and validation is None
     with pytest.raises(InputError, match="no class has two images, so none is left for testing"):
         open_class_images("imagefolder", tmp_path, "test")
-
-
-def test_only_the_middle_of_a_very_long_picture_is_read(tmp_path, caplog):
-    save(tmp_path / "a" / "long.png", size=(4000, 2))
-    save(tmp_path / "a" / "wide.png", size=(16, 2))
-    images = ClassImages([tmp_path / "a" / name for name in ("long.png", "wide.png")], [0, 0], ["a"], "set", "train")
-    assert [images.read(index).size for index in (0, 0, 1)] == [(16, 2)] * 3
-    assert len(caplog.messages) == 1 and "of 4000x2 pixels only the middle 16 are used" in caplog.messages[0]
-    assert SquareCrop(8)(images.read(0)).shape == (3, 8, 8)
 
 
 def test_class_folder_without_images_is_named(folder):
@@ -232,86 +202,6 @@ def test_hub_ids_are_not_fetched_unasked():
         open_class_images("someone/pictures")
 
 
-def test_labels_and_images_must_fit():
-    with pytest.raises(InputError, match="2 images but 1 labels"):
-        ClassImages(["a", "b"], [0], ["x"], "d", "train")
-    with pytest.raises(InputError, match="labels from -1 to 0"):
-        ClassImages(["a", "b"], [0, -1], ["x"], "d", "test")
-
-
-def test_few_shot_and_subset(folder):
-    train = open_class_images("imagefolder", folder)
-    few = train.few_shot(3, seed=1)
-    assert [few.labels.count(k) for k in range(3)] == [3] * 3
-    assert few.images == train.few_shot(3, seed=1).images != train.few_shot(3, seed=2).images
-    with pytest.raises(InputError, match="class 'cat' has 8 images, not 9"):
-        train.few_shot(9)
-
-
-def test_split_off_leaves_no_class_without_training_images():
-    source = ClassImages(list("abcdef"), [0, 1, 1, 2, 2, 2], ["x", "y", "z"], "d", "train")
-    rest, part = source.split_off(0.5, split="validation")
-    assert sorted(rest.images + part.images) == list("abcdef") and part.split == "validation"
-    assert set(rest.labels) == {0, 1, 2} and set(part.labels) == {1, 2}
-
-
-def test_the_item_depends_on_the_reference_alone(folder):
-    from torchvision.transforms import v2
-
-    augment = v2.Compose(
-        [v2.PILToTensor(), v2.RandomCrop(4), v2.ColorJitter(0.5), v2.ToDtype(torch.float32, scale=True)]
-    )
-    for number in range(10):
-        noise = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(folder / "cat" / f"{number}.png")
-    dataset = ClassImageDataset(open_class_images("imagefolder", folder), augment)
-    first, state = dataset[SampleRef(3, 11)], torch.get_rng_state()
-    torch.rand(3)
-    again, other = dataset[SampleRef(3, 11)], dataset[SampleRef(3, 12)]
-    assert torch.equal(first["image"], again["image"]) and not torch.equal(first["image"], other["image"])
-    assert {k: first[k] for k in ("label", "seed", "index")} == {"label": 0, "seed": 11, "index": 3}
-    one, two = dataset.__getitems__([SampleRef(3, 12), SampleRef(3, 11)])
-    assert torch.equal(one["image"], other["image"]) and torch.equal(two["image"], first["image"])
-    torch.set_rng_state(state)
-    dataset[3]
-    dataset.__getitems__([1, 2])
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_a_bad_image_is_an_error_or_replaced_by_the_next_one(folder, caplog):
-    source = open_class_images("imagefolder", folder)
-    for index in (4, 5, len(source) - 1):
-        open(source.path(index), "wb").close()
-    with pytest.raises(InputError, match=r"\.png: .*empty.*--on_bad_image skip"):
-        ClassImageDataset(source, to_tensor)[4]
-    dataset = ClassImageDataset(source, to_tensor, on_bad_image="skip")
-    with caplog.at_level(logging.WARNING):
-        items = [dataset[SampleRef(i, 0)] for i in (4, 4, 5, len(source) - 1)]
-    assert [item["index"] for item in items] == [6, 6, 6, 0]
-    assert items[0]["path"] == source.path(6) and items[0]["label"] == source.labels[6]
-    assert dataset.num_bad_images == 3 and len(caplog.messages) == 3 and source.path(4) in caplog.messages[0]
-
-
-def test_loader_workers_share_the_record_of_bad_images(folder):
-    source = open_class_images("imagefolder", folder)
-    open(source.path(2), "wb").close()
-    dataset = ClassImageDataset(source, to_tensor, on_bad_image="skip")
-    indices = torch.cat([batch["index"] for batch in DataLoader(dataset, batch_size=6, num_workers=2)])
-    assert dataset.num_bad_images == 1
-    assert indices.tolist() == [0, 1, 3, *range(3, 24)]
-
-
-def test_nothing_readable_is_an_error(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "0.png").touch()
-    (tmp_path / "a" / "1.png").touch()
-    source = ClassImages([str(tmp_path / "a" / f"{k}.png") for k in (0, 1)], [0, 0], ["a"], "d", "train")
-    with pytest.raises(InputError, match="none of its 2 images"):
-        ClassImageDataset(source, to_tensor, on_bad_image="skip")[0]
-    with pytest.raises(InputError, match="error or skip"):
-        ClassImageDataset(source, to_tensor, on_bad_image="ignore")
-
-
 def test_validation_images_are_the_data_sets_own_or_a_part_of_the_training_images(folder):
     train, validation = open_training_images("embedded", validation_fraction=0.5)
     assert validation.split == "validation" and len(validation) == len(
@@ -326,3 +216,10 @@ def test_validation_images_are_the_data_sets_own_or_a_part_of_the_training_image
 def test_digits_need_no_folder_and_are_read_as_pictures():
     test = open_class_images("embedded", split="test")
     assert test.class_names == [*"0123456789"] and test.read(0).size == (32, 32) and test.path(3) == "digits/test[3]"
+
+
+def test_what_a_data_set_ignores_are_arguments_of_what_opens_it():
+    opened = (open_class_images, open_training_images, ClassImageDataset)
+    arguments = set().union(*(inspect.signature(function).parameters for function in opened))
+    assert all(row.ignores < arguments for row in FORMATS.values())
+    assert ignored_by("someone/pictures") == frozenset()

@@ -1,0 +1,58 @@
+"""A folder of images for each class, and the handwritten digits that need no folder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from onelora_vision.data.classes.images import ClassImages, MissingSplit, Pixels, stratified_split
+from onelora_vision.data.images import list_folders, list_images, shown
+from onelora_vision.errors import InputError, nearest
+
+
+def imagefolder(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
+    """Class folders, with a split of their own in train/ and test/ or val/, else split by ``seed``."""
+    folders = {folder.lower(): folder for folder in list_folders(root)}
+    if "train" not in folders:
+        return stratified_split(_class_folders(root, "train"), split, seed)
+    wanted = {
+        "train": ("train",),
+        "validation": ("val", "valid", "validation") if "test" in folders else (),
+        "test": ("test", "val", "valid", "validation"),
+    }[split]
+    there = next((folders[name] for name in wanted if name in folders), None)
+    if there is None:
+        raise MissingSplit(f"{shown(root)}: has train/ but no other folder that could be its {split} split")
+    train_names = list_folders(root / folders["train"])
+    class_names = None if split == "train" else train_names
+    return replace(_class_folders(root / there, split, class_names), name=shown(root.name))
+
+
+def _class_folders(root: Path, split: str, class_names: list[str] | None = None) -> ClassImages:
+    """One class per folder. Training needs images of every class; another split, whose ``class_names`` are those of the
+    training split, may lack some, but has no others."""
+    found = list_folders(root)
+    names = found if class_names is None else class_names
+    if not found:
+        raise InputError(f"{shown(root)}: no class folders in it: one folder of images per class is needed")
+    if unknown := sorted(set(found) - set(names)):
+        raise InputError(
+            f"{shown(root / unknown[0])}: no such class in the training split{nearest(unknown[0], names)}"
+        )
+    paths, labels = [], []
+    for label, name in enumerate(names):
+        images = list_images(root / name) if name in found else []
+        if not images and class_names is None:
+            raise InputError(f"{shown(root / name)}: class folder without images; add images or remove the folder")
+        paths.extend(images)
+        labels.extend([label] * len(images))
+    if not paths:
+        raise InputError(f"{shown(root)}: no images in its class folders")
+    return ClassImages(paths, labels, [shown(name) for name in names], shown(root.name), split)
+
+
+def digits(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
+    """The handwriting of `onelora_vision.data.synthetic.digits`, 32 x 32 pixels, in its fixed splits."""
+    from onelora_vision.data.synthetic.digits import HandwrittenDigits
+
+    source = HandwrittenDigits(split)
+    pixels = (source.images().permute(0, 2, 3, 1) * 255).round().byte().numpy()
+    return ClassImages(Pixels(pixels), source.labels.tolist(), source.class_names, "digits", split)

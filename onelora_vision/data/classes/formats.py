@@ -1,0 +1,128 @@
+"""Data sets of images with classes, by name: ``open_class_images("food101", folder, "test")``.
+
+Importing this module imports nothing slow: a command line knows the names, and which flags do nothing with them, before
+it imports torch.
+"""
+
+import functools
+import importlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from onelora_vision.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from onelora_vision.data.classes.images import ClassImages
+
+#: Name of the data set that needs no folder.
+EMBEDDED = "embedded"
+SPLITS = ("train", "validation", "test")
+_HUB_ONLY = frozenset({"image_column", "label_column", "cache_dir"})
+
+
+class ClassFormat(NamedTuple):
+    """How a data set is opened.
+
+    Attributes:
+        open: called as ``open(root, split, download=…, seed=…)``.
+        ignores: arguments of `open_class_images`, `open_training_images` and `ClassImageDataset`, and the flags of the
+            same names, that have no effect with it.
+    """
+
+    open: Callable[..., "ClassImages"]
+    ignores: frozenset[str] = _HUB_ONLY
+
+
+def _reader(module: str, function: str) -> Callable[..., "ClassImages"]:
+    """A function of this package that is imported when it is first called."""
+
+    def read(*args, **options) -> "ClassImages":
+        return getattr(importlib.import_module(f"{__package__}.{module}"), function)(*args, **options)
+
+    return read
+
+
+FORMATS = {
+    EMBEDDED: ClassFormat(
+        _reader("folders", "digits"), _HUB_ONLY | {"data_dir", "download", "on_bad_image", "validation_fraction"}
+    ),
+    "cifar10": ClassFormat(_reader("cifar", "cifar10"), _HUB_ONLY | {"on_bad_image"}),
+    "cifar100": ClassFormat(_reader("cifar", "cifar100"), _HUB_ONLY | {"on_bad_image"}),
+    "food101": ClassFormat(_reader("torchvision", "food101")),
+    "flowers102": ClassFormat(_reader("torchvision", "flowers102"), _HUB_ONLY | {"validation_fraction"}),
+    "oxford_iiit_pet": ClassFormat(_reader("torchvision", "oxford_iiit_pet")),
+    "imagefolder": ClassFormat(_reader("folders", "imagefolder"), _HUB_ONLY | {"download"}),
+}
+
+
+def ignored_by(dataset_name: str) -> frozenset[str]:
+    """The flags that have no effect with a data set (`ClassFormat.ignores`); none for one of the `datasets` package."""
+    return FORMATS[dataset_name].ignores if dataset_name in FORMATS else frozenset()
+
+
+def open_class_images(
+    dataset_name: str,
+    data_dir: str | os.PathLike | None = None,
+    split: str = "train",
+    *,
+    download: bool = False,
+    seed: int = 0,
+    image_column: str = "image",
+    label_column: str = "label",
+    cache_dir: str | None = None,
+) -> "ClassImages":
+    """Open a data set by name.
+
+    Args:
+        dataset_name: a key of `FORMATS` ("embedded" is scikit-learn's digits and needs no folder), or the id or local
+            folder of a data set for the `datasets` package.
+        data_dir: the data set's folder or the folder above it. For imagefolder: class folders, or train/ and
+            test/ (or val/) with class folders in them.
+        split: "train", "validation" (where the data set has one in addition to its test split) or "test".
+        download: download the data set into ``data_dir`` if it is not there.
+        seed: of the stratified split (80 % train, 20 % test) of an imagefolder that has no split of its own.
+        image_column, label_column: columns of a `datasets` data set.
+        cache_dir: where `datasets` keeps what it downloads.
+
+    Raises:
+        MissingSplit: the data set has no such split.
+        InputError: unknown name, nothing at ``data_dir``, a class without images.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split {split!r}{nearest(split, SPLITS, 'split')}")
+    if dataset_name not in FORMATS:
+        columns = {"image_column": image_column, "label_column": label_column}
+        from_hub = _reader("hub", "hub")
+        return from_hub(dataset_name, data_dir, split, download=download, seed=seed, cache_dir=cache_dir, **columns)
+    if data_dir is None and dataset_name != EMBEDDED:
+        raise InputError(f"data set {dataset_name!r} needs --data_dir: the folder that it is in")
+    return FORMATS[dataset_name].open(Path(data_dir or "."), split, download=download, seed=seed)
+
+
+def open_training_images(
+    dataset_name: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    validation_fraction: float,
+    seed: int = 0,
+    **options,
+) -> tuple["ClassImages", "ClassImages | None"]:
+    """Open the images to train on and those to choose settings by.
+
+    The latter are the data set's own validation split, else ``validation_fraction`` of each class of the training
+    split, drawn by ``seed``; None if that is 0, or no class has two images. ``options`` are those of
+    `open_class_images`.
+    """
+    from onelora_vision.data.classes.images import MissingSplit
+
+    open_split = functools.partial(open_class_images, dataset_name, data_dir, seed=seed, **options)
+    train = open_split("train")
+    try:
+        return train, open_split("validation")
+    except MissingSplit:
+        if validation_fraction == 0:
+            return train, None
+        rest, part = train.split_off(validation_fraction, split="validation", seed=seed)
+        return rest, part if len(part) else None

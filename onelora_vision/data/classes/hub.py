@@ -1,0 +1,87 @@
+"""Data sets of the `datasets` package: a local folder or a hub id."""
+
+import io
+import os
+from collections.abc import Sequence
+
+from PIL import Image
+
+from onelora_vision.data.classes.formats import FORMATS
+from onelora_vision.data.classes.images import ClassImages, MissingSplit, class_numbers, stratified_split
+from onelora_vision.data.images import decode_image, read_image
+from onelora_vision.errors import InputError, nearest, one_line
+from onelora_vision.runtime.hub import expect_hub
+
+
+def hub(
+    name: str,
+    data_dir: str | os.PathLike | None,
+    split: str,
+    *,
+    download: bool,
+    seed: int,
+    image_column: str,
+    label_column: str,
+    cache_dir: str | None,
+) -> ClassImages:
+    """A data set of the `datasets` package: a local folder, or a hub id (``download`` allows the network)."""
+    unknown = f"data set {name!r} is unknown{nearest(name, FORMATS, 'data set')}"
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{unknown} (a hub id or a local data set needs `pip install datasets`)") from None
+    local = os.path.isdir(name)
+    if not local and not download:
+        raise InputError(f"{unknown}; if it is a hub id, --download fetches it")
+    expect_hub(name)
+    try:
+        if local and any(os.path.isfile(os.path.join(name, f)) for f in ("dataset_dict.json", "dataset_info.json")):
+            tables = datasets.load_from_disk(name)
+        else:
+            tables = datasets.load_dataset(name, data_dir=data_dir, cache_dir=cache_dir)
+    # `datasets` raises errors of its own, of pyarrow, of the hub client and of the network.
+    except Exception as error:
+        raise InputError(f"data set {name!r} cannot be opened: {one_line(error)}") from error
+    if not isinstance(tables, dict):
+        tables = {"train": tables}
+    return _hub_split(name, tables, split, seed, image_column, label_column)
+
+
+def _hub_split(name: str, tables: dict, split: str, seed: int, image_column: str, label_column: str) -> ClassImages:
+    import datasets
+
+    own = ("validation", "valid", "val")
+    wanted = {"train": ("train",), "validation": own if "test" in tables else (), "test": ("test", *own)}[split]
+    there = next((key for key in wanted if key in tables), None)
+    if there is None and (split != "test" or list(tables) != ["train"]):
+        raise MissingSplit(f"data set {name!r} has no split {split!r}; it has {', '.join(tables)}")
+    table = tables[there or "train"]
+    for column, flag in ((image_column, "image_column"), (label_column, "label_column")):
+        if column not in table.column_names:
+            tail = nearest(column, table.column_names, "column")
+            raise InputError(f"data set {name!r} has no column {column!r} (--{flag}){tail}")
+    labels, class_names = list(table[label_column]), getattr(table.features[label_column], "names", None)
+    if class_names is None:
+        values = sorted(set(tables.get("train", table)[label_column]))
+        labels = class_numbers(labels, values, f"{name}/{split}")
+        class_names = [str(value) for value in values]
+    table = table.cast_column(image_column, datasets.Image(decode=False))
+    images = _HubImages(table, image_column, f"{name}/{split}")
+    opened = ClassImages(images, labels, class_names, name, split)
+    return stratified_split(opened, split, seed) if list(tables) == ["train"] else opened
+
+
+class _HubImages(Sequence):
+    """Pictures of a `datasets` table, decoded here so that a damaged one is reported like a damaged file."""
+
+    def __init__(self, table, column: str, name: str):
+        self.table, self.column, self.name = table, column, name
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        entry = self.table[int(index)][self.column]
+        if entry["bytes"] is None:
+            return read_image(entry["path"])
+        return decode_image(io.BytesIO(entry["bytes"]), f"{self.name}[{index}] {entry['path'] or ''}".rstrip())

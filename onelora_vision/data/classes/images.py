@@ -1,0 +1,160 @@
+"""Images with their classes: opened but not read, divided and drawn from by seed."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from onelora_vision.data.images import read_image, shown, to_rgb, trimmed
+from onelora_vision.errors import InputError, listed
+from onelora_vision.seeding import mix
+
+
+class MissingSplit(InputError):
+    """The data set has no split of this name."""
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """Images and their classes, opened but not read.
+
+    Attributes:
+        images: a sequence whose entries are paths, or Pillow images (read when indexed).
+        labels: the class of each image, an index into ``class_names``.
+        class_names: one name per class.
+        name: of the data set, for messages and cards.
+        split: "train", "validation" or "test".
+    """
+
+    images: Sequence[str | os.PathLike | Image.Image]
+    labels: Sequence[int]
+    class_names: list[str]
+    name: str
+    split: str
+
+    def __post_init__(self):
+        if len(self.images) != len(self.labels):
+            raise InputError(f"{self.name}/{self.split}: {len(self.images)} images but {len(self.labels)} labels")
+        if len(self.labels) and not 0 <= min(self.labels) <= max(self.labels) < len(self.class_names):
+            raise InputError(
+                f"{self.name}/{self.split}: labels from {min(self.labels)} to {max(self.labels)} for "
+                f"{len(self.class_names)} classes; images without a label cannot be used"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        """Where image ``index`` comes from: its file, or the data set's name, split and index."""
+        image = self.images[index] if isinstance(self.images, list) else None
+        return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"{self.name}/{self.split}[{index}]"
+
+    def identity(self) -> str:
+        """A hash of which images these are: their classes and the names of file and folder, wherever the whole lies."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for index, label in enumerate(self.labels):
+            name = "/".join(self.path(index).split(os.sep)[-2:])
+            digest.update(f"{name} {label}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
+
+    def read(self, index: int) -> Image.Image:
+        """Image ``index`` as upright RGB, `trimmed`. Raises `InputError` that names the image if it cannot be read."""
+        image = self.images[index]
+        picture = read_image(image) if isinstance(image, (str, os.PathLike)) else to_rgb(image)
+        return trimmed(picture, shown(self.path(index)))
+
+    def subset(self, indices: Sequence[int], split: str | None = None) -> "ClassImages":
+        """The images at ``indices``, in that order, with all class names; ``split`` renames the split."""
+        images = [self.images[i] for i in indices] if isinstance(self.images, list) else Picked(self.images, indices)
+        return replace(self, images=images, labels=[self.labels[i] for i in indices], split=split or self.split)
+
+    def drawn(self, count: int, seed: int = 0) -> "ClassImages":
+        """At most ``count`` of the images, drawn by ``seed``, in their order."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.subset(sorted(order[:count].tolist()))
+
+    def few_shot(self, per_class: int, seed: int = 0) -> "ClassImages":
+        """``per_class`` images of each class drawn by ``seed``. A class with fewer is an `InputError`."""
+        chosen = []
+        for label, members in enumerate(self._by_class(seed)):
+            if len(members) < per_class:
+                name = self.class_names[label]
+                raise InputError(
+                    f"{self.name}/{self.split}: class {name!r} has {len(members)} images, not {per_class}"
+                )
+            chosen.extend(members[:per_class])
+        return self.subset(sorted(chosen))
+
+    def split_off(self, fraction: float, *, split: str, seed: int = 0) -> tuple["ClassImages", "ClassImages"]:
+        """Divide into (the rest, a part named ``split``) with ``fraction`` of each class, at least one image, in the part.
+
+        A class of one image stays whole in the rest.
+        """
+        part = []
+        for members in self._by_class(seed):
+            count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+            part.extend(members[: max(count, 0)])
+        taken = set(part)
+        rest = [index for index in range(len(self)) if index not in taken]
+        return self.subset(rest), self.subset(sorted(part), split)
+
+    def _by_class(self, seed: int) -> list[list[int]]:
+        """The indices of each class, shuffled by (seed, class)."""
+        labels = np.asarray(self.labels)
+        members = [np.flatnonzero(labels == label) for label in range(len(self.class_names))]
+        return [np.random.default_rng(mix(seed, k)).permutation(group).tolist() for k, group in enumerate(members)]
+
+
+class Picked(Sequence):
+    """Chosen entries of a sequence, read when indexed."""
+
+    def __init__(self, images: Sequence, indices: Sequence[int]):
+        self.images, self.indices = images, list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int):
+        return self.images[self.indices[index]]
+
+
+class Pixels(Sequence):
+    """Pictures from an array (N, H, W, 3) of bytes."""
+
+    def __init__(self, pixels: np.ndarray):
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self.pixels[index]))
+
+
+def require_split(name: str, split: str, splits: tuple[str, ...]) -> None:
+    """Raise `MissingSplit` unless the data set has the split."""
+    if split not in splits:
+        raise MissingSplit(f"data set {name} has no {split} split of its own; it has {' and '.join(splits)}")
+
+
+def class_numbers(classes: Sequence, class_names: Sequence, name: str) -> list[int]:
+    """Each class as its position in ``class_names``, which are those of the training split."""
+    position = {class_name: index for index, class_name in enumerate(class_names)}
+    if unknown := {str(found) for found in classes if found not in position}:
+        raise InputError(f"{name}: no such class in the training split: {listed(unknown)}")
+    return [position[found] for found in classes]
+
+
+def stratified_split(images: ClassImages, split: str, seed: int) -> ClassImages:
+    """The training or test part (80 % and 20 % of each class) of a data set without splits of its own."""
+    require_split(images.name, split, ("train", "test"))
+    train, test = images.split_off(0.2, split="test", seed=seed)
+    if split == "test" and not len(test):
+        raise InputError(
+            f"{images.name}: no class has two images, so none is left for testing; add images or a test split"
+        )
+    return train if split == "train" else test

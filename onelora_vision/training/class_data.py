@@ -1,0 +1,35 @@
+"""The flags that choose a data set of images with classes, for the scripts that train on one."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from onelora_vision.data.classes.formats import EMBEDDED
+from onelora_vision.training.config import option
+
+
+@dataclass(kw_only=True)
+class ClassDataOptions:
+    """Which data set of `onelora_vision.data.classes.formats`, and where it is."""
+
+    group: ClassVar[str] = "data"
+
+    dataset_name: str | None = option(
+        None,
+        "embedded (handwritten digits), imagefolder, cifar10, cifar100, food101, flowers102, oxford_iiit_pet, or a hub "
+        "data set (default: imagefolder with --data_dir, else embedded)",
+    )
+    data_dir: str | None = option(None, "folder of the data set", may_change=True)
+    download: bool = option(False, "download the data set into --data_dir if it is not there", may_change=True)
+    image_column: str = option("image", "column of the images, for a hub data set")
+    label_column: str = option("label", "column of the labels, for a hub data set")
+    on_bad_image: Literal["error", "skip"] = option("error", "what to do about an image that cannot be read")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.dataset_name = self.dataset_name or ("imagefolder" if self.data_dir else EMBEDDED)
+
+    @property
+    def data_source(self) -> dict:
+        """The arguments of `open_class_images` that say where the images are."""
+        names = ("dataset_name", "data_dir", "download", "image_column", "label_column")
+        return {name: getattr(self, name) for name in names}

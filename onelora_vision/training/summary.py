@@ -1,0 +1,44 @@
+"""What a training did, as the rest of the run reads it."""
+
+from dataclasses import dataclass
+
+from onelora_vision.training.checkpoint import Progress
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a training did, over all its interruptions.
+
+    Attributes:
+        steps, skipped_steps: optimizer steps done; of those, how many were skipped because of a NaN.
+        seconds, seconds_per_step: in steps only, without evaluations and checkpoints.
+        data_seconds_per_step: of these, what a step waited for its batches.
+        history: per step: loss, grad_norm, learning_rate and what else ``forward`` returned.
+        evaluations: (step, metrics) of each evaluation during training.
+        best_step, best_metric: of ``metric_for_best_model``, else None.
+    """
+
+    steps: int
+    skipped_steps: int
+    seconds: float
+    seconds_per_step: float
+    data_seconds_per_step: float
+    history: dict[str, list[float]]
+    evaluations: list[tuple[int, dict[str, float]]]
+    best_step: int | None
+    best_metric: float | None
+
+    @classmethod
+    def of(cls, progress: Progress) -> "TrainingSummary":
+        steps = max(progress.step, 1)
+        return cls(
+            steps=progress.step,
+            skipped_steps=progress.skipped_steps,
+            seconds=progress.seconds,
+            seconds_per_step=progress.seconds / steps,
+            data_seconds_per_step=progress.data_seconds / steps,
+            history=progress.history,
+            evaluations=progress.evaluations,
+            best_step=progress.best_step,
+            best_metric=progress.best_metric,
+        )

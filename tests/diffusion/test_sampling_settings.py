@@ -1,0 +1,16 @@
+import pytest
+
+from onelora_vision.diffusion.settings import parse_numbers
+from onelora_vision.errors import InputError
+
+
+def test_numbers_are_read_with_commas_between_them():
+    assert parse_numbers("0, 1", "--x", count=2) == (0.0, 1.0)
+    assert parse_numbers("2.5", "--x") == (2.5,)
+
+
+@pytest.mark.parametrize(("text", "count"), [("0.5", 2), ("0,1,2", 2), ("low,high", 2), ("", None), ("1;2", None)])
+def test_anything_else_is_one_line_that_names_the_flag(text, count):
+    wanted = "2 numbers" if count else "numbers"
+    with pytest.raises(InputError, match=f"^--x is {text!r}, but must be {wanted} with a comma between them"):
+        parse_numbers(text, "--x", count)
