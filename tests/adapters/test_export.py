@@ -1,6 +1,8 @@
 """Each export is loaded in a process without this package: here a fork, in `test_export_commands` a fresh one."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -31,16 +33,30 @@ def bases(tmp_path_factory):
     return get
 
 
+HOSTS = (
+    "diffusers.loaders.peft",
+    "diffusers.pipelines.dit.pipeline_dit",
+    "peft",
+    "timm",
+    "transformers.models.depth_anything.modeling_depth_anything",
+)
+
+
 @pytest.fixture(scope="module")
-def forked():
-    python = ForkedPython()
+def isolated():
+    """A Python as exports are loaded by, with the hosts imported."""
+    python = ForkedPython(HOSTS, ["-I", "-W", "ignore"])
     yield python
     python.close()
 
 
 @pytest.fixture(autouse=True)
-def reloads_are_forks(forked, monkeypatch):
-    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=forked.run))
+def reloads_are_forks(isolated, monkeypatch):
+    def run(command, capture_output, text, check):
+        assert command[:4] == [sys.executable, "-I", "-W", "ignore"]
+        return subprocess.CompletedProcess(command, *isolated.together((command[4:], {}))[0])
+
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
 
 
 def same_tensors(first, second):
