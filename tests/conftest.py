@@ -27,6 +27,22 @@ TINY_DIT = {
 
 
 @pytest.fixture
+def blank_figures(monkeypatch):
+    """matplotlib's figures reach their files blank: in a run of a few steps, drawing them takes longer than the steps."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    def savefig(figure, path, *, metadata, **options):
+        texts = PngInfo()
+        for name, text in metadata.items():
+            texts.add_text(name, text)
+        Image.new("RGB", (1, 1)).save(path, "png", pnginfo=texts)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+@pytest.fixture
 def stock_dit():
     """A stock diffusers DiT (2 blocks, width 32, 10 classes, learned variance) with random weights, embedders tied."""
     from diffusers import DiTTransformer2DModel

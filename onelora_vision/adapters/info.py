@@ -1,5 +1,6 @@
 """What an adapter file says of itself in its header: task, method, base, classes, metrics."""
 
+import functools
 import importlib.metadata
 import json
 from dataclasses import dataclass, field
@@ -128,6 +129,7 @@ class AdapterInfo:
         return cls(**{"task": "", "method": "", "base": "", **values})
 
 
+@functools.cache
 def library_versions() -> dict[str, str]:
     """Versions of the packages that decide what an adapter means."""
     versions = {}

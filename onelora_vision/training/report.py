@@ -1,5 +1,6 @@
 """What a run tells people: its plan, its outcome, a picture of the loss; and what its results are made of."""
 
+import functools
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -36,6 +37,7 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Python's and the main packages' versions."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}

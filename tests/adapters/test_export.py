@@ -1,13 +1,18 @@
-"""Each case that starts a process of its own imports PEFT and the host there; the rarer combinations are slow tests."""
+"""Each export is loaded in a process without this package: here a fork, in `test_export_commands` a fresh one."""
 
 import json
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from forked_python import ForkedPython
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_hosts import save_base, trained_on
 
+from onelora_vision.adapters import export as module
 from onelora_vision.adapters.bases import load_base
 from onelora_vision.adapters.export import export
 from onelora_vision.adapters.file import read_adapter, write_adapter
@@ -28,6 +33,32 @@ def bases(tmp_path_factory):
     return get
 
 
+HOSTS = (
+    "diffusers.loaders.peft",
+    "diffusers.pipelines.dit.pipeline_dit",
+    "peft",
+    "timm",
+    "transformers.models.depth_anything.modeling_depth_anything",
+)
+
+
+@pytest.fixture(scope="module")
+def isolated():
+    """A Python as exports are loaded by, with the hosts imported."""
+    python = ForkedPython(HOSTS, ["-I", "-W", "ignore"])
+    yield python
+    python.close()
+
+
+@pytest.fixture(autouse=True)
+def reloads_are_forks(isolated, monkeypatch):
+    def run(command, capture_output, text, check):
+        assert command[:4] == [sys.executable, "-I", "-W", "ignore"]
+        return subprocess.CompletedProcess(command, *isolated.together((command[4:], {}))[0])
+
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
+
+
 def same_tensors(first, second):
     assert first.keys() == second.keys()
     for key in first:
@@ -37,10 +68,10 @@ def same_tensors(first, second):
 @pytest.mark.parametrize(
     ("host", "method", "options"),
     [
-        pytest.param("timm", "sum+bias+norms", {}, marks=pytest.mark.slow),
-        pytest.param("timm", "onelora", {"compression": "random"}, marks=pytest.mark.slow),
-        pytest.param("timm", "onelora", {"compression": "singular"}, marks=pytest.mark.slow),
-        pytest.param("transformers", "onelora", {"extra": {"max_depth": 20}}, marks=pytest.mark.slow),
+        ("timm", "sum+bias+norms", {}),
+        ("timm", "onelora", {"compression": "random"}),
+        ("timm", "onelora", {"compression": "singular"}),
+        ("transformers", "onelora", {"extra": {"max_depth": 20}}),
         ("diffusers", "sum+bias", {"extra": {"fuse_qkv": True}}),
     ],
 )
@@ -72,7 +103,7 @@ def test_diffusers_loads_the_lora_and_the_label_table_beside_it(bases, tmp_path)
     same_tensors(import_adapter(tmp_path / "lora").tensors, adapter.tensors)
 
 
-@pytest.mark.parametrize("fused", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("fused", [False, True])
 def test_comfy_keys_are_the_original_dits_with_explicit_alphas(bases, fused, tmp_path):
     extra = {"fuse_qkv": fused}
     adapter = trained_on(bases("diffusers"), "diffusers", tmp_path / "a", "sum+bias", extra=extra)
@@ -89,8 +120,8 @@ def test_comfy_keys_are_the_original_dits_with_explicit_alphas(bases, fused, tmp
 @pytest.mark.parametrize(
     ("host", "method", "dtype"),
     [
-        pytest.param("timm", "difffit", "fp32", marks=pytest.mark.slow),
-        pytest.param("transformers", "lora", "bf16", marks=pytest.mark.slow),
+        ("timm", "difffit", "fp32"),
+        ("transformers", "lora", "bf16"),
         ("diffusers", "sum+bias+scale", "fp32"),
     ],
 )
@@ -104,7 +135,6 @@ def test_merged_models_load_as_their_library_saves_them(bases, host, method, dty
         assert len(list((tmp_path / "m").rglob("*-of-*.safetensors"))) > 1
 
 
-@pytest.mark.slow
 def test_lora_of_any_rank_goes_to_comfy(bases, tmp_path):
     adapter = trained_on(bases("diffusers"), "diffusers", tmp_path / "a", "lora", rank=2, lora_alpha=6)
     assert export(adapter.path, "comfy", tmp_path / "lora", dtype="fp16")["error"] < 1e-2
@@ -140,8 +170,6 @@ def test_what_a_format_cannot_hold_is_refused_and_leaves_nothing(bases, tmp_path
 
 @pytest.mark.parametrize("method", ["onelora", "lora"])
 def test_a_base_whose_weights_are_computed_is_not_merged(bases, method, tmp_path, monkeypatch):
-    from onelora_vision.adapters import export as module
-
     def with_computed_weight(*args):
         base = load_base(*args)
         torch.nn.utils.parametrizations.weight_norm(base.model.blocks[1].mlp.fc1)

@@ -3,12 +3,12 @@
 import atexit
 import os
 import shutil
-import socket
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from processes import free_port
 
 from onelora_vision.adapters.bases import load_base
 from onelora_vision.adapters.file import save_adapter
@@ -60,10 +60,7 @@ def serve_app(tmp_path_factory):
     pages = []
 
     def start(*flags):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        arguments = parse(["--port", str(port), *flags]), tmp_path_factory.mktemp("app")
+        arguments = parse(["--port", str(free_port()), *flags]), tmp_path_factory.mktemp("app")
         # In a thread of its own, as a browser's event loop may be running in this one.
         with ThreadPoolExecutor(1) as pool:
             pages.append(pool.submit(serve, *arguments, block=False).result())

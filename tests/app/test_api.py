@@ -74,17 +74,17 @@ def test_draw_save_the_mix_and_restore(client, address, make_adapter, tmp_path):
 
 def test_users_at_the_same_time_get_the_pictures_they_get_alone(address, make_adapter, tmp_path):
     clients, alone, together = [], [], {}
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
         client = Client(address, verbose=False, download_files=str(tmp_path / str(seed)))
         add(client, make_adapter("generation", seed), 0.5 * seed)
         clients.append(client)
         alone.append(draw(client)[0][1][0])
-    assert len({image.tobytes() for image in alone}) == 3
+    assert len({image.tobytes() for image in alone}) == 2
 
     def work(number):
-        together[number] = [draw(clients[number])[0][1][0] for _ in range(3)]
+        together[number] = [draw(clients[number])[0][1][0] for _ in range(2)]
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -6,6 +6,8 @@ import pytest
 
 from app.runs import Runs, State
 
+WAIT = 300  # seconds after which something hangs; a loaded machine may take some
+
 
 class Drawing:
     """Steps that wait: each is drawn when the test lets it."""
@@ -20,7 +22,7 @@ class Drawing:
         try:
             for number in range(self.number):
                 self.started[number].set()
-                assert self.allowed[number].wait(60)
+                assert self.allowed[number].wait(WAIT)
                 yield f"{self.name} {number}"
         finally:
             self.is_closed = True
@@ -46,7 +48,7 @@ class Page:
 
     def end(self):
         for thread in self.threads:
-            thread.join(60)
+            thread.join(WAIT)
             assert not thread.is_alive()
         return self.said
 
@@ -70,7 +72,7 @@ def test_a_drawing_that_nobody_disturbs_finishes():
 def test_cancelled_within_a_step_it_shows_no_more_of_it():
     page, a = Page(), Drawing("a")
     page.draw(a)
-    assert a.started[0].wait(60) and page.runs.state is State.DRAWING
+    assert a.started[0].wait(WAIT) and page.runs.state is State.DRAWING
     page.runs.cancel()
     a.allowed[0].set()
     assert page.end() == ["a cancelled"] and page.runs.state is State.CANCELLED and a.is_closed
@@ -81,7 +83,7 @@ def test_cancelled_within_a_step_it_shows_no_more_of_it():
 def test_drawn_right_after_cancel_it_waits_until_the_cancelled_one_has_ended():
     page, a = Page(), Drawing("a")
     page.draw(a)
-    assert a.started[0].wait(60)
+    assert a.started[0].wait(WAIT)
     page.runs.cancel()
     (b,) = free("b")
     page.draw(b)  # the first one is within its step, and stays there
@@ -93,7 +95,7 @@ def test_drawn_right_after_cancel_it_waits_until_the_cancelled_one_has_ended():
 def test_of_several_only_the_newest_is_drawn_in_whatever_order_they_get_their_turn():
     page, a = Page(), Drawing("a")
     page.draw(a)
-    assert a.started[0].wait(60)
+    assert a.started[0].wait(WAIT)
     tickets = [page.runs.take_ticket() for _ in range(3)]
     drawings = free("b", "c", "d")
     for drawing, ticket in reversed(list(zip(drawings, tickets))):

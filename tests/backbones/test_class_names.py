@@ -3,7 +3,8 @@ from timm.data import ImageNetInfo
 
 from onelora_vision.backbones.class_names import match_classes
 
-IMAGENET = [ImageNetInfo().index_to_description(number) for number in range(1000)]
+INFO = ImageNetInfo()  # reads four files each time it is made
+IMAGENET = [INFO.index_to_description(number) for number in range(1000)]
 
 
 @pytest.mark.parametrize(

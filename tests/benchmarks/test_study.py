@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -145,7 +146,8 @@ def test_a_variant_trains_with_its_vectors(tmp_path):
     assert train_classification.apply_method is apply_method  # the script is as it was
 
 
-def test_times_are_of_all_methods_side_by_side(tmp_path):
+def test_times_are_of_all_methods_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setitem(JOBS, "classification", replace(JOBS["classification"], batch=1))
     study.measure_times(tmp_path, ["classification"], seconds=0)
     times = study_cells.load_times(tmp_path)["classification"]
     assert set(times["step"]) == {"frozen", *METHODS} and times["step"]["frozen"]["median"] == 1
@@ -169,6 +171,7 @@ def test_running_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("train_scripts.train_depth.main", script)
     monkeypatch.setattr(study_cells, "METHODS", ("head", "full"))
+    monkeypatch.setattr(study_cells, "COMPRESSIONS", {"random": COMPRESSIONS["random"]})
     folder = tmp_path / "study"
     cells = wanted_cells({}, ["depth"])
     for cell in cells[:3]:

@@ -55,9 +55,16 @@ def real_step(model, inputs, batch, precision):
     return saved, allocations.peak
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", ["onelora", "lora", "difffit", "full"])
-@pytest.mark.parametrize("host", HOSTS)
+def hosts_methods_and_precisions():
+    """All; every method is planned in fp32 and one in bf16, on every host, and the rest is slow."""
+    for host in HOSTS:
+        for method in ("onelora", "lora", "difffit", "full"):
+            yield pytest.param(host, method, "fp32", id=f"{host}-{method}-fp32")
+            marks = () if method == "onelora" else pytest.mark.slow
+            yield pytest.param(host, method, "bf16", id=f"{host}-{method}-bf16", marks=marks)
+
+
+@pytest.mark.parametrize(("host", "method", "precision"), hosts_methods_and_precisions())
 def test_planned_bytes_are_those_of_a_real_step(host, method, precision):
     base = tiny_base(host)
     inputs, model = base.example, apply_method(base.model, method, base.adaptation())

@@ -25,7 +25,7 @@ from forks import Moments, fork, wait
 
 from onelora_vision.storage.files import TEMPORARY_PREFIX
 
-LONGEST = 300  # seconds after which a run counts as hung
+LONGEST = 900  # seconds after which a run counts as hung
 KILLS_IN_A_ROW = 5
 
 

@@ -13,6 +13,8 @@ from onelora_vision.training.checkpoint import latest_checkpoint
 from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.step import OptimizerStep
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 FILES = {"classification": "train/", "dit": "train/", "depth": ".npy"}
 # Less of everything than where runs are killed: no figures, no pictures, no average.
 LEAN = {

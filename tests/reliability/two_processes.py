@@ -21,7 +21,7 @@ import torch
 from forks import fork, wait
 from processes import environments
 
-LONGEST = 300  # seconds after which a process counts as hung
+LONGEST = 900  # seconds after which a process counts as hung
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
+# A shell's background jobs, and what they start, ignore SIGINT: here it is as at a terminal.
 START = """
 import logging, os, signal, sys, warnings
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits that it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from onelora_vision.runtime.command import ends_at_once, exits_cleanly
 from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError
 """

@@ -70,6 +70,7 @@ def config_of(*args, **changes) -> DepthConfig:
     return parse_config(DepthConfig, arguments(*args, **changes))
 
 
+@pytest.mark.draws
 def test_a_run_leaves_adapter_results_and_pictures(base, streets, tmp_path):
     with pytest.raises(SystemExit) as ended:
         main(arguments(base, streets, tmp_path, max_depth=80, learning_rate=0.02, validation_steps=3))

@@ -70,11 +70,14 @@ def run(*args) -> int:
 
 def run_as_a_user(*args) -> subprocess.CompletedProcess:
     command = [sys.executable, "train_scripts/train_dit.py", *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_a_user_fine_tunes_a_pipeline_folder_on_food101_resumes_and_samples(dit_folder, food101, tmp_path):
-    """The real path: a folder as facebook/DiT-XL-2-256 is one, data as Food-101's archive unpacks."""
+    """The real path: a folder as facebook/DiT-XL-2-256 is one, data as Food-101's archive unpacks.
+
+    Of the scripts this one is started in a process of its own, as a user does.
+    """
     output = tmp_path / "out"
     done = run_as_a_user(*arguments(dit_folder, food101, output))
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
 """train_dit on two processes: the losses and the measured images are those of one."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +52,6 @@ def launch(processes: int, dit_folder, pictures, output):
         "report_to": "none",
     }
     command = [
-        sys.executable,
         ROOT / "train_scripts/train_dit.py",
         *(f"--{name}={value}" for name, value in flags.items()),
     ]

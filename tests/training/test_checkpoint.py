@@ -141,7 +141,7 @@ def test_a_folder_is_for_one_process_at_a_time_and_leftovers_are_cleared(tmp_pat
     def other_process(folder):
         process = fork.Process(target=try_to_lock, args=(folder, answers))
         process.start()
-        answer = answers.get(timeout=60)
+        answer = answers.get()
         process.join()
         return answer
 

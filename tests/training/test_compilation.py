@@ -44,8 +44,14 @@ def train(host, backend=None, checkpointing=False, steps=3):
     return losses, list(model.state_dict()), counter
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
-@pytest.mark.parametrize("host", HOSTS)
+def hosts_and_checkpointing():
+    """Each host checkpointed, which compiles the same blocks as without; without: one, and the others slow."""
+    for host in HOSTS:
+        yield pytest.param(host, True, id=f"{host}-checkpointed")
+        yield pytest.param(host, False, id=f"{host}-plain", marks=() if host == "timm" else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("host", "checkpointing"), hosts_and_checkpointing())
 def test_compiled_blocks_train_alike_and_share_one_compilation(host, checkpointing):
     expected, names, _ = train(host)
     losses, compiled_names, counter = train(host, "aot_eager", checkpointing)

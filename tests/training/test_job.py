@@ -18,6 +18,8 @@ from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.results import read_results
 from onelora_vision.training.setup import start_run
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 SETTINGS = {"validation_steps": 3, "metric_for_best_model": "weight", "use_ema": True}
 
 
@@ -124,8 +126,18 @@ def test_the_phases_come_in_order_and_each_is_on_disk_before_the_next(unbroken):
     assert found["phase"] == "complete" and set(found["metrics"]["after"]) == {"accuracy", "weight"}
 
 
-@pytest.mark.parametrize("fail", [terminate, interrupt, crash, full_disk], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("moment", MOMENTS)
+FAILURES = [terminate, interrupt, crash, full_disk]
+
+
+def moments_and_failures():
+    """All pairs; two of each moment, one of them a signal and the other an error, are not slow."""
+    for number, moment in enumerate(MOMENTS):
+        for kind, fail in enumerate(FAILURES):
+            marks = pytest.mark.slow if (number + kind) % 2 else ()
+            yield pytest.param(moment, fail, id=f"{moment}-{fail.__name__}", marks=marks)
+
+
+@pytest.mark.parametrize(("moment", "fail"), moments_and_failures())
 def test_a_failure_in_any_phase_loses_nothing(tmp_path, unbroken, moment, fail):
     with pytest.raises((Stopped, RuntimeError, TrainingError, OSError)) as failed:
         run(tmp_path, fail, moment)

@@ -1,6 +1,5 @@
 import math
 import signal
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -181,7 +180,7 @@ def test_two_processes_train_like_one_and_stop_together(tmp_path):
     settings |= {"method": "onelora", "sum_scale": "rms", "learning_rate": 0.05}
     alone = job(tmp_path / "alone", train_batch_size=4, **settings)
     flags = [f"--{name}={value}" for name, value in {**settings, "kill_in_step": 3, "kill_rank": 1}.items()]
-    command = [sys.executable, tiny_run.__file__, f"--output_dir={tmp_path / 'two'}", "--train_batch_size=2", *flags]
+    command = [tiny_run.__file__, f"--output_dir={tmp_path / 'two'}", "--train_batch_size=2", *flags]
     assert [code for code, _ in run_together(command)] == [143, 143]
     # Half of its steps on two processes, the other half on one, as long as the samples per step are the same.
     both = job(tmp_path / "two", train_batch_size=4, **settings, resume_from_checkpoint="latest")

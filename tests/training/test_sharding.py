@@ -1,7 +1,6 @@
 """The base shared between two processes: same numbers, half the memory, and plain blocks whenever one asks for them."""
 
 import json
-import sys
 
 import pytest
 import sharded_steps
@@ -14,7 +13,7 @@ from onelora_vision.training.sharding import ShardedBlocks
 
 @pytest.fixture(scope="module")
 def reports():
-    (code, output), (other, _) = run_together([sys.executable, sharded_steps.__file__])
+    (code, output), (other, _) = run_together([sharded_steps.__file__])
     assert (code, other) == (0, 0)
     return {row["method"]: row for row in map(json.loads, output.splitlines())}
 
