@@ -72,7 +72,8 @@ def measure(full: Path, lora: Path, base: str | None = None, top: int = 8, seed:
         if adapter.info.method != method:
             raise InputError(f"{adapter.path}: of method {adapter.info.method or 'unknown'}, expected {method}")
     loaded = load_base(whole.info, base)
-    require_same_base(whole, loaded), require_same_base(learned, loaded)
+    for adapter in (whole, learned):
+        require_same_base(adapter.info, adapter.path, loaded)
     layers = layout_of(learned.config, learned.tensors, str(lora)).layers
     found = defaultdict(list)
     state = loaded.model.state_dict()

@@ -11,7 +11,6 @@ from app.drawing import Request, parse_axis, restore
 from app.inference import Studio
 from app.runs import State
 from onelora_vision.adapters.file import read_adapter, write_adapter
-from onelora_vision.backbones.vit import predict_classes
 from onelora_vision.data.images import read_image
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
@@ -354,7 +353,7 @@ def test_answers_are_those_of_the_base_and_of_each_adapter(studio, session, make
     rows = studio.classifier.classify(session, pictures)
     assert len(rows) == 3 and [len(answer.classes) for answer in rows[0]] == [5, 3, 3]
     for number, file in enumerate(files, start=1):
-        expected = predict_classes(load_adapted(file), [read_image(path) for path in pictures])
+        expected = load_adapted(file).classify([read_image(path) for path in pictures])
         assert [row[number].classes for row in rows] == expected
     assert {name for name, _ in rows[0][1].classes} == {"1", "2", "A"}
     with pytest.raises(InputError, match="choose a picture"):

@@ -28,7 +28,7 @@ def pictures(tmp_path_factory):
 def classifier(tmp_path_factory):
     vit = ViTBase.load().fit(["ä", "b", "c"], seed=3)
     mark = fingerprint(vit.model, ["head"])
-    info = AdapterInfo("classification", "onelora", vit.base, mark, class_names=vit.class_names)
+    info = AdapterInfo("classification", "onelora", vit.source, mark, class_names=vit.class_names)
     model = apply_method(vit.model, "onelora", vit_adaptation(vit.model))
     return save_adapter(model, tmp_path_factory.mktemp("classifier") / "adapter", info)
 

@@ -5,7 +5,9 @@ import csv
 import importlib.util
 import sys
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -16,7 +18,10 @@ from PIL import Image
 
 from onelora_vision.adapters.file import read_adapter, write_adapter
 from onelora_vision.adapters.info import AdapterInfo
+from onelora_vision.backbones import table
 from onelora_vision.backbones.base import Adaptation
+from onelora_vision.cli.main import main as onelora
+from onelora_vision.inference.loading import load_adapted
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.methods.names import METHODS
 
@@ -112,6 +117,41 @@ def plain_copy(names):
     return copy
 
 
+def test_a_family_of_bases(workplace, capsys, monkeypatch):
+    from transformers import GLPNConfig, GLPNForDepthEstimation
+
+    from onelora_vision.data.synthetic.scenes import render_scene
+
+    sizes = {"num_encoder_blocks": 4, "depths": [1] * 4, "hidden_sizes": [8] * 4, "decoder_hidden_size": 8}
+    config = GLPNConfig(**sizes, num_attention_heads=[1] * 4, mlp_ratios=[1] * 4, sr_ratios=[1] * 4)
+    GLPNForDepthEstimation(config).save_pretrained("glpn")
+    scene = render_scene("rooms", 0, 64, 64)
+    Image.fromarray(scene.image).save("room.png")
+    np.save("room.npy", scene.depth)
+    Path("metadata.jsonl").write_text('{"image": "room.png", "depth": "room.npy"}\n')
+    monkeypatch.setattr(table, "ROWS", list(table.ROWS))
+    text = blocks_with("docs/extending.md", "class GLPNBase")[0].text
+    Path("my_base.py").write_text(text)
+    monkeypatch.syspath_prepend(str(workplace))
+    import my_base
+
+    from train_scripts.train_depth import main
+
+    flags = "--pretrained_model_name_or_path glpn --dataset_name jsonl --train_data_dir . --resolution 64 --max_train_steps 3"
+    with pytest.raises(SystemExit) as done:
+        main([*flags.split(), "--output_dir", "out", "--eval_split", "train", "--report_to", "none"])
+    assert done.value.code == 0, capsys.readouterr().err
+    adapted = load_adapted("out/adapter")
+    assert isinstance(adapted.base, my_base.GLPNBase) and adapted(Image.open("room.png")).shape == (64, 64)
+    assert main_command(["doctor", "out/adapter", "--base", "glpn"]) == 0
+
+
+def main_command(arguments):
+    with pytest.raises(SystemExit) as done:
+        onelora(arguments)
+    return done.value.code
+
+
 def test_data_in_a_table(workplace):
     with open("labels.csv", "w", newline="") as file:
         writer = csv.writer(file)
@@ -163,4 +203,4 @@ def test_a_method_of_ones_own(workplace):
 
 def test_every_block_is_run_or_marked():
     counts = Counter(block.page.name for block in PYTHON if not block.needs)
-    assert counts == {"README.md": 1, "index.md": 1, "adapters.md": 2, "extending.md": 6}, "run the new block, too"
+    assert counts == {"README.md": 1, "index.md": 1, "adapters.md": 2, "extending.md": 7}, "run the new block, too"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from onelora_vision.backbones.depth_anything import DepthAnythingBase
 from onelora_vision.data.depth.caps import Caps
 from onelora_vision.metrics.depth import METRICS, depth_metrics
 from onelora_vision.tasks.depth import DepthTask, compared
@@ -26,6 +27,13 @@ class Flat(nn.Module):
         return SimpleNamespace(predicted_depth=self.scale * brightness)
 
 
+BASE = DepthAnythingBase(model=Flat(1.0))
+
+
+def task_of(model: Flat, **options) -> DepthTask:
+    return DepthTask(model, DepthAnythingBase(model=model), CAPS, **options)
+
+
 def batch(size: int = 8, count: int = 3, first: int = 0) -> dict:
     generator = torch.Generator().manual_seed(0)
     depth = torch.rand(count, size, size, generator=generator) * 30 + 2
@@ -41,7 +49,7 @@ def batch(size: int = 8, count: int = 3, first: int = 0) -> dict:
 
 
 def test_loss_is_silog_at_the_truths_size():
-    task, data = DepthTask(Flat(20.0), CAPS, silog_lambda=0.85, silog_factor=10.0), batch()
+    task, data = task_of(Flat(20.0), silog_lambda=0.85, silog_factor=10.0), batch()
     prediction = torch.nn.functional.interpolate(
         20 * data["image"][:, :1, ::2, ::2], (8, 8), mode="bilinear", align_corners=True
     )[:, 0]
@@ -52,7 +60,7 @@ def test_loss_is_silog_at_the_truths_size():
 
 
 def test_gradient_matching_is_added_and_logged():
-    data, plain, sharp = batch(), DepthTask(Flat(20.0), CAPS), DepthTask(Flat(20.0), CAPS, gradient_weight=0.5)
+    data, plain, sharp = batch(), task_of(Flat(20.0)), task_of(Flat(20.0), gradient_weight=0.5)
     output = sharp.forward(data)
     torch.testing.assert_close(output["loss"], plain.forward(data)["loss"] + output["gradient"])
     prediction = torch.nn.functional.interpolate(
@@ -64,12 +72,14 @@ def test_gradient_matching_is_added_and_logged():
 
 
 def test_evaluation_averages_over_images_not_batches():
-    task, first, second = DepthTask(Flat(30.0), CAPS), batch(count=3), batch(count=1, first=3)
+    task, first, second = task_of(Flat(30.0)), batch(count=3), batch(count=1, first=3)
     with torch.no_grad():
         figures = task.evaluate([first, second], ALONE)
     assert set(figures) == set(METRICS)
     each = [
-        depth_metrics(compared(task.model, b["image"], b["depth"], b["valid"], CAPS), b["depth"], b["valid"])["rmse"]
+        depth_metrics(compared(BASE, task.model, b["image"], b["depth"], b["valid"], CAPS), b["depth"], b["valid"])[
+            "rmse"
+        ]
         for b in (first, second)
     ]
     assert figures["rmse"] == pytest.approx(torch.cat(each).mean().item())
@@ -80,9 +90,9 @@ def test_evaluation_averages_over_images_not_batches():
 
 def test_predictions_are_clamped_before_they_are_judged():
     data = batch()
-    far = compared(Flat(1e5), data["image"], data["depth"], data["valid"], CAPS)
+    far = compared(BASE, Flat(1e5), data["image"], data["depth"], data["valid"], CAPS)
     assert far.max() == 50
-    assert compared(Flat(1e-5), data["image"], data["depth"], data["valid"], CAPS).min() == 1
+    assert compared(BASE, Flat(1e-5), data["image"], data["depth"], data["valid"], CAPS).min() == 1
 
 
 def test_relative_models_are_aligned_and_trained_without_scale():
@@ -90,7 +100,7 @@ def test_relative_models_are_aligned_and_trained_without_scale():
     data["image"] = 0.9 / torch.nan_to_num(data["depth"], nan=20.0)[:, None].expand(-1, 3, -1, -1)
     data["image"] = data["image"].repeat_interleave(2, 2).repeat_interleave(2, 3)  # halved again by the stand-in
     model = Flat(7.0, "relative")
-    task = DepthTask(model, CAPS, loss="ssi")
+    task = task_of(model, loss="ssi")
     assert task.forward(data)["loss"].item() == pytest.approx(0, abs=1e-4)
     with torch.no_grad():
         assert task.evaluate([data], ALONE)["abs_rel"] == pytest.approx(0, abs=1e-3)
