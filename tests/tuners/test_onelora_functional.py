@@ -7,14 +7,8 @@ from torch import nn
 
 from benchmarks.subjects import saved_bytes
 from onelora_vision.tuners.onelora import functional
-from onelora_vision.tuners.onelora.functional import (
-    Vectors,
-    compose,
-    delta_weight,
-    merged,
-    random_compression,
-    singular_compression,
-)
+from onelora_vision.tuners.onelora.compression import random_compression, singular_compression
+from onelora_vision.tuners.onelora.vectors import Vectors, compose, delta_weight, merged
 
 D, K = 6, 5
 PARTS = [set(c) for size in (1, 2, 3) for c in itertools.combinations(("b", "beta", "gamma"), size)]
