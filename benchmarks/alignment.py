@@ -20,7 +20,7 @@ from onelora_vision.adapters.layout import layout_of
 from onelora_vision.errors import InputError
 from onelora_vision.plots.figures import saved_figure
 from onelora_vision.runtime.command import exits_cleanly
-from onelora_vision.tuners.onelora.functional import random_compression, singular_compression
+from onelora_vision.tuners.onelora.compression import random_compression, singular_compression
 
 BEST = "best"
 _COLUMNS = 5

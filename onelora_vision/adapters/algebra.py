@@ -1,7 +1,7 @@
 """Exact algebra of adapter files: weighted sums, differences, averages and negations that are adapters again.
 
 An adapter at weight w gives ``w b``, ``w beta`` and ``1 + w (gamma - 1)``; several adapters add their b's and betas and
-multiply their gammas. That is what the layers do with several active adapters (`tuners.onelora.functional.compose`), so
+multiply their gammas. That is what the layers do with several active adapters (`tuners.onelora.vectors.compose`), so
 ``blend`` as a file equals all adapters active at those weights, and for b and beta it is the sum of what each adapter
 changes. MoRA's matrices add likewise; LoRA's sum has the sum of the ranks.
 

@@ -18,7 +18,7 @@ from onelora_vision.adapters.kinds import kind_of
 from onelora_vision.adapters.layout import Layout, layout_of
 from onelora_vision.errors import InputError, listed, nearest
 from onelora_vision.tuners import hosts
-from onelora_vision.tuners.base import BASE_ADAPTER
+from onelora_vision.tuners.layer import BASE_ADAPTER
 from onelora_vision.tuners.onelora.layer import compression_vector
 
 

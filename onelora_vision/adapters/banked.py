@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from onelora_vision.errors import InputError
 from onelora_vision.tuners import hosts
-from onelora_vision.tuners.base import BASE_ADAPTER
-from onelora_vision.tuners.onelora.functional import compress, gathered_linear, plain_epilogue
+from onelora_vision.tuners.layer import BASE_ADAPTER
+from onelora_vision.tuners.onelora.compression import compress
+from onelora_vision.tuners.onelora.operator import gathered_linear, plain_epilogue
 
 
 class Selection:

@@ -27,8 +27,8 @@ from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.storage.outputs import Ledger, check_file, check_folder, file_output, folder_output
 from onelora_vision.storage.weights import tensors_in
 from onelora_vision.tuners import hosts
-from onelora_vision.tuners.base import own_modules
 from onelora_vision.tuners.matching import resolve, resolve_whole
+from onelora_vision.tuners.model import own_modules
 
 ADAPTER = "adapter"
 

@@ -64,7 +64,7 @@ def _recognised(path: Path) -> tuple[Format, Source]:
         kind = kind_of(found.config)
         formats = {format.peft_type: format for format in FORMATS.values() if format.peft_type}
         if kind.name not in formats:
-            raise InputError(f"{path}: is {kind.name}, not a LoRA")
+            raise InputError(f"{path}: is {kind.name}; what can be imported is {', '.join(formats)}")
         return formats[kind.name], Source(path, found.tensors, found.info, found.config)
     file = _single_file(path)
     opened = SafetensorsFile(str(file))

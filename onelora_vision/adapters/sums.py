@@ -13,7 +13,7 @@ from onelora_vision.adapters.kinds import kind_of
 from onelora_vision.adapters.layout import Layout, block_of
 from onelora_vision.adapters.lowrank import lora_scale
 from onelora_vision.errors import InputError, listed
-from onelora_vision.tuners.onelora.functional import Vectors, compose
+from onelora_vision.tuners.onelora.vectors import Vectors, compose
 
 
 @dataclass

@@ -21,7 +21,7 @@ from onelora_vision.seeding import seeded
 from onelora_vision.tuners import MoraConfig, OneLoraConfig, hosts
 from onelora_vision.tuners.matching import exact_pattern
 from onelora_vision.tuners.mora.functional import ROTATING, SHARING
-from onelora_vision.tuners.whole import train_in_float32
+from onelora_vision.tuners.precision import train_in_float32
 
 
 @dataclass(frozen=True)

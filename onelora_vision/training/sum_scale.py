@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from onelora_vision.errors import InputError
 from onelora_vision.tasks.base import Task
-from onelora_vision.tuners.onelora.functional import compress
+from onelora_vision.tuners.onelora.compression import compress
 from onelora_vision.tuners.onelora.layer import OneLoraLayer
 
 _NOTHING = 0.01

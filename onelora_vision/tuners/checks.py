@@ -1,5 +1,6 @@
 """Checks of an adapted model that turn silent failures into errors."""
 
+from collections.abc import Collection
 from typing import Any
 
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
@@ -7,7 +8,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from onelora_vision.errors import InputError, listed
-from onelora_vision.tuners.base import check_keys
 
 
 def probe_gradients(model: nn.Module) -> None:
@@ -44,3 +44,18 @@ def check_load_result(result: Any) -> None:
     prefixes = tuple(f".{prefix}" for prefix in PEFT_TYPE_TO_PREFIX_MAPPING.values()) + (".modules_to_save.",)
     missing = [key for key in result.missing_keys if any(prefix in key for prefix in prefixes)]
     check_keys(missing=missing, unexpected=list(result.unexpected_keys))
+
+
+def check_keys(missing: Collection[str], unexpected: Collection[str]) -> None:
+    """Refuse an adapter file that does not fit.
+
+    Raises:
+        InputError: a key is missing or unexpected; PEFT alone would leave the base untouched without a word.
+    """
+    problems = []
+    if missing:
+        problems.append(f"it lacks {listed(missing)}")
+    if unexpected:
+        problems.append(f"this model has no place for {listed(unexpected)}")
+    if problems:
+        raise InputError(f"the adapter file does not fit this model: {'; '.join(problems)}")

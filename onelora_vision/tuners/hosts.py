@@ -332,14 +332,10 @@ def call_adapted_layers(
 
 def called_on_request(model: nn.Module, names: Collection[str]) -> list[str]:
     """Those of the layers ``names`` that the host calls only after `call_adapted_layers`, in a model without adapters."""
-    layers = [f"{name}.qkv" for name, module in model.named_modules() if vars(module).get(_SEPARATE_BIAS) is False]
-    attentions = [name for name in layers if name in names]
-    return [name for name in attentions if _has_own_bias(model.get_submodule(name.removesuffix(".qkv")))]
-
-
-def _has_own_bias(attention: nn.Module) -> bool:
-    """Whether timm's attention holds the bias of q and v itself; without one it calls ``qkv`` in any case."""
-    return getattr(attention, "q_bias", None) is not None
+    reading = [name for name, module in model.named_modules() if vars(module).get(_SEPARATE_BIAS) is False]
+    # Without a bias of its own for q and v, timm's attention calls qkv in any case.
+    with_bias = [name for name in reading if getattr(model.get_submodule(name), "q_bias", None) is not None]
+    return [f"{name}.qkv" for name in with_bias if f"{name}.qkv" in names]
 
 
 def restore_shortcuts(model: nn.Module) -> None:

@@ -9,10 +9,7 @@ from accelerate.utils import concatenate, recursively_apply
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-
-def is_low_precision(tensor: torch.Tensor) -> bool:
-    """Whether a floating-point tensor has less than 32 bits."""
-    return tensor.is_floating_point() and tensor.element_size() < 4
+from onelora_vision.tuners.precision import train_in_float32
 
 
 class WholeModule(ModulesToSaveWrapper):
@@ -72,31 +69,6 @@ class WholeModule(ModulesToSaveWrapper):
 
 def _rows_of(tensor: torch.Tensor, indices: list[int], size: int) -> torch.Tensor:
     return tensor[indices] if tensor.ndim and len(tensor) == size else tensor
-
-
-def train_in_float32(module: nn.Module) -> None:
-    """Turn a half-precision module into an fp32 one that still takes and gives tensors of the original dtype.
-
-    Steps of a usual learning rate vanish in the rounding of bf16 parameters. Nothing happens to an fp32 module.
-    """
-    low = [parameter.dtype for parameter in module.parameters() if is_low_precision(parameter)]
-    if not low:
-        return
-    module.float()
-    module.register_forward_pre_hook(_inputs_to_float32, with_kwargs=True)
-    module.register_forward_hook(partial(_outputs_to, dtype=low[0]))
-
-
-def _inputs_to_float32(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    return recursively_apply(_cast, args, torch.float32), recursively_apply(_cast, kwargs, torch.float32)
-
-
-def _outputs_to(module: nn.Module, args: tuple, output: Any, dtype: torch.dtype) -> Any:
-    return recursively_apply(_cast, output, dtype)
-
-
-def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _follow_loaded_original(wrapper: WholeModule, incompatible_keys: object) -> None:

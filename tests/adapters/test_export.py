@@ -200,9 +200,44 @@ def test_an_export_that_does_not_give_the_same_outputs_is_refused(bases, tmp_pat
     assert not (tmp_path / "lora").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "layer"),
+    [
+        ("beit_base_patch16_224", {"img_size": 32, "depth": 2, "num_heads": 2}, "blocks.0.attn.qkv"),
+        pytest.param(
+            "swinv2_tiny_window8_256",
+            {"img_size": 64, "window_size": 4, "depths": (1, 1), "num_heads": (2, 2)},
+            "layers.0.blocks.0.attn.qkv",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "eva_giant_patch14_224",
+            {"img_size": 28, "depth": 2, "num_heads": 2},
+            "blocks.0.attn.qkv",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_base_that_stock_peft_cannot_adapt_is_named_with_its_reason(name, options, layer, tmp_path):
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, embed_dim=24, num_classes=3, **options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # behind a LayerNorm as it starts, inputs sum to 0
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    timm.models.save_for_hf(model, tmp_path / "base", safe_serialization=True)
+    adapter = trained_on(str(tmp_path / "base"), "timm", tmp_path / "a")
+    for to in ("peft-lora", "peft-miss"):
+        with pytest.raises(InputError, match=f"reads the weight of {layer}, .*does not call.*--to merged") as caught:
+            export(adapter.path, to, tmp_path / "out")
+        assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    assert export(adapter.path, "merged", tmp_path / "out")["error"] < 1e-5
+
+
 def test_import_says_what_is_missing(bases, tmp_path):
     adapter = trained_on(bases("timm"), "timm", tmp_path / "a")
-    with pytest.raises(InputError, match="is ONELORA, not a LoRA"):
+    with pytest.raises(InputError, match="is ONELORA; what can be imported is LORA, MISS"):
         import_adapter(adapter.path)
     with pytest.raises(InputError, match="no such task; did you mean 'depth'"):
         import_adapter(adapter.path, task="dept")

@@ -20,8 +20,8 @@ from tiny_hosts import fresh, make_adapter
 
 from onelora_vision.adapters.file import read_adapter, serialize, write_adapter
 from onelora_vision.errors import InputError
-from onelora_vision.tuners.base import own_modules
 from onelora_vision.tuners.matching import check_fields, resolve
+from onelora_vision.tuners.model import own_modules
 
 
 @pytest.fixture(scope="module")

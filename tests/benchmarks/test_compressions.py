@@ -6,7 +6,7 @@ from tiny_hosts import example, fresh
 
 from benchmarks.compressions import SCALES, VECTORS, changing, make_vector, scaled
 from onelora_vision.methods.apply import apply_method
-from onelora_vision.tuners.onelora.functional import random_compression
+from onelora_vision.tuners.onelora.compression import random_compression
 from onelora_vision.tuners.onelora.layer import OneLoraLayer
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from onelora_vision import OneLoraConfig
 from onelora_vision.errors import InputError
 from onelora_vision.training.sum_scale import rates_by_sums
-from onelora_vision.tuners.onelora.functional import random_compression
+from onelora_vision.tuners.onelora.compression import random_compression
 
 
 class Net(nn.Module):

@@ -25,7 +25,7 @@ from torch.nn.utils import parametrizations, prune
 from onelora_vision import InputError, MoraConfig, OneLoraConfig, apply_method
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.tuners import hosts
-from onelora_vision.tuners.onelora.functional import random_compression, singular_compression
+from onelora_vision.tuners.onelora.compression import random_compression, singular_compression
 
 CONFIGS = [OneLoraConfig, MoraConfig]
 X = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))

@@ -11,8 +11,8 @@ from tiny_hosts import fresh
 
 from onelora_vision import OneLoraConfig
 from onelora_vision.errors import InputError
-from onelora_vision.tuners.base import own_modules
 from onelora_vision.tuners.matching import Targets, exact_pattern, resolve, resolve_whole
+from onelora_vision.tuners.model import own_modules
 
 NAMES = ["head", "x.head", "fc", "a.fc", "x.a.fc", "h.0", "h.0.attn.c_attn", "h.1.mlp.fc1", "h.11.mlp.fc1", "model.layers.3.q_proj",
          "model.layers.3.experts.0.q_proj", "encoder.layer.2.attention.query", "embed_tokens", "lm_head", "blocks.2.fc",

@@ -2,20 +2,19 @@
 
 from dataclasses import dataclass, field
 
-from peft import PeftConfig
-
 from onelora_vision.errors import InputError
-from onelora_vision.tuners.base import check_choice, check_targets
+from onelora_vision.tuners.config import TargetedConfig, check_choice
 from onelora_vision.tuners.mora.functional import ROTATING, SHARING
 from onelora_vision.tuners.registry import peft_type
 
 
 @dataclass
-class MoraConfig(PeftConfig):
+class MoraConfig(TargetedConfig):
     """MoRA (arXiv 2405.12130): ``y = W0 x + f_expand(M f_compress(x))`` with a trained square M (r_hat, r_hat).
 
+    The modules are named as in `TargetedConfig`.
+
     Args:
-        target_modules, exclude_modules, layers_to_transform, layers_pattern, modules_to_save: as in `OneLoraConfig`.
         mora_type: 1 shares rows and columns (eq. 6), 6 rotates (eq. 9).
         r_hat: size of M; by default round(sqrt(out_features)) of each layer, for type 6 the even number at or below.
         init_weights: True starts as the identity (M = 0); False draws a small random M (for tests).
@@ -24,11 +23,6 @@ class MoraConfig(PeftConfig):
         InputError: (a ValueError) a value is not possible; the message names field and value.
     """
 
-    target_modules: list[str] | str | None = field(default=None, metadata={"help": "Linear layers to adapt."})
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave alone."})
-    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Layer numbers to adapt."})
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of layers."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole."})
     mora_type: int = field(default=ROTATING, metadata={"help": "1: sharing (eq. 6). 6: rotating (eq. 9)."})
     r_hat: int | None = field(default=None, metadata={"help": "Size of the square matrix."})
     init_weights: bool = field(default=True, metadata={"help": "Start as the identity."})
@@ -44,4 +38,3 @@ class MoraConfig(PeftConfig):
             raise InputError(f"r_hat={self.r_hat!r} is not possible: give a whole number from 1")
         if self.mora_type == ROTATING and self.r_hat is not None and self.r_hat % 2:
             raise InputError(f"r_hat={self.r_hat} is not possible: mora_type=6 rotates pairs, so r_hat must be even")
-        check_targets(self)

@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from onelora_vision.errors import InputError
-from onelora_vision.tuners.base import LinearAdapter, VectorDict
+from onelora_vision.tuners.layer import LinearAdapter
 from onelora_vision.tuners.mora import functional
 from onelora_vision.tuners.mora.config import MoraConfig
+from onelora_vision.tuners.precision import VectorDict
 
 _RANDOM_INIT_STD = 0.02
 
@@ -30,10 +31,8 @@ class MoraLayer(LinearAdapter):
     def update_layer(self, adapter_name: str, config: MoraConfig) -> None:
         """Add the matrix of an adapter, on the base layer's device."""
         r_hat = _r_hat(self.out_features, config)
-        matrix = torch.zeros(r_hat, r_hat, device=self.device, dtype=torch.float32)
-        if not config.init_weights:
-            matrix += _RANDOM_INIT_STD * torch.randn_like(matrix)
-        self.mora_m[adapter_name] = nn.Parameter(matrix)
+        noise = 0.0 if config.init_weights else _RANDOM_INIT_STD
+        self.mora_m.add(adapter_name, (r_hat, r_hat), self.device, noise=noise)
         self.mora_type[adapter_name] = config.mora_type
         self.scaling[adapter_name] = 1.0
         self.r[adapter_name] = r_hat

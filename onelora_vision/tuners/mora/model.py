@@ -1,6 +1,6 @@
 """MoRA as a PEFT tuner."""
 
-from onelora_vision.tuners.base import StrictTuner
+from onelora_vision.tuners.model import StrictTuner
 from onelora_vision.tuners.mora.layer import MoraLayer
 
 

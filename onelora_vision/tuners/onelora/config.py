@@ -2,26 +2,21 @@
 
 from dataclasses import dataclass, field
 
-from peft import PeftConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from onelora_vision.errors import InputError
-from onelora_vision.tuners.base import check_choice, check_targets
 from onelora_vision.tuners.compressions import COMPRESSIONS, compression_key
+from onelora_vision.tuners.config import TargetedConfig, check_choice
 from onelora_vision.tuners.registry import peft_type
 
 
 @dataclass
-class OneLoraConfig(PeftConfig):
+class OneLoraConfig(TargetedConfig):
     """1LoRA (arXiv 2503.08333): ``y = gamma * (W0 x + beta0 + beta) + b * sum_i x_i`` with W0, beta0 frozen.
 
+    The modules are named as in `TargetedConfig`.
+
     Args:
-        target_modules: module names (as PEFT matches them: in full, or the end of a dotted name), a regular expression
-            for the full name, or ``"all-linear"``. Only linear layers.
-        exclude_modules: names or expression of modules to leave alone.
-        layers_to_transform: numbers of the layers to adapt, with ``target_modules`` as a list.
-        layers_pattern: name of the list that holds these layers (``blocks``).
-        modules_to_save: modules trained and saved whole: a full name, or the end of a dotted name.
         use_sum: train b (1LoRA). use_bias: train beta (BitFit). use_scale: train gamma (with use_bias: DiffFit).
         compression: what b multiplies: "sum" (ones), "random", a fixed vector of the same norm (the paper's ablation), or
             "singular", the direction that the layer's frozen weight magnifies most, with the same norm. The vectors are
@@ -33,11 +28,6 @@ class OneLoraConfig(PeftConfig):
         InputError: (a ValueError) a value is not possible; the message names field and value.
     """
 
-    target_modules: list[str] | str | None = field(default=None, metadata={"help": "Linear layers to adapt."})
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave alone."})
-    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Layer numbers to adapt."})
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of layers."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole."})
     use_sum: bool = field(default=True, metadata={"help": "Train b, the coefficients of the summed input (1LoRA)."})
     use_bias: bool = field(default=False, metadata={"help": "Train beta, a shift of the bias (BitFit)."})
     use_scale: bool = field(default=False, metadata={"help": "Train gamma, a scale of the output (DiffFit)."})
@@ -54,7 +44,6 @@ class OneLoraConfig(PeftConfig):
         seed = self.compression_seed
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise InputError(f"compression_seed={seed!r} is not possible: give a whole number from 0, below 2^32")
-        check_targets(self)
         if not self.has_vectors:
             self._target_nothing()
 

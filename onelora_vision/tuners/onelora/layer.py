@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 from onelora_vision.errors import InputError
 from onelora_vision.tuners import hosts
-from onelora_vision.tuners.base import CompressionDict, LinearAdapter, VectorDict
-from onelora_vision.tuners.onelora import functional
+from onelora_vision.tuners.layer import LinearAdapter
+from onelora_vision.tuners.onelora import operator
+from onelora_vision.tuners.onelora.compression import random_compression, singular_compression
 from onelora_vision.tuners.onelora.config import OneLoraConfig
-from onelora_vision.tuners.onelora.functional import Vectors
+from onelora_vision.tuners.onelora.vectors import Vectors, compose, delta_weight, merged, weighted
+from onelora_vision.tuners.precision import CompressionDict, VectorDict
 from onelora_vision.tuners.whole import version_of
 
 _RANDOM_INIT_STD = 0.02
@@ -30,11 +32,11 @@ def compression_vector(
         InputError: the vector comes from the weight, whose values cannot be read.
     """
     if compression == "random":
-        return functional.random_compression(layer.in_features, seed).to(hosts.device_of(layer))
+        return random_compression(layer.in_features, seed).to(hosts.device_of(layer))
     if compression == "sum":
         return None
     _check_readable(name, layer)
-    return functional.singular_compression(layer.weight if weight is None else weight)
+    return singular_compression(layer.weight if weight is None else weight)
 
 
 def _check_readable(name: str, layer: nn.Linear) -> None:
@@ -72,13 +74,10 @@ class OneLoraLayer(LinearAdapter):
     def update_layer(self, adapter_name: str, config: OneLoraConfig) -> None:
         """Add the parameters of an adapter, on the base layer's device."""
         parts = {"onelora_b": config.use_sum, "onelora_beta": config.use_bias, "onelora_gamma": config.use_scale}
+        noise = 0.0 if config.init_weights else _RANDOM_INIT_STD
         for name, is_used in parts.items():
             if is_used:
-                vectors = getattr(self, name)
-                vector = torch.full((self.out_features,), vectors.start, device=self.device, dtype=torch.float32)
-                if not config.init_weights:
-                    vector += _RANDOM_INIT_STD * torch.randn_like(vector)
-                vectors[adapter_name] = nn.Parameter(vector)
+                getattr(self, name).add(adapter_name, (self.out_features,), self.device, noise=noise)
         self.scaling[adapter_name] = 1.0
         self.r[adapter_name] = 1
         if config.use_sum and config.compression != "sum":
@@ -118,25 +117,25 @@ class OneLoraLayer(LinearAdapter):
         )
 
     def composed(self, names: Sequence[str]) -> list[Vectors]:
-        """The adapters ``names``, each at its weight, composed (see `functional.compose`)."""
-        return functional.compose([self.vectors(name) for name in names], [self.scaling[name] for name in names])
+        """The adapters ``names``, each at its weight, composed (see `vectors.compose`)."""
+        return compose([self.vectors(name) for name in names], [self.scaling[name] for name in names])
 
     def forward_adapted(self, x: torch.Tensor, names: list[str]) -> torch.Tensor:
         vectors = self.composed(names)
         if hosts.is_plain_linear(self.base_layer):
-            return functional.linear(x, self.base_layer.weight, self.base_layer.bias, vectors)
-        return functional.epilogue(self.base_layer(x), x, vectors)
+            return operator.linear(x, self.base_layer.weight, self.base_layer.bias, vectors)
+        return operator.epilogue(self.base_layer(x), x, vectors)
 
     def forward_mixed(self, x: torch.Tensor, names: list[str]) -> torch.Tensor:
         unique = list(dict.fromkeys(names))
-        adapters = [functional.weighted(self.vectors(name), self.scaling.get(name, 1.0)) for name in unique]
+        adapters = [weighted(self.vectors(name), self.scaling.get(name, 1.0)) for name in unique]
         choice = torch.tensor([unique.index(name) for name in names], device=x.device)
-        return functional.mixed_epilogue(self.base_layer(x), x, adapters, choice)
+        return operator.mixed_epilogue(self.base_layer(x), x, adapters, choice)
 
     def merged_tensors(
         self, weight: torch.Tensor, bias: torch.Tensor | None, names: list[str]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return functional.merged(weight, bias, self.composed(names))
+        return merged(weight, bias, self.composed(names))
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """Change (out_features, in_features) that the adapter makes to the unmerged weight, fp32.
@@ -146,11 +145,9 @@ class OneLoraLayer(LinearAdapter):
         """
         vectors = self.composed([adapter])
         if vectors[0].gamma is None:  # the weight has no part in it, and may be quantised
-            return functional.delta_weight(
-                torch.zeros(self.out_features, self.in_features, device=self.device), vectors
-            )
+            return delta_weight(torch.zeros(self.out_features, self.in_features, device=self.device), vectors)
         hosts.check_layer_mergeable(self.module_name, self.get_base_layer())
-        return functional.delta_weight(self.frozen_weight, vectors)
+        return delta_weight(self.frozen_weight, vectors)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Only b is a change of the weight by a low-rank matrix; beta and gamma are not."""

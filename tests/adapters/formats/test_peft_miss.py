@@ -17,8 +17,6 @@ from onelora_vision.adapters.lowrank import low_rank
 from onelora_vision.adapters.summary import inspect
 from onelora_vision.errors import InputError
 
-HOLDS = {"onelora", "onelora_norms", "norms", "head", "full"}  # of METHODS: b, and modules saved whole
-
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
@@ -79,7 +77,7 @@ def test_half_precision_is_written_on_request(bases, tmp_path):
         ("sum+bias", {}, r"MiSS cannot hold beta; export with --to peft-lora"),
         ("difffit", {}, r"MiSS cannot hold beta and gamma; export with --to merged"),
         ("onelora", {"compression": "random"}, r"MiSS cannot hold the random compression; export with --to peft-lora"),
-        ("mora", {}, r"MiSS cannot hold MoRA, only 1LoRA; export with --to merged"),
+        ("mora6", {}, r"MiSS cannot hold MoRA, only 1LoRA; export with --to merged"),
         ("lora", {}, r"MiSS cannot hold LoRA, only 1LoRA; export with --to peft-lora"),
         ("dora", {}, r"MiSS cannot hold LoRA, only 1LoRA; export with --to merged"),
     ],

@@ -6,15 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.subjects import saved_bytes
-from onelora_vision.tuners.onelora import functional
-from onelora_vision.tuners.onelora.functional import (
-    Vectors,
-    compose,
-    delta_weight,
-    merged,
-    random_compression,
-    singular_compression,
-)
+from onelora_vision.tuners.onelora import operator
+from onelora_vision.tuners.onelora.compression import random_compression
+from onelora_vision.tuners.onelora.vectors import Vectors
 
 D, K = 6, 5
 PARTS = [set(c) for size in (1, 2, 3) for c in itertools.combinations(("b", "beta", "gamma"), size)]
@@ -35,7 +29,7 @@ def problem(tokens, parts, dtype=torch.float32, v=None):
 def run(x, weight, bias, vectors, autocast=False):
     inputs = [tensor for tensor in (x, *vectors[:3]) if tensor is not None]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y = functional.linear(x, weight, bias, [vectors])
+        y = operator.linear(x, weight, bias, [vectors])
     torch.manual_seed(1)
     return y, torch.autograd.grad(y, inputs, torch.randn_like(y))
 
@@ -55,7 +49,7 @@ def run(x, weight, bias, vectors, autocast=False):
 def test_fused_operator_gives_the_plain_formulas_numbers(dtype, autocast, tolerance, parts, tokens):
     case = problem(tokens, parts, dtype)
     y, gradients = run(*case, autocast)
-    with functional.plain_operations():
+    with operator.plain_operations():
         expected, expected_gradients = run(*case, autocast)
     assert y.dtype == expected.dtype == (torch.bfloat16 if autocast else dtype)
     torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
@@ -67,10 +61,10 @@ def test_fused_operator_gives_the_plain_formulas_numbers(dtype, autocast, tolera
 @pytest.mark.parametrize("bias", [True, False])
 def test_formula_is_the_papers(bias):
     x, weight, c, (b, beta, gamma, _) = problem(7, {"b", "beta", "gamma"}, torch.float64)
-    y = functional.linear(x, weight, c if bias else None, [Vectors(b, beta, gamma)])
+    y = operator.linear(x, weight, c if bias else None, [Vectors(b, beta, gamma)])
     wx = x @ weight.T + (c if bias else 0)
     torch.testing.assert_close(y, gamma * (wx + beta) + b * x.sum(-1, keepdim=True))
-    y = functional.linear(x, weight, c if bias else None, [Vectors(b)])
+    y = operator.linear(x, weight, c if bias else None, [Vectors(b)])
     torch.testing.assert_close(y, wx + b * x.sum(-1, keepdim=True))
 
 
@@ -84,7 +78,7 @@ def test_gradcheck(parts, tokens, random):
 
     def f(x, bias, *tensors):
         rebuilt = iter(tensors)
-        return functional.linear(
+        return operator.linear(
             x, weight, bias, [Vectors(*[t if t is None else next(rebuilt) for t in vectors[:3]], v)]
         )
 
@@ -97,7 +91,7 @@ def test_vectors_in_fp32_leave_a_layer_in_fp64_its_precision(random):
     x, weight, bias, vectors = problem(9, {"b"}, torch.float64, v)
     b = vectors.b.detach().float().requires_grad_()
     y, gradients = run(x, weight, bias, Vectors(b, v=v))
-    with functional.plain_operations():
+    with operator.plain_operations():
         expected, expected_gradients = run(x, weight, bias, Vectors(b, v=v))
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients[0], expected_gradients[0], rtol=1e-12, atol=1e-12)
@@ -106,31 +100,31 @@ def test_vectors_in_fp32_leave_a_layer_in_fp64_its_precision(random):
 def test_b_of_zero_leaves_the_frozen_layers_numbers_bit_for_bit():
     x, weight, bias = torch.randn(50, 64), torch.randn(96, 64), torch.randn(96)
     for c in (bias, None):
-        assert torch.equal(functional.linear(x, weight, c, [Vectors(torch.zeros(96))]), F.linear(x, weight, c))
+        assert torch.equal(operator.linear(x, weight, c, [Vectors(torch.zeros(96))]), F.linear(x, weight, c))
 
 
 def test_small_b_is_not_rounded_away_on_a_half_precision_weight():
     x = torch.full((64, K), 0.25, dtype=torch.bfloat16)
     weight = torch.full((D, K), 8.0, dtype=torch.bfloat16)  # 8 + 0.01 is 8 in bf16
-    y = functional.linear(x, weight, None, [Vectors(torch.full((D,), 0.02))])
+    y = operator.linear(x, weight, None, [Vectors(torch.full((D,), 0.02))])
     step = 2**-4  # the spacing of bf16 numbers near 10
     assert (y - F.linear(x, weight)).abs().max() <= step
-    y = functional.linear(x, weight, None, [Vectors(torch.full((D,), 0.2))])
+    y = operator.linear(x, weight, None, [Vectors(torch.full((D,), 0.2))])
     torch.testing.assert_close(y.float(), torch.full((64, D), 10.25), atol=step / 2, rtol=0)
 
 
 def test_dtypes_that_do_not_fit_are_refused_as_by_the_frozen_layer():
     x, weight, bias, vectors = problem(9, {"b"})
     with pytest.raises(RuntimeError, match="same dtype"):
-        functional.linear(x.bfloat16(), weight, bias, [vectors])
+        operator.linear(x.bfloat16(), weight, bias, [vectors])
 
 
 def test_autocast_leaves_float64_alone():
     x, weight, bias, vectors = problem(9, {"b"}, torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
         assert F.linear(x, weight, bias).dtype == torch.float64
-        y = functional.linear(x, weight, bias, [vectors])
-    torch.testing.assert_close(y, functional.linear(x, weight, bias, [vectors]))
+        y = operator.linear(x, weight, bias, [vectors])
+    torch.testing.assert_close(y, operator.linear(x, weight, bias, [vectors]))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -145,9 +139,9 @@ def test_saves_one_value_per_token_beyond_the_frozen_layer(tokens, autocast):
             return saved_bytes(f, [x, weight, bias, b])
 
     frozen = bytes_of(lambda: F.linear(x, weight, bias))
-    assert bytes_of(lambda: functional.linear(x, weight, bias, [Vectors(b)])) == frozen + 4 * tokens
-    with functional.plain_operations():  # the plain formula also keeps b's broadcast operands
-        assert bytes_of(lambda: functional.linear(x, weight, bias, [Vectors(b)])) >= frozen + 4 * tokens
+    assert bytes_of(lambda: operator.linear(x, weight, bias, [Vectors(b)])) == frozen + 4 * tokens
+    with operator.plain_operations():  # the plain formula also keeps b's broadcast operands
+        assert bytes_of(lambda: operator.linear(x, weight, bias, [Vectors(b)])) >= frozen + 4 * tokens
 
 
 def test_a_whole_network_saves_what_the_frozen_one_does_and_the_sums():
@@ -157,8 +151,8 @@ def test_a_whole_network_saves_what_the_frozen_one_does_and_the_sums():
     owned = [x, *net.parameters(), *[v.b for v in vectors]]
 
     def adapted():
-        h = functional.linear(x, net[0].weight, net[0].bias, [vectors[0]])
-        return functional.linear(F.gelu(h), net[2].weight, net[2].bias, [vectors[1]])
+        h = operator.linear(x, net[0].weight, net[0].bias, [vectors[0]])
+        return operator.linear(F.gelu(h), net[2].weight, net[2].bias, [vectors[1]])
 
     assert saved_bytes(adapted, owned) == saved_bytes(lambda: net(x), owned) + 2 * 4 * 500
 
@@ -167,18 +161,18 @@ def test_trained_weight_gets_its_gradient():
     x, weight, bias, vectors = problem(9, {"b", "gamma"}, torch.float64)
     weight.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda w, b: functional.linear(x, w, bias, [vectors._replace(b=b)]), (weight, vectors.b)
+        lambda w, b: operator.linear(x, w, bias, [vectors._replace(b=b)]), (weight, vectors.b)
     )
 
 
 def test_second_derivative_is_refused_with_the_way_out():
     x, weight, bias, vectors = problem(9, {"b"}, torch.float64)
-    y = functional.linear(x, weight, bias, [vectors]).square().sum()
+    y = operator.linear(x, weight, bias, [vectors]).square().sum()
     with pytest.raises(RuntimeError, match="plain_operations"):
         torch.autograd.grad(y, x, create_graph=True)
-    with functional.plain_operations():
+    with operator.plain_operations():
         assert torch.autograd.gradgradcheck(
-            lambda x, b: functional.linear(x, weight, bias, [Vectors(b)]), (x, vectors.b)
+            lambda x, b: operator.linear(x, weight, bias, [Vectors(b)]), (x, vectors.b)
         )
 
 
@@ -186,7 +180,7 @@ def test_functorch_per_sample_gradients():
     x, weight, bias, vectors = problem(9, {"b", "gamma"}, torch.float64)
 
     def loss(b, sample):
-        return functional.linear(sample, weight, bias, [vectors._replace(b=b)]).square().sum()
+        return operator.linear(sample, weight, bias, [vectors._replace(b=b)]).square().sum()
 
     per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(vectors.b, x)
     for sample, got in zip(x, per_sample):
@@ -198,96 +192,33 @@ def test_compiles_without_a_graph_break(parts):
     x, weight, bias, vectors = problem(9, parts)
     torch._dynamo.reset()
     compiled = torch.compile(
-        lambda x, *v: functional.linear(x, weight, bias, [Vectors(*v)]), backend="aot_eager", fullgraph=True
+        lambda x, *v: operator.linear(x, weight, bias, [Vectors(*v)]), backend="aot_eager", fullgraph=True
     )
-    torch.testing.assert_close(compiled(x, *vectors[:3]), functional.linear(x, weight, bias, [vectors]))
+    torch.testing.assert_close(compiled(x, *vectors[:3]), operator.linear(x, weight, bias, [vectors]))
+
+
+def test_plain_operations_end_with_the_block_and_are_a_threads_own():
+    from concurrent.futures import ThreadPoolExecutor
+
+    def is_plain():
+        x, weight, bias, vectors = problem(2, {"b"})
+        return type(operator.linear(x, weight, bias, [vectors]).grad_fn.next_functions[0][0]).__name__
+
+    with ThreadPoolExecutor(1) as pool:
+        fused = is_plain()
+        with operator.plain_operations():
+            with operator.plain_operations():
+                plain = is_plain()
+            assert is_plain() == plain != fused
+            assert pool.submit(is_plain).result() == fused
+        assert is_plain() == fused
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
     from torch.utils.checkpoint import checkpoint
 
     x, weight, bias, vectors = problem(9, {"b"})
-    direct = torch.autograd.grad(functional.linear(x, weight, bias, [vectors]).square().sum(), (x, vectors.b))
-    y = checkpoint(functional.linear, x, weight, bias, [vectors], use_reentrant=False)
+    direct = torch.autograd.grad(operator.linear(x, weight, bias, [vectors]).square().sum(), (x, vectors.b))
+    y = checkpoint(operator.linear, x, weight, bias, [vectors], use_reentrant=False)
     for got, wanted in zip(torch.autograd.grad(y.square().sum(), (x, vectors.b)), direct):
         assert torch.equal(got, wanted)
-
-
-@pytest.mark.parametrize("parts", PARTS, ids=lambda p: "+".join(sorted(p)))
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_merged_layer_and_delta_equal_the_adapted_layer(parts, with_bias):
-    x, weight, bias, vectors = problem(9, parts, torch.float64)
-    bias = bias if with_bias else None
-    expected = functional.linear(x, weight, bias, [vectors])
-    new_weight, new_bias = merged(weight, bias, [vectors])
-    torch.testing.assert_close(F.linear(x, new_weight, new_bias), expected)
-    torch.testing.assert_close(weight + delta_weight(weight, [vectors]), new_weight)
-    assert (new_bias is None) == (not with_bias and "beta" not in parts)
-
-
-def test_merging_never_shares_memory_with_the_original():
-    weight, bias = torch.randn(D, K), torch.randn(D)
-    new_weight, new_bias = merged(weight, bias, [Vectors(beta=torch.zeros(D))])
-    assert new_weight.data_ptr() != weight.data_ptr() and new_bias.data_ptr() != bias.data_ptr()
-
-
-def test_composition_is_the_documented_formula_in_any_order():
-    torch.manual_seed(0)
-    ones = [Vectors(*(torch.randn(D, dtype=torch.float64) for _ in range(3))) for _ in range(3)]
-    weights = [1.0, 0.5, -2.0]
-    weight, bias = torch.randn(D, K, dtype=torch.float64), torch.randn(D, dtype=torch.float64)
-    gamma = torch.stack([1 + s * (a.gamma - 1) for a, s in zip(ones, weights)]).prod(0)
-    expected_weight = gamma[:, None] * weight + sum(s * a.b for a, s in zip(ones, weights))[:, None]
-    expected_bias = gamma * (bias + sum(s * a.beta for a, s in zip(ones, weights)))
-    for order in itertools.permutations(range(3)):
-        composed = compose([ones[i] for i in order], [weights[i] for i in order])
-        assert len(composed) == 1
-        new_weight, new_bias = merged(weight, bias, composed)
-        torch.testing.assert_close(new_weight, expected_weight)
-        torch.testing.assert_close(new_bias, expected_bias)
-
-
-def test_composition_keeps_different_compressions_apart():
-    torch.manual_seed(0)
-    v = random_compression(K, 1)
-    adapters = [Vectors(b=torch.randn(D)), Vectors(b=torch.randn(D), v=v), Vectors(b=torch.randn(D), v=v)]
-    composed = compose(adapters)
-    assert [c.v is None for c in composed] == [True, False]
-    weight = torch.randn(D, K)
-    expected = weight + adapters[0].b[:, None] + (adapters[1].b + adapters[2].b)[:, None] * v
-    torch.testing.assert_close(merged(weight, None, composed)[0], expected)
-
-
-def test_singular_compression_is_the_direction_that_the_weight_magnifies_most():
-    left, _, right = torch.linalg.svd(torch.randn(D, K, dtype=torch.float64), full_matrices=False)
-    sizes = torch.linspace(1, 0.1, len(right), dtype=torch.float64)
-    sizes[1:] *= 0.6
-    weight = left @ torch.diag(sizes) @ right
-    v = singular_compression(weight)
-    start = random_compression(K, 0).double()
-    torch.testing.assert_close(v, right[0] * (right[0] @ start).sign() * K**0.5, atol=1e-6, rtol=1e-6)
-    for other in (weight.float(), 1e-3 * weight.float(), weight.bfloat16()):
-        again = singular_compression(other)
-        assert again.dtype == torch.float32
-        assert torch.nn.functional.cosine_similarity(again.double(), v, dim=0) > 1 - 1e-4
-    nothing = singular_compression(torch.zeros(D, K))
-    assert torch.equal(nothing, random_compression(K, 0))
-
-
-def test_singular_compression_is_steady_where_singular_values_are_alike():
-    """What is rebuilt on another machine, from weights that differ by a rounding, is the same vector."""
-    weight = torch.eye(K) + 1e-6 * torch.randn(K, K)
-    v, again = singular_compression(weight), singular_compression(weight * (1 + 1e-7 * torch.randn(K, K)))
-    torch.testing.assert_close(again, v, atol=1e-4, rtol=1e-4)
-
-
-def test_random_compression_has_the_norm_of_ones_and_is_reproducible():
-    v = random_compression(768, 5)
-    assert v.dtype == torch.float32
-    torch.testing.assert_close(v.norm(), torch.tensor(768.0).sqrt())
-    assert torch.equal(v, random_compression(768, 5)) and not torch.equal(v, random_compression(768, 6))
-    # Pinned: a file stores the seed alone.
-    torch.testing.assert_close(
-        random_compression(4, 0),
-        torch.tensor([1.1599372625350952, 0.2631199061870575, 0.6435606479644775, 1.4734798669815063]),
-    )
