@@ -1,7 +1,7 @@
 """All methods on the three embedded jobs: ``python -m benchmarks.study run``, then ``time``, then ``report``.
 
-A cell is one training run: a job, a method, a learning rate, a seed. Its ``results.json`` lies in a folder of its own under
-``benchmarks/results/study``; only cells without one are run, so that the study goes on where it was stopped. Stages:
+A cell is one training run: a job, a method, a learning rate, a seed. Its ``results.json`` is in its own folder under
+``benchmarks/results/study``; only cells without one are run, so the study resumes where it was stopped. Stages:
 
 1. sweep: the same five learning rates for every method, seed 0, judged on the validation split;
 2. final: three seeds at each method's best rate, judged on the test split;
@@ -82,7 +82,7 @@ def measure_times(folder: Path, jobs: Iterable[str], seconds: float) -> None:
 
 
 def run_cell(cell: Cell, folder: Path, overrides: dict) -> None:
-    """Train one cell and keep its ``results.json``, in a process of its own.
+    """Train one cell and keep its ``results.json``, in its own process.
 
     A run whose numbers went wrong is a result too: ``{"failed": message}``.
     """
@@ -109,7 +109,7 @@ def run_cell(cell: Cell, folder: Path, overrides: dict) -> None:
             code = ended.code
     if code:
         message = log.read_text().strip().splitlines()[-1]
-        if "learning_rate" not in message:  # not numbers gone wrong, but something to mend
+        if "learning_rate" not in message:  # not numbers gone wrong, but something to fix
             sys.exit(f"{cell.path}: {message}")
         results = {"failed": message}
     else:

@@ -6,16 +6,13 @@ saved in fp16.
 """
 
 import argparse
-import copy
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from onelora_vision import embedded
 from onelora_vision.data.synthetic.digits import INK, PAPER, HandwrittenDigits, jitter
@@ -23,59 +20,10 @@ from onelora_vision.data.synthetic.glyphs import CLASS_NAMES, FONTS, font_number
 from onelora_vision.errors import InputError
 from onelora_vision.metrics.classifier import GlyphClassifier
 from onelora_vision.runtime.command import Parser, exits_cleanly
-from onelora_vision.runtime.progress import progress, progress_bar
+from onelora_vision.runtime.progress import progress
 from onelora_vision.seeding import mix, seed_all
-from onelora_vision.storage.files import atomic_file, torch_save, write_json
-
-
-def fit(
-    model: nn.Module,
-    loss_at: Callable[[int], torch.Tensor],
-    steps: int,
-    learning_rate: float,
-    weight_decay: float = 0.0,
-    ema_decay: float = 0.0,
-    checkpoint: Path | None = None,
-) -> nn.Module:
-    """AdamW over ``loss_at(step)``: warm-up, constant rate, then a linear fall to zero over the last 40 % of the steps.
-
-    With ``checkpoint``, the state is kept in that file every 1,000 steps, and a run that finds it goes on from there.
-    Returns the exponential moving average of the model, or the model itself when ``ema_decay`` is 0.
-    """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
-    average = copy.deepcopy(model) if ema_decay else model
-    parts = {"model": model, "average": average, "optimizer": optimizer}
-    first, shown = 0, None
-    if checkpoint and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        first = state.pop("step")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-    bar = progress_bar(steps, unit="step", initial=first)
-    for step in range(first, steps):
-        rate = learning_rate * min(1.0, (step + 1) / 200, (steps - step) / (0.4 * steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        # over so few tokens, the flash kernel's backward pass takes longer than all the rest
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            loss = loss_at(step)
-            loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if ema_decay:
-            # the average starts short, or it would hold the random start for long
-            decay = min(ema_decay, (step + 1) / (step + 10))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-        shown = loss.item() if shown is None else 0.98 * shown + 0.02 * loss.item()
-        bar.set_postfix(loss=f"{shown:.4f}", lr=f"{rate:.1e}", refresh=False)
-        bar.update()
-        if checkpoint and (step + 1) % 1000 == 0:
-            with atomic_file(checkpoint) as temporary:
-                torch_save({"step": step + 1, **{k: part.state_dict() for k, part in parts.items()}}, temporary)
-    bar.close()
-    return average
+from onelora_vision.storage.files import atomic_file, write_json
+from onelora_vision.training.pretraining import fit
 
 
 def glyph_batch(seed: int, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,9 +131,9 @@ def pretrain_features(output: Path, steps: int | None, seed: int) -> None:
 
 def pretrain_dit(output: Path, steps: int | None, seed: int) -> None:
     """A class-conditional DiT of printed glyphs (epsilon prediction, linear schedule of 1,000 steps)."""
-    from diffusers import AutoencoderKL, DDIMScheduler
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
 
-    from onelora_vision.backbones.dit import DiT, DiTBase, save_pipeline
+    from onelora_vision.backbones.dit import DiT
 
     folder = output / "dit"
     if not (folder / "vae").is_dir():
@@ -220,7 +168,9 @@ def pretrain_dit(output: Path, steps: int | None, seed: int) -> None:
 
     checkpoint = output / "dit-training.pt"
     average = fit(model, loss_at, steps or 14_000, learning_rate=1.2e-3, ema_decay=0.999, checkpoint=checkpoint)
-    save_pipeline(DiTBase(average.eval(), vae, scheduler, CLASS_NAMES, str(folder)), folder, torch.float16)
+    pipeline = DiTPipeline(average.eval().to_stock().half(), vae.half(), scheduler)
+    pipeline.register_to_config(id2label=dict(enumerate(CLASS_NAMES)))
+    pipeline.save_pretrained(folder)  # where its autoencoder is already
     checkpoint.unlink(missing_ok=True)
 
 
@@ -258,12 +208,13 @@ def pretrain_depth(output: Path, steps: int | None, seed: int) -> None:
 
     About 50 minutes on one free core.
     """
-    from onelora_vision.backbones.depth_anything import predict, small_depth_anything
+    from onelora_vision.backbones.depth_anything import DepthAnythingBase, small_depth_anything
     from onelora_vision.metrics.depth import depth_metrics
     from onelora_vision.tasks.depth_losses import gradient_matching, silog
 
     model = small_depth_anything(max_depth=10).to(memory_format=torch.channels_last)
     _spread_norms(model)
+    base = DepthAnythingBase(model=model)
     steps = steps or 9000
     images, depth, valid = rooms(seed, min(16_000, 32 * steps))
 
@@ -278,14 +229,14 @@ def pretrain_depth(output: Path, steps: int | None, seed: int) -> None:
         )
         batch = [values[chosen] for values in (images, depth, valid)]
         x, y, known = (torch.where(_shaped(mirrored, v), v.flip(-1), v) for v in batch)
-        predicted = predict(model, (x / 255 * tint).clamp(0, 1)).float()
+        predicted = base.depth((x / 255 * tint).clamp(0, 1)).float()
         return silog(predicted, y, known) + 0.5 * gradient_matching(predicted, y, known)
 
     fit(model, loss_at, steps, learning_rate=1e-3, weight_decay=0.02)
     model = model.half().float().eval()
     images, depth, valid = rooms(mix(seed, 1), 500)
     with torch.no_grad():
-        predicted = torch.cat([predict(model, part / 255) for part in images.split(100)])
+        predicted = torch.cat([base.depth(part / 255) for part in images.split(100)])
     print({name: round(values.mean().item(), 4) for name, values in depth_metrics(predicted, depth, valid).items()})
     model.half().save_pretrained(output / "depth")
 

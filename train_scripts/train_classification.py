@@ -214,7 +214,7 @@ def train(config: ClassificationConfig, run: Run) -> dict:
 
 
 def run_seeds(config: ClassificationConfig) -> dict:
-    """A run per seed, each in a folder of its own, and their mean and standard deviation."""
+    """Run each seed in a folder below ``output_dir``, and take mean and standard deviation."""
     try:
         seeds = [int(seed) for seed in config.seeds.split(",")]
     except ValueError:

@@ -204,8 +204,8 @@ def fitting_head(base: DepthBase, config: DepthConfig, accelerator: Accelerator)
     relative = not base.is_metric
     if relative:
         accelerator.print(
-            f"warning: {config.pretrained_model_name_or_path} is a relative checkpoint: its head's last layer starts "
-            f"anew for {config.max_depth} m and the head is trained whole and saved with the adapter"
+            f"warning: {config.pretrained_model_name_or_path} is a relative checkpoint: its head's last layer is "
+            f"reinitialised for {config.max_depth} m, and the whole head is trained and saved with the adapter"
         )
     return {"train_head": config.train_head or relative, "max_depth": config.max_depth}
 

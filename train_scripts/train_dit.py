@@ -109,7 +109,6 @@ class DiTConfig(SamplingOptions, DataOptions, ModelOptions, TrainingConfig):
 if __name__ == "__main__":
     check_command_line(DiTConfig, __doc__)  # before the imports that take seconds
 
-
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.dit import DiTBase, class_ids

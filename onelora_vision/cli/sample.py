@@ -123,7 +123,7 @@ def _open_folder(args: argparse.Namespace, request: dict):
     """The ledger of the output folder, in which there are only samples of this request, if any.
 
     Raises:
-        InputError: the samples of another request are there, and there is no ``--overwrite``.
+        InputError: the samples of another request are there, and ``--overwrite`` is not given.
     """
     from onelora_vision.storage.files import clear_leftovers, write_json
     from onelora_vision.storage.outputs import Ledger, check_folder

@@ -220,13 +220,13 @@ class Protocol:
         """The protocol that `line` wrote.
 
         Raises:
-            InputError: it is no such line.
+            InputError: the line is not a protocol.
         """
         fields = dataclasses.fields(cls)
         pattern = " ".join(f"{field.name}=(.*)" for field in fields)
         found = re.fullmatch(pattern, line)
         if not found:
-            raise InputError(f"no protocol of a Fréchet distance: {line[:120]!r}")
+            raise InputError(f"not a protocol of a Fréchet distance: {line[:120]!r}")
         kinds = {bool: lambda text: text == "True", int: int, float: float, str: str}
         try:
             return cls(*(kinds[field.type](text) for field, text in zip(fields, found.groups())))

@@ -53,7 +53,7 @@ class Task(ABC):
         save_adapter(self.adapted, folder, self.info, pictures=pictures, overwrite=True)
 
     def draw(self, path: Path, step: int) -> None:  # noqa: B027 - optional
-        """Write a picture of what the model does after ``step`` as a PNG, if there is something to see.
+        """Write a picture of what the model does after ``step`` as a PNG; optional.
 
         Called on the main process after each evaluation during training.
         """

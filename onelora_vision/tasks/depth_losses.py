@@ -1,7 +1,7 @@
 """Losses of monocular depth, pure functions of (prediction, depth, valid), each (B, H, W).
 
 A pixel where ``valid`` is False never matters, whatever ``prediction`` and ``depth`` hold there (NaN included): it is
-replaced before the first operation, so that it has no gradient either.
+replaced before the first operation, so it has no gradient either.
 """
 
 import torch

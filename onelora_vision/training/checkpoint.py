@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or absent, hold only what is trained, and bring a run back bit for bit.
+"""Checkpoints that are whole or absent, hold only the trained parameters, and bring a run back bit for bit.
 
-A ``checkpoint-<step>`` folder holds ``trained.safetensors`` (the trained parameters, fp32), ``ema.safetensors`` if there
-is an average, ``training_state.pt`` (optimizer, schedule, loss scaler, progress; plain tensors and numbers, read with
+A ``checkpoint-<step>`` folder holds ``trained.safetensors`` (the trained parameters, fp32), ``ema.safetensors`` with
+``use_ema``, ``training_state.pt`` (optimizer, schedule, loss scaler, progress; plain tensors and numbers, read with
 ``weights_only``) and ``state.json`` (the step and the settings). The order of the data and all random numbers are
 functions of the seed and the step, so nothing else is needed.
 """
@@ -109,12 +109,12 @@ def load_checkpoint(folder: str | Path, run: RunState, settings: dict) -> None:
     """Bring ``run`` to the state that was saved.
 
     Raises:
-        InputError: the folder is no checkpoint or a damaged one, or was written by a run with other settings.
+        InputError: the folder is not a checkpoint, is damaged, or was written by a run with other settings.
     """
     folder = Path(folder)
     state = _read_state(folder)
     if state is None:
-        raise InputError(f"{folder} is no checkpoint: it has no readable state.json and trained.safetensors")
+        raise InputError(f"{folder} is not a checkpoint: it has no readable state.json and trained.safetensors")
     _refuse_other_settings(folder, state["settings"], settings)
     try:
         trained = safetensors.torch.load_file(folder / "trained.safetensors")

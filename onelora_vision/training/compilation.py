@@ -10,7 +10,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> list[nn.Modul
     """Compile each block of the model's largest list of alike modules, in place; returns the blocks.
 
     Names and parameters stay as they are (no ``_orig_mod.``), so that checkpoints and adapters do not tell a compiled
-    run from another; gradient checkpointing goes on around the compiled blocks.
+    run from another; gradient checkpointing continues around the compiled blocks.
 
     Raises:
         InputError: the model has no list of at least two modules of one class.

@@ -102,7 +102,7 @@ def _with_default(field: dataclasses.Field) -> str:
 
 
 def _entry(flag: str, text: str, width: int) -> list[str]:
-    """A flag and its help, which starts on a line of its own where the flag is long."""
+    """A flag and its help, which starts on the next line after a long flag."""
     lines = textwrap.wrap(text, width - _INDENT)
     first = f"  {flag}"
     if len(first) > _INDENT - 2:

@@ -165,7 +165,7 @@ class TrainingLoop:
             raise Stopped(signal_number)
 
     def finish(self) -> None:
-        """Leave the result in the model: its blocks whole, and the average in place if there is one."""
+        """Leave the result in the model: its blocks whole, and with ``use_ema`` the average."""
         self._report_slow_data()
         if self.sharded is not None:
             self.sharded.dissolve()

@@ -1,4 +1,4 @@
-"""AdamW over what is trained, with its own rate for the task's head, and the schedule of both."""
+"""AdamW over the trained parameters, with a rate for the task's head, and the schedule of both."""
 
 from collections.abc import Callable, Mapping
 

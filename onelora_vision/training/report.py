@@ -30,7 +30,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has had: the GPU's allocations if there is one, else its resident set."""
+    """Peak memory of this process: allocations on the GPU, or on a machine without one its resident set."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""How a training script starts: processes, signals, random generators, and an output folder of its own."""
+"""How a training script starts: processes, signals, random generators, and its output folder."""
 
 import contextlib
 import importlib.util

@@ -103,7 +103,7 @@ def test_resolutions_that_are_none(resolution, message):
 def test_resolutions_are_whole_patches():
     assert InputSize.parse("392x518", 14) == (392, 518, 14)
     assert InputSize.parse(518, 14).of(480, 640) == (518, 686)
-    with pytest.raises(InputError, match="500 is no multiple of the patch size 14; try 504"):
+    with pytest.raises(InputError, match="500 is not a multiple of the patch size 14; try 504"):
         InputSize.parse(500, 14)
 
 

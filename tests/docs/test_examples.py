@@ -143,7 +143,7 @@ def test_a_family_of_bases(workplace, capsys, monkeypatch):
     assert done.value.code == 0, capsys.readouterr().err
     adapted = load_adapted("out/adapter")
     assert isinstance(adapted.base, my_base.GLPNBase) and adapted(Image.open("room.png")).shape == (64, 64)
-    assert main_command(["doctor", "out/adapter", "--base", "glpn"]) == 0
+    assert main_command(["params", "--backbone", "glpn", "--method", "onelora"]) == 0
 
 
 def main_command(arguments):

@@ -15,23 +15,29 @@ ALONE = SimpleNamespace(device=torch.device("cpu"), is_main_process=True, gather
 
 
 class Flat(nn.Module):
-    """Stands for Depth Anything: predicts ``scale`` times the mean colour, at half the picture's size."""
+    """Predicts ``scale`` times the mean colour, at half the picture's size."""
 
-    def __init__(self, scale: float, kind: str = "metric"):
+    def __init__(self, scale: float):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(scale))
-        self.config = SimpleNamespace(depth_estimation_type=kind)
 
     def forward(self, pixel_values: torch.Tensor):
         brightness = pixel_values[:, 0, ::2, ::2] * 0.229 + 0.485
         return SimpleNamespace(predicted_depth=self.scale * brightness)
 
 
-BASE = DepthAnythingBase(model=Flat(1.0))
+class FlatBase(DepthAnythingBase):
+    is_metric = True
 
 
-def task_of(model: Flat, **options) -> DepthTask:
-    return DepthTask(model, DepthAnythingBase(model=model), CAPS, **options)
+class RelativeBase(DepthAnythingBase):
+    is_metric = False
+
+
+def flat(scale: float, base=FlatBase) -> tuple[Flat, DepthAnythingBase]:
+    """A model that stands for Depth Anything, and its base."""
+    model = Flat(scale)
+    return model, base(model=model)
 
 
 def batch(size: int = 8, count: int = 3, first: int = 0) -> dict:
@@ -49,7 +55,7 @@ def batch(size: int = 8, count: int = 3, first: int = 0) -> dict:
 
 
 def test_loss_is_silog_at_the_truths_size():
-    task, data = task_of(Flat(20.0), silog_lambda=0.85, silog_factor=10.0), batch()
+    task, data = DepthTask(*flat(20.0), CAPS, silog_lambda=0.85, silog_factor=10.0), batch()
     prediction = torch.nn.functional.interpolate(
         20 * data["image"][:, :1, ::2, ::2], (8, 8), mode="bilinear", align_corners=True
     )[:, 0]
@@ -60,7 +66,7 @@ def test_loss_is_silog_at_the_truths_size():
 
 
 def test_gradient_matching_is_added_and_logged():
-    data, plain, sharp = batch(), task_of(Flat(20.0)), task_of(Flat(20.0), gradient_weight=0.5)
+    data, plain, sharp = batch(), DepthTask(*flat(20.0), CAPS), DepthTask(*flat(20.0), CAPS, gradient_weight=0.5)
     output = sharp.forward(data)
     torch.testing.assert_close(output["loss"], plain.forward(data)["loss"] + output["gradient"])
     prediction = torch.nn.functional.interpolate(
@@ -72,14 +78,14 @@ def test_gradient_matching_is_added_and_logged():
 
 
 def test_evaluation_averages_over_images_not_batches():
-    task, first, second = task_of(Flat(30.0)), batch(count=3), batch(count=1, first=3)
+    task, first, second = DepthTask(*flat(30.0), CAPS), batch(count=3), batch(count=1, first=3)
     with torch.no_grad():
         figures = task.evaluate([first, second], ALONE)
     assert set(figures) == set(METRICS)
     each = [
-        depth_metrics(compared(BASE, task.model, b["image"], b["depth"], b["valid"], CAPS), b["depth"], b["valid"])[
-            "rmse"
-        ]
+        depth_metrics(
+            compared(task.base, task.model, b["image"], b["depth"], b["valid"], CAPS), b["depth"], b["valid"]
+        )["rmse"]
         for b in (first, second)
     ]
     assert figures["rmse"] == pytest.approx(torch.cat(each).mean().item())
@@ -90,17 +96,16 @@ def test_evaluation_averages_over_images_not_batches():
 
 def test_predictions_are_clamped_before_they_are_judged():
     data = batch()
-    far = compared(BASE, Flat(1e5), data["image"], data["depth"], data["valid"], CAPS)
+    far = compared(*reversed(flat(1e5)), data["image"], data["depth"], data["valid"], CAPS)
     assert far.max() == 50
-    assert compared(BASE, Flat(1e-5), data["image"], data["depth"], data["valid"], CAPS).min() == 1
+    assert compared(*reversed(flat(1e-5)), data["image"], data["depth"], data["valid"], CAPS).min() == 1
 
 
 def test_relative_models_are_aligned_and_trained_without_scale():
     data = batch()
     data["image"] = 0.9 / torch.nan_to_num(data["depth"], nan=20.0)[:, None].expand(-1, 3, -1, -1)
     data["image"] = data["image"].repeat_interleave(2, 2).repeat_interleave(2, 3)  # halved again by the stand-in
-    model = Flat(7.0, "relative")
-    task = task_of(model, loss="ssi")
+    task = DepthTask(*flat(7.0, RelativeBase), CAPS, loss="ssi")
     assert task.forward(data)["loss"].item() == pytest.approx(0, abs=1e-4)
     with torch.no_grad():
         assert task.evaluate([data], ALONE)["abs_rel"] == pytest.approx(0, abs=1e-3)

@@ -1,53 +1,12 @@
+import shutil
+
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from onelora_vision.backbones.dit import DiT
+from onelora_vision import embedded
+from onelora_vision.backbones.dit import DiT, DiTBase
 from train_scripts import pretrain_embedded
-from train_scripts.pretrain_embedded import fit, glyph_batch, initialize_dit, psnr
-
-
-def line_fit(steps: int, **options):
-    """Fit y = 2x + 1 with a linear model; returns what `fit` does."""
-    torch.manual_seed(0)
-    model = nn.Linear(1, 1)
-
-    def loss_at(step: int) -> torch.Tensor:
-        x = torch.rand(64, 1, generator=torch.Generator().manual_seed(step))
-        return F.mse_loss(model(x).float(), 2 * x + 1)
-
-    return fit(model, loss_at, steps, learning_rate=0.05, **options)
-
-
-def test_fit_reaches_the_line_and_its_average_follows():
-    model = line_fit(400, ema_decay=0.9)  # products are rounded to bfloat16
-    assert model.weight.item() == pytest.approx(2, abs=0.1)
-    assert model.bias.item() == pytest.approx(1, abs=0.1)
-
-
-def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
-    whole = line_fit(1200, ema_decay=0.99)
-    file = tmp_path / "training.pt"
-
-    class Interrupted(Exception):
-        pass
-
-    real = nn.utils.clip_grad_norm_
-    calls = []
-
-    def cut(*arguments):
-        calls.append(1)
-        if len(calls) > 1100:
-            raise Interrupted
-        return real(*arguments)
-
-    monkeypatch.setattr(nn.utils, "clip_grad_norm_", cut)
-    with pytest.raises(Interrupted):
-        line_fit(1200, ema_decay=0.99, checkpoint=file)
-    monkeypatch.setattr(nn.utils, "clip_grad_norm_", real)
-    resumed = line_fit(1200, ema_decay=0.99, checkpoint=file)
-    assert torch.equal(resumed.weight, whole.weight) and torch.equal(resumed.bias, whole.bias)
+from train_scripts.pretrain_embedded import glyph_batch, initialize_dit, psnr
 
 
 def test_batches_depend_on_seed_and_step():
@@ -80,3 +39,13 @@ def test_a_dit_without_its_autoencoder_is_refused(tmp_path, monkeypatch, capsys)
         pretrain_embedded.main()
     assert leaving.value.code == 2
     assert "run the target vae first" in capsys.readouterr().err
+
+
+def test_a_dit_is_saved_beside_its_autoencoder_as_a_base_that_loads(tmp_path, monkeypatch):
+    shutil.copytree(embedded.DIT / "vae", tmp_path / "dit" / "vae")
+    encode = pretrain_embedded.encode_glyphs
+    monkeypatch.setattr(pretrain_embedded, "encode_glyphs", lambda vae, seed, count: encode(vae, seed, 1000))
+    pretrain_embedded.pretrain_dit(tmp_path, 1, 0)
+    base = DiTBase.load(tmp_path / "dit")
+    assert base.class_names == pretrain_embedded.CLASS_NAMES and base.image_size == 32
+    assert not (tmp_path / "dit-training.pt").exists()

@@ -144,7 +144,7 @@ def test_a_relative_checkpoint_is_refused_converted_or_trained_relative(
     with pytest.raises(InputError, match=r"relative checkpoint .* give --max_depth .*--loss ssi"):
         run(config_of(base, streets, tmp_path / "refused"))
     run(config_of(base, streets, tmp_path / "converted", max_depth=80))
-    assert "head's last layer starts anew" in capsys.readouterr().out
+    assert "head's last layer is reinitialised" in capsys.readouterr().out
     assert any("head" in name for name in read_adapter(tmp_path / "converted" / "adapter").tensors)
     results = run(config_of(base, streets, tmp_path / "relative-run", loss="ssi"))
     assert "scale and shift aligned" in results["protocol"]

@@ -82,7 +82,7 @@ def open_class_images(
             test/ (or val/) with class folders in them.
         split: "train", "validation" (where the data set has one in addition to its test split) or "test".
         download: download the data set into ``data_dir`` if it is not there.
-        seed: of the stratified split (80 % train, 20 % test) of an imagefolder that has no split of its own.
+        seed: of the stratified split (80 % train, 20 % test) of an imagefolder without splits.
         image_column, label_column: columns of a `datasets` data set.
         cache_dir: where `datasets` keeps what it downloads.
 

@@ -39,7 +39,7 @@ def hub(
             tables = datasets.load_from_disk(name)
         else:
             tables = datasets.load_dataset(name, data_dir=data_dir, cache_dir=cache_dir)
-    # `datasets` raises errors of its own, of pyarrow, of the hub client and of the network.
+    # `datasets` raises its own errors and those of pyarrow, of the hub client and of the network.
     except Exception as error:
         raise InputError(f"data set {name!r} cannot be opened: {one_line(error)}") from error
     if not isinstance(tables, dict):

@@ -150,7 +150,7 @@ def class_numbers(classes: Sequence, class_names: Sequence, name: str) -> list[i
 
 
 def stratified_split(images: ClassImages, split: str, seed: int) -> ClassImages:
-    """The training or test part (80 % and 20 % of each class) of a data set without splits of its own."""
+    """The training or test part (80 % and 20 % of each class) of a data set without splits."""
     require_split(images.name, split, ("train", "test"))
     train, test = images.split_off(0.2, split="test", seed=seed)
     if split == "test" and not len(test):

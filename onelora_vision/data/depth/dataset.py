@@ -37,7 +37,7 @@ class InputSize(NamedTuple):
             if number % multiple:
                 near = max(round(number / multiple), 1) * multiple
                 raise InputError(
-                    f"--resolution {resolution}: {number} is no multiple of the patch size {multiple}; try {near}"
+                    f"--resolution {resolution}: {number} is not a multiple of the patch size {multiple}; try {near}"
                 )
         return cls(numbers[0], numbers[1] if len(numbers) == 2 else None, multiple)
 

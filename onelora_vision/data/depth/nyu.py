@@ -26,7 +26,7 @@ class NyuMat(Sequence[DepthFrame]):
 
     Args:
         path: the .mat file (HDF5: ``images`` (N, 3, 640, 480) uint8, ``depths`` (N, 640, 480) fp32).
-        split: "train" or "test" of ``splits.mat`` beside it (Eigen's 795 and 654), or "all".
+        split: "train" or "test" of ``splits.mat`` next to it (Eigen's 795 and 654), or "all".
     """
 
     def __init__(self, path: Path, split: str = "all"):
@@ -49,7 +49,7 @@ class NyuMat(Sequence[DepthFrame]):
 
     def __getitem__(self, index: int) -> DepthFrame:
         number = int(self.indices[index])
-        with import_h5py().File(self.path) as file:  # opened anew: a handle must not cross into a worker process
+        with import_h5py().File(self.path) as file:  # opened again: a handle must not cross into a worker process
             image, depth = file["images"][number].transpose(2, 1, 0), file["depths"][number].T
         name = f"{shown(self.path)} frame {number}"
         return make_frame(np.ascontiguousarray(image), in_metres(depth, name), name, name)
@@ -76,7 +76,7 @@ def _split_indices(path: Path, split: str, count: int) -> np.ndarray:
 def nyu(root: str, split: str, split_file: str | None = None) -> Sequence[DepthFrame]:
     """NYU from the .mat file, from a split file (lines ``image depth [focal]``), or from ``root/split`` folders.
 
-    In folders an image ``rgb_X.jpg`` (or .png) has its depth beside it in ``sync_depth_X.png``, as the Eigen split is
+    In folders an image ``rgb_X.jpg`` (or .png) has its depth next to it in ``sync_depth_X.png``, as the Eigen split is
     distributed. Depth PNGs hold millimetres.
     """
     if Path(root).suffix == ".mat":
