@@ -7,10 +7,13 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
+from typing import IO
 
 
 class ForkedPython:
@@ -32,29 +35,34 @@ class ForkedPython:
         """
         if self.server is None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            self.server = subprocess.Popen(self.command, **pipes)
+            self.server = subprocess.Popen(self.command, **pipes, start_new_session=True)
         line = json.dumps([([str(word) for word in words], dict(environment)) for words, environment in runs])
-        self.server.stdin.write(line + "\n")
-        self.server.stdin.flush()
-        return [tuple(result) for result in json.loads(self.server.stdout.readline())]
+        try:
+            self.server.stdin.write(line + "\n")
+            self.server.stdin.flush()
+            return [tuple(result) for result in json.loads(self.server.stdout.readline())]
+        except BaseException:  # such as the end of a test's time: nobody would read what is still to come
+            self.close()
+            raise
 
     def close(self) -> None:
-        """End the process."""
+        """End the process and its forks."""
         if self.server is not None:
-            self.server.kill()
+            os.killpg(self.server.pid, signal.SIGKILL)
             self.server.communicate()
+            self.server = None
 
 
-def _start(arguments: list[str], environment: dict[str, str]) -> tuple[int, list[int]]:
+def _start(arguments: list[str], environment: dict[str, str]) -> tuple[int, list[IO]]:
     """Run a file with these arguments in a child process: its number, and the files of its stdout and stderr."""
-    files = [os.memfd_create(name) for name in ("stdout", "stderr")]
+    files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 - `_end` closes them
     child = os.fork()
     if child:
         return child, files
     code = 1
     try:
         for number, file in enumerate(files, 1):
-            os.dup2(file, number)
+            os.dup2(file.fileno(), number)
         os.environ.update(environment)
         # PyTorch makes a fork's thread pool anew on first use, which two threads must not do at once.
         if torch := sys.modules.get("torch"):
@@ -72,13 +80,13 @@ def _start(arguments: list[str], environment: dict[str, str]) -> tuple[int, list
         os._exit(code)
 
 
-def _end(child: int, files: list[int]) -> tuple[int, str, str]:
+def _end(child: int, files: list[IO]) -> tuple[int, str, str]:
     """Wait for a child: its exit code, stdout and stderr."""
     code, texts = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), []
-    for number in files:
-        with open(number, "rb") as file:
+    for file in files:
+        with file:
             file.seek(0)
-            texts.append(file.read().decode())
+            texts.append(file.read())
     return code, *texts
 
 

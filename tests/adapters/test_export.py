@@ -1,13 +1,7 @@
-"""Each export is loaded in a process without this package: here a fork, in `test_export_commands` a fresh one."""
-
 import json
-import subprocess
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
-from forked_python import ForkedPython
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_hosts import save_base, trained_on
@@ -18,6 +12,8 @@ from onelora_vision.adapters.export import export
 from onelora_vision.adapters.file import read_adapter, write_adapter
 from onelora_vision.adapters.importing import import_adapter
 from onelora_vision.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("forked_reloads")
 
 
 @pytest.fixture(scope="module")
@@ -31,32 +27,6 @@ def bases(tmp_path_factory):
         return made[host]
 
     return get
-
-
-HOSTS = (
-    "diffusers.loaders.peft",
-    "diffusers.pipelines.dit.pipeline_dit",
-    "peft",
-    "timm",
-    "transformers.models.depth_anything.modeling_depth_anything",
-)
-
-
-@pytest.fixture(scope="module")
-def isolated():
-    """A Python as exports are loaded by, with the hosts imported."""
-    python = ForkedPython(HOSTS, ["-I", "-W", "ignore"])
-    yield python
-    python.close()
-
-
-@pytest.fixture(autouse=True)
-def reloads_are_forks(isolated, monkeypatch):
-    def run(command, capture_output, text, check):
-        assert command[:4] == [sys.executable, "-I", "-W", "ignore"]
-        return subprocess.CompletedProcess(command, *isolated.together((command[4:], {}))[0])
-
-    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
 
 
 def same_tensors(first, second):

@@ -123,9 +123,9 @@ def check_one(originals, place, kind, method, where, values, name, value):
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
 
 
-@settings(max_examples=2000, **COMMON)
+@settings(max_examples=500, **COMMON)
 @given(**ARGUMENTS)
-def test_two_thousand_damaged_files(originals, place, **arguments):
+def test_five_hundred_damaged_files(originals, place, **arguments):
     check_one(originals, place, **arguments)
 
 

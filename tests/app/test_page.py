@@ -17,10 +17,17 @@ except ImportError:  # the browser's fixture says so
 WAIT = 300_000  # milliseconds that a loaded machine may take
 
 
-@pytest.fixture
-def page(address, browser):
-    """A user who has just opened the page."""
+@pytest.fixture(scope="module")
+def context(browser):
+    """A browser's window: what it has fetched of the page for one test, the next need not fetch again."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(address, context):
+    """A user who has just opened the page."""
     page = context.new_page()
     page.set_default_timeout(WAIT)
     expect.set_options(timeout=WAIT)
@@ -28,7 +35,7 @@ def page(address, browser):
     expect(page.get_by_label("range slider for Weight of handwriting-dit")).to_be_visible()
     expect(page.locator("#classes")).to_contain_text("Mix:")
     yield page
-    context.close()
+    page.close()
 
 
 def add(page, *files):

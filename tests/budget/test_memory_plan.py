@@ -144,7 +144,14 @@ def test_bad_input_of_the_command(arguments, message, capsys):
     assert ended.value.code == 2 and len(error.splitlines()) == 1 and message in error
 
 
-def test_every_step_is_announced(dit_folder):
-    steps = []
-    planner.plan(str(dit_folder), memory=10**7, batch=2, watch=steps.append)
+def test_every_step_is_announced(dit_folder, monkeypatch):
+    steps, taken = [], []
+
+    def step_of(model, inputs, batch, precision):
+        taken.append(batch)
+        return planner.StepMemory(2000, 100 * batch, 0, 0, 0)
+
+    monkeypatch.setattr(planner, "fake_step", step_of)
+    planner.plan(str(dit_folder), memory=10**4, batch=2, watch=steps.append)
+    assert [int(step.split()[-1]) for step in steps] == taken and len(taken) > 4
     assert steps[0] == "onelora, plain, batch 2" and "onelora, gradient checkpointing, batch 2" in steps

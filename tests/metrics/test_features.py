@@ -37,10 +37,10 @@ def inception_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two folders of six pictures, of different kinds, and the pictures as tensors in [0, 1]."""
+    """Two folders of eight pictures, of different kinds, and the pictures as tensors in [0, 1]."""
     root, tensors = tmp_path_factory.mktemp("pictures"), {}
     for number, kind in enumerate(("real", "made")):
-        noise = torch.rand(6, 3, 6, 6, generator=torch.Generator().manual_seed(number))
+        noise = torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(number))
         smooth = torch.nn.functional.interpolate(noise ** (1 + number), (48, 48), mode="bilinear")
         tensors[kind] = (smooth * 255).round() / 255
         (root / kind).mkdir()
@@ -58,11 +58,11 @@ def test_agrees_with_torch_fidelity_on_the_same_folders(inception_file, folders,
     theirs = calculate_metrics(
         input1=str(root / "made"), input2=str(root / "real"), cuda=False, fid=True, kid=True, prc=True,
         feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(inception_file),
-        feature_layer_fid=layer, feature_layer_kid=layer, feature_layer_prc=layer, kid_subset_size=6, batch_size=3,
+        feature_layer_fid=layer, feature_layer_kid=layer, feature_layer_prc=layer, kid_subset_size=8, batch_size=4,
         verbose=False, cache=False, num_workers=0, save_cpu_ram=True,
     )  # fmt: skip
     features = InceptionFeatures(inception_file, layer)
-    real, made = (collect(features, tensors[kind].split(3)) for kind in ("real", "made"))
+    real, made = (collect(features, tensors[kind].split(4)) for kind in ("real", "made"))
     figures = compare(made, real, "inception")
     assert figures["fd_inception"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
     assert figures["kid_inception"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)

@@ -1,9 +1,10 @@
 """Steps of a small ViT on two processes over gloo, its base whole or sharded; run by `test_sharding` in each process.
 
-Prints, on the first process, one JSON line per case.
+Takes the names of methods, which are the keys of `CASES`. Prints, on the first process, one JSON line per case.
 """
 
 import json
+import sys
 
 import timm
 import torch
@@ -18,6 +19,9 @@ from onelora_vision.methods.apply import apply_method
 from onelora_vision.seeding import seed_all
 from onelora_vision.training.compilation import compile_blocks
 from onelora_vision.training.sharding import ShardedBlocks, leave_frozen_to_us
+
+# Method: whether activations are recomputed, and whether blocks are compiled.
+CASES = {"onelora": (False, False), "difffit": (True, False), "lora": (False, True), "mora6": (True, True)}
 
 
 def make_model(method: str, checkpointing: bool = False):
@@ -79,9 +83,10 @@ def train(accelerator: Accelerator, method: str, sharded: bool, checkpointing: b
 
 def main() -> None:
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    cases = [("onelora", False, False), ("difffit", True, False), ("lora", False, True), ("mora6", True, True)]
-    for method, checkpointing, compiled in cases:
-        whole, sharded = (train(accelerator, method, how, checkpointing, compiled) for how in (False, True))
+    for method in sys.argv[1:]:
+        checkpointing, compiled = CASES[method]
+        whole = train(accelerator, method, False, checkpointing, False)  # compiling takes most of the time
+        sharded = train(accelerator, method, True, checkpointing, compiled)
         accelerator.print(json.dumps({"method": method, "whole": whole, "sharded": sharded}))
     try:
         ShardedBlocks(torch.nn.Linear(2, 2), accelerator)

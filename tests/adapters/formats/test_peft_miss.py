@@ -17,6 +17,10 @@ from onelora_vision.adapters.lowrank import low_rank
 from onelora_vision.adapters.summary import inspect
 from onelora_vision.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("forked_reloads")
+
+HOLDS = {"onelora", "onelora_norms", "norms", "head", "full"}  # of METHODS: b, and modules saved whole
+
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
@@ -39,11 +43,11 @@ def same_bits(first, second):
 @pytest.mark.parametrize(
     ("host", "method", "extra"),
     [
-        pytest.param("timm", "onelora", {}, marks=pytest.mark.slow),
+        ("timm", "onelora", {}),
         ("timm", "onelora_norms", {}),
-        pytest.param("timm", "head", {}, marks=pytest.mark.slow),
-        pytest.param("transformers", "onelora", {"max_depth": 20}, marks=pytest.mark.slow),
-        pytest.param("diffusers", "onelora", {}, marks=pytest.mark.slow),
+        ("timm", "head", {}),
+        ("transformers", "onelora", {"max_depth": 20}),
+        ("diffusers", "onelora", {}),
         ("diffusers", "onelora", {"fuse_qkv": True}),
     ],
 )
