@@ -19,8 +19,6 @@ from onelora_vision.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("forked_reloads")
 
-HOLDS = {"onelora", "onelora_norms", "norms", "head", "full"}  # of METHODS: b, and modules saved whole
-
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
