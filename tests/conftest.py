@@ -58,7 +58,7 @@ def stock_dit():
 @pytest.fixture
 def dit(stock_dit):
     """`DiT` on `stock_dit`'s weights."""
-    from onelora_vision.backbones.dit import DiT
+    from onelora_vision.backbones.dit_network import DiT
 
     return DiT.from_stock(stock_dit)
 

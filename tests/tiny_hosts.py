@@ -27,7 +27,7 @@ def _vit():
 def _dit():
     from diffusers import DiTTransformer2DModel
 
-    from onelora_vision.backbones.dit import DiT
+    from onelora_vision.backbones.dit_network import DiT
 
     torch.manual_seed(0)
     stock = DiTTransformer2DModel(

@@ -133,7 +133,7 @@ def pretrain_dit(output: Path, steps: int | None, seed: int) -> None:
     """A class-conditional DiT of printed glyphs (epsilon prediction, linear schedule of 1,000 steps)."""
     from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
 
-    from onelora_vision.backbones.dit import DiT
+    from onelora_vision.backbones.dit_network import DiT
 
     folder = output / "dit"
     if not (folder / "vae").is_dir():

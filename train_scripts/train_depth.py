@@ -147,7 +147,7 @@ def train(config: DepthConfig, run: Run) -> dict:
     base = load_base(config)
     base.fit(**fitting_head(base, config, accelerator), fuse_qkv=config.fuse_qkv)
     model = adapt(base, config).to(accelerator.device)
-    size = InputSize.parse(config.resolution or base.image_size, base.patch_size)
+    size = InputSize.parse(base.resolution(config.resolution), base.patch_size)
     train_data, eval_data = open_data(config, base, size)
     print_plan(config, model, len(train_data), accelerator)
     if config.dry_run:

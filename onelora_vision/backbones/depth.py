@@ -145,6 +145,14 @@ class DepthBase(Base):
         """Pixels that the sides of an image must be multiples of."""
         return self.model.config.patch_size
 
+    def resolution(self, given: int | str | None = None) -> int | str:
+        """The size of the network's input, as `InputSize.parse` reads it: ``given``, or its own.
+
+        Raises:
+            InputError: the network does not take images of this shape.
+        """
+        return given or self.image_size
+
     def adaptation(self) -> Adaptation:
         """What the paper adapts: every linear of the encoder's blocks; neck and head stay frozen."""
         return encoder_adaptation(self.model, self.encoder, self.norms, self.trains_head)
@@ -157,7 +165,7 @@ class DepthBase(Base):
         return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}
 
     def depth(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
-        """Depth (B, H, W) of images (B, 3, H, W) in [0, 1]; H and W multiples of the patch size; metres if metric.
+        """Depth (B, H', W') of images (B, 3, H, W) in [0, 1]; H and W multiples of the patch size; metres if metric.
 
         ``model`` is asked in place of the base's own: the same network with an adapter, or in a wrapper.
         """

@@ -12,8 +12,9 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors.torch import save_file
 
-from onelora_vision.backbones.dit import DiT, DiTBase
+from onelora_vision.backbones.dit import DiTBase
 from onelora_vision.backbones.dit_names import facebook_module
+from onelora_vision.backbones.dit_network import DiT
 from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.runtime.hub import expect_hub
 from onelora_vision.storage.files import torch_save

@@ -50,6 +50,15 @@ class DPTBase(DepthBase):
     def patch_size(self) -> int:
         return self._vision.patch_size
 
+    def resolution(self, given: int | str | None = None) -> int | str:
+        """On DPT's own ViT always square: its neck lays the patches out in a square."""
+        if self._vision is not self.model.config:
+            return super().resolution(given)
+        height, _, width = str(given or self.image_size).partition("x")
+        if width not in ("", height):
+            raise InputError(f"--resolution {given}: DPT on its own ViT takes square images only, such as {height}")
+        return f"{height}x{height}"
+
     def set_max_depth(self, max_depth: int) -> None:
         raise InputError(
             "DPT's head predicts relative depth and cannot reach a range in metres: leave --max_depth out and train "

@@ -2,7 +2,7 @@
 
 LoRA, DoRA and MoRA count their parameters per linear, so a model with one fused ``qkv`` (timm, the original
 checkpoints, the paper) has other counts than transformers' split one. Outputs are the same to rounding. For DiT see
-`onelora_vision.backbones.dit.DiT.fuse_qkv`.
+`onelora_vision.backbones.dit_network.DiT.fuse_qkv`.
 """
 
 import torch

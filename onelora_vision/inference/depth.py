@@ -37,7 +37,7 @@ def estimate_depth(base: DepthBase, image: Image.Image, resolution: int | str | 
 
     ``resolution`` is the network's input as in training (default: the size that the network was made for).
     """
-    size = InputSize.parse(resolution or base.image_size, base.patch_size)
+    size = InputSize.parse(base.resolution(resolution), base.patch_size)
     pixels = np.asarray(image.convert("RGB"))
     small = torch.from_numpy(resized_image(pixels, *size.of(*pixels.shape[:2]))).permute(2, 0, 1)[None]
     depth = base.depth(small.to(next(base.model.parameters()).device)).float()

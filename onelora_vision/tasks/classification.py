@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.backbones.vit import logits_of
+from onelora_vision.backbones.vit_heads import logits_of
 from onelora_vision.errors import InputError
 from onelora_vision.metrics.accuracy import Predictions, confusion_matrix, draw_confusion_matrix, per_class_accuracy
 from onelora_vision.metrics.calibration import CalibrationBins, draw_reliability_diagram

@@ -1,6 +1,6 @@
 """DiT written down once more from its paper (arXiv 2212.09748, figure 3 and section 3.2), in plain torch operations.
 
-The tests hold `onelora_vision.backbones.dit.DiT` to it. Weights are read from a stock diffusers state dict.
+The tests hold `onelora_vision.backbones.dit_network.DiT` to it. Weights are read from a stock diffusers state dict.
 """
 
 import math

@@ -5,7 +5,8 @@ import torch
 from diffusers import DiTPipeline
 from reference_dit import ReferenceDiT
 
-from onelora_vision.backbones.dit import DiT, DiTBase, class_ids, dit_adaptation, save_pipeline
+from onelora_vision.backbones.dit import DiTBase, class_ids, dit_adaptation, save_pipeline
+from onelora_vision.backbones.dit_network import DiT
 from onelora_vision.errors import InputError
 
 XL = {

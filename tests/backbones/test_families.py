@@ -18,7 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 from onelora_vision.adapters.file import read_adapter, save_adapter
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.backbones.vit import ViTBase, classifier_names, logits_of, vit_adaptation
+from onelora_vision.backbones.vit import ViTBase, vit_adaptation
+from onelora_vision.backbones.vit_heads import classifier_names, logits_of
 from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.tuners import probe_gradients

@@ -9,13 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from onelora_vision.backbones.base import enable_gradient_checkpointing
-from onelora_vision.backbones.vit import (
-    ViTBase,
-    classifier_names,
-    logits_of,
-    predict_classes,
-    vit_adaptation,
-)
+from onelora_vision.backbones.vit import ViTBase, predict_classes, vit_adaptation
+from onelora_vision.backbones.vit_heads import classifier_names, logits_of
 from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.tuners import probe_gradients

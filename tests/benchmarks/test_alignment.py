@@ -8,7 +8,8 @@ from onelora_vision import apply_method, embedded
 from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import fingerprint
-from onelora_vision.backbones.vit import ViTBase, classifier_names, vit_adaptation
+from onelora_vision.backbones.vit import ViTBase, vit_adaptation
+from onelora_vision.backbones.vit_heads import classifier_names
 
 
 def test_a_rank_one_update_is_caught_by_its_own_vector_alone():

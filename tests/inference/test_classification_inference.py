@@ -12,12 +12,8 @@ from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import fingerprint
 from onelora_vision.backbones.fuse import fuse_qkv
-from onelora_vision.backbones.vit import (
-    ViTBase,
-    classifier_names,
-    logits_of,
-    vit_adaptation,
-)
+from onelora_vision.backbones.vit import ViTBase, vit_adaptation
+from onelora_vision.backbones.vit_heads import classifier_names, logits_of
 from onelora_vision.errors import InputError
 from onelora_vision.inference.loading import load_adapted
 from onelora_vision.methods.apply import apply_method, trainable_parameters

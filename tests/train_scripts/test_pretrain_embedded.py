@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from onelora_vision import embedded
-from onelora_vision.backbones.dit import DiT, DiTBase
+from onelora_vision.backbones.dit import DiTBase
+from onelora_vision.backbones.dit_network import DiT
 from train_scripts import pretrain_embedded
 from train_scripts.pretrain_embedded import glyph_batch, initialize_dit, psnr
 
