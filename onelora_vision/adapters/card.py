@@ -26,10 +26,6 @@ model = PeftModel.from_pretrained(base_model, "{folder}")"""
 _FOLDER = "path/to/this/folder"
 _PEFT_LORA = """\
 model = PeftModel.from_pretrained(base_model, "lora")  # onelora export {folder} --to peft-lora -o lora"""
-_DIFFUSERS = """\
-DiT = type("DiT", (DiTTransformer2DModel, PeftAdapterMixin), {{}})  # onelora export {folder} --to diffusers -o lora
-model = DiT.from_pretrained({base}, subfolder="transformer")
-model.load_lora_adapter("lora", prefix="transformer", weight_name="pytorch_lora_weights.safetensors")"""
 
 
 def card(info, config: dict, values: int, size: int, pictures: Collection[str] = ()) -> str:
@@ -82,10 +78,11 @@ def _use(info, kind: Kind) -> str:
 
 def _elsewhere(info, names: dict) -> str:
     lines = ["## Without onelora_vision", "PEFT:", _code(_PEFT_LORA, names)]
-    if info.task == "generation":
-        lines += ["diffusers:", _code(_DIFFUSERS, names)]
+    task = TASKS[info.task]
+    if task.diffusers:
+        lines += ["diffusers:", _code(task.diffusers, names)]
         lines.append(f"ComfyUI: `onelora export {_FOLDER} --to comfy -o lora` writes `lora/lora.safetensors`.")
-    merged = f"{TASKS[info.task].merged}  # onelora export {{folder}} --to merged -o merged"
+    merged = f"{task.merged}  # onelora export {{folder}} --to merged -o merged"
     return "\n\n".join([*lines, "Merged, no adapter library at all:", _code(merged, names)])
 
 

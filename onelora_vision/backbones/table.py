@@ -7,12 +7,18 @@ import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onelora_vision.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from onelora_vision.backbones.base import Base
+
+
+def named(place: str) -> Any:
+    """What is called ``module:name``; its module is imported now."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,7 @@ class Row:
     names: tuple[str, ...] = ()
 
     def base_class(self) -> "type[Base]":
-        module, _, name = self.place.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return named(self.place)
 
 
 ROWS = [
@@ -48,32 +53,43 @@ class Task:
     """A task that adapters are trained for, as texts for people have it.
 
     Attributes:
+        model: module and class of `onelora_vision.inference` that uses its adapters.
         does: what its adapters do, in a word or two.
         use: Python that uses ``adapted``, what `load_adapted` returned; ``{example}`` stands for a class.
         merged: Python that loads a merged export with its own library.
         command: a command that tries an adapter.
+        diffusers: Python that loads a LoRA of it with diffusers, where the base is diffusers'.
     """
 
+    model: str
     does: str
     use: str
     merged: str
     command: str
+    diffusers: str = ""
 
 
 TASKS = {
     "generation": Task(
+        "onelora_vision.inference.generation:Generator",
         "draws",
         "images = adapted.sample([{example}], seeds=[0])  # (1, 3, H, W) in [0, 1]",
         'pipeline = DiTPipeline.from_pretrained("merged")',
         "onelora sample {adapter} -o images",
+        """\
+DiT = type("DiT", (DiTTransformer2DModel, PeftAdapterMixin), {{}})  # onelora export {folder} --to diffusers -o lora
+model = DiT.from_pretrained({base}, subfolder="transformer")
+model.load_lora_adapter("lora", prefix="transformer", weight_name="pytorch_lora_weights.safetensors")""",
     ),
     "classification": Task(
+        "onelora_vision.inference.classification:Classifier",
         "classifies",
         "classes = adapted.classify([image])  # of Pillow images, the most probable classes as (name, probability)",
         'model = timm.create_model("local-dir:merged", pretrained=True)',
         "onelora predict --adapter {adapter} PICTURES",
     ),
     "depth": Task(
+        "onelora_vision.inference.depth:DepthEstimator",
         "estimates depth",
         "depth = adapted(image)  # (H, W) of a Pillow image, in metres where the base is metric",
         'model = AutoModelForDepthEstimation.from_pretrained("merged")',

@@ -43,15 +43,11 @@ def run(args: argparse.Namespace) -> list[dict]:
 
     paths = _pictures(args.images)
     task = read_adapter(args.adapter).info.task
-    if task == "classification":
-        _refuse_depths_flags(args)
-        return _classify(args, paths)
-    if task == "depth":
-        args.output = args.output or "depth"
-        return _estimate(args, paths)
-    raise InputError(
-        f"{args.adapter}: an adapter for {task or 'no task that is named'}; predict takes classification or depth"
-    )
+    if task not in PREDICTIONS:
+        raise InputError(
+            f"{args.adapter}: an adapter for {task or 'no task that is named'}; predict takes {' or '.join(PREDICTIONS)}"
+        )
+    return PREDICTIONS[task](args, paths)
 
 
 def _refuse_depths_flags(args: argparse.Namespace) -> None:
@@ -84,6 +80,7 @@ def _pictures(given: list[str]) -> list[str]:
 
 
 def _classify(args: argparse.Namespace, paths: list[str]) -> list[dict]:
+    _refuse_depths_flags(args)
     from onelora_vision.data.images import read_images, trimmed
     from onelora_vision.inference.loading import load_adapted
     from onelora_vision.runtime.progress import progress_bar
@@ -102,6 +99,7 @@ def _classify(args: argparse.Namespace, paths: list[str]) -> list[dict]:
 
 
 def _estimate(args: argparse.Namespace, paths: list[str]) -> list[dict]:
+    args.output = args.output or "depth"
     from onelora_vision.data.images import read_images
     from onelora_vision.inference.loading import load_adapted
     from onelora_vision.runtime.progress import progress
@@ -162,3 +160,7 @@ def _write_depth(args: argparse.Namespace, path: str, estimator, depth, ledger) 
         "max": float(depth.max()),
         "clipped_pixels": clipped,
     }
+
+
+#: What is done with pictures, by the task of the adapter.
+PREDICTIONS = {"classification": _classify, "depth": _estimate}

@@ -1,6 +1,5 @@
 """An adapter with its base, ready to be used: the one way to it for the command line, the app and users."""
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +7,7 @@ import torch
 
 from onelora_vision.adapters.bases import load_base, require_same_base
 from onelora_vision.adapters.file import read_adapter
+from onelora_vision.backbones.table import TASKS, named
 from onelora_vision.errors import InputError
 from onelora_vision.runtime.device import choose_device
 
@@ -15,13 +15,6 @@ if TYPE_CHECKING:
     from onelora_vision.inference.classification import Classifier
     from onelora_vision.inference.depth import DepthEstimator
     from onelora_vision.inference.generation import Generator
-
-#: What uses the adapters of each task, by module and class.
-MODELS = {
-    "generation": ("generation", "Generator"),
-    "classification": ("classification", "Classifier"),
-    "depth": ("depth", "DepthEstimator"),
-}
 
 
 def load_adapted(
@@ -46,14 +39,12 @@ def load_adapted(
     """
     loaded = read_adapter(adapter)
     info = loaded.info
-    if info.task not in MODELS or task not in (None, info.task):
+    if info.task not in TASKS or task not in (None, info.task):
         raise InputError(
-            f"{adapter}: an adapter for {info.task or 'no task that is named'}, not for {task or ' or '.join(MODELS)}"
+            f"{adapter}: an adapter for {info.task or 'no task that is named'}, not for {task or ' or '.join(TASKS)}"
         )
     device = choose_device(device)
     found = load_base(info, base)
     require_same_base(info, loaded.path, found)
     found.model = loaded.attach(found.model).to(device).eval()
-    module, name = MODELS[info.task]
-    made_for_task = getattr(importlib.import_module(f"onelora_vision.inference.{module}"), name)
-    return made_for_task(found, info)
+    return named(TASKS[info.task].model)(found, info)
