@@ -103,8 +103,8 @@ def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
     # Before gradio is imported, which keeps it: its files lie beside the sessions', and nobody is told that it runs.
     os.environ.setdefault("GRADIO_TEMP_DIR", str(root / "gradio"))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"
-    from app.inference import Studio
     from app.memory import trim_regularly
+    from app.studio import Studio
     from app.ui import CSS, THEME, build_page
 
     trim_regularly()

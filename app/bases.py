@@ -1,7 +1,7 @@
-"""Base models shared by every user: loaded once, never written to, seen through cheap copies of their module tree.
+"""Base models shared by all users: loaded once, never written to, and used through views.
 
-A view has modules of its own over the base's tensors. An adapter is attached to a view, so a request of one user
-cannot reach another's, and no weight of a base is ever changed or merged.
+A view has its own modules over the base's tensors. Adapters are attached to views, so users cannot affect each other,
+and no weight of a base is ever changed or merged.
 """
 
 import json
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from app.hub import HUB_ID
+from app.mix import Mix
 from onelora_vision import embedded
 from onelora_vision.adapters.bases import load_base, require_same_base
 from onelora_vision.adapters.file import Adapter
@@ -38,7 +39,7 @@ def share_equal(model: nn.Module, other: nn.Module) -> None:
 
 
 class Bases:
-    """The bases in memory, and the views that were used last.
+    """The bases in memory and the views that were used last.
 
     Args:
         folders: pipeline and model folders that may be used, by the names that people choose them by.
@@ -93,15 +94,10 @@ class Bases:
         )
 
     def base(self, info: AdapterInfo, name: str = "") -> Base:
-        """The base of adapters with ``info``'s task and settings, loaded when it is first asked for."""
+        """The base of adapters with ``info``'s task and settings, loaded on first use."""
         key = self._key(info, name)
-        with self._lock:
-            if key not in self._bases:
-                self._bases[key] = self._load(info, key)
-                while len(self._bases) > MAX_BASES:  # files may ask for any settings
-                    self._bases.popitem(last=False)
-            self._bases.move_to_end(key)
-            return self._bases[key]
+        with self._lock:  # files may ask for any settings, so the number of bases is limited too
+            return _remembered(self._bases, key, lambda: self._load(info, key), MAX_BASES)
 
     def _key(self, info: AdapterInfo, name: str) -> tuple:
         source = self.source(info.task, name or info.base)
@@ -120,29 +116,38 @@ class Bases:
                 share_equal(loaded.model, other.model)
         return loaded
 
-    def view(self, info: AdapterInfo, mix: Adapter | None, mark: tuple, name: str = "") -> Base:
-        """The base of ``info``, fitted to its classes, with the adapter ``mix`` attached (None: the base alone).
+    def view(self, mix: Mix, name: str = "") -> Base:
+        """The base called ``name`` (default: the one of the mix), fitted to the mix, with its adapter attached.
 
-        ``mark`` identifies the mix, so that a view that was used before is used again.
+        The view is in eval mode and shared by requests: call its network, and never change it.
 
         Raises:
-            InputError: no such base, or not the adapter's.
+            InputError: no such base, the adapters were trained on another one, or they have no sum.
         """
-        base = self.base(info, name)
-        key = (self._key(info, name), mark, tuple(info.class_names or ()))
+        base = self.base(mix.info, name)
+        adapter = mix.adapter(base)  # each time: a fingerprint does not cover all that can be wrong with a mix
+        if adapter is not None:
+            require_same_base(adapter.info, adapter.path, base)
+        key = (self._key(mix.info, name), mix.fingerprint, tuple(mix.info.class_names or ()))
         with self._lock:
-            if key not in self._views:
-                if mix is not None:
-                    require_same_base(mix.info, mix.path, base)
-                view = base.view().fit(info.class_names)
-                if mix is not None:
-                    view.model = mix.attach(view.model).to(self.device)
-                view.model.eval().requires_grad_(False)
-                self._views[key] = view
-                while len(self._views) > MAX_VIEWS:
-                    self._views.popitem(last=False)
-            self._views.move_to_end(key)
-            return self._views[key]
+            return _remembered(self._views, key, lambda: self._attach(base, mix.info, adapter), MAX_VIEWS)
+
+    def _attach(self, base: Base, info: AdapterInfo, adapter: Adapter | None) -> Base:
+        view = base.view().fit(info.class_names)
+        if adapter is not None:
+            view.model = adapter.attach(view.model).to(self.device)
+        view.model.eval().requires_grad_(False)
+        return view
+
+
+def _remembered(known: OrderedDict[tuple, Base], key: tuple, make: Callable[[], Base], limit: int) -> Base:
+    """The value of ``key``, made if it is not known; of more than ``limit``, the one unused for longest is dropped."""
+    if key not in known:
+        known[key] = make()
+        while len(known) > limit:
+            known.popitem(last=False)
+    known.move_to_end(key)
+    return known[key]
 
 
 def _is_timm_name(name: str) -> bool:

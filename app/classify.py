@@ -1,13 +1,15 @@
-"""Classes of pictures: what the base's own head says, and what each enabled adapter says."""
+"""The most probable classes of pictures by the base's own head and by each enabled adapter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.bases import Bases
-from app.sessions import Session, Term, mark_of, mixed
+from app.library import Entry
+from app.mix import Mix
+from app.sessions import Session
 from onelora_vision.adapters.info import AdapterInfo
-from onelora_vision.backbones.vit import predict_classes
+from onelora_vision.backbones.vit import ViTBase, predict_classes
 from onelora_vision.data.images import read_image, trimmed
 from onelora_vision.data.synthetic.digits import HandwrittenDigits
 from onelora_vision.errors import InputError
@@ -32,7 +34,7 @@ class Classifier:
         self.bases = bases
 
     def classify(self, session: Session, pictures: Sequence[Path], base: str = "") -> list[list[Answer]]:
-        """For each picture the answers of the base's head and of each enabled adapter alone, at its weight.
+        """For each picture, the answers of the base with its own head and of each enabled adapter alone, at its weight.
 
         Raises:
             InputError: no pictures, too many, or one that cannot be read.
@@ -42,29 +44,19 @@ class Classifier:
         if len(pictures) > MAX_PICTURES:
             raise InputError(f"{len(pictures)} pictures: at most {MAX_PICTURES} at a time")
         images = [trimmed(read_image(path), str(path)) for path in pictures]
-        terms = session.terms("classification")
-        models = [("base", self._base_info(terms), [])]
-        models += [(_title(term), term.entry.adapter.info, [term]) for term in terms]
-        vits = [self._vit(info, part, base) for _, info, part in models]  # all, before the first is asked
+        mix = session.mix(ViTBase.task)
+        own_head = Mix(AdapterInfo(ViTBase.task, "", mix.info.base))
+        models = [("base", own_head), *((_title(*term), Mix.of([term], ViTBase.task)) for term in mix.terms)]
+        views = [self.bases.view(model, base) for _, model in models]  # all before the first is used
         columns = [
-            [Answer(title, classes) for classes in predict_classes(vit, images, top=TOP)]
-            for (title, _, _), vit in zip(models, vits)
+            [Answer(title, classes) for classes in predict_classes(view, images, top=TOP)]
+            for (title, _), view in zip(models, views)
         ]
         return [list(row) for row in zip(*columns)]
 
-    @staticmethod
-    def _base_info(terms: list[Term]) -> AdapterInfo:
-        """The base that the adapters were trained on, with the head that it came with."""
-        place = terms[0].entry.adapter.info.base if terms else ""
-        return AdapterInfo("classification", "", place)
 
-    def _vit(self, info: AdapterInfo, terms: list[Term], base: str):
-        plain = self.bases.base(info, base)
-        return self.bases.view(info, mixed(terms, plain.model), mark_of(terms), base)
-
-
-def _title(term: Term) -> str:
-    return term.entry.name + (f" × {term.weight:g}" if term.weight != 1 else "")
+def _title(entry: Entry, weight: float) -> str:
+    return entry.name + (f" × {weight:g}" if weight != 1 else "")
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[Answer]]) -> tuple[list[str], list[list[str]]]:

@@ -1,4 +1,4 @@
-"""Depth of a picture: what the base sees, what the enabled adapters make of it, and where the two differ."""
+"""Depth of a picture by the base and by the enabled adapters, and the difference of the two."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +7,7 @@ import numpy as np
 from PIL import Image
 
 from app.bases import Bases
-from app.sessions import Session, Term, mark_of, mixed
-from onelora_vision.adapters.info import AdapterInfo
+from app.sessions import Session
 from onelora_vision.backbones.depth import DepthBase
 from onelora_vision.data.images import read_image
 from onelora_vision.data.synthetic.scenes import SceneFrames
@@ -59,15 +58,11 @@ class DepthMapper:
             raise InputError("choose a picture first, or take the example")
         image = read_image(picture)
         image.thumbnail((MAX_SIDE, MAX_SIDE))
-        terms, folder = session.terms("depth"), session.output()
-        info = terms[0].entry.adapter.info if terms else AdapterInfo("depth", "", "")
-        views = [self._view(info, part, base) for part in ([], terms)[: 1 + bool(terms)]]
-        maps = [estimate_depth(view, image, info.extra.get("resolution")) for view in views]
-        return _draw(folder, maps[0], maps[1] if terms else None, views[0].is_metric)
-
-    def _view(self, info: AdapterInfo, terms: list[Term], base: str) -> DepthBase:
-        plain = self.bases.base(info, base)
-        return self.bases.view(info, mixed(terms, plain.model), mark_of(terms), base)
+        mix, folder = session.mix(DepthBase.task), session.output()
+        variants = [mix.without_adapters(), mix] if mix.terms else [mix]
+        views = [self.bases.view(variant, base) for variant in variants]  # all before the first is used
+        maps = [estimate_depth(view, image, mix.info.extra.get("resolution")) for view in views]
+        return _draw(folder, maps[0], maps[1] if mix.terms else None, views[0].is_metric)
 
 
 def write_example(path: Path) -> Path:

@@ -25,11 +25,16 @@ _SUFFIXES = (".safetensors", ".zip")
 
 @dataclass(frozen=True)
 class Entry:
-    """An adapter that can be used: ``source`` is ``shipped``, ``folder``, ``upload`` or ``hub``."""
+    """An adapter that can be used in the app.
+
+    Attributes:
+        fingerprint: a hash of its values, see `fingerprint`.
+        source: ``shipped``, ``folder``, ``upload`` or ``hub``.
+    """
 
     name: str
     adapter: Adapter
-    digest: str
+    fingerprint: str
     source: str
     path: Path
     file_bytes: int
@@ -51,7 +56,7 @@ class Entry:
 
 
 def _changes(metrics: dict) -> list[tuple[str, float | None, float]]:
-    """The figures that a file names, before and after: (name, before, after)."""
+    """The metrics in a file as (name, before, after)."""
     before, after = metrics.get("before", {}), metrics.get("after", {})
     numbers = {key: value for key, value in after.items() if _is_number(value)}
     return [(key, before[key] if _is_number(before.get(key)) else None, value) for key, value in numbers.items()]
@@ -76,7 +81,7 @@ def read_entry(path: Path, name: str, source: str) -> Entry:
     _check_settings(adapter.info.extra, path.name)
     adapter.path = Path(name)  # what messages of the library call it
     weights = path / WEIGHTS_FILE if path.is_dir() else path
-    return Entry(name, adapter, _digest(adapter), source, path, weights.stat().st_size)
+    return Entry(name, adapter, fingerprint(adapter), source, path, weights.stat().st_size)
 
 
 def _check_settings(extra: dict, name: str) -> None:
@@ -90,8 +95,8 @@ def _check_settings(extra: dict, name: str) -> None:
         raise InputError(f"{name}: resolution {one_line(resolution, 40)} is none up to {MAX_SIDE} pixels")
 
 
-def _digest(adapter: Adapter) -> str:
-    """A short hash of an adapter's values: the same file under another name is the same adapter."""
+def fingerprint(adapter: Adapter) -> str:
+    """A short hash of an adapter's config and values; the same file under another name has the same."""
     digest = hashlib.sha256(repr(sorted(adapter.config.to_dict().items(), key=lambda item: item[0])).encode())
     for key in sorted(adapter.tensors):
         digest.update(key.encode())

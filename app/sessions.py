@@ -1,4 +1,4 @@
-"""What one user has open: adapters, their weights, and files of their own; nothing of it is seen by another."""
+"""What one user has open: adapters, their weights and output files. No user sees the session of another."""
 
 import itertools
 import shutil
@@ -10,11 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.library import Entry, Library, unique_name
+from app.mix import Mix
 from app.runs import Runs
-from onelora_vision.adapters.algebra import belongs_to_classes, blend
-from onelora_vision.adapters.file import Adapter
-from onelora_vision.adapters.kinds import kind_of
-from onelora_vision.adapters.layout import layout_of
 from onelora_vision.errors import InputError, nearest
 
 MAX_SESSIONS = 100
@@ -23,19 +20,15 @@ WEIGHT_LIMIT = 2.0
 KEPT_OUTPUTS = 8
 
 
-@dataclass(frozen=True)
-class Term:
-    """An adapter in a mix with its weight."""
-
-    entry: Entry
-    weight: float
-
-
 @dataclass
 class Session:
-    """One user's adapters: ``own`` those added, ``weights`` of all, ``enabled`` the names that take part.
+    """One user's adapters and drawings.
 
-    ``drawings`` and ``grids`` hold the state of what is being drawn.
+    Attributes:
+        own: the adapters that the user added, by name.
+        weights: weights that the user set, by name of the adapter.
+        enabled: names of the adapters that take part.
+        drawings, grids: the state of what is being drawn.
     """
 
     folder: Path
@@ -53,6 +46,10 @@ class Session:
     def entries(self) -> dict[str, Entry]:
         """All adapters by name."""
         return {entry.name: entry for entry in self.library.entries()[0]} | self.own
+
+    def entries_for(self, task: str) -> dict[str, Entry]:
+        """The adapters of a task by name."""
+        return {name: entry for name, entry in self.entries().items() if entry.adapter.info.task == task}
 
     def entry(self, name: str) -> Entry:
         """The adapter of a name, or an InputError that names the nearest."""
@@ -93,13 +90,10 @@ class Session:
     def weight(self, name: str) -> float:
         return self.weights.get(name, 1.0)
 
-    def terms(self, task: str) -> list[Term]:
+    def mix(self, task: str) -> Mix:
         """The enabled adapters of a task with their weights."""
-        return [
-            Term(entry, self.weight(name))
-            for name, entry in self.entries().items()
-            if name in self.enabled and entry.adapter.info.task == task
-        ]
+        entries = [e for e in self.entries_for(task).values() if e.name in self.enabled]
+        return Mix.of([(entry, self.weight(entry.name)) for entry in entries], task)
 
     def output(self) -> Path:
         """A fresh folder for the files of one request; those of older requests are removed."""
@@ -110,52 +104,8 @@ class Session:
         return folder
 
 
-def mark_of(terms: list[Term]) -> tuple:
-    """What tells mixes apart; adapters at weight 0 take no part."""
-    return tuple((term.entry.digest, term.weight) for term in terms if term.weight)
-
-
-def mixed(terms: list[Term], base=None) -> Adapter | None:
-    """The weighted sum of ``terms`` as one adapter, by the library's algebra; None where all weights are 0.
-
-    Args:
-        base: the base model, whose values the sum of modules saved whole needs.
-
-    Raises:
-        InputError: the adapters have no sum; the message says why.
-    """
-    parts = [(term.entry.adapter, term.weight) for term in terms if term.weight]
-    if not parts:
-        return None
-    if len(parts) == 1 and parts[0][1] == 1:
-        return parts[0][0]
-    for adapter, _ in parts:
-        kind = kind_of(adapter.config)
-        is_dora = getattr(adapter.config, "use_dora", False)
-        if is_dora or kind.sum is None:
-            name = "DoRA" if is_dora else kind.name
-            raise InputError(
-                f"{adapter.path}: {name} has no weights and no sums; use it alone, at weight 1, or disable it"
-            )
-    return blend(parts, base=base, whole_from=_owner_of_classes(parts))
-
-
-def _owner_of_classes(parts: list[tuple[Adapter, float]]) -> Adapter | None:
-    """Weights that sum to 0 cannot interpolate heads and label tables: those of the first adapter are taken."""
-    if abs(sum(weight for _, weight in parts)) > 1e-6:
-        return None
-    for adapter, _ in parts:
-        whole = layout_of(adapter.config, adapter.tensors).whole
-        if not all(belongs_to_classes(values, adapter.info.class_names) for values in whole.values()):
-            raise InputError(
-                f"{adapter.path}: trains whole modules, which have no sum with weights that add up to 0; "
-                "move a slider a little"
-            )
-    return parts[0][0]
-
-
 class Sessions:
-    """The users' sessions by id, in folders below ``root``; the one that was idle longest gives way to a new one."""
+    """The sessions by id, in folders below ``root``. Beyond `MAX_SESSIONS`, the one that was idle longest is closed."""
 
     def __init__(self, library: Library, root: Path):
         self.library, self.root = library, root

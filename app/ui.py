@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from app.inference import Studio
+from app.studio import Studio
 from app.tabs.adapters import AdapterPanel, build_panel
 from app.tabs.classify import build_classify
 from app.tabs.depth import build_depth

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from app.inference import Studio
+from app.studio import Studio
 from app.tabs.common import MODEL, QUICK, hint, refusal, toast, toasts
 from onelora_vision.backbones.table import TASKS
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import gradio as gr
 
-from app.inference import Studio
 from app.runs import Runs
+from app.studio import Studio
 from onelora_vision.errors import InputError, TrainingError, WriteError, message_of
 
 #: Events that run a model share one limit, whatever their tab.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from app.inference import Studio
+from app.studio import Studio
 from app.tabs.common import MODEL, QUICK, hint, picture_input, toasts
 
 START = "Choose a picture, or take the example, and press Estimate depth."

@@ -5,7 +5,7 @@ import json
 
 import gradio as gr
 
-from app.inference import Studio
+from app.studio import Studio
 from app.tabs.adapters import AdapterPanel
 from app.tabs.common import QUICK, hint, toasts
 from onelora_vision.errors import one_line

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import gradio as gr
 
-from app.drawing import AXES, MAX_SEED, Drawing, Picture, Request, parse_axis, restore
-from app.inference import Studio
+from app.drawing import MAX_SEED, TASK, Drawing, Picture, Request
+from app.grid import AXES, parse_axis
+from app.restore import restore
 from app.runs import Runs, State
+from app.studio import Studio
 from app.tabs.adapters import AdapterPanel
 from app.tabs.common import MODEL, QUICK, announce, bar, hint, toast, toasts
 from onelora_vision.diffusion.settings import SAMPLERS
@@ -85,15 +87,12 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
         session = studio.session(request.session_hash)
         names = studio.drawer.classes(session, base or "")
         kept = [name for name in current or [] if name in names] or names[:4]
-        return gr.update(choices=names, value=kept, info=_mix_in_words(studio.rows(session)))
+        mix = str(session.mix(TASK))
+        info = f"Mix: {mix}" if mix else "No adapter is enabled: the base draws alone"
+        return gr.update(choices=names, value=kept, info=info)
 
     when = [page.load, panel.changed.change, base.change]
     gr.on(when, choices, [classes, base], classes, api_visibility="private", **QUICK)
-
-
-def _mix_in_words(rows: list[dict]) -> str:
-    terms = [f"{row['weight']:g} × {row['name']}" for row in rows if row["enabled"] and row["task"] == "generation"]
-    return f"Mix: {' + '.join(terms)}" if terms else "No adapter is enabled: the base draws alone"
 
 
 def _shown(drawing: Drawing) -> str:
@@ -167,7 +166,7 @@ def _grid(studio: Studio, settings: list, request_of) -> None:
         session = studio.session(request.session_hash)
         x, y = parse_axis(session, axes[0], axes[1]), parse_axis(session, axes[2], axes[3])
         wanted = request_of(classes, seed, is_random, number_of, steps, sampler, guidance, base, compare)
-        for drawing in studio.drawer.grid(session, wanted, x, y, number):
+        for drawing in studio.grid_drawer.draw(session, wanted, x, y, number):
             shown = _shown(drawing), str(drawing.adapted[0].image) if drawing.adapted else None, _download(drawing)
             yield [gr.skip()] * len(shown) if drawing.state is State.SUPERSEDED else shown
 

@@ -200,7 +200,8 @@ def predict_classes(
 ) -> list[list[tuple[str, float]]]:
     """The ``top`` most probable classes of each picture as (name, probability), most probable first."""
     device = next(vit.model.parameters()).device
-    vit.model.eval()
+    if vit.model.training:
+        vit.model.eval()
     transform, found = vit.transform, []
     for start in range(0, len(pictures), batch_size):
         images = torch.stack([transform(picture) for picture in pictures[start : start + batch_size]])

@@ -14,6 +14,7 @@ from onelora_vision.cli.inputs import add_device, require_adapter
 from onelora_vision.cli.output import add_output
 from onelora_vision.diffusion.settings import MAX_SEED, SamplingSettings, parse_numbers
 from onelora_vision.errors import InputError, nearest
+from onelora_vision.inference.record import SampleRecord, UsedAdapter
 
 FORMATS = ("png", "grid", "npz")
 KIND = "samples"
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> dict:
     labels = [label for label in ids for _ in range(args.num_images)]
     seeds = [args.seed + number for _ in ids for number in range(args.num_images)]
     settings = dataclasses.replace(generator.settings, **given)
-    notes = {"adapter": str(args.adapter), "adapted": not args.without_adapter, **dataclasses.asdict(settings)}
+    record = SampleRecord(settings, (UsedAdapter(str(args.adapter)),), adapted=not args.without_adapter)
     names = [generator.class_names[label] for label in ids]
     drawn = {
         "adapter_hash": _hash_of(args.adapter),
@@ -100,10 +101,10 @@ def run(args: argparse.Namespace) -> dict:
         "num_images": args.num_images,
         "seed": args.seed,
     }
-    ledger = _open_folder(args, {**notes, **drawn})
-    pixels = _draw(generator, labels, seeds, settings, args, notes, ledger if "png" in formats else None)
+    ledger = _open_folder(args, {**record.to_json(), **drawn})
+    pixels = _draw(generator, labels, seeds, record, args, ledger if "png" in formats else None)
     _write_sheets(pixels, labels, formats, args.num_images, ledger)
-    return {"output": args.output, "images": len(labels), "classes": names, "settings": notes}
+    return {"output": args.output, "images": len(labels), "classes": names, "settings": record.to_json()}
 
 
 def show(result: dict, args: argparse.Namespace) -> None:
@@ -145,7 +146,7 @@ def _request_in(folder: Path) -> dict:
     return json.loads((folder / REQUEST).read_text(encoding="utf-8"))
 
 
-def _draw(generator, labels, seeds, settings, args, notes: dict, ledger):
+def _draw(generator, labels, seeds, record: SampleRecord, args, ledger):
     """All images as uint8 (N, H, W, 3); with a ``ledger`` each is kept as a PNG as soon as it is drawn, or read from it."""
     import numpy as np
 
@@ -159,13 +160,14 @@ def _draw(generator, labels, seeds, settings, args, notes: dict, ledger):
         for start in range(0, len(missing), args.batch_size):
             batch = missing[start : start + args.batch_size]
             chosen = [labels[number] for number in batch], [seeds[number] for number in batch]
-            images = generator.sample(*chosen, settings, adapted=not args.without_adapter, batch_size=args.batch_size)
+            images = generator.sample(*chosen, record.settings, adapted=record.adapted, batch_size=args.batch_size)
             for number, image in zip(batch, images):
                 pixels[names[number]] = (image.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
                 if ledger:
-                    text = _notes(seeds[number], labels[number], generator.class_names[labels[number]], notes)
+                    label, seed = labels[number], seeds[number]
+                    of_image = {"class_name": generator.class_names[label], "label": label, "seed": seed}
                     with ledger.writing_file(names[number]) as temporary:
-                        save_sample(temporary, image, text)
+                        save_sample(temporary, image, dataclasses.replace(record, **of_image).to_notes())
             bar.update(len(batch))
     return np.stack([pixels[name] for name in names])
 
@@ -176,11 +178,6 @@ def _read(path: Path):
     from onelora_vision.data.images import read_image
 
     return np.array(read_image(path))
-
-
-def _notes(seed: int, label: int, name: str, settings: dict) -> dict[str, str]:
-    """All that it takes to draw an image again."""
-    return {"seed": str(seed), "class": name, "label": str(label), "settings": json.dumps(settings)}
 
 
 def _write_sheets(pixels, labels, formats, columns: int, ledger) -> None:

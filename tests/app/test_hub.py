@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 
 from app.hub import KNOWN_BASES, fetch_adapter, fetch_base
-from app.inference import Studio
+from app.studio import Studio
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.errors import InputError
 

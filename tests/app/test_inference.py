@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from app.drawing import Request, parse_axis, restore
-from app.inference import Studio
+from app.drawing import Request
+from app.grid import parse_axis
+from app.restore import restore
 from app.runs import State
+from app.studio import Studio
 from onelora_vision.adapters.file import read_adapter, write_adapter
 from onelora_vision.data.images import read_image
 from onelora_vision.diffusion.settings import SamplingSettings
@@ -166,7 +168,7 @@ def test_a_cancelled_drawing_leaves_no_pictures_and_the_next_one_is_whole(studio
 def test_a_cancelled_grid_leaves_no_pictures(studio, session, adapters):
     use(studio, session, adapters[0])
     x, y = parse_axis(session, "adapter weight", "0, 1"), parse_axis(session, "seed", "3, 4")
-    grid = studio.drawer.grid(session, Request(("2",), steps=2), x, y)
+    grid = studio.grid_drawer.draw(session, Request(("2",), steps=2), x, y)
     assert [bool(next(grid).adapted) for _ in range(5)][-1]  # one cell is drawn
     session.grids.cancel()
     (end,) = grid
@@ -190,7 +192,7 @@ def test_a_mix_of_different_bases_is_refused_before_anything_is_drawn(
     foreign = another_base(adapters[1], tmp_path / "foreign.safetensors")
     x, y = parse_axis(session, "guidance", "1, 2"), parse_axis(session, "seed", "3, 4")
     use(studio, session, adapters[0], foreign)
-    for drawing in (studio.drawer.draw(session, REQUEST), studio.drawer.grid(session, REQUEST, x, y)):
+    for drawing in (studio.drawer.draw(session, REQUEST), studio.grid_drawer.draw(session, REQUEST, x, y)):
         states = []
         with pytest.raises(InputError, match="trained on different bases"):
             states.extend(drawing)
@@ -256,13 +258,15 @@ def test_foreign_pictures_restore_nothing(studio, session, tmp_path, notes, mess
 def test_a_grid_draws_each_pair_of_values(studio, session, adapters):
     use(studio, session, adapters[0])
     x, y = parse_axis(session, "adapter weight", "0, 1"), parse_axis(session, "seed", "3, 4, 5")
-    *states, end = studio.drawer.grid(session, Request(("2",), steps=2), x, y)
+    *states, end = studio.grid_drawer.draw(session, Request(("2",), steps=2), x, y)
     assert [state.done for state in states] == sorted(state.done for state in states)
     assert {state.done for state in states} == set(range(6)) and end.done == end.total == 6
     assert restore(session, end.archive).request == Request(("2",), steps=2)
     adapter_axis = parse_axis(session, "adapter", "")
     assert adapter_axis.values[0] == "base" and next(iter(session.own)) in adapter_axis.values
-    grid = studio.drawer.grid(session, Request(("2",), steps=2), adapter_axis, parse_axis(session, "guidance", "1"))
+    grid = studio.grid_drawer.draw(
+        session, Request(("2",), steps=2), adapter_axis, parse_axis(session, "guidance", "1")
+    )
     assert [*grid][-1].done == len(adapter_axis.values)
 
 
@@ -283,9 +287,9 @@ def test_bad_axes_are_named(session, axis, text, message):
 def test_grids_that_make_no_sense_are_refused(studio, session):
     seeds, many = parse_axis(session, "seed", "1"), parse_axis(session, "steps", ",".join("1" * 40))
     with pytest.raises(InputError, match="two different"):
-        last(studio.drawer.grid(session, REQUEST, seeds, seeds))
+        last(studio.grid_drawer.draw(session, REQUEST, seeds, seeds))
     with pytest.raises(InputError, match="40 cells"):
-        last(studio.drawer.grid(session, REQUEST, seeds, many))
+        last(studio.grid_drawer.draw(session, REQUEST, seeds, many))
 
 
 @pytest.mark.parametrize(

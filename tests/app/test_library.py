@@ -8,9 +8,9 @@ import zipfile
 import pytest
 
 from app.hub import fetch_adapter
-from app.inference import Studio
 from app.library import unique_name
 from app.sessions import MAX_SESSIONS
+from app.studio import Studio
 from onelora_vision.adapters.file import read_adapter, write_adapter
 from onelora_vision.errors import InputError
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from app.inference import Studio
 from app.names import without_paths
+from app.studio import Studio
 from onelora_vision.adapters.file import read_adapter, write_adapter
 
 KNOWN = {Path("/srv/My Models/dit"): "dit", Path("/tmp/root x"): "", Path("/hub/snapshots/0a1b"): "owner/base"}

@@ -1,6 +1,6 @@
-"""All that the app does, without a widget: sessions, their adapters, and the requests that they make.
+"""Everything that the app does, without widgets: sessions, their adapters, and what they can be asked for.
 
-Texts go in, plain values and files come out; bad input ends in `InputError`. `app.ui` puts widgets around it.
+It takes texts and returns plain values and files; bad input raises `InputError`. `app.ui` adds the widgets.
 """
 
 import atexit
@@ -13,10 +13,11 @@ from pathlib import Path
 from app import classify, depth
 from app.bases import Bases
 from app.drawing import Drawer
+from app.grid import GridDrawer
 from app.hub import KNOWN_BASES, fetch_adapter, fetch_base
 from app.library import Entry, Library, parcels, read_entry, receive
 from app.names import without_paths
-from app.sessions import Session, Sessions, mixed
+from app.sessions import Session, Sessions
 from onelora_vision.adapters.container import WEIGHTS_FILE
 from onelora_vision.adapters.file import write_adapter
 from onelora_vision.adapters.summary import inspect, plot_norms
@@ -27,12 +28,12 @@ class Studio:
     """The app's state: adapters and bases shared by all, and one session per user.
 
     Args:
-        adapters: folder of adapters that every user sees besides the shipped ones.
+        adapters: folder of adapters that every user sees, in addition to the shipped ones.
         bases: pipeline and model folders, by name, that may be chosen as bases.
-        max_upload: bytes that one upload, or one adapter from the hub, may have.
-        hub_bases: hub ids and timm names that may be downloaded as bases besides `app.hub.KNOWN_BASES`.
-        max_base: bytes that one base from the hub may have.
-        root: folder for the sessions' files (default: a temporary one, removed at exit).
+        max_upload: most bytes of an upload or of an adapter from the hub.
+        hub_bases: hub ids and timm names that may be downloaded as bases, in addition to `app.hub.KNOWN_BASES`.
+        max_base: most bytes of a base from the hub.
+        root: folder for the files of sessions (default: a temporary one, removed at exit).
     """
 
     def __init__(
@@ -54,8 +55,8 @@ class Studio:
             bases or {}, functools.partial(fetch_base, limit=max_base), {*KNOWN_BASES, *hub_bases}, device
         )
         self.sessions = Sessions(self.library, self.root)
-        self.drawer, self.depth = Drawer(self.bases), depth.DepthMapper(self.bases)
-        self.classifier = classify.Classifier(self.bases)
+        self.drawer, self.grid_drawer = Drawer(self.bases), GridDrawer(self.bases)
+        self.depth, self.classifier = depth.DepthMapper(self.bases), classify.Classifier(self.bases)
         examples = self.root / "examples"
         self.depth_example = depth.write_example(examples / "street.png")
         self.digit_examples = classify.write_examples(examples)
@@ -68,7 +69,7 @@ class Studio:
         return list(self.bases.folders)
 
     def public(self, value):
-        """A text, or the texts in lists and dicts, as users may see it: without paths of this server."""
+        """A text, or the texts in lists and dicts, without paths of this server."""
         private = [folder for folder in (self.root, self.library.folder) if folder]
         return without_paths(value, dict.fromkeys(private, "") | self.bases.names())
 
@@ -88,13 +89,13 @@ class Studio:
         return rows
 
     def problems(self) -> list[str]:
-        """Files of the adapters folder that are no adapters, each with its reason."""
+        """Files in the adapters folder that cannot be used, each with its reason."""
         return self.public(self.library.entries()[1])
 
     def upload(self, session: Session, files: Sequence[str | Path]) -> tuple[list[str], list[str]]:
-        """Open uploaded adapters, each that is whole and sound.
+        """Open the valid ones of uploaded adapters.
 
-        Returns their names, and a line for each file that was refused, which starts with the file's name.
+        Returns their names, and for each refused file a message that starts with its name.
         """
         names, refused = [], []
         for parcel in parcels(files):
@@ -129,7 +130,7 @@ class Studio:
     @staticmethod
     def _read(session: Session, path: Path, wanted: str, source: str) -> Entry:
         entry = read_entry(path, session.free_name(wanted), source)
-        same = [other.name for other in session.entries().values() if other.digest == entry.digest]
+        same = [other.name for other in session.entries().values() if other.fingerprint == entry.fingerprint]
         if same:
             raise InputError(f"{path}: is open already, as {same[0]}")
         return entry
@@ -138,17 +139,17 @@ class Studio:
         """Write the weighted sum of a task's enabled adapters as one adapter file.
 
         Raises:
-            InputError: nothing is enabled, or there is no sum.
+            InputError: nothing is enabled, or the adapters have no sum.
         """
-        terms = session.terms(task)
-        if not any(term.weight for term in terms):
+        mix = session.mix(task)
+        if not mix.fingerprint:
             raise InputError(f"no {task} adapter is enabled with a weight: there is nothing to save")
-        info = terms[0].entry.adapter.info
-        mix = mixed(terms, self.bases.base(info).model)
-        return write_adapter(mix.config, mix.tensors, mix.info, session.output() / f"{task}-mix.safetensors")
+        adapter = mix.adapter(self.bases.base(mix.info))
+        path = session.output() / f"{task}-mix.safetensors"
+        return write_adapter(adapter.config, adapter.tensors, adapter.info, path)
 
     def details(self, session: Session, name: str) -> tuple[dict, Path | None]:
-        """Everything that an adapter's file says, and a plot of its norms per layer (None where no layer is adapted)."""
+        """What an adapter's file says, and a plot of its norms per layer (None if no layer is adapted)."""
         entry = session.entry(name)
         facts = {**inspect(entry.path), "file_bytes": entry.file_bytes}
         facts.update({key: self.public(facts[key]) for key in ("file", "base", "extra", "versions")})
