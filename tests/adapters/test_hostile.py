@@ -270,7 +270,7 @@ def config_with(data, **fields):
         ("onelora", {"modules_to_save": [1]}, "no list of names"),
         ("onelora", {"use_bias": True}, "lacks .'onelora_beta'"),
         ("onelora", {"use_sum": False, "use_bias": False}, "bad adapter_config.json|lacks|has"),
-        ("onelora", {"unknown": 1}, "'unknown' is none of ONELORA"),
+        ("onelora", {"unknown": 1}, "'unknown' is not a field of ONELORA"),
         ("onelora", {"peft_type": "IA3"}, "none that onelora_vision reads"),
         ("onelora", {"task_type": "X"}, "task_type"),
     ],
