@@ -12,6 +12,7 @@ from onelora_vision.adapters.algebra import blend
 from onelora_vision.adapters.export import export
 from onelora_vision.adapters.file import read_adapter
 from onelora_vision.adapters.importing import import_adapter
+from onelora_vision.adapters.inspection import examine
 from onelora_vision.adapters.layout import layout_of
 from onelora_vision.adapters.lowrank import low_rank
 from onelora_vision.adapters.summary import inspect
@@ -59,6 +60,8 @@ def test_stock_peft_loads_d_values_per_layer_and_they_come_back_bit_for_bit(base
     ours = sum(t.numel() for k, t in adapter.tensors.items() if "onelora_b" in k)
     assert sum(t.numel() for t in blocks.values()) == ours and all(len(t) == 1 for t in blocks.values())
     assert inspect(tmp_path / "miss")["peft_type"] == "MISS"
+    problems = {finding["check"] for finding in examine(tmp_path / "miss") if finding["level"] == "problem"}
+    assert problems == ({"classes"} if host == "diffusers" else set())  # the table has the size of the base's own
     assert "A plain MiSS for the base" in (tmp_path / "miss" / "README.md").read_text()
     again = import_adapter(tmp_path / "miss")
     same_bits(again.tensors, adapter.tensors)
