@@ -116,7 +116,9 @@ def _check_same_base(first: AdapterInfo, other: AdapterInfo, where: str) -> None
                 f"{other.base!r} ({other.base_fingerprint})"
             )
     elif first.base != other.base:
-        raise InputError(f"{where}: their bases are {first.base!r} and {other.base!r}, and no fingerprint tells more")
+        raise InputError(
+            f"{where}: their bases are {first.base!r} and {other.base!r}, and their fingerprints cannot be compared"
+        )
 
 
 def _classes_differ(first: list[str] | None, second: list[str] | None) -> str:

@@ -17,13 +17,13 @@ from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.kinds import kind_of
 from onelora_vision.adapters.layout import Layout, layout_of
 from onelora_vision.errors import InputError, listed, nearest
-from onelora_vision.tuners import hosts
+from onelora_vision.tuners import hosts, shortcuts
 from onelora_vision.tuners.layer import BASE_ADAPTER
 from onelora_vision.tuners.onelora.layer import compression_vector
 
 
 class AdapterBank(nn.Module):
-    """A base model with N adapters of the 1LoRA family, of which each sample of a batch takes its own.
+    """A base model with N adapters of the 1LoRA family; each sample of a batch goes through its own.
 
     >>> bank = AdapterBank(model, {"pie": read_adapter("pie"), "sushi": read_adapter("sushi")})
     >>> bank.use(["pie", "sushi", "__base__"])  # or numbers, or a weight per sample and adapter (3, 2)
@@ -56,7 +56,7 @@ class AdapterBank(nn.Module):
             banked[name] = _banked_module(model.get_submodule(name), name, layouts, adapters.values())
         for name, module in banked.items():
             model.set_submodule(name, module)
-        hosts.call_adapted_layers(model, (BankedLinear, BankedModule))
+        shortcuts.call_adapted_layers(model, (BankedLinear, BankedModule))
         self.model = model
 
     def _linear(self, model: nn.Module, name: str, layouts: Sequence[Layout], summing: Adapter | None) -> BankedLinear:

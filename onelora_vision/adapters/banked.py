@@ -1,4 +1,4 @@
-"""What an `AdapterBank` puts in the place of a layer: every adapter's parameters, of which each sample takes its own.
+"""The layers of an `AdapterBank`: each holds the parameters of every adapter and gives each sample its own.
 
 The vectors of N adapters are tables (N + 1, d); the last row is the identity. `select` gathers; forward only adds.
 """

@@ -23,7 +23,7 @@ class Contents(NamedTuple):
 
     Attributes:
         weights: the file of its tensors, with the header's strings.
-        config: the JSON text of the PEFT config beside them, empty if there is none.
+        config: the JSON text of the PEFT config next to them; empty if there is no config.
     """
 
     weights: SafetensorsFile
@@ -76,7 +76,7 @@ def _entries_of(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipIn
         is_plain = re.fullmatch(r"[\w\-. ]*", folder) and re.fullmatch(r"[\w\-. ()]+", name) and ".." not in folder
         is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
         if not is_plain or is_link:
-            raise InputError(f"{where}: refused, its entry {info.filename[:80]!r} is no plain file of one folder")
+            raise InputError(f"{where}: refused, its entry {info.filename[:80]!r} is not a plain file in one folder")
         if name in found:
             raise InputError(f"{where}: refused, {name!r} is in it twice")
         folders.add(folder)
@@ -107,7 +107,7 @@ def _head(file: Path, limit: int, where: str) -> bytes:
     with open(file, "rb") as stream:
         data = stream.read(limit + 1)
     if len(data) > limit:
-        raise InputError(f"{where}: more than {limit:,} bytes, which is no adapter's config")
+        raise InputError(f"{where}: more than {limit:,} bytes, too long for an adapter's config")
     return data
 
 
@@ -132,7 +132,5 @@ def config_record(text: str, where: str) -> dict:
         raise InputError(f"{where}: its {CONFIG_FILE} is not JSON ({one_line(error)})") from error
     kind = record.get("peft_type") if isinstance(record, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
-        raise InputError(
-            f"{where}: peft_type {one_line(repr(kind), 60)} is none that onelora_vision reads ({', '.join(KINDS)})"
-        )
+        raise InputError(f"{where}: unsupported peft_type {one_line(repr(kind), 60)} (supported: {', '.join(KINDS)})")
     return record

@@ -1,7 +1,7 @@
 """Adapters for tools that do not know this package; each export is proven by loading it in a process without this package.
 
-The formats are in `formats`. A label table is exported in the size of the base's own (see `dit_names.pad_table`), so that
-the base loads unchanged.
+The formats are in `formats`. A label table is exported in the size of the base's own (see `dit_names.pad_table`): the base
+loads unchanged.
 """
 
 import json
@@ -20,7 +20,7 @@ from onelora_vision.adapters.formats.job import Job
 from onelora_vision.adapters.layout import layout_of
 from onelora_vision.errors import InputError, listed
 from onelora_vision.storage.outputs import check_folder, folder_output
-from onelora_vision.tuners import hosts
+from onelora_vision.tuners import shortcuts
 
 _TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 _RELOAD = Path(__file__).with_name("reload.py")
@@ -42,7 +42,7 @@ def export(
         to: one of `formats.FORMATS`. dtype: of what is written. max_shard_size: of a merged model's files.
         overwrite: replace an earlier export to the same format (see `outputs`).
 
-    Returns a dictionary with ``file`` (what to load), ``carried`` (what is there besides low-rank changes), ``error``
+    Returns a dictionary with ``file`` (what to load), ``carried`` (what it holds in addition to low-rank changes), ``error``
         (greatest difference of the reloaded outputs) and ``effect`` (what the adapter itself changes), both relative
         to the largest output.
 
@@ -60,7 +60,7 @@ def export(
         raise InputError(f"--to {to} is for DiT; this is a {adapter.info.task} adapter: use peft-lora or merged")
     loaded.compute_like_host(with_config=format.is_model)
     job = Job(adapter, layout_of(adapter.config, adapter.tensors, str(path)), loaded, dtype, max_shard_size)
-    if not format.is_model and (bypassed := hosts.called_on_request(loaded.model, job.layout.layers)):
+    if not format.is_model and (bypassed := shortcuts.called_on_request(loaded.model, job.layout.layers)):
         raise InputError(
             f"{path}: without onelora_vision the base reads the weight of {listed(bypassed, 4)} and does not call the "
             "layer, so the adapter would have no effect there; export with --to merged"

@@ -26,7 +26,7 @@ from onelora_vision.adapters.validate import check_tensors, parse_config
 from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.storage.outputs import Ledger, check_file, check_folder, file_output, folder_output
 from onelora_vision.storage.weights import tensors_in
-from onelora_vision.tuners import hosts
+from onelora_vision.tuners import hosts, shortcuts
 from onelora_vision.tuners.matching import resolve, resolve_whole
 from onelora_vision.tuners.model import own_modules
 
@@ -68,7 +68,7 @@ class Adapter:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{self.path}: does not fit this base ({one_line(error, 300)})") from error
-        hosts.call_adapted_layers(peft_model)
+        shortcuts.call_adapted_layers(peft_model)
         return peft_model
 
     def _resolve(self, config: PeftConfig, base: nn.Module) -> None:
@@ -261,7 +261,7 @@ def read_adapter(path: str | Path, *, finite: bool = True) -> Adapter:
     inside = header.get(HEADER_PREFIX + "config", "")
     text = text or inside
     if not text:
-        raise InputError(f"{path}: has no {CONFIG_FILE} beside it and no config in its header: not an adapter")
+        raise InputError(f"{path}: has no {CONFIG_FILE} next to it and no config in its header: not an adapter")
     config = parse_config(text, str(path))
     info = AdapterInfo.from_header(header, str(path))
     check_tensors(config, layout_of(config, tensors, str(path)), str(path), finite=finite)

@@ -40,7 +40,7 @@ def import_adapter(
         class_names: of the head or label table in it, for a file that does not say.
 
     Raises:
-        InputError: not such a file, or no 1LoRA: rank above 1, or an A that is not constant; the layers are listed.
+        InputError: another kind of file, or not 1LoRA (a rank above 1, an A that is not constant); lists the layers.
     """
     path = Path(path)
     if task is not None and task not in TASKS:
@@ -53,7 +53,7 @@ def import_adapter(
     vectors = {module: as_vectors(change) for module, change in changes.items()}
     failed = [f"{module} ({reason})" for module, reason in vectors.items() if isinstance(reason, str)]
     if failed:
-        raise InputError(f"{path}: no 1LoRA: {listed(failed)}")
+        raise InputError(f"{path}: not 1LoRA: {listed(failed)}")
     return _adapter(path, info, loaded, vectors, own_whole(whole, info, loaded, path))
 
 

@@ -22,7 +22,7 @@ HUGE = 1e3
 
 
 def examine(path: str | Path, base: str | Path | None = None) -> list[dict]:
-    """Findings about an adapter file: ``level`` (problem or note), ``check`` and ``text``; nothing wrong is no problem.
+    """Findings about an adapter file: ``level`` (problem or note), ``check`` and ``text``.
 
     With ``base``, the adapter is also put on it: fingerprint, fit, coverage, and layers that its forward passes by.
     """
@@ -136,7 +136,7 @@ def _config_twice(adapter: Adapter) -> list[dict]:
     except ValueError as error:
         return [_finding("config", f"the copy of {CONFIG_FILE} in the header is not JSON ({one_line(error)})")]
     if not isinstance(inside, dict):
-        return [_finding("config", f"the copy of {CONFIG_FILE} in the header is no config")]
+        return [_finding("config", f"the copy of {CONFIG_FILE} in the header is not a config")]
     record = parse_json(beside.read_text(encoding="utf-8"))
     differ = {key for key in record | inside if record.get(key) != inside.get(key)}
     return (

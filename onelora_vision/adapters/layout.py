@@ -53,13 +53,13 @@ def layout_of(config: "PeftConfig", tensors: "dict[str, torch.Tensor]", where: s
             layout.whole.setdefault(module, {})[key.removeprefix(f"{PREFIX}{module}.")] = tensor
         else:
             raise InputError(
-                f"{where}: tensor {key!r} is no part of {kind.name} and of no module that its config saves whole"
+                f"{where}: tensor {key!r} belongs neither to {kind.name} nor to a module that its config saves whole"
             )
     return layout
 
 
 def _whole_module(key: str, saved: list[str]) -> str:
-    """The module of ``saved`` (full names, or ends of names) that parameter ``key`` is in; empty if there is none."""
+    """The module of ``saved`` (full names, or ends of names) that parameter ``key`` is in; empty if no module matches."""
     for name in sorted(saved, key=len, reverse=True):
         if key.startswith(f"{name}."):
             return name

@@ -24,7 +24,7 @@ def inspect(path: str | Path) -> dict:
     Whether the values are what the config promises is asked when the file is used, and by `inspection.examine`.
 
     Raises:
-        InputError: the file cannot be read, or is no adapter.
+        InputError: the file cannot be read, or is not an adapter.
     """
     path = Path(path)
     weights, text = read_contents(path)
@@ -65,11 +65,11 @@ def inspect(path: str | Path) -> dict:
 def _config(text: str, where: str) -> SimpleNamespace:
     """What is read of a PEFT config here."""
     if not text:
-        raise InputError(f"{where}: has no {CONFIG_FILE} beside it and no config in its header: not an adapter")
+        raise InputError(f"{where}: has no {CONFIG_FILE} next to it and no config in its header: not an adapter")
     record = config_record(text, where)
     saved = record.get("modules_to_save") or []
     if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
-        raise InputError(f"{where}: modules_to_save is no list of names")
+        raise InputError(f"{where}: modules_to_save is not a list of names")
     return SimpleNamespace(**{**record, "modules_to_save": saved})
 
 

@@ -42,7 +42,7 @@ def parse_config(text: str, where: str) -> PeftConfig:
         name for name, value in record.items() if name not in known and value not in (None, False, [], {})
     )
     if foreign:
-        raise InputError(f"{where}: config field {one_line(foreign[0], 60)!r} is none of {kind.name}")
+        raise InputError(f"{where}: config field {one_line(foreign[0], 60)!r} is not a field of {kind.name}")
     record = {name: value for name, value in record.items() if name in known}  # what a newer PEFT leaves empty
     try:
         return config_class.from_peft_type(**record)

@@ -18,7 +18,7 @@ from onelora_vision.backbones.base import Adaptation
 from onelora_vision.errors import InputError, NotApplicable, listed, nearest
 from onelora_vision.methods.names import Method, check_options, find_method
 from onelora_vision.seeding import seeded
-from onelora_vision.tuners import MoraConfig, OneLoraConfig, hosts
+from onelora_vision.tuners import MoraConfig, OneLoraConfig, hosts, shortcuts
 from onelora_vision.tuners.matching import exact_pattern
 from onelora_vision.tuners.mora.functional import ROTATING, SHARING
 from onelora_vision.tuners.precision import train_in_float32
@@ -126,7 +126,7 @@ def apply_method(
     with seeded(seed):
         adapted = get_peft_model(model, _config(row, options), adapter_name=adapter_name)
     _check_outcome(adapted, row, targets, whole)
-    hosts.call_adapted_layers(adapted)
+    shortcuts.call_adapted_layers(adapted)
     for name in whole:
         train_in_float32(adapted.get_base_model().get_submodule(name).modules_to_save[adapter_name])
     adapted.whole_modules = tuple(adaptation.whole_modules)

@@ -38,7 +38,7 @@ class Expressions:
     """Expressions of a file, tried at once on whole names.
 
     Raises:
-        InputError: one of them is no expression, is too long, or has what RE2 does not know.
+        InputError: one of them is not an expression, is too long, or has what RE2 does not know.
     """
 
     def __init__(self, patterns: Sequence[str], what: str, frame: str = "{}"):
@@ -66,7 +66,7 @@ def _check_programs(patterns: Sequence[str], framed: Sequence[str], what: str, l
         except (re2.error, UnicodeError) as error:
             reason = error.args[0].decode(errors="replace") if isinstance(error, re2.error) else error
             raise InputError(
-                f"{what}: {shown} is no expression that can be read safely ({one_line(reason, 80)}); give module names, or "
+                f"{what}: {shown} is not an expression that can be read safely ({one_line(reason, 80)}); give module names, or "
                 "an expression without lookaround and references back"
             ) from error
         if size > limit:
@@ -171,17 +171,17 @@ def check_fields(record: dict, where: str) -> None:
     layers = record.get("layers_to_transform")
     layers = layers if isinstance(layers, list) else [] if layers is None else [layers]
     if len(layers) > MAX_NAMES or not all(type(n) is int and 0 <= n < 2**31 for n in layers):
-        raise InputError(f"{where}: layers_to_transform = {one_line(repr(layers[:9]), 60)} are no numbers of layers")
+        raise InputError(f"{where}: layers_to_transform = {one_line(repr(layers[:9]), 60)} are not layer numbers")
 
 
 def _check_names(names: object, what: str, is_plain: bool) -> None:
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise InputError(f"{what} = {one_line(repr(names), 60)} is no list of names")
+        raise InputError(f"{what} = {one_line(repr(names), 60)} is not a list of names")
     if len(names) > MAX_NAMES:
         raise InputError(f"{what} lists {len(names):,} names, more than {MAX_NAMES:,}")
     odd = next((name for name in names if is_plain and not (len(name) < 512 and _NAME.fullmatch(name))), None)
     if odd is not None:  # PEFT would take it for an expression
-        raise InputError(f"{what}: {one_line(repr(odd), 60)} is no name of a module")
+        raise InputError(f"{what}: {one_line(repr(odd), 60)} is not a module name")
 
 
 def _check_numbers(patterns: object, kinds: type | tuple, what: str) -> None:

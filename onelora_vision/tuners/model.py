@@ -18,7 +18,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES, EMBEDDING_LAYER_NAMES
 from torch import nn
 
 from onelora_vision.errors import InputError, listed, nearest
-from onelora_vision.tuners import hosts
+from onelora_vision.tuners import hosts, shortcuts
 from onelora_vision.tuners.checks import check_keys
 from onelora_vision.tuners.layer import BASE_ADAPTER, LinearAdapter
 from onelora_vision.tuners.matching import Targets, ends_of, shown_targets
@@ -63,7 +63,7 @@ class StrictTuner(BaseTuner):
             config.modules_to_save, self._targets = modules_to_save, None
         for name in self._whole_names:
             self._train_whole(model, name, adapter_name, config.inference_mode)
-        hosts.call_adapted_layers(model)
+        shortcuts.call_adapted_layers(model)
 
     def _train_whole(self, model: nn.Module, name: str, adapter_name: str, inference_mode: bool) -> None:
         module = model.get_submodule(name)
@@ -130,7 +130,7 @@ class StrictTuner(BaseTuner):
         if merge:
             self._check_merge(adapter_names, safe_merge)
         model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
-        hosts.restore_shortcuts(model)
+        shortcuts.restore_shortcuts(model)
         return model
 
     def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
@@ -187,7 +187,7 @@ class StrictTuner(BaseTuner):
         expected = {key: value for key, value in known.items() if cls._is_adapter_key(key, adapter_name)}
         # A module that the model holds in two places has two names here, but only the first one in the file.
         first = {id(value): key for key, value in reversed(expected.items())}.values()
-        # PEFT saves the embeddings of a language model beside an adapter when its vocabulary has changed.
+        # PEFT saves the embeddings of a language model with an adapter when its vocabulary has changed.
         embeddings = {key for key in given & set(known) if set(key.split(".")) & set(EMBEDDING_LAYER_NAMES)}
         check_keys(missing=set(first) - given, unexpected=given - set(expected) - embeddings)
         return remapped

@@ -159,7 +159,7 @@ def test_what_does_not_blend_is_refused_with_the_reason(tmp_path):
         (adapter("fewer", change={"class_names": ["a"]}), "3 classes, the other 1"),
         (adapter("task", change={"task": "depth"}), "one is for 'classification'"),
         (adapter("sized", change={"extra": {"resolution": 64}}), "resolution is None and 64"),
-        (adapter("nobase", change={"base": "x", "base_fingerprint": ""}), "no fingerprint tells more"),
+        (adapter("nobase", change={"base": "x", "base_fingerprint": ""}), "their fingerprints cannot be compared"),
     ]
     for other, message in cases:
         with pytest.raises(InputError, match=message) as caught:

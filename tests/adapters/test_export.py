@@ -52,7 +52,7 @@ def test_peft_loads_the_lora_without_us_and_it_comes_back(bases, host, method, o
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 1, 1)
     if "compression" in options:
-        with pytest.raises(InputError, match=r"no 1LoRA: .*A varies by"):
+        with pytest.raises(InputError, match=r"not 1LoRA: .*A varies by"):
             import_adapter(tmp_path / "lora")
         return
     again = import_adapter(tmp_path / "lora")
@@ -110,7 +110,7 @@ def test_lora_of_any_rank_goes_to_comfy(bases, tmp_path):
     assert export(adapter.path, "comfy", tmp_path / "lora", dtype="fp16")["error"] < 1e-2
     file = load_file(tmp_path / "lora" / "lora.safetensors")
     assert file["lora_unet_blocks_0_attn_qkv.lora_down.weight"].shape == (6, 24)
-    with pytest.raises(InputError, match=r"no 1LoRA: .*rank"):
+    with pytest.raises(InputError, match=r"not 1LoRA: .*rank"):
         import_adapter(tmp_path / "lora")
 
 

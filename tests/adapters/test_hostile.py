@@ -225,7 +225,7 @@ def renamed(data, new):
         (lambda d: joined(b"{}", b""), "no config in its header"),
         (with_doubled_key, "is there twice"),
         (lambda d: renamed(d, "../../etc/passwd"), "no name of a tensor"),
-        (lambda d: renamed(d, "base_model.model.other.weight"), "of no module that its config saves whole"),
+        (lambda d: renamed(d, "base_model.model.other.weight"), "nor to a module that its config saves whole"),
         (lambda d: renamed(d, "base_model.model.blocks.0.attn.qkv.onelora_x"), "onelora_x"),
     ],
 )
@@ -254,24 +254,24 @@ def config_with(data, **fields):
         ("lora", {"r": 10**9}, r"rank is \[1000000000\], the tensors' \[1\]"),
         ("lora", {"r": True}, "r = True"),
         ("vera", {"r": 10**9}, "the tensors"),
-        ("lora", {"target_modules": "(?!head).*"}, r"no expression that can be read safely .invalid perl operator"),
-        ("lora", {"target_modules": r"(a|b)\1"}, "no expression that can be read safely .invalid escape"),
+        ("lora", {"target_modules": "(?!head).*"}, r"not an expression that can be read safely .invalid perl operator"),
+        ("lora", {"target_modules": r"(a|b)\1"}, "not an expression that can be read safely .invalid escape"),
         ("lora", {"target_modules": "x" * 20_001}, "20,001 characters of expressions"),
         ("lora", {"target_modules": r"\pL{1000}"}, "too large"),
-        ("lora", {"exclude_modules": r"(?<=a)b"}, "exclude_modules: .* no expression"),
+        ("lora", {"exclude_modules": r"(?<=a)b"}, "exclude_modules: .* not an expression"),
         ("lora", {"target_modules": ["a"] * 4097}, "lists 4,097 names"),
-        ("lora", {"target_modules": [["a"]]}, "no list of names"),
-        ("lora", {"layers_pattern": ["(?=a)b"], "layers_to_transform": [0]}, "layers_pattern: .* no expression"),
-        ("lora", {"layers_to_transform": [-1], "target_modules": ["a"]}, "no numbers of layers"),
-        ("lora", {"rank_pattern": {"(?=a)": 4}}, "rank_pattern: .* no expression"),
+        ("lora", {"target_modules": [["a"]]}, "not a list of names"),
+        ("lora", {"layers_pattern": ["(?=a)b"], "layers_to_transform": [0]}, "layers_pattern: .* not an expression"),
+        ("lora", {"layers_to_transform": [-1], "target_modules": ["a"]}, "not layer numbers"),
+        ("lora", {"rank_pattern": {"(?=a)": 4}}, "rank_pattern: .* not an expression"),
         ("lora", {"alpha_pattern": {"a" * 300: 4, "b": "c"}}, "alpha_pattern must map names to positive numbers"),
-        ("lora", {"modules_to_save": ["(a+)+b"]}, "no name of a module"),
-        ("onelora", {"target_modules": "("}, "no expression that can be read safely"),
-        ("onelora", {"modules_to_save": [1]}, "no list of names"),
+        ("lora", {"modules_to_save": ["(a+)+b"]}, "not a module name"),
+        ("onelora", {"target_modules": "("}, "not an expression that can be read safely"),
+        ("onelora", {"modules_to_save": [1]}, "not a list of names"),
         ("onelora", {"use_bias": True}, "lacks .'onelora_beta'"),
         ("onelora", {"use_sum": False, "use_bias": False}, "bad adapter_config.json|lacks|has"),
-        ("onelora", {"unknown": 1}, "'unknown' is none of ONELORA"),
-        ("onelora", {"peft_type": "IA3"}, "none that onelora_vision reads"),
+        ("onelora", {"unknown": 1}, "'unknown' is not a field of ONELORA"),
+        ("onelora", {"peft_type": "IA3"}, "unsupported peft_type"),
         ("onelora", {"task_type": "X"}, "task_type"),
     ],
 )
@@ -319,9 +319,9 @@ def test_a_zip_of_the_folder_is_an_adapter(originals, tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["../adapter_model.safetensors"], "no plain file of one folder"),
-        (["/etc/adapter_model.safetensors"], "no plain file of one folder"),
-        (["a\\..\\adapter_model.safetensors"], "no plain file of one folder"),
+        (["../adapter_model.safetensors"], "not a plain file in one folder"),
+        (["/etc/adapter_model.safetensors"], "not a plain file in one folder"),
+        (["a\\..\\adapter_model.safetensors"], "not a plain file in one folder"),
         (["a/adapter_model.safetensors", "b/adapter_config.json"], "in 2 folders"),
         (["adapter_model.safetensors", "adapter_model.safetensors"], "in it twice"),
         (["model.bin"], "0 .safetensors files"),
@@ -346,7 +346,7 @@ def test_zips_that_lie_about_sizes_or_hold_links(originals, tmp_path, monkeypatc
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
         archive.writestr(link, "/etc/passwd")
-    with pytest.raises(InputError, match="no plain file"):
+    with pytest.raises(InputError, match="not a plain file"):
         read_adapter(tmp_path / "link.zip")
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("adapter_model.safetensors", bytes(100_000))

@@ -59,9 +59,9 @@ def test_values_that_json_cannot_hold_are_null(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("[]", "peft_type None is none that"),
-        ('{"peft_type": "LOHA"}', "peft_type 'LOHA' is none that"),
-        ('{"peft_type": "ONELORA", "modules_to_save": "head"}', "modules_to_save is no list of names"),
+        ("[]", "unsupported peft_type None"),
+        ('{"peft_type": "LOHA"}', "unsupported peft_type 'LOHA' .supported: ONELORA"),
+        ('{"peft_type": "ONELORA", "modules_to_save": "head"}', "modules_to_save is not a list of names"),
         ("{", "is not JSON"),
     ],
 )

@@ -72,7 +72,7 @@ def make_bad(kind, adapter, place):
         ("text", "x.txt: not an adapter; upload a .safetensors"),
         ("config alone", "together"),
         ("large", "more than this app takes"),
-        ("slip", "no plain file of one folder"),
+        ("slip", "not a plain file in one folder"),
         ("bomb", "unpacks to 50 MB, more than this app takes"),
     ],
 )

@@ -133,7 +133,7 @@ def test_values_of_whole_modules_are_measured_or_refused(adapter, tmp_path, dtyp
 
 
 def test_a_copy_of_the_config_that_is_none_is_a_finding(adapter, tmp_path):
-    for text, message in {"[1]": "is no config", "{": "is not JSON", '{"a": 1}': "differ in "}.items():
+    for text, message in {"[1]": "is not a config", "{": "is not JSON", '{"a": 1}': "differ in "}.items():
         folder = tmp_path / str(len(text))
         folder.mkdir()
         (folder / "adapter_config.json").write_text(header_of(adapter)["onelora.config"])

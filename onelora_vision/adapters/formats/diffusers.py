@@ -47,7 +47,7 @@ def read(source: Source, base: Base) -> Found:
     for key, tensor in source.tensors.items():
         match = re.fullmatch(r"transformer\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias)", key)
         if match is None:
-            raise InputError(f"{source.path}: key {key!r} is none of a diffusers LoRA of a transformer")
+            raise InputError(f"{source.path}: key {key!r} is not part of a diffusers LoRA for a transformer")
         stock.setdefault(match[1], {})[match[2]] = tensor
     changes = {
         module: change_of(parts, "lora_A.weight", "lora_B.weight", "lora_B.bias", module)

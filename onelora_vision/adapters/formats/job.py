@@ -22,7 +22,7 @@ class Written(NamedTuple):
     """What a format's ``write`` made.
 
     Attributes:
-        carried: what is in it besides low-rank changes.
+        carried: what it holds in addition to low-rank changes.
         expected: outputs of the adapted base for its example.
         plain: outputs of the base alone.
         file: what to load in the folder; empty for the folder itself.

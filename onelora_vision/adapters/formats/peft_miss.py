@@ -65,7 +65,7 @@ def read(source: Source, base: Base) -> Found:
         InputError: the rank is not 1.
     """
     if source.config.r != 1:
-        raise InputError(f"{source.path}: no 1LoRA: MiSS with r={source.config.r}, and 1LoRA is MiSS with r=1")
+        raise InputError(f"{source.path}: not 1LoRA: MiSS with r={source.config.r}, and 1LoRA is MiSS with r=1")
     layout = layout_of(source.config, source.tensors, str(source.path))
     # One column of ones stands for all: the width of the layer does not matter for b, and q, k, v may be fused in the base.
     changes = {

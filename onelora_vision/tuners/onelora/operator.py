@@ -40,8 +40,8 @@ def _use_plain() -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, vectors: Sequence[Vectors]) -> Tensor:
     """The adapted linear layer for a plain frozen weight, by the fastest exact path.
 
-    Saves for backward what the frozen layer saves and, with b, one value per token: ``sum_i x_i``. (gamma needs the
-    frozen layer's output besides.) The output has the dtype of the frozen layer's.
+    Saves for backward what the frozen layer saves and, with b, one value per token: ``sum_i x_i``. (gamma also needs
+    the frozen layer's output.) The output has the dtype of the frozen layer's.
 
     Args:
         x: (..., k) input. weight: (d, k). bias: (d,) or None. vectors: from `compose`.

@@ -12,6 +12,7 @@ from onelora_vision.adapters.algebra import blend
 from onelora_vision.adapters.export import export
 from onelora_vision.adapters.file import read_adapter
 from onelora_vision.adapters.importing import import_adapter
+from onelora_vision.adapters.inspection import examine
 from onelora_vision.adapters.layout import layout_of
 from onelora_vision.adapters.lowrank import low_rank
 from onelora_vision.adapters.summary import inspect
@@ -59,6 +60,8 @@ def test_stock_peft_loads_d_values_per_layer_and_they_come_back_bit_for_bit(base
     ours = sum(t.numel() for k, t in adapter.tensors.items() if "onelora_b" in k)
     assert sum(t.numel() for t in blocks.values()) == ours and all(len(t) == 1 for t in blocks.values())
     assert inspect(tmp_path / "miss")["peft_type"] == "MISS"
+    problems = {finding["check"] for finding in examine(tmp_path / "miss") if finding["level"] == "problem"}
+    assert problems == ({"classes"} if host == "diffusers" else set())  # the table has the size of the base's own
     assert "A plain MiSS for the base" in (tmp_path / "miss" / "README.md").read_text()
     again = import_adapter(tmp_path / "miss")
     same_bits(again.tensors, adapter.tensors)
@@ -118,7 +121,7 @@ def test_stock_files_of_rank_1_are_imported(bases, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"r": 2}, "no 1LoRA: MiSS with r=2, and 1LoRA is MiSS with r=1"),
+        ({"r": 2}, "not 1LoRA: MiSS with r=2, and 1LoRA is MiSS with r=1"),
         ({"r": 1, "init_weights": "mini", "mini_r": 24}, "init_weights = 'mini' is not accepted .only plain MiSS"),
         ({"r": 2, "init_weights": "bat"}, "init_weights = 'bat' is not accepted .only plain MiSS"),
         ({"r": 1, "bias": "all"}, "bias = 'all' is not accepted .the file of a MiSS adapter does not hold biases"),
