@@ -63,7 +63,7 @@ def test_runs_are_compared_only_under_one_protocol(onelora, tmp_path):
     code, _, error = onelora("fid", "compare", first, other)
     assert code == 2 and "steps 50 and 250; guidance 1.5 and 4.0" in error
     code, _, error = onelora("fid", "compare", first, write("none", "not measured", 1))
-    assert code == 2 and "no protocol" in error
+    assert code == 2 and "not a protocol" in error
 
 
 @pytest.mark.parametrize("broken", ["reference", "generated"])

@@ -129,7 +129,7 @@ def test_the_line_is_read_back():
     assert Protocol.parse(PROTOCOL.line()) == PROTOCOL
     odd = dataclasses.replace(PROTOCOL, split="my steps=3 photos/test", ema=True)
     assert Protocol.parse(odd.line()) == odd
-    with pytest.raises(InputError, match="no protocol"):
+    with pytest.raises(InputError, match="not a protocol"):
         Protocol.parse("not measured")
     with pytest.raises(InputError, match="damaged"):
         Protocol.parse(PROTOCOL.line().replace("steps=20", "steps=many"))

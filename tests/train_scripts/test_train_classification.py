@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import AutoImageProcessor, Dinov2Config, Dinov2ForImageClassification
 
 from onelora_vision.adapters.file import read_adapter
-from onelora_vision.backbones.vit import ViTBase, predict_classes
+from onelora_vision.backbones.vit import ViTBase
 from onelora_vision.data.classes.formats import FORMATS, open_class_images
 from onelora_vision.errors import InputError
 from onelora_vision.inference.loading import load_adapted
@@ -123,9 +123,9 @@ def test_a_user_trains_on_a_folder_and_predicts_with_the_adapter(base, cifar, tm
 
     adapter = read_adapter(output / "adapter")
     assert adapter.info.class_names == CLASSES and adapter.info.metrics["after"] == results["metrics"]["after"]
-    vit = load_adapted(output / "adapter")
+    classifier = load_adapted(output / "adapter")
     test = open_class_images("imagefolder", cifar, "test")
-    found = predict_classes(vit, [test.read(i) for i in range(len(test))])
+    found = classifier.classify([test.read(i) for i in range(len(test))])
     right = sum(row[0][0] == CLASSES[label] for row, label in zip(found, test.labels))
     assert right / len(test) == pytest.approx(results["metrics"]["after"]["top1"])
 
@@ -171,7 +171,7 @@ def test_a_transformers_base_trains_on_its_processors_pixels(cifar, tmp_path):
     classifier = load_adapted(tmp_path / "out" / "adapter")
     picture = Image.open(cifar / "test" / "bird" / "0000.png")
     reference = AutoImageProcessor.from_pretrained(tmp_path / "base")(images=picture, return_tensors="pt")
-    assert torch.equal(classifier.transform(picture), reference["pixel_values"][0])
+    assert torch.equal(classifier.base.transform(picture), reference["pixel_values"][0])
 
 
 def test_every_training_option_at_once(base, cifar, tmp_path):

@@ -84,7 +84,7 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 1, "method": "onelora"}, "seed was 0, is 1; method was 'lora', is 'onelora'"),
+        ({"seed": 1, "method": "onelora"}, "method was 'lora', is 'onelora'; seed was 0, is 1"),
         ({"learning_rate": 0.5}, "learning_rate was 0.001, is 0.5"),
         ({"num_samples": 11}, "num_samples was 10, is 11; number of training samples was 10, is 11"),
         ({"train_batch_size": 8}, "samples per step was 4, is 8"),
