@@ -1,0 +1,1 @@
+"""Base models: how they are loaded, fitted to new data, and where adapters go on them."""

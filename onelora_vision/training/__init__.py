@@ -1,0 +1,1 @@
+"""A run: its settings, the loop, checkpoints, evaluations, results and report."""
