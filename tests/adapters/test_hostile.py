@@ -254,7 +254,11 @@ def config_with(data, **fields):
         ("lora", {"r": 10**9}, r"rank is \[1000000000\], the tensors' \[1\]"),
         ("lora", {"r": True}, "r = True"),
         ("vera", {"r": 10**9}, "the tensors"),
-        ("lora", {"target_modules": "(?!head).*"}, r"not an expression that can be read safely .invalid perl operator"),
+        (
+            "lora",
+            {"target_modules": "(?!head).*"},
+            r"not an expression that can be read safely .invalid perl operator",
+        ),
         ("lora", {"target_modules": r"(a|b)\1"}, "not an expression that can be read safely .invalid escape"),
         ("lora", {"target_modules": "x" * 20_001}, "20,001 characters of expressions"),
         ("lora", {"target_modules": r"\pL{1000}"}, "too large"),
