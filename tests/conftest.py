@@ -1,6 +1,9 @@
 """Fixtures that many tests share: tiny models of the hosts' real classes, made on the spot."""
 
 import os
+import subprocess
+import sys
+from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -8,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs one process per 
 
 import pytest
 import torch
+from forked_python import ForkedPython
 from hypothesis import settings
 
 # The suite tries the same examples each time; `pytest --hypothesis-profile explore` tries new ones.
@@ -40,6 +44,39 @@ def blank_figures(monkeypatch):
         Image.new("RGB", (1, 1)).save(path, "png", pnginfo=texts)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+# How an export is loaded by its own libraries alone, and what these import.
+RELOADING = ["-I", "-W", "ignore"]
+HOSTS = (
+    "diffusers.loaders.peft",
+    "diffusers.pipelines.dit.pipeline_dit",
+    "peft",
+    "timm",
+    "transformers.models.depth_anything.modeling_depth_anything",
+)
+
+
+@pytest.fixture(scope="session")
+def isolated():
+    """A Python as the one that exports are loaded by, with the hosts imported and nothing of ours."""
+    python = ForkedPython(HOSTS, RELOADING)
+    yield python
+    python.close()
+
+
+@pytest.fixture
+def forked_reloads(isolated, monkeypatch):
+    """The process that loads an export is a fork, not a fresh one: in `test_export_commands` it is."""
+    from onelora_vision.adapters import export
+
+    def run(command, capture_output, text, check):
+        python, *flags = command[: 1 + len(RELOADING)]
+        assert (python, flags) == (sys.executable, RELOADING)
+        ((code, output, errors),) = isolated.together((command[1 + len(RELOADING) :], {}))
+        return subprocess.CompletedProcess(command, code, output, errors)
+
+    monkeypatch.setattr(export, "subprocess", SimpleNamespace(run=run))
 
 
 @pytest.fixture

@@ -93,6 +93,7 @@ def test_the_config_decides_the_family_and_the_encoder_is_adapted(folder):
     torch.testing.assert_close(seen[0], torch.zeros(1, 3, 32, 32), atol=1e-6, rtol=0)
 
 
+@pytest.mark.usefixtures("forked_reloads")
 def test_what_is_trained_is_used_inspected_and_exported(trained, folder, tmp_path):
     results = json.loads((trained.adapter.parent / "results.json").read_text())
     assert results["metrics"]["after"] != results["metrics"]["before"]
