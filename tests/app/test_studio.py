@@ -213,6 +213,27 @@ def test_a_mix_of_different_depth_bases_is_refused_before_anything_is_estimated(
         studio.depth.estimate(session, studio.depth_example)
 
 
+def test_a_view_in_memory_is_not_given_to_the_same_adapter_of_another_base(studio, session, make_adapter, tmp_path):
+    file = make_adapter("classification", 4)
+    use(studio, session, file)
+    studio.classifier.classify(session, studio.digit_examples)
+    user = studio.session("same values, another base")
+    use(studio, user, another_base(file, tmp_path / "foreign.safetensors"))
+    with pytest.raises(InputError, match="trained on another base"):
+        studio.classifier.classify(user, studio.digit_examples)
+
+
+def test_views_of_one_mix_are_one_view_that_requests_leave_as_it_is(studio, session, make_adapter):
+    use(studio, session, make_adapter("classification", 4), weights=(0.5,))
+    mix = session.mix("classification")
+    view = studio.bases.view(mix)
+    before = dict(vars(view)), {name: value.clone() for name, value in view.model.state_dict().items()}
+    studio.classifier.classify(session, studio.digit_examples)
+    assert studio.bases.view(mix) is view and vars(view) == before[0]
+    assert all(torch.equal(value, before[1][name]) for name, value in view.model.state_dict().items())
+    assert studio.bases.view(mix.without_adapters()) is not view and str(mix) == f"0.5 × {next(iter(session.own))}"
+
+
 def test_a_picture_brings_its_settings_and_adapters_back(studio, session, adapters):
     use(studio, session, *adapters, weights=(0.5, 1.25))
     wanted = Request(("2", "A"), seed=11, num_images=2, sampler="ddim", steps=4, guidance=1.5)
