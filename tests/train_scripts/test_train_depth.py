@@ -229,7 +229,7 @@ def test_an_unreadable_frame_is_an_error_or_left_out(base, streets, tmp_path):
         ({"dataset_name": "nyuv2"}, "no depth data set 'nyuv2'; did you mean 'nyu'"),
         ({"dataset_name": "kitti", "train_data_dir": ""}, "needs its folder"),
         ({"caps": "kiti"}, "no caps named 'kiti'; did you mean 'kitti'"),
-        ({"resolution": 15}, "no multiple of the patch size 4"),
+        ({"resolution": 15}, "not a multiple of the patch size 4"),
         ({"silog_lambda": 2}, "--silog_lambda is 2"),
         ({"method": "onelroa"}, "did you mean 'onelora'"),
         ({"max_depth": 0}, "--max_depth is 0, but must be at least 1"),
