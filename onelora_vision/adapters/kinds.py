@@ -151,7 +151,7 @@ KINDS = {
             free_fields=frozenset(_LORA_FIELDS),
             choices={"init_lora_weights": Choice((True, False, "gaussian"))},
             rank=("r", "lora_A.weight"),
-            settings=("r", "lora_alpha"),
+            settings=("r", "lora_alpha", "use_rslora"),
             sum=Function("sums", "sum_of_ranks"),
             low_rank=Function("lowrank", "of_lora"),
         ),

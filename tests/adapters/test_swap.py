@@ -47,3 +47,11 @@ def test_swap_copies_into_the_parameters_that_are_there(tmp_path):
         swap(model, other)
     with pytest.raises(InputError, match="no adapter 'x'"):
         swap(model, b, "x")
+
+
+def test_another_scale_is_not_swapped_in(tmp_path):
+    a, b = (make_adapter(tmp_path / str(k), "timm", "lora", k) for k in (1, 2))
+    b.config.use_rslora = True  # alpha over the root of the rank
+    model = a.attach(fresh("timm")[0])
+    with pytest.raises(InputError, match="its use_rslora is True, that of the adapter to replace False"):
+        swap(model, b)

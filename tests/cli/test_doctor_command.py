@@ -5,6 +5,7 @@ import pytest
 import torch
 from tiny_hosts import HOSTS, fresh, make_adapter, save_base, trained_on
 
+from onelora_vision.adapters.export import export
 from onelora_vision.adapters.file import write_adapter
 from onelora_vision.adapters.inspection import examine
 
@@ -84,3 +85,10 @@ def test_header_and_config_that_disagree_are_found(tmp_path):
     write_adapter(adapter.config, adapter.tensors, adapter.info, tmp_path / "b")
     assert checks(examine(tmp_path / "b")) == ["classes", "classes"]
     assert checks(examine(tmp_path / "none")) == ["file"]
+
+
+@pytest.mark.usefixtures("forked_reloads")
+def test_an_export_whose_table_has_the_size_of_the_bases_is_sound(tmp_path):
+    adapter = trained_on(save_base("diffusers", tmp_path / "base"), "diffusers", tmp_path / "a")
+    export(adapter.path, "peft-lora", tmp_path / "lora")
+    assert "classes" not in checks(examine(tmp_path / "lora"))
