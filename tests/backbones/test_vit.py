@@ -301,3 +301,8 @@ def test_a_host_without_gradient_checkpointing_is_refused():
     for model in (nn.Linear(2, 2), timm.create_model("resnet18", num_classes=2).layer1):
         with pytest.raises(InputError, match=r"--gradient_checkpointing: \w+ does not support it"):
             enable_gradient_checkpointing(model)
+
+
+def test_a_family_of_any_size_has_no_resolution_to_change():
+    with pytest.raises(InputError, match="not built for one size, so --resolution cannot change it"):
+        ViTBase.load("resnet10t", resolution=64, pretrained=False)
