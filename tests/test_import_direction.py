@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up: a part of the package imports only from parts on lines above its own.
 LAYERS = [
-    {"errors", "seeding", "embedded", "registration"},
+    {"errors", "seeding", "embedded", "registration", "compressions"},
     {"storage", "runtime", "diffusion", "tuners"},
     {"plots", "backbones", "data"},
     {"methods", "metrics"},
@@ -51,6 +51,28 @@ def test_imports_point_downwards(path):
     others = {part_of(name) for name in found} - {None, part}
     # A part that is not listed (the command line, the package itself) is above all: nothing listed imports it.
     assert not {other for other in others if PLACE.get(other, len(LAYERS)) >= PLACE.get(part, len(LAYERS) + 1)}
+
+
+TUNERS = [f"onelora_vision.tuners.{name}" for name in ("layer", "matching", "mora", "onelora.config")]
+
+
+def test_what_peft_s_import_loads_can_be_imported_first():
+    """Each in a fork of a process that has imported neither the package nor PEFT."""
+    code = f"""
+import importlib, os
+import transformers
+for name in {TUNERS}:
+    child = os.fork()
+    if child == 0:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            print(name, error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert not done.stdout, done.stdout
 
 
 APP = sorted((ROOT / "app").rglob("*.py"))

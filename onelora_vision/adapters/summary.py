@@ -10,8 +10,8 @@ from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE, config_
 from onelora_vision.adapters.info import HEADER_PREFIX, AdapterInfo
 from onelora_vision.adapters.kinds import Kind, kind_of
 from onelora_vision.adapters.layout import layout_of
+from onelora_vision.compressions import compression_key
 from onelora_vision.errors import InputError, one_line
-from onelora_vision.tuners.compressions import compression_key
 
 if TYPE_CHECKING:
     import numpy as np

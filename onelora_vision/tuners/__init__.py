@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
+import peft  # noqa: F401 - first of all: it has our methods registered, which imports the modules of this folder
+
 if TYPE_CHECKING:
     from onelora_vision.tuners.checks import check_load_result, probe_gradients
     from onelora_vision.tuners.mora import MoraConfig, MoraModel

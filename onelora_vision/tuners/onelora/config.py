@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
+from onelora_vision.compressions import COMPRESSIONS, compression_key
 from onelora_vision.errors import InputError
-from onelora_vision.tuners.compressions import COMPRESSIONS, compression_key
 from onelora_vision.tuners.config import TargetedConfig, check_choice
 from onelora_vision.tuners.registry import peft_type
 
