@@ -61,7 +61,7 @@ def test_stock_peft_loads_d_values_per_layer_and_they_come_back_bit_for_bit(base
     assert sum(t.numel() for t in blocks.values()) == ours and all(len(t) == 1 for t in blocks.values())
     assert inspect(tmp_path / "miss")["peft_type"] == "MISS"
     problems = {finding["check"] for finding in examine(tmp_path / "miss") if finding["level"] == "problem"}
-    assert problems == ({"classes"} if host == "diffusers" else set())  # the table has the size of the base's own
+    assert problems == set()  # a table of the base's own size is one of the export's, no problem
     assert "A plain MiSS for the base" in (tmp_path / "miss" / "README.md").read_text()
     again = import_adapter(tmp_path / "miss")
     same_bits(again.tensors, adapter.tensors)
