@@ -100,7 +100,6 @@ from pathlib import Path
 from accelerate import Accelerator
 from peft import PeftModel
 
-from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import enable_gradient_checkpointing, norms_with_parameters
 from onelora_vision.backbones.vit import ViTBase
 from onelora_vision.data.classes.dataset import ClassImageDataset
@@ -111,6 +110,7 @@ from onelora_vision.methods.apply import apply_method
 from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.storage.files import write_json
 from onelora_vision.tasks.classification import ClassificationTask
+from onelora_vision.training.description import describe
 from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.job import run_job
 from onelora_vision.training.report import aggregate_seeds, print_plan
@@ -193,18 +193,9 @@ def train(config: ClassificationConfig, run: Run) -> dict:
     if config.dry_run:
         return {}
 
-    info = AdapterInfo(
-        task="classification",
-        method=find_method(config.method).name,
-        base=config.pretrained_model_name_or_path,
-        base_fingerprint=base.fingerprint(),
-        class_names=base.class_names,
-        protocol=f"{len(test)} images of {test.name} {test.split} at {base.data_config['input_size'][-1]} pixels",
-        extra={
-            **{name: getattr(config, name) for name in ("architecture", "resolution", "fuse_qkv")},
-            "preprocessing": base.preprocessing,
-        },
-    )
+    protocol = f"{len(test)} images of {test.name} {test.split} at {base.data_config['input_size'][-1]} pixels"
+    settings = {name: getattr(config, name) for name in ("architecture", "resolution", "fuse_qkv")}
+    info = describe(run, base, training, training.name, protocol, **settings, preprocessing=base.preprocessing)
     mean, std = base.normalisation
     mixing = (config.smoothing, config.mixup, config.cutmix)
     task = ClassificationTask(model, base.class_names, *mixing, mean, std, info)

@@ -16,7 +16,6 @@ from typing import ClassVar, Literal
 
 from onelora_vision.data.depth.formats import FORMATS, find_format, open_frames
 from onelora_vision.errors import InputError
-from onelora_vision.methods.names import find_method
 from onelora_vision.training.command_line import check_command_line, parse_config
 from onelora_vision.training.config import Schedule, TrainingConfig, option
 
@@ -126,7 +125,6 @@ import math
 from accelerate import Accelerator
 from peft import PeftModel
 
-from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.depth import DepthBase
 from onelora_vision.backbones.table import base_class
@@ -136,6 +134,7 @@ from onelora_vision.data.stream import evaluation_loader
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.tasks.depth import DepthTask
+from onelora_vision.training.description import describe
 from onelora_vision.training.job import run_job
 from onelora_vision.training.report import print_plan
 from onelora_vision.training.setup import Run, start_run
@@ -153,18 +152,8 @@ def train(config: DepthConfig, run: Run) -> dict:
     if config.dry_run:
         return {}
 
-    info = AdapterInfo(
-        task="depth",
-        method=find_method(config.method).name,
-        base=config.pretrained_model_name_or_path,
-        base_fingerprint=base.fingerprint(),
-        protocol=protocol(config, eval_data, size),
-        extra={
-            "max_depth": base.max_depth,
-            "resolution": config.resolution,
-            "fuse_qkv": config.fuse_qkv,
-        },
-    )
+    settings = {"max_depth": base.max_depth, "resolution": config.resolution, "fuse_qkv": config.fuse_qkv}
+    info = describe(run, base, train_data, config.dataset_name, protocol(config, eval_data, size), **settings)
     losses = (config.loss, config.silog_lambda, config.silog_factor, config.gradient_weight)
     task = DepthTask(model, base, eval_data.caps, *losses, info, (eval_data, config.num_validation_images))
     loader = accelerator.prepare(evaluation_loader(eval_data, config.eval_batch_size, config.dataloader_num_workers))

@@ -15,7 +15,6 @@ from typing import ClassVar, Literal
 
 from onelora_vision.data.classes.formats import EMBEDDED, ignored_by
 from onelora_vision.diffusion.settings import SamplingSettings, parse_numbers
-from onelora_vision.methods.names import find_method
 from onelora_vision.training.class_data import ClassDataOptions
 from onelora_vision.training.command_line import check_command_line, parse_config
 from onelora_vision.training.config import Schedule, TrainingConfig, option
@@ -109,7 +108,6 @@ class DiTConfig(SamplingOptions, DataOptions, ModelOptions, TrainingConfig):
 if __name__ == "__main__":
     check_command_line(DiTConfig, __doc__)  # before the imports that take seconds
 
-from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.dit import DiTBase, class_ids
 from onelora_vision.data.classes.dataset import ClassImageDataset
@@ -123,6 +121,7 @@ from onelora_vision.metrics.generative import weights_hash
 from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.tasks.generation import GenerationTask
 from onelora_vision.tasks.sample_evaluation import ImageSampler, SampleEvaluator, SamplePicture, measure_reference
+from onelora_vision.training.description import describe
 from onelora_vision.training.job import run_job
 from onelora_vision.training.report import print_plan
 from onelora_vision.training.setup import Run, start_run
@@ -192,21 +191,6 @@ def make_picture(config: DiTConfig, base: DiTBase, sampler: ImageSampler) -> Sam
     return SamplePicture(sampler, names, labels, config.num_validation_images, config.seed)
 
 
-def adapter_info(config: DiTConfig, base: DiTBase, protocol_line: str) -> AdapterInfo:
-    """What the adapter's files say about it."""
-    extra = {name: getattr(config, name) for name in ("fuse_qkv", "stock_numerics")}
-    return AdapterInfo(
-        task="generation",
-        method=find_method(config.method).name,
-        base=config.pretrained_model_name_or_path,
-        base_fingerprint=base.fingerprint(),
-        class_names=base.class_names,
-        null_class=base.model.null_class,
-        protocol=protocol_line,
-        extra={**extra, "sampling": vars(config.sampling())},
-    )
-
-
 def train(config: DiTConfig, run: Run) -> dict:
     """One run, from the config to its results."""
     accelerator = run.accelerator
@@ -239,6 +223,10 @@ def train(config: DiTConfig, run: Run) -> dict:
             vae = None
 
     # Train, evaluate, save
+    settings = {name: getattr(config, name) for name in ("fuse_qkv", "stock_numerics")}
+    protocol = evaluator.protocol.line() if evaluator else "not measured"
+    info = describe(run, base, dataset, config.dataset_name, protocol, **settings, sampling=vars(config.sampling()))
+    info.null_class = base.model.null_class
     task = GenerationTask(
         model,
         vae,
@@ -246,7 +234,7 @@ def train(config: DiTConfig, run: Run) -> dict:
         config.class_dropout_prob,
         evaluator,
         base.vae.config.scaling_factor,
-        adapter_info(config, base, evaluator.protocol.line() if evaluator else "not measured"),
+        info,
         picture,
         config.swept_scales(),
     )

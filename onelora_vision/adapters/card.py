@@ -5,27 +5,36 @@ import re
 from collections.abc import Collection
 from urllib.parse import quote
 
-import yaml
-
+from onelora_vision.adapters.card_metadata import front_matter
 from onelora_vision.adapters.kinds import KINDS, Kind
 from onelora_vision.backbones.table import TASKS
 from onelora_vision.errors import listed, one_line
 
 _MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)")  # inside of words "_" is no markup
 
+_FOLDER = "path/to/this/folder"
 _OWN = """\
 from onelora_vision import load_adapted
-
-adapted = load_adapted("{{folder}}")  # finds the base by its id; base="…" gives another place
-{use}"""
+{setup}
+adapted = load_adapted("{folder}")  # finds the base by its id; base="…" gives another place
+{use}
+model = adapted.base.model  # the PeftModel inside"""
+_EXPORT = "onelora export {folder} --to {to} -o {output}"
 _PEFT = """\
-import onelora_vision  # registers the method in PEFT
+{imports}
 from peft import PeftModel
 
-model = PeftModel.from_pretrained(base_model, "{folder}")"""
-_FOLDER = "path/to/this/folder"
-_PEFT_LORA = """\
-model = PeftModel.from_pretrained(base_model, "lora")  # onelora export {folder} --to peft-lora -o lora"""
+base = {call}
+model = PeftModel.from_pretrained(base, "{folder}")"""
+_DIFFUSERS = """\
+from diffusers import DiTTransformer2DModel
+from diffusers.loaders import PeftAdapterMixin
+from safetensors.torch import load_file
+
+DiT = type("DiT", (DiTTransformer2DModel, PeftAdapterMixin), {{}})
+model = {call}
+model.load_state_dict(load_file("lora/modules.safetensors"), strict=False)  # the label table of the new classes
+model.load_lora_adapter("lora", prefix="transformer", weight_name="pytorch_lora_weights.safetensors")"""
 
 
 def card(info, config: dict, values: int, size: int, pictures: Collection[str] = ()) -> str:
@@ -37,57 +46,92 @@ def card(info, config: dict, values: int, size: int, pictures: Collection[str] =
         f"(`peft_type` {kind.name}), made with onelora_vision."
     )
     parts = [
-        _front_matter(info),
+        front_matter(info),
         f"# {_text(info.method)} adapter for {_text(info.base or 'an unnamed base')}",
         about + (f" Trained on {_text(info.data)}." if info.data else ""),
         _blend(info),
-        _use(info, kind),
+        _use(info, kind, config),
         _classes(info),
         _metrics(info),
         "\n\n".join(f"![{_text(name)}]({quote(name)})" for name in pictures),
+        _training(info),
         _provenance(info),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(info) -> str:
-    fields = {
-        "library_name": "peft",
-        "base_model": info.base,
-        "license": info.license or "other",
-        "tags": ["onelora_vision", info.method],
-    }
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
-
-
-def _use(info, kind: Kind) -> str:
+def _use(info, kind: Kind, config: dict) -> str:
     """How to load it here, and in each ecosystem that does not know this package."""
-    example = info.class_names[0] if info.class_names else ""
-    names = {"folder": _FOLDER, "example": _literal(example), "base": _literal(info.base)}
-    warning = "Without `import onelora_vision`, PEFT does not know the method and stops with `KeyError`.\n\n"
-    exported = info.extra.get("exported")
-    if exported:
-        loading = _code(_PEFT_LORA.partition("#")[0], names)
+    if info.extra.get("exported"):
+        loading = _with_peft(info, _FOLDER)
         return f"## Use\n\nA plain {kind.title} for the base as its own library loads it:\n\n{loading}"
-    with_peft = f"{warning if kind.is_ours else ''}{_code(_PEFT, names)}"
     if info.task not in TASKS:
-        return f"## Use\n\n{with_peft}"
-    own = _code(_OWN.format(use=TASKS[info.task].use), names)
-    return "\n\n".join([f"## Use\n\n{own}", f"With PEFT alone:\n\n{with_peft}", _elsewhere(info, names)])
-
-
-def _elsewhere(info, names: dict) -> str:
-    lines = ["## Without onelora_vision", "PEFT:", _code(_PEFT_LORA, names)]
+        loading = 'from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, "{folder}")'
+        return "## Use\n\n" + _code("import onelora_vision  # registers the method in PEFT\n" * kind.is_ours + loading)
     task = TASKS[info.task]
-    if task.diffusers:
-        lines += ["diffusers:", _code(task.diffusers, names)]
-        lines.append(f"ComfyUI: `onelora export {_FOLDER} --to comfy -o lora` writes `lora/lora.safetensors`.")
-    merged = f"{task.merged}  # onelora export {{folder}} --to merged -o merged"
-    return "\n\n".join([*lines, "Merged, no adapter library at all:", _code(merged, names)])
+    example = _literal(info.class_names[0]) if info.class_names else ""
+    setup = f"{task.setup}\n" if task.setup else ""
+    own = _OWN.format(setup=setup, use=task.use.format(example=example), folder=_FOLDER)
+    return "\n\n".join([f"## Use\n\n{_code(own)}", *_elsewhere(info, kind, config)])
 
 
-def _code(text: str, names: dict) -> str:
-    return f"```python\n{text.strip().format(**names)}\n```"
+def _elsewhere(info, kind: Kind, config: dict) -> list[str]:
+    """The exports, each with the command that writes it and the code that loads it."""
+    parts = ["## Without onelora_vision"]
+    if _is_miss(kind, config):
+        text = "PEFT, as MiSS of rank 1, which is the same method: one vector per layer."
+        parts.append(f"{text}\n\n{_shell('peft-miss', 'miss')}\n\n{_with_peft(info, 'miss')}")
+    else:
+        parts.append(f"PEFT:\n\n{_shell('peft-lora', 'lora')}\n\n{_with_peft(info, 'lora')}")
+    if info.task == "generation":
+        call = _host_call(info).replace("DiTTransformer2DModel.", "DiT.", 1)
+        parts.append(f"diffusers:\n\n{_shell('diffusers', 'lora')}\n\n{_code(_DIFFUSERS.format(call=call))}")
+        parts.append(f"ComfyUI, as `lora/lora.safetensors`:\n\n{_shell('comfy', 'lora')}")
+    merged = TASKS[info.task].merged
+    library = info.extra.get("host", {}).get("library")
+    loading = merged.get(library, next(iter(merged.values())))
+    parts.append(
+        f"Merged into the weights, without an adapter library:\n\n{_shell('merged', 'merged')}\n\n{_code(loading)}"
+    )
+    return parts
+
+
+def _is_miss(kind: Kind, config: dict) -> bool:
+    """Whether the adapter has nothing but b, which PEFT's MiSS can hold (see `formats.peft_miss`)."""
+    others = ("use_bias", "use_scale")
+    is_plain = config.get("compression", "sum") == "sum" and not any(config.get(name) for name in others)
+    return kind.name == "ONELORA" and is_plain
+
+
+def _with_peft(info, folder: str) -> str:
+    library, name = (info.extra.get("host", {}).get(key, "") for key in ("library", "class"))
+    imports = f"from {library} import {name}" if name else f"import {library}" if library else ""
+    return _code(_PEFT.format(imports=imports, call=_host_call(info), folder=folder)) + _embedded_note(info)
+
+
+def _host_call(info) -> str:
+    """The Python expression that loads the base by its own library (see `Base.host_call`)."""
+    host = info.extra.get("host")
+    if not host:
+        return "…  # the base, loaded by its own library"
+    name = f"{host['class']}.from_pretrained" if host["class"] else f"{host['library']}.create_model"
+    options = {} if host["class"] else {"pretrained": True}
+    given = [f"{key}={_literal(value)}" for key, value in {**options, **host["options"]}.items()]
+    return f"{name}({', '.join([_literal(host['source']), *given])})"
+
+
+def _embedded_note(info) -> str:
+    if not info.base.startswith("embedded/"):
+        return ""
+    return f"\n\n`{_text(info.base)}` is a folder of the package: put its path there (`onelora_vision/{_text(info.base)}`)."
+
+
+def _shell(to: str, output: str) -> str:
+    return f"```bash\n{_EXPORT.format(folder=_FOLDER, to=to, output=output)}\n```"
+
+
+def _code(text: str) -> str:
+    return f"```python\n{text.strip()}\n```"
 
 
 def _blend(info) -> str:
@@ -122,6 +166,16 @@ def _metrics(info) -> str:
     return f"## Measured\n\n{table}" + (f"\n\nProtocol: {_text(info.protocol)}" if info.protocol else "")
 
 
+def _training(info) -> str:
+    facts = info.extra.get("training")
+    rows = [
+        f"| {_text(name.replace('_', ' '))} | {_text(value, 200)} |"
+        for name, value in (facts if isinstance(facts, dict) else {}).items()
+        if isinstance(value, str | int | float)
+    ]
+    return "\n".join(["## Training", "", "| | |", "|---|---|", *rows]) if rows else ""
+
+
 def _provenance(info) -> str:
     versions = listed((f"{name} {version}" for name, version in info.versions.items()), 20)
     lines = [f"- base: {_span(info.base)}", f"- base fingerprint: {_span(info.base_fingerprint)}"]
@@ -150,6 +204,10 @@ def _span(text: str) -> str:
     return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
-def _literal(text: str) -> str:
-    """Text as a string of Python."""
-    return json.dumps(one_line(text, 1000) if text else "", ensure_ascii=False)
+def _literal(value: object) -> str:
+    """A value of JSON as Python; text in one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, str):
+        return json.dumps(one_line(value, 1000) if value else "", ensure_ascii=False)
+    return repr(value)

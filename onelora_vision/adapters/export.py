@@ -87,18 +87,17 @@ def _reloaded(job: Job, format: Format, export_path: Path, expected: Tensor) -> 
     inputs = job.base.example()
     if not format.is_model:
         inputs = job.base.host_inputs(inputs)
-    base = {
-        "host": job.base.host,
-        "source": job.base.host_source(),
-        "options": job.base.host_options(),
-        "class": type(job.base.model).__name__,
-    }
     with tempfile.TemporaryDirectory() as place:
         tensors, job_file = Path(place) / "tensors.safetensors", Path(place) / "job.json"
         save_file(
             {f"input.{key}": value for key, value in inputs.items()} | {"output": expected.contiguous()}, tensors
         )
-        record = {"target": format.name, "base": base, "export": str(export_path.resolve()), "tensors": str(tensors)}
+        record = {
+            "target": format.name,
+            "base": job.base.host_call(),
+            "export": str(export_path.resolve()),
+            "tensors": str(tensors),
+        }
         job_file.write_text(json.dumps(record), encoding="utf-8")
         command = [sys.executable, "-I", "-W", "ignore", str(_RELOAD), str(job_file)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -22,7 +22,7 @@ from onelora_vision.adapters.container import CARD_FILE, CONFIG_FILE, WEIGHTS_FI
 from onelora_vision.adapters.info import HEADER_PREFIX, AdapterInfo
 from onelora_vision.adapters.kinds import kind_of
 from onelora_vision.adapters.layout import layout_of
-from onelora_vision.adapters.validate import check_tensors, parse_config
+from onelora_vision.adapters.validate import check_classes, check_tensors, parse_config
 from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.storage.outputs import Ledger, check_file, check_folder, file_output, folder_output
 from onelora_vision.storage.weights import tensors_in
@@ -264,5 +264,7 @@ def read_adapter(path: str | Path, *, finite: bool = True) -> Adapter:
         raise InputError(f"{path}: has no {CONFIG_FILE} next to it and no config in its header: not an adapter")
     config = parse_config(text, str(path))
     info = AdapterInfo.from_header(header, str(path))
-    check_tensors(config, layout_of(config, tensors, str(path)), str(path), finite=finite)
+    layout = layout_of(config, tensors, str(path))
+    check_tensors(config, layout, str(path), finite=finite)
+    check_classes(info, layout, str(path))
     return Adapter(config, tensors, info, path, inside)

@@ -103,7 +103,8 @@ def _base_of(
     )
     loaded = load_base(info)
     require_same_base(info, path, loaded)
-    return replace(info, base_fingerprint=loaded.fingerprint()), loaded
+    extra = {**info.extra, "host": loaded.host_call(info.base)}
+    return replace(info, base_fingerprint=loaded.fingerprint(), extra=extra), loaded
 
 
 def _adapter(path: Path, info: AdapterInfo, base: Base, vectors: Vectors, whole: dict) -> Adapter:

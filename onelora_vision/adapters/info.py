@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 
+from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError, one_line
 from onelora_vision.storage.safetensors_file import parse_json
 
@@ -35,6 +36,10 @@ def _check_settings(extra: dict, where: str) -> None:
     for key, is_possible in _SETTINGS.items():
         if extra.get(key) is not None and not is_possible(extra[key]):
             raise InputError(f"{where}: its setting {key} cannot be {one_line(repr(extra[key]), 60)}")
+    try:
+        SamplingSettings.from_record(extra.get("sampling") or {})
+    except InputError as error:
+        raise InputError(f"{where}: its setting sampling cannot be used ({one_line(error)})") from None
 
 
 def _is_dict(value: object) -> bool:
@@ -46,12 +51,27 @@ def _is_resolution(value: object) -> bool:
     return len(sides) < 3 and all(side.isascii() and side.isdigit() and 0 < int(side[:6]) < 2**16 for side in sides)
 
 
+def _is_host_call(call: dict) -> bool:
+    """Whether a card can show it as Python, see `Base.host_call`."""
+    options, name = call.get("options"), call.get("class")
+    return (
+        call.get("library") in ("diffusers", "timm", "transformers")
+        and isinstance(name, str)
+        and (not name or name.isidentifier())
+        and _is_text(call.get("source"))
+        and isinstance(options, dict)
+        and all(key.isidentifier() for key in options)
+        and len(json.dumps(options)) <= _MAX_HEADER_TEXT
+    )
+
+
 _SETTINGS = {
     **dict.fromkeys(("fuse_qkv", "stock_numerics"), lambda value: isinstance(value, bool)),
     "architecture": _is_text,
     "resolution": _is_resolution,
     "max_depth": lambda value: type(value) in (int, float) and 0 < value < 1e6,
-    **dict.fromkeys(("sampling", "exported"), _is_dict),
+    **dict.fromkeys(("sampling", "exported", "training"), _is_dict),
+    "host": lambda value: _is_dict(value) and _is_host_call(value),
 }
 
 

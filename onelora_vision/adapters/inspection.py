@@ -1,6 +1,7 @@
 """What is wrong with an adapter file, alone or on its base."""
 
 import statistics
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -13,11 +14,13 @@ from onelora_vision.adapters.file import Adapter, read_adapter
 from onelora_vision.adapters.kinds import Kind, kind_of
 from onelora_vision.adapters.layout import Layout, block_of, layout_of
 from onelora_vision.backbones.base import Base, output_of
+from onelora_vision.backbones.table import TASKS
 from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.storage.safetensors_file import parse_json
 
 PROBLEM, NOTE = "problem", "note"
 EXPLODING = 100.0  # times the median of its kind
+NOTICEABLE = 0.1  # what is smaller is not called exploding, however small the others of its kind are
 HUGE = 1e3
 
 
@@ -36,7 +39,7 @@ def examine(path: str | Path, base: str | Path | None = None) -> list[dict]:
         *_dead_and_exploding(kind, layout),
         *_precision(layout),
         *_gaps(layout),
-        *_header(adapter, layout),
+        *_header(adapter),
     ]
     return findings + (_on_base(adapter, layout, base) if base is not None else [])
 
@@ -74,7 +77,8 @@ def _dead_and_exploding(kind: Kind, layout: Layout) -> list[dict]:
         alive = [strength for strength in by_module.values() if 0 < strength < float("inf")]
         typical = statistics.median(alive) if alive else 0.0
         for module, strength in by_module.items():
-            if strength < float("inf") and (strength > HUGE or (len(alive) > 2 and strength > EXPLODING * typical)):
+            is_outlier = len(alive) > 2 and strength > max(EXPLODING * typical, NOTICEABLE)
+            if strength < float("inf") and (strength > HUGE or is_outlier):
                 findings.append(_finding("exploding", f"{part} of {module}: rms {strength:.3g}, median {typical:.3g}"))
     return findings
 
@@ -108,22 +112,17 @@ def _gaps(layout: Layout) -> list[dict]:
     return findings
 
 
-def _header(adapter: Adapter, layout: Layout) -> list[dict]:
+def _header(adapter: Adapter) -> list[dict]:
     info, findings = adapter.info, []
     missing = [name for name in ("task", "method", "base", "base_fingerprint") if not getattr(info, name)]
     if missing:
         findings.append(_finding("header", f"the header does not say {', '.join(missing)}", NOTE))
-    if info.null_class is not None and info.class_names and info.null_class != len(info.class_names):
-        findings.append(_finding("classes", f"null class {info.null_class} with {len(info.class_names)} classes"))
-    if info.class_names:
-        rows = [t.shape[0] for parts in layout.whole.values() for t in parts.values() if t.ndim > 1]
-        is_padded = "exported" in info.extra  # to the size of the base's own label table
-        if rows and not is_padded and not {len(info.class_names), len(info.class_names) + 1} & set(rows):
-            findings.append(
-                _finding(
-                    "classes", f"{len(info.class_names)} class names, but rows {listed(map(str, sorted(set(rows))))}"
-                )
-            )
+    if info.task and info.task not in TASKS:
+        text = f"task {info.task!r} is not one that adapters are used for here ({', '.join(TASKS)})"
+        findings.append(_finding("header", text))
+    names = info.class_names or []
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        findings.append(_finding("classes", f"several classes are called {listed(repeated, 4)}"))
     return findings + _config_twice(adapter)
 
 

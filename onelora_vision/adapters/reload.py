@@ -5,6 +5,7 @@ whoever has PEFT, diffusers, timm or transformers and nothing else. The job name
 a safetensors file with the inputs (``input.*``) and the expected ``output``.
 """
 
+import importlib
 import json
 import re
 import sys
@@ -15,19 +16,12 @@ from safetensors.torch import load_file
 
 
 def load_stock_base(base: dict) -> torch.nn.Module:
-    """The base by its host library."""
-    source = base["source"]
-    if base["host"] == "diffusers":
-        from diffusers import DiTTransformer2DModel
-
-        return DiTTransformer2DModel.from_pretrained(source, subfolder="transformer")
-    if base["host"] == "timm":
-        import timm
-
-        return timm.create_model(source, pretrained=True, **base["options"])
-    import transformers
-
-    return getattr(transformers, base["class"]).from_pretrained(source, **base["options"])
+    """The base by its host library, as an export's card says it."""
+    source, options = base["source"], base["options"]
+    library = importlib.import_module(base["library"])
+    if not base["class"]:
+        return library.create_model(source, pretrained=True, **options)
+    return getattr(library, base["class"]).from_pretrained(source, **options)
 
 
 def with_peft(job: dict) -> torch.nn.Module:
@@ -41,7 +35,7 @@ def with_diffusers(job: dict) -> torch.nn.Module:
     from diffusers.loaders import PeftAdapterMixin
 
     loader = type("DiTWithAdapters", (DiTTransformer2DModel, PeftAdapterMixin), {})
-    model = loader.from_pretrained(job["base"]["source"], subfolder="transformer")
+    model = loader.from_pretrained(job["base"]["source"], **job["base"]["options"])
     whole = Path(job["export"]) / "modules.safetensors"
     if whole.is_file():
         unexpected = model.load_state_dict(load_file(whole), strict=False).unexpected_keys
@@ -134,11 +128,11 @@ def from_facebook(weights: dict, stock: dict) -> dict:
 
 def merged(job: dict) -> torch.nn.Module:
     base = job["base"]
-    if base["host"] == "diffusers":
+    if base["library"] == "diffusers":
         from diffusers import DiTPipeline
 
         return DiTPipeline.from_pretrained(job["export"]).transformer
-    source = f"local-dir:{job['export']}" if base["host"] == "timm" else job["export"]
+    source = f"local-dir:{job['export']}" if base["library"] == "timm" else job["export"]
     return load_stock_base({**base, "source": source, "options": {}})
 
 

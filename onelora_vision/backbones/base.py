@@ -127,13 +127,29 @@ class Base(ABC):
     def save_merged(self, model: nn.Module, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
         """Write ``model``, the network with an adapter merged, into ``folder`` as the host's own class saves it."""
 
+    @property
+    def host_class(self) -> str:
+        """The host's class whose ``from_pretrained`` loads the network; empty for timm, which has a function."""
+        return type(self.model).__name__
+
     def host_source(self) -> str:
         """What the host's own loader takes for `source`."""
         return self.source
 
     def host_options(self) -> dict[str, Any]:
-        """What it takes besides to give this network, fitted as it is."""
+        """The other arguments of the loader that give this network, fitted as it is."""
         return {}
+
+    def host_call(self, name: str = "") -> dict[str, Any]:
+        """How the host's own library loads this network, as JSON: ``library``, ``class``, ``source`` and ``options``.
+
+        Args:
+            name: what to write in place of `source`, for a text that is read on other machines.
+        """
+        call = {"source": self.host_source(), "options": self.host_options()}
+        if name and self.source:
+            call = _renamed(call, self.source, name)
+        return {"library": self.host, "class": self.host_class, **call}
 
     def compute_like_host(self, *, with_config: bool) -> None:  # noqa: B027 - optional
         """Compute what the host's own class does with these weights, in place.
@@ -145,6 +161,13 @@ class Base(ABC):
     def host_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """``inputs`` of the fitted network as the network that was loaded takes them."""
         return inputs
+
+
+def _renamed(value: Any, old: str, new: str) -> Any:
+    """JSON with ``new`` for ``old`` in its strings."""
+    if isinstance(value, dict):
+        return {key: _renamed(item, old, new) for key, item in value.items()}
+    return value.replace(old, new) if isinstance(value, str) else value
 
 
 def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:

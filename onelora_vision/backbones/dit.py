@@ -149,6 +149,13 @@ class DiTBase(Base):
         else:
             self.model.set_numerics(stock=True)
 
+    @property
+    def host_class(self) -> str:
+        return "DiTTransformer2DModel"
+
+    def host_options(self) -> dict:
+        return {"subfolder": "transformer"}
+
     def host_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """With the null class of the base's own label table."""
         labels, null = inputs["class_labels"], len(self.own_table) - 1

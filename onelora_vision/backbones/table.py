@@ -56,44 +56,55 @@ class Task:
         model: module and class of `onelora_vision.inference` that uses its adapters.
         does: what its adapters do, in a word or two.
         use: Python that uses ``adapted``, what `load_adapted` returned; ``{example}`` stands for a class.
-        merged: Python that loads a merged export with its own library.
+        merged: Python that loads a merged export, by the library of the base.
         command: a command that tries an adapter.
-        diffusers: Python that loads a LoRA of it with diffusers, where the base is diffusers'.
+        hub: what the hub calls it, as a ``pipeline_tag``.
+        setup: Python that comes before ``use``.
     """
 
     model: str
     does: str
     use: str
-    merged: str
+    merged: dict[str, str]
     command: str
-    diffusers: str = ""
+    hub: str
+    setup: str = ""
 
 
+_PICTURE = 'from PIL import Image\n\nimage = Image.open("picture.jpg")'
 TASKS = {
     "generation": Task(
         "onelora_vision.inference.generation:Generator",
         "draws",
         "images = adapted.sample([{example}], seeds=[0])  # (1, 3, H, W) in [0, 1]",
-        'pipeline = DiTPipeline.from_pretrained("merged")',
+        {"diffusers": 'from diffusers import DiTPipeline\n\npipeline = DiTPipeline.from_pretrained("merged")'},
         "onelora sample {adapter} -o images",
-        """\
-DiT = type("DiT", (DiTTransformer2DModel, PeftAdapterMixin), {{}})  # onelora export {folder} --to diffusers -o lora
-model = DiT.from_pretrained({base}, subfolder="transformer")
-model.load_lora_adapter("lora", prefix="transformer", weight_name="pytorch_lora_weights.safetensors")""",
+        "unconditional-image-generation",
     ),
     "classification": Task(
         "onelora_vision.inference.classification:Classifier",
         "classifies",
-        "classes = adapted.classify([image])  # of Pillow images, the most probable classes as (name, probability)",
-        'model = timm.create_model("local-dir:merged", pretrained=True)',
+        "classes = adapted.classify([image])  # the most probable classes of each image, as (name, probability)",
+        {
+            "timm": 'import timm\n\nmodel = timm.create_model("local-dir:merged", pretrained=True)',
+            "transformers": "from transformers import AutoModelForImageClassification\n\n"
+            'model = AutoModelForImageClassification.from_pretrained("merged")',
+        },
         "onelora predict --adapter {adapter} PICTURES",
+        "image-classification",
+        _PICTURE,
     ),
     "depth": Task(
         "onelora_vision.inference.depth:DepthEstimator",
         "estimates depth",
-        "depth = adapted(image)  # (H, W) of a Pillow image, in metres where the base is metric",
-        'model = AutoModelForDepthEstimation.from_pretrained("merged")',
+        "depth = adapted(image)  # (H, W), in metres where the base is metric",
+        {
+            "transformers": "from transformers import AutoModelForDepthEstimation\n\n"
+            'model = AutoModelForDepthEstimation.from_pretrained("merged")'
+        },
         "onelora predict --adapter {adapter} PICTURES",
+        "depth-estimation",
+        _PICTURE,
     ),
 }
 

@@ -160,6 +160,10 @@ class ViTBase(Base):
         labels = {"label_names": self.class_names} if self.class_names else {}
         timm.models.save_for_hf(model.to(dtype), folder, model_config=labels, safe_serialization=True)
 
+    @property
+    def host_class(self) -> str:
+        return "" if self.host == "timm" else type(self.model).__name__
+
     def host_source(self) -> str:
         if self.host == "transformers":
             return self.source

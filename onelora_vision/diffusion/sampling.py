@@ -87,6 +87,8 @@ def denoise(
     config, parameter = transformer.config, next(transformer.parameters())
     channels, device, dtype = config.in_channels, parameter.device, parameter.dtype
     learned = transformer.out_channels == 2 * channels
+    if (settings.guidance_channels or 0) > channels:
+        raise InputError(f"guidance_channels={settings.guidance_channels}: the latents have {channels} channels")
     scheduler = make_scheduler(settings.sampler, scheduler_config, learned)
     set_timesteps(scheduler, settings.steps, device)
     x = seeding.randn(seeds, (channels, config.sample_size, config.sample_size)).to(device)

@@ -1,10 +1,13 @@
 """How to sample a diffusion model, as settings that are checked without anything slow being imported."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 from onelora_vision.errors import InputError, nearest
 
 MAX_SEED = 2**63 - 1
+MAX_STEPS = 10_000
 SAMPLERS = ("ddim", "dpm++", "ddpm")
 
 
@@ -45,11 +48,35 @@ class SamplingSettings:
 
     def __post_init__(self):
         if self.sampler not in SAMPLERS:
-            raise InputError(f"sampler={self.sampler!r} is unknown{nearest(self.sampler, SAMPLERS, 'sampler')}")
-        if self.steps < 1:
-            raise InputError(f"steps={self.steps}: a sampler needs at least 1 step")
-        if self.guidance_channels is not None and self.guidance_channels < 1:
-            raise InputError(f"guidance_channels={self.guidance_channels}: guide at least 1 channel, or all (null)")
-        low, high = self.guidance_interval
-        if not 0 <= low < high <= 1:
-            raise InputError(f"guidance_interval={self.guidance_interval}: needs 0 <= low < high <= 1")
+            raise InputError(f"sampler={self.sampler!r} is unknown{nearest(str(self.sampler), SAMPLERS, 'sampler')}")
+        if not _is_count(self.steps):
+            raise InputError(f"steps={self.steps!r}: a sampler needs at least 1 step, and at most {MAX_STEPS}")
+        if not _is_number(self.guidance_scale):
+            raise InputError(f"guidance_scale={self.guidance_scale!r}: must be a finite number; 1 means no guidance")
+        if self.guidance_channels is not None and not _is_count(self.guidance_channels):
+            raise InputError(f"guidance_channels={self.guidance_channels!r}: guide at least 1 channel, or all (null)")
+        interval = self.guidance_interval
+        if not (isinstance(interval, tuple) and len(interval) == 2 and all(map(_is_number, interval))):
+            raise InputError(f"guidance_interval={interval!r}: must be two numbers, such as 0.1,0.8")
+        if not 0 <= interval[0] < interval[1] <= 1:
+            raise InputError(f"guidance_interval={interval}: needs 0 <= low < high <= 1")
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Self:
+        """The settings that a JSON object holds, whose other keys are left out; defaults where it says nothing.
+
+        Raises:
+            InputError: a value that no setting can have.
+        """
+        known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
+        if isinstance(known.get("guidance_interval"), list):
+            known["guidance_interval"] = tuple(known["guidance_interval"])
+        return cls(**known)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 1 <= value <= MAX_STEPS

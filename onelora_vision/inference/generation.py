@@ -61,10 +61,6 @@ def trained_settings(info: AdapterInfo) -> SamplingSettings:
     """How an adapter's own evaluation sampled, as its file says; the library's defaults where it says nothing.
 
     Raises:
-        TypeError, ValueError: the file says what no setting can be.
+        InputError: the file says what no setting can be.
     """
-    record = info.extra.get("sampling") or {}
-    known = {key: value for key, value in record.items() if key in SamplingSettings.__dataclass_fields__}
-    if "guidance_interval" in known:
-        known["guidance_interval"] = tuple(known["guidance_interval"])
-    return SamplingSettings(**known)
+    return SamplingSettings.from_record(info.extra.get("sampling") or {})

@@ -48,6 +48,7 @@ def run_job(run: Run, task: Task, dataset: Dataset, test_loader=None, validation
         _check_metric(run.config, record.before)
     with run.phase("training"):
         record.summary = train(run, task, dataset, validation_loader)
+    task.info.extra.setdefault("training", {})["steps"] = record.summary.steps
     with run.phase("saving the adapter"):
         is_saved = record.has("trained") and (run.folder.path / "adapter").is_dir()
         if not is_saved:

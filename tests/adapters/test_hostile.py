@@ -484,3 +484,28 @@ def test_attaching_hands_no_expression_of_a_file_to_python(originals, tmp_path, 
         assert {
             round(v / scales["base_model.model.blocks.0.attn.qkv"], 6) for k, v in scales.items() if "fc1" in k
         } == {2.0}
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{"steps": "x"}, {"steps": 0}, {"steps": 10**9}, {"steps": True}, {"guidance_scale": None}, {"sampler": ["ddim"]},
+     {"guidance_scale": "nan"}, {"guidance_channels": 0}, {"guidance_interval": "a"}, {"guidance_interval": [0, 1, 2]},
+     {"guidance_interval": [0.5, "b"]}, {"sampler": "magic"}],
+)  # fmt: skip
+def test_settings_that_nothing_can_be_sampled_with_are_refused_on_reading(tmp_path, sampling):
+    adapter = make_adapter(tmp_path / "a", "diffusers")
+    adapter.info.extra["sampling"] = sampling
+    write_adapter(adapter.config, adapter.tensors, adapter.info, tmp_path / "b")
+    with pytest.raises(InputError, match="b: its setting sampling cannot be used"):
+        read_adapter(tmp_path / "b")
+
+
+@pytest.mark.parametrize(("host", "rows"), [("timm", 0), ("diffusers", 1)])
+def test_class_names_are_as_many_as_the_rows(tmp_path, host, rows):
+    adapter = make_adapter(tmp_path / "a", host)
+    names = adapter.info.class_names
+    adapter.info.class_names, adapter.info.null_class = names[:-1], None
+    write_adapter(adapter.config, adapter.tensors, adapter.info, tmp_path / "b")
+    expected = f"b: {len(names) - 1} class names need {len(names) - 1 + rows} rows, but it has {len(names) + rows}"
+    with pytest.raises(InputError, match=re.escape(expected)):
+        read_adapter(tmp_path / "b")

@@ -81,10 +81,27 @@ def test_header_and_config_that_disagree_are_found(tmp_path):
     record = json.loads(file.read_text())
     file.write_text(json.dumps({**record, "compression_seed": 3}))
     assert checks(examine(adapter.path)) == ["config"]
-    adapter.info.class_names, adapter.info.null_class = ["a"] * 9, 4
-    write_adapter(adapter.config, adapter.tensors, adapter.info, tmp_path / "b")
-    assert checks(examine(tmp_path / "b")) == ["classes", "classes"]
     assert checks(examine(tmp_path / "none")) == ["file"]
+
+
+def test_names_that_do_not_say_what_is_in_the_file_are_found(tmp_path):
+    adapter = make_adapter(tmp_path / "a")
+    adapter.info.class_names, adapter.info.task = ["a"] * len(adapter.info.class_names), "hack"
+    write_adapter(adapter.config, adapter.tensors, adapter.info, tmp_path / "b")
+    texts = [finding["text"] for finding in examine(tmp_path / "b") if finding["level"] == "problem"]
+    assert len(texts) == 2 and "task 'hack' is not one" in texts[0] and "several classes are called a" in texts[1]
+
+
+def test_small_differences_are_not_called_exploding(tmp_path):
+    """After few steps most vectors are next to zero, and a hundred times that is still nothing."""
+
+    def shrink(tensors):
+        keys = sorted(key for key in tensors if key.endswith("onelora_b"))
+        for number, key in enumerate(keys):
+            tensors[key].fill_(1e-2 if number == 0 else 1e-6)
+
+    folder = spoilt(make_adapter(tmp_path / "a"), tmp_path / "young", shrink)
+    assert "exploding" not in checks(examine(folder))
 
 
 @pytest.mark.usefixtures("forked_reloads")

@@ -1,6 +1,6 @@
 import pytest
 
-from onelora_vision.diffusion.settings import parse_numbers
+from onelora_vision.diffusion.settings import SamplingSettings, parse_numbers
 from onelora_vision.errors import InputError
 
 
@@ -14,3 +14,10 @@ def test_anything_else_is_one_line_that_names_the_flag(text, count):
     wanted = "2 numbers" if count else "numbers"
     with pytest.raises(InputError, match=f"^--x is {text!r}, but must be {wanted} with a comma between them"):
         parse_numbers(text, "--x", count)
+
+
+def test_a_record_gives_the_settings_that_wrote_it():
+    settings = SamplingSettings("ddim", 7, 2.0, 3, (0.1, 0.9))
+    record = {**vars(settings), "guidance_interval": [0.1, 0.9], "of_a_later_version": 1}
+    assert SamplingSettings.from_record(record) == settings
+    assert SamplingSettings.from_record({}) == SamplingSettings()

@@ -99,7 +99,8 @@ class Job:
         """The header of an export; ``exported`` lets `importing` bring it back to what it was."""
         info = self.adapter.info
         exported = {"method": info.method, "fuse_qkv": bool(info.extra.get("fuse_qkv"))}
-        return replace(info, method=method, extra={**info.extra, "fuse_qkv": False, "exported": exported}, versions={})
+        changed = {"fuse_qkv": False, "exported": exported, "host": self.base.host_call(info.base)}
+        return replace(info, method=method, extra={**info.extra, **changed}, versions={})
 
 
 def _carried(found: Found) -> list[str]:

@@ -1,0 +1,57 @@
+"""What the files of a trained adapter say about it: its base, how it was trained, how it was measured."""
+
+from collections.abc import Sized
+from typing import Any
+
+import torch
+
+from onelora_vision.adapters.info import AdapterInfo
+from onelora_vision.backbones.base import Base
+from onelora_vision.methods.names import find_method
+from onelora_vision.training.optim import samples_per_step
+from onelora_vision.training.setup import Run
+
+
+def describe(run: Run, base: Base, dataset: Sized, name: str, protocol: str, **extra: Any) -> AdapterInfo:
+    """The description of the adapter that ``run`` trains on ``base``.
+
+    Args:
+        dataset: the training samples. name: what the data set is called.
+        protocol: how the metrics are taken.
+        extra: settings that loading or using the adapter needs.
+    """
+    config = run.config
+    return AdapterInfo(
+        task=base.task,
+        method=find_method(config.method).name,
+        base=config.pretrained_model_name_or_path,
+        base_fingerprint=base.fingerprint(),
+        class_names=base.class_names,
+        protocol=protocol,
+        data=f"{len(dataset):,} images of {name}",
+        extra={
+            **extra,
+            "host": base.host_call(config.pretrained_model_name_or_path),
+            "training": _facts(run, name),
+        },
+    )
+
+
+def _facts(run: Run, dataset: str) -> dict[str, str | int | float]:
+    config, accelerator = run.config, run.accelerator
+    return {
+        "dataset": dataset,
+        "samples_per_step": samples_per_step(config, accelerator.num_processes),
+        "learning_rate": config.learning_rate,
+        "head_learning_rate": config.head_learning_rate or config.learning_rate,
+        "schedule": config.lr_scheduler,
+        "seed": config.seed,
+        "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
+        "hardware": _hardware(accelerator.device, accelerator.num_processes),
+    }
+
+
+def _hardware(device: torch.device, processes: int) -> str:
+    if device.type == "cuda":
+        return f"{processes} x {torch.cuda.get_device_name(device)}"
+    return f"{device.type.upper()}, {processes} x {torch.get_num_threads()} threads"
