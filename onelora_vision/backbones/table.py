@@ -3,7 +3,9 @@
 Nothing heavy is imported before a row is used, so that commands can ask before they load a model.
 """
 
+import functools
 import importlib
+import importlib.metadata
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,8 @@ class Row:
         return named(self.place)
 
 
+#: The entry points by which an installed package adds rows: modules that are imported before a base is looked for.
+PLUGINS = "onelora_vision.bases"
 ROWS = [
     Row("generation", "onelora_vision.backbones.dit:DiTBase", ("DiTTransformer2DModel", "Transformer2DModel")),
     Row("depth", "onelora_vision.backbones.depth_anything:DepthAnythingBase", ("depth_anything",)),
@@ -109,12 +113,31 @@ TASKS = {
 }
 
 
+def all_rows() -> list[Row]:
+    """`ROWS`, with the rows that installed packages add when their entry points of `PLUGINS` are imported."""
+    _import_plugins()
+    return ROWS
+
+
+@functools.cache
+def _import_plugins() -> None:
+    for point in importlib.metadata.entry_points(group=PLUGINS):
+        try:
+            point.load()
+        except Exception as error:  # whatever a plug-in raises, it must not look like a fault of the command
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise InputError(
+                f"the installed package {point.dist.name} names {point.value} in its entry points {PLUGINS}, but "
+                f"it cannot be imported ({reason}); fix or uninstall it"
+            ) from error
+
+
 def base_class(task: str, source: str | Path) -> "type[Base]":
     """The family that a model of ``task`` (of `TASKS`) at ``source`` belongs to.
 
     Where several families have the task, the model's config decides; the first one where it says nothing known.
     """
-    rows = [row for row in ROWS if row.task == task]
+    rows = [row for row in all_rows() if row.task == task]
     named = [row for row in rows if row.names and config_name(source) in row.names] if len(rows) > 1 else []
     return (named or rows)[0].base_class()
 
@@ -122,7 +145,7 @@ def base_class(task: str, source: str | Path) -> "type[Base]":
 def row_of(config: dict) -> Row:
     """The row of the network that a ``config.json`` describes; one without names takes what no other row names."""
     name = config.get("_class_name") or config.get("model_type")
-    return next(row for row in sorted(ROWS, key=lambda row: not row.names) if name in row.names or not row.names)
+    return next(row for row in sorted(all_rows(), key=lambda row: not row.names) if name in row.names or not row.names)
 
 
 def config_name(source: str | Path) -> str | None:

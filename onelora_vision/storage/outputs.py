@@ -22,7 +22,7 @@ import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from onelora_vision.errors import InputError, listed
+from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.storage.files import (
     ASIDE_PREFIX,
     TEMPORARY_PREFIX,
@@ -302,7 +302,25 @@ def _resolved(path: str | os.PathLike, inputs: Collection[str | os.PathLike]) ->
         source = Path(os.path.realpath(given))
         if place == source or source in place.parents:
             raise InputError(f"{path} is the input {given}, or inside it: choose another output")
+    _require_possible(path, place)
     return place
+
+
+def _require_possible(path: str | os.PathLike, place: Path) -> None:
+    """Refuse a place that cannot be made: below a file or a folder without access, or of a name too long."""
+    if not str(path):
+        raise InputError("the output has an empty name: choose one")
+    try:
+        above = next((parent for parent in place.parents if os.path.lexists(parent)), place)
+        os.path.lexists(place)
+        if any(len(os.fsencode(part)) > os.pathconf(above, "PC_NAME_MAX") for part in place.parts):
+            raise InputError(f"{one_line(path, 100)}: a name in it is too long for this file system")
+    except OSError as error:
+        raise InputError(f"{one_line(path, 100)} cannot be written: {error.strerror}") from None
+    if not above.is_dir():
+        raise InputError(f"{path} cannot be written: {above} is not a folder")
+    if not os.path.lexists(place) and not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be written: no permission to write into {above}")
 
 
 def _sha256(path: Path) -> str:

@@ -123,6 +123,7 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
     """Settings of the training loop; raises `InputError` naming the flag when a value is out of range."""
 
     def __post_init__(self):
+        self._require("output_dir", bool(self.output_dir.strip()), "the name of a folder")
         for name in ("rank", "train_batch_size", "eval_batch_size", "gradient_accumulation_steps", "lr_num_cycles"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_train_steps", "num_train_epochs", "checkpoints_total_limit"):

@@ -21,6 +21,7 @@ from onelora_vision.training.loop import train
 from onelora_vision.training.optim import trained_parameters
 from onelora_vision.training.record import Record
 from onelora_vision.training.report import plot_loss, print_outcome, publish
+from onelora_vision.training.results import RESULTS
 from onelora_vision.training.setup import Run
 
 
@@ -46,6 +47,7 @@ def run_job(run: Run, task: Task, dataset: Dataset, test_loader=None, validation
             record.save_details("before", task.details)
             record.reach("baseline")
         _check_metric(run.config, record.before)
+        run.kept = f"the metrics of the base are in {Path(run.config.output_dir) / RESULTS}"
     with run.phase("training"):
         record.summary = train(run, task, dataset, validation_loader)
     task.info.extra.setdefault("training", {})["steps"] = record.summary.steps

@@ -237,4 +237,5 @@ class TrainingLoop:
 
     def _note_checkpoint(self) -> None:
         last = ckpt.latest_checkpoint(self.config.output_dir)
-        self.run.kept = f"the last good checkpoint is {last}" if last else ""
+        if last:
+            self.run.kept = f"the last good checkpoint is {last}"

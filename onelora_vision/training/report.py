@@ -16,6 +16,7 @@ from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import head_parameters
 from onelora_vision.metrics.direction import arrow
 from onelora_vision.plots.figures import saved_figure
+from onelora_vision.storage.outputs import Ledger
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.optim import samples_per_step, total_steps, trained_parameters
 
@@ -129,11 +130,9 @@ def print_outcome(results: dict, output_dir: str | Path) -> None:
             cells = "".join(f" {_shown(metrics.get(name)):>10}" for metrics in columns.values())
             print(f"{name:<{width}}  {arrow(name)}{cells}")
     print(f"\n{results['trainable_parameters']:,} parameters trained; the run took {results['seconds_total']:.0f} s")
-    for name in (
-        "adapter",
-        "best",
-        *(file.name for file in sorted(output.glob("*.*")) if file.suffix in _SHOWN_FILES),
-    ):
+    ledger = Ledger.read(output)
+    written = sorted(name for name in ledger.hashes if Path(name).suffix in _SHOWN_FILES) if ledger else []
+    for name in ("adapter", "best", *(name for name in written if "/" not in name)):
         if (output / name).exists():
             print(f"  {output / name}")
     task = TASKS.get(results["task"])

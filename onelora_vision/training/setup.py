@@ -24,6 +24,7 @@ from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.interrupt import Interruption, in_touch
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+_NOTHING = "; nothing was computed yet that could be kept: start again with the same command"
 RESUME = "resume with the same command and --resume_from_checkpoint latest"
 
 
@@ -56,7 +57,7 @@ class Run:
                 yield
         except Stopped as stopped:
             raise Stopped(
-                stopped.signal, f"{Stopped(stopped.signal).message} while {doing}{self._kept()}"
+                stopped.signal, f"{Stopped(stopped.signal).message} while {doing}{self._kept() or _NOTHING}"
             ) from stopped
         except InputError as error:
             raise InputError(f"{message_of(error)}{self._kept()}") from error

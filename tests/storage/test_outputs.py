@@ -11,6 +11,7 @@ from onelora_vision.plots.figures import saved_figure
 from onelora_vision.storage.outputs import (
     LEDGER,
     Ledger,
+    check_additions,
     check_file,
     check_folder,
     file_output,
@@ -99,6 +100,24 @@ def test_an_empty_folder_can_be_the_current_one_or_a_link(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     write("link", "y", overwrite=True)
     assert (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "inner" / "file").read_text() == "y"
+
+
+@pytest.mark.parametrize("check", [check_folder, check_additions, check_file])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file/below/it", "cannot be written: .*file is not a folder"),
+        ("x" * 300, "a name in it is too long for this file system"),
+        ("y" * 300 + "/a", "a name in it is too long for this file system"),
+        ("", "the output has an empty name"),
+    ],
+)
+def test_a_place_that_cannot_be_made_is_refused_before_any_work(tmp_path, check, name, reason):
+    (tmp_path / "file").write_text("x")
+    arguments = {check_folder: ("samples",), check_additions: ("samples", ["a"]), check_file: ()}[check]
+    with pytest.raises(InputError, match=reason):
+        check(str(tmp_path / name) if name else "", *arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_output_is_not_inside_its_input(tmp_path):

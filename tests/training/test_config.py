@@ -64,6 +64,7 @@ def test_a_saved_config_reads_back_equal(tmp_path):
         (["--lerning_rate", "1"], "unknown flag --lerning_rate; did you mean '--learning_rate'?"),
         (["--train-batchsize=3"], "did you mean '--train_batch_size'?"),
         (["--no_seed"], "unknown flag --no_seed"),
+        (["--output_dir", ""], "--output_dir is '', but must be the name of a folder"),
         (["--learning_rate", "fast"], "--learning_rate is fast, but must be a number"),
         (["--rank", "1.5"], "--rank is 1.5, but must be a whole number"),
         (["--use_ema", "maybe"], "--use_ema is maybe, but must be true or false"),

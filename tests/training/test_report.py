@@ -4,6 +4,7 @@ import pytest
 from tiny_run import TinyConfig, tiny_model
 
 from onelora_vision.errors import InputError
+from onelora_vision.storage.outputs import Ledger
 from onelora_vision.training.report import (
     aggregate_seeds,
     count_parameters,
@@ -70,9 +71,12 @@ def test_the_adapter_is_uploaded(tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_ends_in_a_table_its_files_and_the_next_command(tmp_path, capsys):
-    for name in ("results.json", "loss.png", "adapter/README.md", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "holiday.png").write_text("not the run's")
+    ledger = Ledger(tmp_path, "run")
+    for name in ("results.json", "loss.png", "config.yaml"):
+        with ledger.writing_file(name) as path:
+            path.write_text("")
     metrics = {"before": {"top1": 0.5, "ece": 0.2}, "after": {"top1": 0.75, "ece": None, "fd_x_floor": 1.0}}
     print_outcome(results(trainable_parameters=1234, seconds_total=61.6, metrics=metrics), tmp_path)
     printed = capsys.readouterr().out.splitlines()
