@@ -29,6 +29,7 @@ def run(code):
         ["train_scripts/train_dit.py", "--help"],
         ["train_scripts/train_classification.py", "--help"],
         ["train_scripts/train_depth.py", "--help"],
+        ["train_scripts/train_depth.py", "--version"],
     ],
     ids=" ".join,
 )
@@ -48,6 +49,11 @@ except SystemExit as stop:
 print(json.dumps(sorted({SLOW} & set(sys.modules))))
 """
     assert json.loads(run(code)) == []
+
+
+def test_the_command_can_be_run_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "onelora_vision.cli", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("onelora_vision ")
 
 
 def test_importing_the_package_imports_nothing_slow_and_offers_all_its_names():

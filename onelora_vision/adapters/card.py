@@ -113,7 +113,7 @@ def _host_call(info) -> str:
     """The Python expression that loads the base by its own library (see `Base.host_call`)."""
     host = info.extra.get("host")
     if not host:
-        return "…  # the base, loaded by its own library"
+        return "...  # the base, loaded by its own library"
     name = f"{host['class']}.from_pretrained" if host["class"] else f"{host['library']}.create_model"
     options = {} if host["class"] else {"pretrained": True}
     given = [f"{key}={_literal(value)}" for key, value in {**options, **host["options"]}.items()]

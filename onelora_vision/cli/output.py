@@ -11,7 +11,7 @@ def add_output(parser: argparse.ArgumentParser, help: str) -> None:
 
 def add_plot(parser: argparse.ArgumentParser, help: str) -> None:
     """Add ``--plot`` and ``--overwrite``."""
-    parser.add_argument("--plot", type=a_path, help=help)
+    parser.add_argument("--plot", type=a_png, help=help)
     add_overwrite(parser)
 
 
@@ -19,6 +19,13 @@ def a_path(text: str) -> str:
     """The type of flags that name an output: an unset variable of a shell is no path."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
+    return text
+
+
+def a_png(text: str) -> str:
+    """The type of flags that name a PNG file."""
+    if not a_path(text).lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text} must end in .png")
     return text
 
 

@@ -9,6 +9,7 @@ from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.dit import DiTBase, class_ids
 from onelora_vision.diffusion.sampling import sample
 from onelora_vision.diffusion.settings import SamplingSettings
+from onelora_vision.errors import InputError
 
 
 class Generator:
@@ -48,6 +49,8 @@ class Generator:
         Raises:
             InputError: for a class that the adapter does not have, or seeds that are not as many as classes.
         """
+        if isinstance(classes, str) or not len(classes):
+            raise InputError("sample takes a list of classes and one seed for each, such as ['pie'], seeds=[0]")
         labels = class_ids(classes, self.class_names)
         arguments = (self.model, self.base.vae, dict(self.base.scheduler.config), labels, list(seeds))
         settings = settings or self.settings

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import typing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -21,8 +22,8 @@ Config = TypeVar("Config", bound=TrainingConfig)
 def parse_config(config_class: type[Config], argv: list[str] | None = None, description: str | None = None) -> Config:
     """The config of a command line: defaults, then ``--config file.yaml``, then the flags.
 
-    ``-`` and ``_`` are the same in names; a bool is ``--flag``, ``--no_flag`` or ``--flag true``. ``--help`` prints
-    and exits.
+    ``-`` and ``_`` are the same in names; a bool is ``--flag``, ``--no_flag`` or ``--flag true``. ``--help`` and
+    ``--version`` print and exit.
 
     Raises:
         InputError: for an unknown flag or key (naming the nearest one) or a value of the wrong type or range.
@@ -32,6 +33,9 @@ def parse_config(config_class: type[Config], argv: list[str] | None = None, desc
     arguments = [_with_underscores(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     if {"-h", "--help"} & {*arguments}:
         print(help_text(config_class, description or ""), end="")
+        sys.exit(0)
+    if "--version" in arguments:
+        print(f"onelora_vision {version('onelora_vision')}")
         sys.exit(0)
     parser = _parser(config_class)
     _refuse_unknown_flags(arguments, config_class)

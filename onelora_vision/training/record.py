@@ -57,6 +57,7 @@ class Record:
     seconds: float = 0.0
     published: str | None = None
     summary: TrainingSummary | None = None
+    _was_complete: bool = False
 
     @classmethod
     def open(cls, run: Run, task: Task, identity: dict[str, str]) -> "Record":
@@ -98,6 +99,7 @@ class Record:
         if not changed and self._is_at_least(found, "evaluated"):
             self.phase, self.after, self.best = found["phase"], found["metrics"]["after"], found.get("best")
             self.published = found.get("published")
+            self._was_complete = self.phase == "complete"
 
     @staticmethod
     def _is_at_least(found: dict, phase: str) -> bool:
@@ -129,7 +131,7 @@ class Record:
             "steps": summary.steps if summary else 0,
             "skipped_steps": summary.skipped_steps if summary else 0,
             "best_step": summary.best_step if summary else None,
-            "seconds_total": self.seconds + time.perf_counter() - self.run.started,
+            "seconds_total": self.seconds + (0.0 if self._was_complete else time.perf_counter() - self.run.started),
             "seconds_per_step": summary.seconds_per_step if summary else None,
             "data_seconds_per_step": summary.data_seconds_per_step if summary else None,
             "peak_memory_bytes": peak_memory_bytes(),

@@ -151,14 +151,18 @@ def test_the_card_shows_texts_of_a_file_and_does_nothing_else():
         class_names=[evil] * 3,
         metrics={"before": {evil: "x", "b": 1.0}, "after": {evil: 2.0, "b": "3"}},
         protocol=evil,
-        extra={"blend": [{"weight": "x", "adapter": evil}, {"weight": 2, "adapter": evil}, {}]},
+        extra={
+            "training": {evil: evil, "dataset": evil, "steps": [evil]},
+            "blend": [{"weight": "x", "adapter": evil}, {"weight": 2, "adapter": evil}, {}],
+        },
         versions={evil: evil},
         data=evil,
         license=evil,
     )
     text = card(info, {"peft_type": "ONELORA"}, 10, 100, ["a](b).png"])
     front, body = text.split("---", 2)[1:]
-    assert yaml.safe_load(front)["base_model"] == evil
+    fields = yaml.safe_load(front)
+    assert "base_model" not in fields and (fields["license"], fields["license_name"]) == ("other", evil)
     prose = "".join(
         part
         for number, part in enumerate(body.split("```python"))

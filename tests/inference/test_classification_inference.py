@@ -48,6 +48,9 @@ def test_a_loaded_classifier_answers_as_the_trained_one(trained, file):
     found = vit.classify([Image.new("RGB", (50, 40), "red")])
     assert {name for name, _ in found[0]} == {"ä", "b", "c"}
     assert sum(probability for _, probability in found[0]) == pytest.approx(1, abs=1e-5)
+    for wrong in (Image.new("RGB", (50, 40)), ["picture.png"]):
+        with pytest.raises(InputError, match="classify takes a list of Pillow images"):
+            vit.classify(wrong)
 
 
 def test_fused_attention_is_fused_again(tmp_path):
@@ -82,7 +85,7 @@ def test_another_base_is_refused(trained, tmp_path):
 
 def test_an_adapter_of_another_task_is_refused(trained, tmp_path):
     model = trained[1]
-    save_adapter(model, tmp_path / "a", AdapterInfo("generation", "onelora", "embedded", class_names=["a"]))
+    save_adapter(model, tmp_path / "a", AdapterInfo("generation", "onelora", "embedded"))
     with pytest.raises(InputError, match="an adapter for generation, not for classification"):
         load_adapted(tmp_path / "a", task="classification")
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["peft_type"] == "ONELORA"

@@ -67,5 +67,8 @@ def test_another_base_is_refused(adapter, dit_folder, tmp_path):
     save_pipeline(base, tmp_path / "other")
     with pytest.raises(InputError, match="another base"):
         load_adapted(adapter, base=tmp_path / "other")
+    for wrong in ([], "pie"):
+        with pytest.raises(InputError, match="sample takes a list of classes"):
+            load_adapted(adapter, device="cpu").sample(wrong, [])
     with pytest.raises(InputError, match="no class 'pizza'"):
         load_adapted(adapter).sample(["pizza"], seeds=[0])
