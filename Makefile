@@ -3,7 +3,7 @@ SOURCES = onelora_vision train_scripts app benchmarks tests
 
 BENCHMARKS = step swap bank memory data profile
 
-.PHONY: quality style test docs adapters bench bench-quick test-oldest test-quantised host-internals
+.PHONY: quality style test package docs adapters bench bench-quick test-oldest test-quantised host-internals
 
 quality:
 	$(PYTHON) -m ruff check $(SOURCES)
@@ -15,6 +15,10 @@ style:
 
 test:
 	$(PYTHON) -m pytest
+
+# The sdist and the wheel: built, checked, installed apart from the checkout, and used.
+package:
+	$(PYTHON) -m pytest -n 0 -m slow tests/test_wheel.py
 
 # On the oldest releases that pyproject.toml allows, in an environment of their own (6 GB): Python 3.11 or 3.12.
 OLDEST = .venv-oldest

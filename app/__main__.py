@@ -1,4 +1,4 @@
-"""``python -m app``: serve the studio on this machine."""
+"""``onelora app``, or ``python -m app`` in the checkout: serve the studio on this machine."""
 
 import argparse
 import errno
@@ -14,7 +14,7 @@ from onelora_vision.runtime.command import Parser, exits_cleanly
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's flags."""
-    parser = Parser(prog="python -m app", description=__doc__)
+    parser = Parser(prog="onelora app", description="Serve the studio on this machine.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for the whole network")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--adapters", metavar="DIR", help="folder of adapters that every user sees")
@@ -103,9 +103,9 @@ def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
     # Before gradio is imported, which keeps it: its files lie beside the sessions', and nobody is told that it runs.
     os.environ.setdefault("GRADIO_TEMP_DIR", str(root / "gradio"))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = os.environ["GRADIO_RUN_HISTORY"] = "False"
-    from app.memory import trim_regularly
-    from app.studio import Studio
-    from app.ui import CSS, THEME, build_page
+    from .memory import trim_regularly
+    from .studio import Studio
+    from .ui import CSS, THEME, build_page
 
     trim_regularly()
     studio = Studio(

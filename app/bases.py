@@ -15,8 +15,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from app.hub import HUB_ID
-from app.mix import Mix
 from onelora_vision import embedded
 from onelora_vision.adapters.bases import load_base, require_same_base
 from onelora_vision.adapters.file import Adapter
@@ -25,6 +23,9 @@ from onelora_vision.backbones.base import Base
 from onelora_vision.backbones.table import base_class
 from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.runtime.device import choose_device
+
+from .hub import HUB_ID
+from .mix import Mix
 
 MAX_BASES, MAX_VIEWS = 8, 8
 

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.bases import Bases
-from app.library import Entry
-from app.mix import Mix
-from app.sessions import Session
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.vit import ViTBase, predict_classes
 from onelora_vision.data.images import read_image, trimmed
 from onelora_vision.data.synthetic.digits import HandwrittenDigits
 from onelora_vision.errors import InputError
 from onelora_vision.plots.pictures import save_sample
+
+from .bases import Bases
+from .library import Entry
+from .mix import Mix
+from .sessions import Session
 
 TOP = 5
 MAX_PICTURES = 256

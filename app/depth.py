@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from app.bases import Bases
-from app.sessions import Session
 from onelora_vision.backbones.depth import DepthBase
 from onelora_vision.data.images import read_image
 from onelora_vision.data.synthetic.scenes import SceneFrames
@@ -16,6 +14,9 @@ from onelora_vision.inference.depth import estimate_depth
 from onelora_vision.plots.depth import COLOR_MAP, colorize, save_depth_png
 from onelora_vision.plots.figures import saved_figure
 from onelora_vision.storage.files import atomic_file
+
+from .bases import Bases
+from .sessions import Session
 
 MAX_SIDE = 1536  # pixels of a picture that is taken as it is
 DIFFERENCE_MAP = "RdBu_r"

@@ -7,10 +7,6 @@ from pathlib import Path
 
 import torch
 
-from app.bases import Bases
-from app.mix import Mix
-from app.runs import State
-from app.sessions import Session
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.dit import DiTBase, class_ids
 from onelora_vision.diffusion.sampling import decode, denoise
@@ -20,6 +16,11 @@ from onelora_vision.inference.generation import trained_settings
 from onelora_vision.inference.record import SampleRecord, UsedAdapter
 from onelora_vision.plots.pictures import save_sample
 from onelora_vision.storage.files import atomic_file
+
+from .bases import Bases
+from .mix import Mix
+from .runs import State
+from .sessions import Session
 
 TASK = DiTBase.task
 MAX_IMAGES = 64

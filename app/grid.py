@@ -6,8 +6,14 @@ from pathlib import Path
 
 import torch
 
-from app.bases import Bases
-from app.drawing import (
+from onelora_vision.errors import InputError, nearest
+from onelora_vision.inference.record import SampleRecord
+from onelora_vision.plots.figures import saved_figure
+from onelora_vision.plots.pictures import save_sample, tile
+from onelora_vision.storage.outputs import NOTE_PREFIX
+
+from .bases import Bases
+from .drawing import (
     BASE,
     TASK,
     Drawing,
@@ -19,14 +25,9 @@ from app.drawing import (
     sampling_settings,
     view_for,
 )
-from app.mix import Mix
-from app.runs import State
-from app.sessions import WEIGHT_LIMIT, Session
-from onelora_vision.errors import InputError, nearest
-from onelora_vision.inference.record import SampleRecord
-from onelora_vision.plots.figures import saved_figure
-from onelora_vision.plots.pictures import save_sample, tile
-from onelora_vision.storage.outputs import NOTE_PREFIX
+from .mix import Mix
+from .runs import State
+from .sessions import WEIGHT_LIMIT, Session
 
 MAX_CELLS = 36
 AXES = ("adapter weight", "guidance", "steps", "adapter", "seed")

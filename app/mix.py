@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
-from app.library import Entry
 from onelora_vision.adapters.algebra import belongs_to_classes, blend
 from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.info import AdapterInfo
@@ -12,6 +11,8 @@ from onelora_vision.adapters.kinds import kind_of
 from onelora_vision.adapters.layout import layout_of
 from onelora_vision.backbones.base import Base
 from onelora_vision.errors import InputError
+
+from .library import Entry
 
 
 @dataclass(frozen=True)

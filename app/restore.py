@@ -4,11 +4,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.drawing import TASK, Request
-from app.sessions import WEIGHT_LIMIT, Session
 from onelora_vision.errors import InputError
 from onelora_vision.inference.record import SampleRecord, UsedAdapter
 from onelora_vision.plots.pictures import read_notes
+
+from .drawing import TASK, Request
+from .sessions import WEIGHT_LIMIT, Session
 
 
 @dataclass(frozen=True)

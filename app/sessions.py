@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.library import Entry, Library, unique_name
-from app.mix import Mix
-from app.runs import Runs
 from onelora_vision.errors import InputError, nearest
+
+from .library import Entry, Library, unique_name
+from .mix import Mix
+from .runs import Runs
 
 MAX_SESSIONS = 100
 MAX_OWN = 24  # adapters that one user may add

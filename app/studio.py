@@ -10,18 +10,19 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from app import classify, depth
-from app.bases import Bases
-from app.drawing import Drawer
-from app.grid import GridDrawer
-from app.hub import KNOWN_BASES, fetch_adapter, fetch_base
-from app.library import Entry, Library, parcels, read_entry, receive
-from app.names import without_paths
-from app.sessions import Session, Sessions
 from onelora_vision.adapters.container import WEIGHTS_FILE
 from onelora_vision.adapters.file import write_adapter
 from onelora_vision.adapters.summary import inspect, plot_norms
 from onelora_vision.errors import InputError
+
+from . import classify, depth
+from .bases import Bases
+from .drawing import Drawer
+from .grid import GridDrawer
+from .hub import KNOWN_BASES, fetch_adapter, fetch_base
+from .library import Entry, Library, parcels, read_entry, receive
+from .names import without_paths
+from .sessions import Session, Sessions
 
 
 class Studio:

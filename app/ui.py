@@ -2,12 +2,12 @@
 
 import gradio as gr
 
-from app.studio import Studio
-from app.tabs.adapters import AdapterPanel, build_panel
-from app.tabs.classify import build_classify
-from app.tabs.depth import build_depth
-from app.tabs.details import build_details
-from app.tabs.generate import build_generate
+from .studio import Studio
+from .tabs.adapters import AdapterPanel, build_panel
+from .tabs.classify import build_classify
+from .tabs.depth import build_depth
+from .tabs.details import build_details
+from .tabs.generate import build_generate
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "monospace"])

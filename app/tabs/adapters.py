@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from app.studio import Studio
-from app.tabs.common import MODEL, QUICK, hint, refusal, toast, toasts
 from onelora_vision.backbones.table import TASKS
+
+from ..studio import Studio
+from .common import MODEL, QUICK, hint, refusal, toast, toasts
 
 SHOWN_METRICS = 2
 

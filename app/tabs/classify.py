@@ -5,9 +5,9 @@ from pathlib import Path
 
 import gradio as gr
 
-from app.classify import Answer, table
-from app.studio import Studio
-from app.tabs.common import MODEL, QUICK, hint, picture_input, toasts
+from ..classify import Answer, table
+from ..studio import Studio
+from .common import MODEL, QUICK, hint, picture_input, toasts
 
 START = hint("Choose a picture, or take an example, and press Classify.")
 

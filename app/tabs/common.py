@@ -10,9 +10,10 @@ from pathlib import Path
 
 import gradio as gr
 
-from app.runs import Runs
-from app.studio import Studio
 from onelora_vision.errors import InputError, TrainingError, WriteError, message_of
+
+from ..runs import Runs
+from ..studio import Studio
 
 #: Events that run a model share one limit, whatever their tab.
 MODEL = {"concurrency_id": "model", "show_progress": "minimal"}

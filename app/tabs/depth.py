@@ -4,8 +4,8 @@ from pathlib import Path
 
 import gradio as gr
 
-from app.studio import Studio
-from app.tabs.common import MODEL, QUICK, hint, picture_input, toasts
+from ..studio import Studio
+from .common import MODEL, QUICK, hint, picture_input, toasts
 
 START = "Choose a picture, or take the example, and press Estimate depth."
 

@@ -5,10 +5,11 @@ import json
 
 import gradio as gr
 
-from app.studio import Studio
-from app.tabs.adapters import AdapterPanel
-from app.tabs.common import QUICK, hint, toasts
 from onelora_vision.errors import one_line
+
+from ..studio import Studio
+from .adapters import AdapterPanel
+from .common import QUICK, hint, toasts
 
 START = hint("Choose an adapter here, or press Details beside one.")
 

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import gradio as gr
 
-from app.drawing import MAX_SEED, TASK, Drawing, Picture, Request
-from app.grid import AXES, parse_axis
-from app.restore import restore
-from app.runs import Runs, State
-from app.studio import Studio
-from app.tabs.adapters import AdapterPanel
-from app.tabs.common import MODEL, QUICK, announce, bar, hint, toast, toasts
 from onelora_vision.diffusion.settings import SAMPLERS
+
+from ..drawing import MAX_SEED, TASK, Drawing, Picture, Request
+from ..grid import AXES, parse_axis
+from ..restore import restore
+from ..runs import Runs, State
+from ..studio import Studio
+from .adapters import AdapterPanel
+from .common import MODEL, QUICK, announce, bar, hint, toast, toasts
 
 START = hint("Choose classes and press Draw: the base and your mix of adapters draw them on the same noise.")
 AXIS_VALUES = {

@@ -2,6 +2,7 @@
 
 A subcommand is a module with ``add_arguments(parser)``, ``run(args) -> result`` (plain lists, dicts, numbers) and
 ``show(result, args)``, which prints the result as text; ``exit_code(result)`` where success is not the only outcome.
+Or it has ``main(argv)`` alone, and does all of this by itself.
 A name that is a Python keyword has its module under the name with an underscore (``import_``).
 """
 
@@ -10,24 +11,67 @@ import importlib
 import json
 import keyword
 import sys
+from importlib.metadata import version
+from typing import NamedTuple
 
 from onelora_vision.errors import InputError, nearest, printable
 from onelora_vision.runtime.command import Parser, exits_cleanly
 
+
+class Command(NamedTuple):
+    """What ``onelora --help`` says about a command: in which group it is, what it does, and an example."""
+
+    group: str
+    does: str
+    example: str
+
+
+_GROUPS = ("train", "use", "convert", "measure", "share")
 COMMANDS = {
-    "params": "count the parameters of a method on a backbone, without its weights",
-    "plan": "memory of a training step by part, and the largest batch that fits",
-    "inspect": "what an adapter file holds: method, base, classes, metrics, norms per layer",
-    "doctor": "what is wrong with an adapter file; exit code 2 if anything is",
-    "export": "an adapter for PEFT, diffusers or ComfyUI, or merged; reloaded and compared before it counts",
-    "import": "a rank-1 LoRA whose A is constant, back as a 1LoRA adapter",
-    "card": "rewrite an adapter folder's README.md, with licence, data and pictures",
-    "push": "upload an adapter folder to the Hugging Face hub",
-    "sample": "images of an adapter's classes, as PNG files, a grid and an npz file",
-    "predict": "classes, or depth, of pictures with an adapter",
-    "fid": "FID, KID, precision and recall of two sets of images; or two runs compared",
-    "convert": "an original DiT checkpoint as a pipeline folder to fine-tune, and back",
-    "blend": "a weighted sum of adapters of one base, as an adapter of the same size",
+    "train": Command("train", "fine-tune a model: dit, classification, depth", "train dit --output_dir out"),
+    "recipes": Command("train", "settings of published experiments, for train --config", "recipes dit"),
+    "params": Command(
+        "train",
+        "count the parameters of a method on a backbone, without its weights",
+        "params --backbone dit-xl-2 --method onelora,lora",
+    ),
+    "plan": Command(
+        "train",
+        "memory of a training step by part, and the largest batch that fits",
+        "plan --backbone dit-xl-2 --method onelora --memory 24",
+    ),
+    "app": Command("use", "the studio in the browser: draw, blend and compare", "app --adapters out"),
+    "sample": Command("use", "images of an adapter's classes, as files and a grid", "sample out/adapter -o images"),
+    "predict": Command(
+        "use", "classes, or depth, of pictures with an adapter", "predict --adapter out/adapter picture.jpg"
+    ),
+    "blend": Command(
+        "use", "a weighted sum of adapters of one base, as an adapter of the same size", "blend a:0.7 b:0.3 -o both"
+    ),
+    "export": Command(
+        "convert",
+        "an adapter for PEFT, diffusers or ComfyUI, or merged; reloaded and compared before it counts",
+        "export out/adapter --to peft-miss -o miss",
+    ),
+    "import": Command("convert", "a LoRA of rank 1 whose A is constant, or MiSS, as 1LoRA", "import miss -o again"),
+    "convert": Command(
+        "convert", "an original DiT checkpoint as a pipeline folder, and back", "convert DiT-XL-2-256x256.pt dit"
+    ),
+    "inspect": Command(
+        "measure", "what an adapter file holds: method, base, classes, metrics, norms per layer", "inspect out/adapter"
+    ),
+    "doctor": Command(
+        "measure", "what is wrong with an adapter file; exit code 2 if anything is", "doctor out/adapter"
+    ),
+    "fid": Command(
+        "measure", "FID, KID, precision and recall of two sets of images; or two runs compared", "fid real drawn"
+    ),
+    "card": Command(
+        "share",
+        "rewrite an adapter folder's README.md, with licence, data and pictures",
+        "card out/adapter --license mit",
+    ),
+    "push": Command("share", "upload an adapter folder to the Hugging Face hub", "push out/adapter me/handwriting"),
 }
 
 
@@ -35,21 +79,25 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; exit code 0 on success, 2 on bad input with one line on stderr."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:2], "--help"]
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0
     name, *rest = argv
-    if name == "--version":
-        from importlib.metadata import version
-
+    if name in ("--version", "version"):
         print(f"onelora_vision {version('onelora_vision')}")
         return 0
     if name not in COMMANDS:
-        raise InputError(f"no command {name!r}{nearest(name, COMMANDS, 'command')}")
+        raise InputError(f"no command {name!r}{nearest(name, COMMANDS, 'command')} (onelora --help)")
     module_name = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
     module = importlib.import_module(f"onelora_vision.cli.{module_name}")
+    if hasattr(module, "main"):
+        return module.main(rest)
+    command = COMMANDS[name]
+    description = f"{command.does[0].upper()}{command.does[1:]}.\n\nexample: onelora {command.example}"
     formatter = argparse.RawDescriptionHelpFormatter  # which keeps the lines of examples
-    parser = Parser(prog=f"onelora {name}", description=COMMANDS[name], allow_abbrev=False, formatter_class=formatter)
+    parser = Parser(prog=f"onelora {name}", description=description, allow_abbrev=False, formatter_class=formatter)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     module.add_arguments(parser)
     args = parser.parse_args(rest)
@@ -73,5 +121,10 @@ def _shown(value):
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: onelora COMMAND [--json] …", "", "commands:", *lines, "", "onelora COMMAND --help"])
+    lines = ["usage: onelora COMMAND …"]
+    for group in _GROUPS:
+        lines += ["", f"{group}:"]
+        for name, command in COMMANDS.items():
+            if command.group == group:
+                lines += [f"  {name:<{width}}  {command.does}", f"  {'':<{width}}    onelora {command.example}"]
+    return "\n".join([*lines, "", "onelora help COMMAND shows the flags of one; --json prints data as JSON."])

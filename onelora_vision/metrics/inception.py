@@ -7,6 +7,7 @@ import torch
 
 from onelora_vision.errors import InputError
 from onelora_vision.metrics.generative import Features, weights_hash
+from onelora_vision.runtime.extras import require
 from onelora_vision.storage.weights import read_weights
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -31,6 +32,7 @@ class InceptionFeatures(Features):
     name = "inception"
 
     def __init__(self, weights: str | Path | None = None, layer: str = "2048"):
+        require("torch_fidelity", "metrics", "FID")
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         path = _find(weights)

@@ -14,6 +14,7 @@ from onelora_vision.runtime.command import ends_at_once
 from onelora_vision.storage.textfiles import named_file, read_text
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.flag_help import help_text
+from onelora_vision.training.recipes import config_file
 
 _PATH_ENDINGS = ("_dir", "_file", "_path", "_weights")  # of settings that are paths
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -99,8 +100,8 @@ def _config_files_first(arguments: list[str], config_class: type[TrainingConfig]
             continue
         path = value if equals else next(remaining, None)
         if path is None:
-            raise InputError("--config needs the path of a YAML file")
-        files += ["--config", _checked_settings(path, config_class)]
+            raise InputError("--config needs the path of a YAML file, or the name of a recipe (onelora recipes)")
+        files += ["--config", _checked_settings(config_file(path), config_class)]
     return files + rest
 
 

@@ -52,6 +52,5 @@ def _facts(run: Run, dataset: str) -> dict[str, str | int | float]:
 
 
 def _hardware(device: torch.device, processes: int) -> str:
-    if device.type == "cuda":
-        return f"{processes} x {torch.cuda.get_device_name(device)}"
-    return f"{device.type.upper()}, {processes} x {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    return f"{processes} x {name}" if processes > 1 else name

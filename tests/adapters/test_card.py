@@ -71,7 +71,7 @@ def test_the_hub_accepts_the_front_matter(tmp_path):
     from huggingface_hub import ModelCardData
     from huggingface_hub.repocard_data import model_index_to_eval_results
 
-    training = {"dataset": "ethz/food101", "learning_rate": 0.001, "steps": 500, "hardware": "CPU, 2 threads"}
+    training = {"dataset": "ethz/food101", "learning_rate": 0.001, "steps": 500, "hardware": "CPU"}
     metrics = {"before": {"top1": 0.1}, "after": {"top1": 0.9, "ece": float("nan")}}
     text = card_of(
         tmp_path / "a", "timm", license="my-own", metrics=metrics, extra={"training": training}, protocol="1 image"
@@ -82,7 +82,7 @@ def test_the_hub_accepts_the_front_matter(tmp_path):
     _, (result,) = model_index_to_eval_results(fields["model-index"])
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("top1", 0.9, "ethz/food101")
     ModelCardData(**{**fields, "model-index": None})
-    for row in ("| learning rate | 0.001 |", "| steps | 500 |", "| hardware | CPU, 2 threads |"):
+    for row in ("| learning rate | 0.001 |", "| steps | 500 |", "| hardware | CPU |"):
         assert row in text
 
 

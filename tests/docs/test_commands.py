@@ -93,8 +93,7 @@ def check(words, page, patch):
         args = get_args_parser().parse_known_args(arguments)[0]
         check_script(args.training_script, args.training_script_args, page, patch)
     elif program == "onelora":
-        if arguments[0] not in ("--help", "--version"):
-            reads_its_line("onelora_vision.cli", arguments, patch)
+        check_onelora(arguments, page, patch)
     elif program in ("python", "python3") and arguments[0] == "-m":
         check_module(arguments[1], arguments[2:], patch)
     elif program in ("python", "python3"):
@@ -108,6 +107,16 @@ def check(words, page, patch):
         assert arguments[0] in ("build", "serve") and set(arguments[1:]) <= {"--strict"}
     else:
         assert program in ("cd", "git", "source"), f"{page.name}: unknown command {shlex.join(words)}"
+
+
+def check_onelora(arguments, page, patch):
+    command, *rest = arguments
+    if command == "train":
+        check_script(f"train_scripts/train_{rest[0]}.py", rest[1:], page, patch)
+    elif command == "app":
+        reads_its_line("app.__main__", rest, patch)
+    elif command not in ("--help", "--version", "help", "version"):
+        reads_its_line("onelora_vision.cli", arguments, patch)
 
 
 def check_script(name, arguments, page, patch):
@@ -183,7 +192,10 @@ def known_flags():
             yield from (field, f"no_{field}")
     for name in COMMANDS:
         parser = argparse.ArgumentParser()
-        importlib.import_module(f"onelora_vision.cli.{'import_' if name == 'import' else name}").add_arguments(parser)
+        module = importlib.import_module(f"onelora_vision.cli.{'import_' if name == 'import' else name}")
+        if not hasattr(module, "add_arguments"):
+            continue  # it hands its line on
+        module.add_arguments(parser)
         yield from (text[2:] for text in parser._option_string_actions if text.startswith("--"))
     for path in OTHER_PROGRAMS:
         yield from flags_in(path)

@@ -1,0 +1,34 @@
+"""``onelora train TASK …``: the training scripts, with all of their flags."""
+
+import runpy
+import sys
+
+from onelora_vision.errors import InputError, nearest
+
+SCRIPTS = {
+    "dit": "class-conditional generation with a DiT",
+    "classification": "image classification with a ViT",
+    "depth": "metric depth with Depth Anything or DPT",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run a script as ``python train_scripts/train_TASK.py`` does, which exits by itself."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    name, *flags = argv
+    if name not in SCRIPTS:
+        raise InputError(f"no task {name!r} to train{nearest(name, SCRIPTS, 'task')}")
+    module = f"onelora_vision.train_scripts.train_{name}"
+    sys.argv = [f"onelora train {name}", *flags]
+    runpy.run_module(module, run_name="__main__")
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, SCRIPTS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in SCRIPTS.items()]
+    usage = "usage: onelora train TASK [--config RECIPE] [--output_dir DIR] [--method METHOD] …"
+    more = "Without flags, a task runs its built-in job in a few minutes. Flags: onelora train TASK --help"
+    return "\n".join([usage, "", "tasks:", *lines, "", more])
