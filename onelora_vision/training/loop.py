@@ -201,6 +201,7 @@ class TrainingLoop:
         try:
             yield
         except TrainingError:
+            self.run.kept = ""  # the error names the last checkpoint itself
             raise
         except Exception:
             if self.accelerator.num_processes == 1 and self.state.is_whole:

@@ -100,7 +100,8 @@ def test_logs_that_do_not_fit_end_a_run_in_one_line(job, tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert code == 1
-    assert error_line(capsys) == f"error: could not write {tmp_path}/logs: File too large"
+    kept = f"the metrics of the base are in {tmp_path}/results.json: resume with the same command"
+    assert error_line(capsys).startswith(f"error: could not write {tmp_path}/logs: File too large; {kept}")
 
 
 def test_a_changed_world_is_refused_with_what_has_changed(job, tmp_path, capsys):
