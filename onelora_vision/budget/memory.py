@@ -8,9 +8,10 @@ encodes images during training.
 """
 
 import contextlib
+import functools
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,13 +97,15 @@ def plan(
     *,
     batch: int = 32,
     precision: str = "bf16",
-    memory: int | None = None,
+    memory: int | Sequence[int] | None = None,
     num_classes: int | None = None,
     fuse_qkv: bool = False,
     rank: int = 1,
     watch: Callable[[str], None] = lambda step: None,
 ) -> dict:
     """Memory of a training step, and the largest batch within ``memory`` bytes, without and with checkpointing.
+
+    For several sizes of ``memory``, ``largest_batch`` is a list in their order.
 
     Returns ``{"backbone", "method", "precision", "batch", "memory", "trainable_parameters", "plain":
     {"weights", "activations", "gradients", "optimizer", "saved", "peak", "largest_batch"}, "gradient_checkpointing":
@@ -120,12 +123,16 @@ def plan(
     for name, checkpointing in (("plain", False), ("gradient_checkpointing", True)):
         model, inputs = _build(backbone, method, num_classes, fuse_qkv, rank, checkpointing)
 
+        @functools.cache
         def measure(size: int, model=model, inputs=inputs, name=name) -> StepMemory:
             watch(f"{method}, {name.replace('_', ' ')}, batch {size}")
             return fake_step(model, inputs, size, precision)
 
         measured = measure(batch)
-        largest = None if memory is None else _largest_batch(measure, memory, batch, measured)
+        if memory is None or isinstance(memory, int):
+            largest = None if memory is None else _largest_batch(measure, memory, batch)
+        else:
+            largest = [_largest_batch(measure, size, batch) for size in memory]
         found[name] = {**vars(measured), "peak": measured.peak, "largest_batch": largest}
     fixed = {"backbone": backbone, "method": find_method(method).name, "precision": precision, "batch": batch}
     return {**fixed, "memory": memory, "trainable_parameters": trainable_parameters(model), **found}
@@ -204,14 +211,11 @@ def _on_fake_cpu(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             store[name] = tensor
 
 
-def _largest_batch(measure: Callable[[int], StepMemory], memory: int, batch: int, measured: StepMemory) -> int:
+def _largest_batch(measure: Callable[[int], StepMemory], memory: int, batch: int) -> int:
     """Memory follows a straight line over the batch, but for small steps: along it until a size explains itself."""
-    peaks = {batch: measured.peak}
 
     def peak(size: int) -> int:
-        if size not in peaks:
-            peaks[size] = measure(size).peak
-        return peaks[size]
+        return measure(size).peak
 
     if peak(1) > memory:
         return 0

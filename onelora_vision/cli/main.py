@@ -38,7 +38,7 @@ COMMANDS = {
     "plan": Command(
         "train",
         "memory of a training step by part, and the largest batch that fits",
-        "plan --backbone dit-xl-2 --method onelora --memory 24",
+        "plan --backbone dit-xl-2 --method onelora --memory 24GB",
     ),
     "app": Command("use", "the studio in the browser: draw, blend and compare", "app --adapters out"),
     "sample": Command("use", "images of an adapter's classes, as files and a grid", "sample out/adapter -o images"),

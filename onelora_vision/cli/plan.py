@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default="onelora", help="a method's name, or several with commas")
     parser.add_argument("--batch", type=int, default=32, help="samples per step")
     parser.add_argument("--precision", default="bf16", help="fp32; bf16, fp16: mixed; pure-bf16: frozen weights too")
-    parser.add_argument("--memory", help="what the device has, such as 24GB: asks for the largest batch")
+    parser.add_argument(
+        "--memory", help="what the device has, such as 24GB, or several sizes with commas: asks for the largest batch"
+    )
     parser.add_argument("--num_classes", "--num-classes", type=int, help="classes of the head or label table")
     parser.add_argument(
         "--fuse_qkv", "--fuse-qkv", action="store_true", help="join q, k, v where the host splits them"
@@ -24,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict]:
-    memory = None if args.memory is None else bytes_of(args.memory)
+    sizes = [bytes_of(size) for size in args.memory.split(",")] if args.memory else []
+    memory = sizes[0] if len(sizes) == 1 else sizes or None
     methods = [find_method(name.strip()).name for name in args.method.split(",")]
 
     from onelora_vision.budget.memory import plan
@@ -59,10 +62,12 @@ def bytes_of(text: str) -> int:
 
 def show(rows: list[dict], args: argparse.Namespace) -> None:
     print(f"{args.backbone}, {args.precision}, batches of {args.batch}; GB (10^9 bytes)")
-    fits = f"{'fits ' + args.memory:>14}" if args.memory else ""
+    fits = "".join(f"{'fits ' + size.strip():>14}" for size in (args.memory or "").split(",") if size)
     print(f"{'method':<14}{'checkpointing':<14}" + "".join(f"{part:>13}" for part in PARTS) + fits)
     for row in rows:
         for kind, label in (("plain", "no"), ("gradient_checkpointing", "yes")):
             found = row[kind]
             line = f"{row['method']:<14}{label:<14}" + "".join(f"{found[part] / 1e9:>13.3f}" for part in PARTS)
-            print(line + (f"{found['largest_batch']:>14}" if args.memory else ""))
+            largest = found["largest_batch"]
+            sizes = largest if isinstance(largest, list) else [largest] if args.memory else []
+            print(line + "".join(f"{size:>14}" for size in sizes))

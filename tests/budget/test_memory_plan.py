@@ -105,6 +105,8 @@ def test_checkpointing_takes_less_and_the_largest_batch_is_the_largest(monkeypat
     model, inputs = apply_method(base.model, "onelora", base.adaptation()), base.example
     largest, next_one = (planner.fake_step(model, inputs, plain["largest_batch"] + more).peak for more in (0, 1))
     assert largest <= memory < next_one
+    several = planner.plan("tiny", batch=4, precision="fp32", memory=[memory, 2 * memory])["plain"]["largest_batch"]
+    assert several[0] == plain["largest_batch"] and several[1] > several[0]
     with monkeypatch.context() as patch:
         patch.setattr(planner, "fake_step", lambda *args: planner.StepMemory(2000, 0, 0, 0, 0))
         assert planner.plan("tiny", batch=4, memory=1000)["plain"]["largest_batch"] == 0
@@ -125,6 +127,10 @@ def test_command_prints_a_table_and_json(capsys):
     row = json.loads(capsys.readouterr().out)[0]
     assert row["backbone"] == "dit-s-8" and row["plain"]["largest_batch"] is None
     assert row["plain"]["peak"] > row["gradient_checkpointing"]["peak"] > row["plain"]["weights"]
+    with pytest.raises(SystemExit):
+        main([*command, "--memory", "1GB,2GB"])
+    head, plain, _ = capsys.readouterr().out.splitlines()[1:]
+    assert head.endswith("fits 1GB      fits 2GB") and int(plain.split()[-1]) > int(plain.split()[-2]) > 1
 
 
 @pytest.mark.parametrize(
