@@ -26,6 +26,7 @@ EVERYTHING = {
     "lr_scheduler": "cosine",
     "lr_warmup_steps": 2,
     "validation_steps": 2,
+    "validation_loss_steps": 2,
     "metric_for_best_model": "weight",
     "checkpointing_steps": 3,
 }
@@ -68,6 +69,7 @@ def assert_same(first, second):
 def assert_same_run(folder, unbroken, resumed):
     assert_same(unbroken[0].history, resumed[0].history)
     assert_same(unbroken[0].evaluations, resumed[0].evaluations)
+    assert_same(unbroken[0].validation_losses, resumed[0].validation_losses)
     assert (unbroken[0].best_step, unbroken[0].best_metric) == (resumed[0].best_step, resumed[0].best_metric)
     assert_same(unbroken[1:], resumed[1:])
     assert_same(*(checkpoint_state(folder / name / "checkpoint-6") for name in ("unbroken", "resumed")))
