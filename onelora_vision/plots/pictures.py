@@ -110,7 +110,8 @@ def save_comparison(
         for title, sheet in sheets.items():
             panel = (x / size[0], 1 - (top + sheet_height) / size[1], sheet.shape[2] / size[0], sheet_height / size[1])
             axes = figure.add_axes(panel)
-            axes.imshow(sheet.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
+            pixels = (sheet.permute(1, 2, 0) * 255).round().byte().numpy()
+            axes.imshow(pixels, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
             write(x + sheet.shape[2] / 2, _LINE / 2 + 2, one_line(title, sheet.shape[2] // 7), 10.5, weight="bold")
             for column, name in enumerate(column_names):
