@@ -91,18 +91,20 @@ def save_comparison(
     height, width = _cell_size(*shapes[0][-2:], _LONGEST // max(shapes[0][0], sum(shape[1] for shape in shapes)))
     sheets = {title: _sheet(images, height, width) for title, images in panels.items()}
     names = [one_line(name, _MOST_LETTERS) if name else "" for name in row_names]
-    left = 12 + 8 * max(map(len, names))
-    top = _LINE * (1 + bool(column_names)) + 8
+    scale = max(1.0, height / 128)  # of the text
+    line_height, letter = round(_LINE * scale), round(7 * scale)
+    left = 12 + (letter + 1) * max(map(len, names))
+    top = line_height * (1 + bool(column_names)) + 8
     total_width = left + sum(sheet.shape[2] + _PANEL_GAP for sheet in sheets.values())
-    lines = [line for part in caption.splitlines() for line in textwrap.wrap(part, max(20, total_width // 7))]
+    lines = [line for part in caption.splitlines() for line in textwrap.wrap(part, max(20, total_width // letter))]
     sheet_height = next(iter(sheets.values())).shape[1]
-    size = (total_width, top + sheet_height + _LINE * len(lines) + 8)
+    size = (total_width, top + sheet_height + line_height * len(lines) + 8)
     with saved_figure(path, (size[0] / _DPI, size[1] / _DPI), _DPI) as figure:
         figure.set_layout_engine("none")  # each pixel of a sheet is one of the picture
 
         def write(x: float, y: float, text: str, points: float = 9, **options) -> None:
             options = {"ha": "center", "va": "center", "parse_math": False, **options}
-            figure.text(x / size[0], 1 - y / size[1], text, fontsize=points, **options)
+            figure.text(x / size[0], 1 - y / size[1], text, fontsize=scale * points, **options)
 
         for row, name in enumerate(names):
             write(left - 8, top + row * (height + _GAP) + height / 2, name, ha="right")
@@ -113,12 +115,18 @@ def save_comparison(
             pixels = (sheet.permute(1, 2, 0) * 255).round().byte().numpy()
             axes.imshow(pixels, interpolation="nearest", aspect="auto")
             axes.set_axis_off()
-            write(x + sheet.shape[2] / 2, _LINE / 2 + 2, one_line(title, sheet.shape[2] // 7), 10.5, weight="bold")
+            write(
+                x + sheet.shape[2] / 2,
+                line_height / 2 + 2,
+                one_line(title, sheet.shape[2] // letter),
+                10.5,
+                weight="bold",
+            )
             for column, name in enumerate(column_names):
-                write(x + column * (width + _GAP) + width / 2, 1.5 * _LINE + 2, one_line(name, width // 7))
+                write(x + column * (width + _GAP) + width / 2, 1.5 * line_height + 2, one_line(name, width // letter))
             x += sheet.shape[2] + _PANEL_GAP
         for number, line in enumerate(lines):
-            place = (total_width / 2, top + sheet_height + 4 + (number + 0.5) * _LINE)
+            place = (total_width / 2, top + sheet_height + 4 + (number + 0.5) * line_height)
             write(*place, line, 8, color="#555555")
 
 

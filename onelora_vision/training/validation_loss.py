@@ -23,7 +23,7 @@ from onelora_vision.training.trackers import log_metrics
 
 POINTS, FEWEST_POINTS = 20, 4  # of a curve in addition to its start, unless the config says otherwise
 SHARE = 0.03  # of the training's time that the curve may take
-STEP_COST = 2  # a step's time in forward passes of its samples, at least: the backward pass through a frozen base
+STEP_COST = 1.75  # a step's time in forward passes of its samples, at least: 1.8 to 2.6 on the embedded jobs
 FEWEST, GOOD, MOST = 8, 16, 64  # samples of a point; there are fewer points before there are less than ``GOOD``
 MOST_BYTES = 256 << 20  # that the samples may take in memory
 _SEED = 7  # of the choice of samples: no run's
