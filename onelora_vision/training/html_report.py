@@ -75,7 +75,7 @@ def _cards(results: dict) -> list[tuple[str, str]]:
 def _row(name: str, before: float | None, after: float | None, best: float | None) -> dict[str, str]:
     change = ""
     if before is not None and after is not None:
-        share = f" ({(after - before) / abs(before):+.1%})" if before else ""
+        share = f" ({(after - before) / abs(before):+.1%})" if abs(after) < 10 * abs(before) else ""
         change = f"{after - before:+.4g}{share}"
     return {
         "name": name,
