@@ -26,6 +26,7 @@ def run(code):
         ["onelora", "--help"],
         ["onelora", "params", "--help"],
         ["onelora", "plan", "--help"],
+        ["onelora", "runs", "--help"],
         ["train_scripts/train_dit.py", "--help"],
         ["train_scripts/train_classification.py", "--help"],
         ["train_scripts/train_depth.py", "--help"],

@@ -198,10 +198,11 @@ def train(config: ClassificationConfig, run: Run) -> dict:
     info = describe(run, base, training, training.name, protocol, **settings, preprocessing=base.preprocessing)
     mean, std = base.normalisation
     mixing = (config.smoothing, config.mixup, config.cutmix)
-    task = ClassificationTask(model, base.class_names, *mixing, mean, std, info)
+    task = ClassificationTask(model, base.class_names, *mixing, mean, std, info, test)
     dataset = ClassImageDataset(training, training_transform(base, config), config.on_bad_image)
     loader = partial(make_evaluation_loader, base=base, config=config, accelerator=accelerator)
-    return run_job(run, task, dataset, loader(test), loader(validation) if validation else None)
+    held_out = ClassImageDataset(validation, base.transform, config.on_bad_image) if validation else None
+    return run_job(run, task, dataset, loader(test), loader(validation) if validation else None, held_out)
 
 
 def run_seeds(config: ClassificationConfig) -> dict:

@@ -157,7 +157,7 @@ def train(config: DepthConfig, run: Run) -> dict:
     losses = (config.loss, config.silog_lambda, config.silog_factor, config.gradient_weight)
     task = DepthTask(model, base, eval_data.caps, *losses, info, (eval_data, config.num_validation_images))
     loader = accelerator.prepare(evaluation_loader(eval_data, config.eval_batch_size, config.dataloader_num_workers))
-    return run_job(run, task, train_data, loader, loader)
+    return run_job(run, task, train_data, loader, loader, eval_data)
 
 
 def load_base(config: DepthConfig) -> DepthBase:

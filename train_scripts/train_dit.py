@@ -66,7 +66,9 @@ class SamplingOptions:
     fid_timm_model: str = option(DINOV2, "timm model of dinov2")
     fid_split: Literal["test", "validation", "train"] = option("test", "real images that samples are compared with")
     fid_num_samples: int = option(500, "samples per evaluation; 0: no evaluation")
-    validation_classes: str | None = option(None, "classes in the picture, with commas (default: the first ten)")
+    validation_classes: str | None = option(
+        None, "classes in the picture, with commas (default: ten, spread over all)"
+    )
     num_validation_images: int = option(4, "images of each class in the picture")
 
     def sampling(self) -> SamplingSettings:
@@ -108,6 +110,8 @@ class DiTConfig(SamplingOptions, DataOptions, ModelOptions, TrainingConfig):
 if __name__ == "__main__":
     check_command_line(DiTConfig, __doc__)  # before the imports that take seconds
 
+import contextlib
+
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.dit import DiTBase, class_ids
 from onelora_vision.data.classes.dataset import ClassImageDataset
@@ -115,11 +119,12 @@ from onelora_vision.data.classes.formats import open_class_images
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import LatentDataset, cache_latents
 from onelora_vision.data.synthetic.digits import HandwrittenDigits
+from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.metrics.features import open_features
 from onelora_vision.metrics.generative import weights_hash
 from onelora_vision.runtime.command import exits_cleanly
-from onelora_vision.tasks.generation import GenerationTask
+from onelora_vision.tasks.generation import EncodedImages, GenerationTask
 from onelora_vision.tasks.sample_evaluation import ImageSampler, SampleEvaluator, SamplePicture, measure_reference
 from onelora_vision.training.description import describe
 from onelora_vision.training.job import run_job
@@ -142,16 +147,15 @@ def take_classes(base: DiTBase, class_names: list[str], config: DiTConfig, accel
         enable_gradient_checkpointing(base.model)
 
 
-def open_data(config: DiTConfig, base: DiTBase, split: str):
-    """The images of one split: training images augmented, others as they are."""
-    training = split == "train"
+def open_data(config: DiTConfig, base: DiTBase, split: str, augments: bool = False):
+    """The images of one split, as they are or augmented for the training."""
     if config.dataset_name == EMBEDDED:
-        return HandwrittenDigits(split, augment=training)
+        return HandwrittenDigits(split, augment=augments)
     source = open_class_images(split=split, **config.data_source)
-    if training and config.max_train_samples is not None:
+    if split == "train" and config.max_train_samples is not None:
         source = source.drawn(config.max_train_samples, config.seed)
     side = config.resolution or base.image_size
-    transform = SquareCrop(side, config.center_crop or not training, config.random_flip and training)
+    transform = SquareCrop(side, config.center_crop or not augments, config.random_flip and augments)
     return ClassImageDataset(source, transform, config.on_bad_image)
 
 
@@ -178,8 +182,22 @@ def make_evaluator(config: DiTConfig, base: DiTBase, sampler: ImageSampler, acce
 
 
 def shown_classes(config: DiTConfig, base: DiTBase) -> list[int]:
-    names = config.validation_classes.split(",") if config.validation_classes else base.class_names[:10]
-    return class_ids(names, base.class_names)
+    """The classes in the picture: those that were asked for, else ten spread over all."""
+    count = len(base.class_names)
+    if not config.validation_classes:
+        return [k * count // 10 for k in range(10)] if count > 10 else list(range(count))
+    return class_ids(config.validation_classes.split(","), base.class_names)
+
+
+def held_out_images(config: DiTConfig, base: DiTBase, accelerator) -> EncodedImages | None:
+    """Latents of images that are not trained on, for the validation loss: of the validation split, or else the test split.
+
+    None where the data set has neither, or no such loss is wanted.
+    """
+    for split in ("validation", "test") if config.validation_loss_steps != 0 else ():
+        with contextlib.suppress(InputError):  # a curve less is no reason not to train
+            return EncodedImages(open_data(config, base, split), base.vae, accelerator.device)
+    return None
 
 
 def make_picture(config: DiTConfig, base: DiTBase, sampler: ImageSampler) -> SamplePicture | None:
@@ -188,7 +206,8 @@ def make_picture(config: DiTConfig, base: DiTBase, sampler: ImageSampler) -> Sam
         return None
     labels = shown_classes(config, base)
     names = [base.class_names[label] for label in labels]
-    return SamplePicture(sampler, names, labels, config.num_validation_images, config.seed)
+    training = open_data(config, base, "train")
+    return SamplePicture(sampler, names, labels, config.num_validation_images, config.seed, training)
 
 
 def train(config: DiTConfig, run: Run) -> dict:
@@ -197,7 +216,7 @@ def train(config: DiTConfig, run: Run) -> dict:
 
     # Base with the data's classes, and the adapter
     base = load_base(config)
-    dataset = open_data(config, base, "train")
+    dataset = open_data(config, base, "train", augments=True)
     take_classes(base, dataset.class_names, config, accelerator)
     model = apply_method(base.model, config.method, base.adaptation(), **config.method_options)
     print_plan(config, model, len(dataset), accelerator)
@@ -238,7 +257,7 @@ def train(config: DiTConfig, run: Run) -> dict:
         picture,
         config.swept_scales(),
     )
-    return run_job(run, task, dataset)
+    return run_job(run, task, dataset, validation_data=held_out_images(config, base, accelerator))
 
 
 @exits_cleanly

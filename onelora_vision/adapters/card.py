@@ -66,13 +66,20 @@ def _use(info, kind: Kind, config: dict) -> str:
         loading = _with_peft(info, _FOLDER)
         return f"## Use\n\nA plain {kind.title} for the base as its own library loads it:\n\n{loading}"
     if info.task not in TASKS:
-        loading = 'from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, "{folder}")'
-        return "## Use\n\n" + _code("import onelora_vision  # registers the method in PEFT\n" * kind.is_ours + loading)
+        registers = "import onelora_vision  # registers the method in PEFT\n" * kind.is_ours
+        return f"## Use\n\n{_code(registers + loading_code(info))}"
+    return "\n\n".join([f"## Use\n\n{_code(loading_code(info))}", *_elsewhere(info, kind, config)])
+
+
+def loading_code(info, folder: str = _FOLDER) -> str:
+    """Python that loads the adapter in ``folder`` and uses it; of a task that is not known here, with PEFT alone."""
+    place = _literal(folder)[1:-1]
+    if info.task not in TASKS:
+        return f'from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, "{place}")'
     task = TASKS[info.task]
     example = _literal(info.class_names[0]) if info.class_names else ""
     setup = f"{task.setup}\n" if task.setup else ""
-    own = _OWN.format(setup=setup, use=task.use.format(example=example), folder=_FOLDER)
-    return "\n\n".join([f"## Use\n\n{_code(own)}", *_elsewhere(info, kind, config)])
+    return _OWN.format(setup=setup, use=task.use.format(example=example), folder=place)
 
 
 def _elsewhere(info, kind: Kind, config: dict) -> list[str]:

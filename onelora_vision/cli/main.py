@@ -57,6 +57,9 @@ COMMANDS = {
     "convert": Command(
         "convert", "an original DiT checkpoint as a pipeline folder, and back", "convert DiT-XL-2-256x256.pt dit"
     ),
+    "runs": Command(
+        "measure", "all runs in a folder, the best first, as a table or a page", "runs output --html runs.html"
+    ),
     "inspect": Command(
         "measure", "what an adapter file holds: method, base, classes, metrics, norms per layer", "inspect out/adapter"
     ),

@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   onelora sample output/dit/adapter -o images --classes 3,7 --num_images 8 --steps 50
   onelora sample output/dit/adapter -o base-images --without_adapter --guidance_scale 1
 """
+MOST_ROWS, MOST_COLUMNS = 50, 16  # of the grid
 REQUEST, GRID, ARCHIVE = "samples.json", "sheets/grid.png", "samples.npz"
 
 
@@ -103,7 +104,10 @@ def run(args: argparse.Namespace) -> dict:
     }
     ledger = _open_folder(args, {**record.to_json(), **drawn})
     pixels = _draw(generator, labels, seeds, record, args, ledger if "png" in formats else None)
-    _write_sheets(pixels, labels, formats, args.num_images, ledger)
+    if "grid" in formats:
+        _write_grid(pixels, names, seeds[: args.num_images], record, ledger)
+    if "npz" in formats:
+        _write_archive(pixels, labels, ledger)
     return {"output": args.output, "images": len(labels), "classes": names, "settings": record.to_json()}
 
 
@@ -180,17 +184,29 @@ def _read(path: Path):
     return np.array(read_image(path))
 
 
-def _write_sheets(pixels, labels, formats, columns: int, ledger) -> None:
-    import numpy as np
+def _write_grid(pixels, names: list[str], seeds: list[int], record: SampleRecord, ledger) -> None:
+    """A row per class and a column per seed; of many classes some, spread over all, and the first seeds."""
     import torch
 
-    from onelora_vision.data.image_sets import write_npz
-    from onelora_vision.plots.pictures import save_marked, tile
+    from onelora_vision.plots.pictures import save_comparison
 
-    if "grid" in formats:
-        sheet = tile(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255, columns)
-        with ledger.writing_file(GRID) as temporary:
-            save_marked(temporary, (sheet.permute(1, 2, 0) * 255).round().byte().numpy())
-    if "npz" in formats:
-        with ledger.writing_file(ARCHIVE) as temporary:
-            write_npz(temporary, pixels, np.array(labels))
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).unflatten(0, (len(names), len(seeds))) / 255
+    count = min(len(names), MOST_ROWS)
+    rows = [k * len(names) // count for k in range(count)]
+    left_out = [f"{count} of {len(names):,} classes"] * (count < len(names))
+    left_out += [f"{MOST_COLUMNS} of {len(seeds):,} seeds"] * (len(seeds) > MOST_COLUMNS)
+    settings = record.settings
+    how = f"{settings.sampler}, {settings.steps} steps, guidance {settings.guidance_scale:g}"
+    panels = {"adapted" if record.adapted else "base": images[rows, :MOST_COLUMNS]}
+    columns = [f"seed {seed}" for seed in seeds[:MOST_COLUMNS]]
+    with ledger.writing_file(GRID) as temporary:
+        save_comparison(temporary, panels, [names[row] for row in rows], ", ".join([how, *left_out]), columns)
+
+
+def _write_archive(pixels, labels: list[int], ledger) -> None:
+    import numpy as np
+
+    from onelora_vision.data.image_sets import write_npz
+
+    with ledger.writing_file(ARCHIVE) as temporary:
+        write_npz(temporary, pixels, np.array(labels))

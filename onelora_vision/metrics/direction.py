@@ -1,7 +1,30 @@
-"""Which way a metric is better, for tables and reports."""
+"""Which way a metric is better, and how it changed, for tables and reports."""
+
+from collections.abc import Iterable, Mapping
 
 _LOWER = ("fd_", "fid", "kid", "rmse", "abs_rel", "sq_rel", "log10", "silog", "nll", "ece", "loss", "perplexity")
 _HIGHER = ("top", "precision", "recall", "coverage", "density", "delta", "class_accuracy", "accuracy", "exact_match")
+
+
+#: What runs of a task are compared by, if they have it.
+_MAIN = {
+    "classification": ("top1",),
+    "depth": ("abs_rel",),
+    "generation": ("fd_inception", "fd_dinov2", "fd_embedded"),
+}
+
+
+def main_metric(task: str, names: Iterable[str]) -> str | None:
+    """Which of a run's metrics ``names`` says most about it: of a task that is not known the first; None of none."""
+    names = list(names)
+    return next((name for name in _MAIN.get(task, ()) if name in names), names[0] if names else None)
+
+
+def changes(metrics: Mapping[str, Mapping[str, float | None]], most: int = 4) -> str:
+    """The first metrics that have a direction, as ``top1 ↑ 0.52 → 0.97, …``; empty where nothing was measured."""
+    before, after = (metrics.get(when) or {} for when in ("before", "after"))
+    names = [name for name in after if arrow(name) != " " and None not in (after[name], before.get(name))]
+    return ", ".join(f"{name} {arrow(name)} {before[name]:.3g} → {after[name]:.3g}" for name in names[:most])
 
 
 def higher_is_better(name: str) -> bool | None:

@@ -48,11 +48,13 @@ class ComparedDepth(NamedTuple):
     adapted: torch.Tensor
 
 
-def save_depth_comparison(path: str | os.PathLike, rows: Sequence[ComparedDepth], far: float) -> None:
+def save_depth_comparison(
+    path: str | os.PathLike, rows: Sequence[ComparedDepth], far: float, caption: str = ""
+) -> None:
     """Write a PNG of image | truth | base | adapted | error of both, one row per picture, one colour bar in metres.
 
     Truth and errors are blank where there is no truth, and the maps pale there. The colours follow the square root of the metres, so that
-    small depths and errors show beside large ones.
+    small depths and errors show beside large ones. ``caption`` is a line below.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -60,7 +62,7 @@ def save_depth_comparison(path: str | os.PathLike, rows: Sequence[ComparedDepth]
 
     titles = ("image", "truth", "base", "adapted", "error of base", "error of adapted")
     ratio = rows[0].depth.shape[1] / rows[0].depth.shape[0]
-    with saved_figure(path, (1.4 * ratio * len(titles) + 0.9, 1.4 * len(rows) + 0.5), dpi=110) as figure:
+    with saved_figure(path, (1.8 * ratio * len(titles) + 0.9, 1.8 * len(rows) + 0.6), dpi=110) as figure:
         axes = figure.subplots(len(rows), len(titles), squeeze=False)
         colors = colormaps[COLOR_MAP].with_extremes(bad="white")
         for cells, row in zip(axes, rows):
@@ -74,8 +76,10 @@ def save_depth_comparison(path: str | os.PathLike, rows: Sequence[ComparedDepth]
                 norm = PowerNorm(0.5, vmin=0, vmax=far)
                 cell.imshow(values.cpu().numpy(), cmap=colors, norm=norm, alpha=opacity, interpolation="nearest")
         for cell, title in zip(axes[0], titles):
-            cell.set_title(title, fontsize=9)
+            cell.set_title(title, fontsize=11)
         for cell in axes.flat:
             cell.set_axis_off()
         scale = ScalarMappable(PowerNorm(0.5, vmin=0, vmax=far), colors)  # of full colours
         figure.colorbar(scale, ax=axes, label="metres", fraction=0.03, pad=0.01)
+        if caption:
+            figure.supxlabel(caption, fontsize=10, color="#555555", parse_math=False)

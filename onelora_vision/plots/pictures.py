@@ -1,10 +1,12 @@
 """Pictures for people: grids of samples with their classes named, and samples that say how they were drawn."""
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -13,7 +15,10 @@ from onelora_vision.plots.figures import saved_figure
 from onelora_vision.storage.files import atomic_file
 from onelora_vision.storage.outputs import MARK, NOTE_PREFIX
 
-MIN_CELL = 96  # pixels; smaller images are enlarged, without smoothing, so that their own pixels show
+MIN_CELL, MAX_CELL = 112, 192  # pixels; smaller images are enlarged, larger ones reduced
+_LONGEST = 30_000  # pixels; matplotlib draws no picture of 65,536
+_MOST_LETTERS = 24
+_DPI, _LINE, _GAP, _PANEL_GAP = 96, 20, 3, 18  # pixels
 
 
 def save_marked(path: str | os.PathLike, pixels: np.ndarray) -> None:
@@ -66,31 +71,82 @@ def tile(images: torch.Tensor, columns: int, gap: int = 2) -> torch.Tensor:
 
 
 def save_comparison(
-    path: str | os.PathLike, panels: Mapping[str, torch.Tensor], row_names: Sequence[str], caption: str = ""
+    path: str | os.PathLike,
+    panels: Mapping[str, torch.Tensor],
+    row_names: Sequence[str],
+    caption: str = "",
+    column_names: Sequence[str] = (),
 ) -> None:
     """Write a PNG of panels side by side, one row per class.
 
-    Args:
-        panels: title -> images (rows, columns, 3, H, W) in [0, 1], the same number of rows in each.
-        row_names: one per row.
-        caption: a line below, such as how the samples were made.
-    """
+    Every cell is of the first panel's size: small images are enlarged without smoothing, so that their own pixels show,
+    large ones reduced.
 
-    first = next(iter(panels.values()))
-    rows, columns, _, height, _ = first.shape
-    cell = max(height, MIN_CELL) / 96  # inches at 96 dpi
-    gap = max(1, height // 32)
-    with saved_figure(path, (len(panels) * columns * cell + 1.2, rows * cell + 0.9), dpi=96) as figure:
-        for axes, (title, images) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-            sheet = tile(images.reshape(-1, *images.shape[2:]), columns, gap)
-            axes.imshow(sheet.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
-            axes.set_title(title)
-            axes.set_xticks([])
-            axes.set_yticks([row * (height + gap) + height / 2 for row in range(rows)], row_names)
-            axes.tick_params(length=0)
-            axes.spines[:].set_visible(False)
-        if caption:
-            figure.supxlabel(caption, fontsize=8, color="#555555")
+    Args:
+        panels: title -> images (rows, columns, 3, H, W) in [0, 1], the same number of rows in each; NaN is blank.
+        row_names: one per row. column_names: one per column of each panel, if the columns mean something.
+        caption: lines below, such as how the samples were made.
+    """
+    shapes = [images.shape for images in panels.values()]
+    height, width = _cell_size(*shapes[0][-2:], _LONGEST // max(shapes[0][0], sum(shape[1] for shape in shapes)))
+    sheets = {title: _sheet(images, height, width) for title, images in panels.items()}
+    names = [one_line(name, _MOST_LETTERS) if name else "" for name in row_names]
+    scale = max(1.0, height / 128)  # of the text
+    line_height, letter = round(_LINE * scale), round(7 * scale)
+    left = 12 + (letter + 1) * max(map(len, names))
+    top = line_height * (1 + bool(column_names)) + 8
+    total_width = left + sum(sheet.shape[2] + _PANEL_GAP for sheet in sheets.values())
+    lines = [line for part in caption.splitlines() for line in textwrap.wrap(part, max(20, total_width // letter))]
+    sheet_height = next(iter(sheets.values())).shape[1]
+    size = (total_width, top + sheet_height + line_height * len(lines) + 8)
+    with saved_figure(path, (size[0] / _DPI, size[1] / _DPI), _DPI) as figure:
+        figure.set_layout_engine("none")  # each pixel of a sheet is one of the picture
+
+        def write(x: float, y: float, text: str, points: float = 9, **options) -> None:
+            options = {"ha": "center", "va": "center", "parse_math": False, **options}
+            figure.text(x / size[0], 1 - y / size[1], text, fontsize=scale * points, **options)
+
+        for row, name in enumerate(names):
+            write(left - 8, top + row * (height + _GAP) + height / 2, name, ha="right")
+        x = left
+        for title, sheet in sheets.items():
+            panel = (x / size[0], 1 - (top + sheet_height) / size[1], sheet.shape[2] / size[0], sheet_height / size[1])
+            axes = figure.add_axes(panel)
+            pixels = (sheet.permute(1, 2, 0) * 255).round().byte().numpy()
+            axes.imshow(pixels, interpolation="nearest", aspect="auto")
+            axes.set_axis_off()
+            write(
+                x + sheet.shape[2] / 2,
+                line_height / 2 + 2,
+                one_line(title, sheet.shape[2] // letter),
+                10.5,
+                weight="bold",
+            )
+            for column, name in enumerate(column_names):
+                write(x + column * (width + _GAP) + width / 2, 1.5 * line_height + 2, one_line(name, width // letter))
+            x += sheet.shape[2] + _PANEL_GAP
+        for number, line in enumerate(lines):
+            place = (total_width / 2, top + sheet_height + 4 + (number + 0.5) * line_height)
+            write(*place, line, 8, color="#555555")
+
+
+def _cell_size(height: int, width: int, most: int) -> tuple[int, int]:
+    """The size that images are shown in: a whole multiple of their own, or less than it."""
+    most = max(8, min(most, MAX_CELL))
+    if max(height, width) > most:
+        scale = most / max(height, width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+    factor = max(1, min(-(-MIN_CELL // height), most // max(height, width)))
+    return height * factor, width * factor
+
+
+def _sheet(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Images (rows, columns, 3, H, W), resized, as one (3, H', W')."""
+    flat = images.flatten(0, 1).float().cpu()
+    grows = flat.shape[-2] <= height
+    blank = flat.isnan().any(dim=1, keepdim=True).any(dim=2, keepdim=True).any(dim=3, keepdim=True)
+    resized = F.interpolate(flat.nan_to_num(1), (height, width), mode="nearest" if grows else "area").clamp(0, 1)
+    return tile(torch.where(blank, 1.0, resized), images.shape[1], _GAP)
 
 
 def save_curves(

@@ -3,7 +3,7 @@
 Folders that this program writes contain a ledger, `.onelora-files`: one JSON line with the kind of output, then one line
 per file with its name and SHA-256. A file is ours if its name and its content are in the ledger. Anything else, such as
 a note that someone put next to the results or a README that was edited, is never changed or deleted. Single files are
-recognised by a mark in their format: a safetensors header, a PNG text field, a zip comment.
+recognised by a mark in their format: a safetensors header, a PNG text field, an HTML meta element, a zip comment.
 
 The rules, for every command and script:
 
@@ -258,6 +258,9 @@ def is_marked(path: Path) -> bool:
 
             with Image.open(path, formats=["PNG"]) as image:
                 return image.info.get("Software") == MARK
+        if path.suffix == ".html":
+            with open(path, "rb") as file:
+                return f'<meta name="generator" content="{MARK}">'.encode() in file.read(1024)
         with zipfile.ZipFile(path) as archive:  # NumPy's .npz and PyTorch's .pt
             return archive.comment == MARK.encode()
     except Exception:  # whatever a foreign file makes its reader raise

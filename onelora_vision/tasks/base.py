@@ -44,6 +44,14 @@ class Task(ABC):
         weights in place if there are any.
         """
 
+    def validation_loss(self, batch: dict) -> torch.Tensor:
+        """The loss of a held-out batch, a function of the batch and the model alone: by default that of `forward`.
+
+        Called with the model in eval mode and without gradients. What `forward` varies to train better, such as dropped
+        classes or mixed images, a task leaves out here.
+        """
+        return self.forward(batch)["loss"]
+
     def identity(self) -> dict[str, str]:
         """Hashes of what a resumed run must share with the interrupted one, in addition to settings and data."""
         return {"weights of the base": self.info.base_fingerprint}

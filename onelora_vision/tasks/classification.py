@@ -1,5 +1,6 @@
 """Image classification: cross-entropy on one class per image, judged by accuracy, likelihood and calibration."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,17 @@ from peft import PeftModel
 
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.vit_heads import logits_of
+from onelora_vision.data.classes.images import ClassImages
 from onelora_vision.errors import InputError
 from onelora_vision.metrics.accuracy import Predictions, confusion_matrix, draw_confusion_matrix, per_class_accuracy
 from onelora_vision.metrics.calibration import CalibrationBins, draw_reliability_diagram
+from onelora_vision.metrics.direction import changes
+from onelora_vision.plots.predictions import Answer, Judged, save_predictions
 from onelora_vision.seeding import mix, seeded
 from onelora_vision.storage.files import write_json
 from onelora_vision.tasks.base import Task
+
+SHOWN = 24  # images in the picture
 
 
 class ClassificationTask(Task):
@@ -30,6 +36,7 @@ class ClassificationTask(Task):
         mean, std: of the channels of images in [0, 1], with which images that come as bytes are normalised: a batch at
             once and where the model is, so that the loader has less to do and a quarter of the bytes to move.
         info: what the adapter's files say about it.
+        shown: the images that the metrics before and after are of, to draw some of them.
 
     Attributes:
         details: the fields of `metrics.accuracy.Predictions` of the last `evaluate`.
@@ -45,8 +52,10 @@ class ClassificationTask(Task):
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
         info: AdapterInfo | None = None,
+        shown: ClassImages | None = None,
     ):
         super().__init__(model, info)
+        self.shown = shown
         self.class_names = list(class_names)
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
         self.smoothing = smoothing
@@ -77,6 +86,10 @@ class ClassificationTask(Task):
             "accuracy": targets.gather(1, logits.argmax(1)[:, None]).mean(),
         }
 
+    def validation_loss(self, batch: dict) -> torch.Tensor:
+        """Mean cross-entropy with the plain labels."""
+        return F.cross_entropy(logits_of(self.model, self._normalised(batch["image"])).float(), batch["label"])
+
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         if images.dtype != torch.uint8:
             return images
@@ -102,9 +115,54 @@ class ClassificationTask(Task):
         }
 
     def report(self, folder: Path, step: int, before: dict, after: dict, accelerator) -> None:
-        """`draw_report` of the evaluations before and after."""
-        if accelerator.is_main_process:
-            draw_report(Predictions(**before), Predictions(**after), self.class_names, folder)
+        """`draw_report` of the evaluations before and after, and ``predictions.png`` of images in them."""
+        if not accelerator.is_main_process:
+            return
+        found = Predictions(**before), Predictions(**after)
+        draw_report(*found, self.class_names, folder)
+        if self.shown is not None:
+            draw_predictions(*found, self.class_names, self.shown, folder / "predictions.png", self.info.metrics)
+
+
+def draw_predictions(
+    before: Predictions,
+    after: Predictions,
+    class_names: Sequence[str],
+    images: ClassImages,
+    path: str | os.PathLike,
+    metrics: dict,
+) -> None:
+    """Draw images of two evaluations with what was said of them: as many of each outcome as there is room for.
+
+    Images that cannot be read are left out. No picture is written where there is none to show.
+    """
+    outcomes = {
+        "fixed": ~before.correct & after.correct,
+        "broken": before.correct & ~after.correct,
+        "wrong in both": ~before.correct & ~after.correct,
+        "right in both": before.correct & after.correct,
+    }
+    cells = []
+    for row in _of_each([mask.nonzero().flatten().tolist() for mask in outcomes.values()], SHOWN):
+        with contextlib.suppress(InputError):
+            answers = [
+                Answer(class_names[found.predicted[row]], bool(found.correct[row]), float(found.confidence[row]))
+                for found in (before, after)
+            ]
+            picture = images.read(int(after.index[row]))
+            cells.append(Judged(picture, class_names[after.label[row]], *answers))
+    counts = ", ".join(f"{int(mask.sum()):,} {name}" for name, mask in outcomes.items())
+    if cells:
+        save_predictions(path, cells, f"{changes(metrics)}\nof {len(after.index):,} images: {counts}")
+
+
+def _of_each(groups: Sequence[Sequence[int]], most: int) -> list[int]:
+    """At most ``most`` members: the same number of each group as far as it has them, spread over it, group by group."""
+    shares = [0] * len(groups)
+    while sum(shares) < min(most, sum(map(len, groups))):
+        open_groups = [k for k, group in enumerate(groups) if shares[k] < len(group)]
+        shares[min(open_groups, key=lambda k: shares[k])] += 1
+    return [group[i * len(group) // share] for group, share in zip(groups, shares) for i in range(share)]
 
 
 def draw_report(

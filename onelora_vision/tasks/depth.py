@@ -11,6 +11,7 @@ from onelora_vision.backbones.depth import DepthBase
 from onelora_vision.data.depth.caps import Caps
 from onelora_vision.data.depth.dataset import DepthDataset
 from onelora_vision.metrics.depth import align_scale_and_shift, as_evaluated, depth_metrics, resized_depth
+from onelora_vision.metrics.direction import changes
 from onelora_vision.plots.depth import ComparedDepth, save_depth_comparison
 from onelora_vision.tasks.base import Task
 from onelora_vision.tasks.depth_losses import gradient_matching, scale_and_shift_invariant, silog
@@ -77,7 +78,7 @@ class DepthTask(Task):
         count = min(count, len(data))
         rows = [self._compared(data[round(i * len(data) / count)]) for i in range(count)]
         if rows:
-            save_depth_comparison(path, rows, self.caps.far)
+            save_depth_comparison(path, rows, self.caps.far, changes(self.info.metrics))
 
     def report(self, folder: Path, step: int, before: dict, after: dict, accelerator) -> None:
         """``pictures.png``."""

@@ -6,17 +6,44 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import nn
+from torch.utils.data import Dataset
 
 from onelora_vision import seeding
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.data.latents import posterior
+from onelora_vision.data.stream import SampleRef
 from onelora_vision.diffusion.sampling import make_scheduler
 from onelora_vision.diffusion.schedule import NoiseSchedule, training_losses
+from onelora_vision.metrics.direction import changes
 from onelora_vision.tasks.base import Task
-from onelora_vision.tasks.sample_evaluation import SampleEvaluator, SamplePicture, sweep_guidance
+from onelora_vision.tasks.sample_evaluation import SampleEvaluator, SamplePicture, lent, sweep_guidance
 
 # Independent uses of one sample's seed.
 LATENT, NOISE, TIMESTEP, DROPOUT = 10, 11, 12, 13
+
+
+class EncodedImages(Dataset):
+    """Images as their latents, which are encoded whenever they are read: for the few images of a validation loss.
+
+    Args:
+        dataset: of items with ``image``, in whose place these have ``mean`` and ``std``.
+        vae: the autoencoder. device: where it encodes; it is moved there for that time.
+    """
+
+    def __init__(self, dataset: Dataset, vae: nn.Module, device: torch.device):
+        self.dataset, self.vae, self.device = dataset, vae, device
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, ref: SampleRef | int) -> dict:
+        return self.__getitems__([ref])[0]
+
+    def __getitems__(self, refs: Sequence[SampleRef | int]) -> list[dict]:
+        samples = self.dataset.__getitems__(refs)
+        with lent(self.vae, self.device) as vae:
+            latents = posterior(vae, torch.stack([sample.pop("image") for sample in samples]))
+        return [{**sample, "mean": mean.cpu(), "std": std.cpu()} for sample, mean, std in zip(samples, *latents)]
 
 
 class GenerationTask(Task):
@@ -67,24 +94,33 @@ class GenerationTask(Task):
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         """``loss`` (= mse + vlb where the variance is learned) of ``batch``: image or mean and std, label, seed."""
         seeds = batch["seed"].tolist()
-        x0 = self.latents(batch)
-        t = (seeding.rand(seeds, TIMESTEP) * len(self.schedule)).long().to(x0.device)
-        noise = seeding.randn(seeds, x0.shape[1:], NOISE).to(x0.device)
-        dropped = (seeding.rand(seeds, DROPOUT) < self.class_dropout_prob).to(x0.device)
-        labels = torch.where(dropped, self.null_class, batch["label"].to(x0.device))
-        xt = self.schedule.add_noise(x0, noise, t)
-        output = self.model(xt, timestep=t, class_labels=labels).sample
-        losses = {name: loss.mean() for name, loss in training_losses(self.schedule, output, x0, xt, noise, t).items()}
+        dropped = (seeding.rand(seeds, DROPOUT) < self.class_dropout_prob).to(batch["label"].device)
+        labels = torch.where(dropped, self.null_class, batch["label"])
+        losses = self._losses(batch, (seeding.rand(seeds, TIMESTEP) * len(self.schedule)).long(), labels)
         return {"loss": sum(losses.values()), **{name: loss.detach() for name, loss in losses.items()}}
+
+    def validation_loss(self, batch: dict) -> torch.Tensor:
+        """The loss with all classes kept, and timesteps spread evenly over the schedule."""
+        count = len(batch["seed"])
+        t = ((torch.arange(count) + 0.5) / count * len(self.schedule)).long()
+        return sum(self._losses(batch, t, batch["label"]).values())
+
+    def _losses(self, batch: dict, t: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        x0 = self.latents(batch)
+        t = t.to(x0.device)
+        noise = seeding.randn(batch["seed"].tolist(), x0.shape[1:], NOISE).to(x0.device)
+        xt = self.schedule.add_noise(x0, noise, t)
+        output = self.model(xt, timestep=t, class_labels=labels.to(x0.device)).sample
+        return {name: loss.mean() for name, loss in training_losses(self.schedule, output, x0, xt, noise, t).items()}
 
     def evaluate(self, loader, accelerator) -> dict[str, float]:
         """The evaluator's metrics for samples of the model; ``loader`` is not used."""
         return self.evaluator(accelerator.unwrap_model(self.model), accelerator) if self.evaluator else {}
 
     def draw(self, path: Path, step: int) -> None:
-        """Samples of the base and of the model, on the same noise."""
+        """Samples of the base and of the model, on the same noise, and training images."""
         if self.picture is not None:
-            self.picture.draw(path, self.adapted, f"{self.info.method}, {step} steps")
+            self.picture.draw(path, self.adapted, f"{self.info.method}, {step} steps", changes(self.info.metrics))
 
     def report(self, folder: Path, step: int, before: dict, after: dict, accelerator) -> None:
         """``samples.png``, and ``guidance.json`` and ``guidance.png`` if scales are to be swept."""

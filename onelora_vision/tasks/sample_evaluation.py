@@ -234,12 +234,14 @@ def sweep_guidance(
 
 @dataclasses.dataclass(frozen=True)
 class SamplePicture:
-    """The picture of a run: the base, with the label table as it started, and the adapted model, on the same noise.
+    """The picture of a run: the base, with the label table as it started, and the adapted model, on the same noise, next
+    to training images of the same classes.
 
     Attributes:
         sampler: how the images are made.
         names: of the classes shown, one row each; labels: their numbers. num_images: images of each.
         seed: of the noise.
+        training: the training images without augmentation; None leaves them out.
     """
 
     sampler: ImageSampler
@@ -247,10 +249,11 @@ class SamplePicture:
     labels: Sequence[int]
     num_images: int
     seed: int = 0
+    training: Dataset | None = None
 
     @torch.no_grad()
-    def draw(self, path: Path, model: PeftModel, title: str) -> None:
-        """Write the PNG; ``title`` is of the adapted model's panel."""
+    def draw(self, path: Path, model: PeftModel, title: str, metrics: str = "") -> None:
+        """Write the PNG; ``title`` is of the adapted model's panel, ``metrics`` the first line of the caption."""
         labels = [label for label in self.labels for _ in range(self.num_images)]
         seeds = [seeding.mix(self.seed, -1, index) for index in range(len(labels))]
         adapted = torch.cat(list(self.sampler(model, labels, seeds)))
@@ -259,6 +262,21 @@ class SamplePicture:
         panels = {
             name: images.unflatten(0, (-1, self.num_images)) for name, images in (("base", base), (title, adapted))
         }
+        if self.training is not None:
+            panels["training images"] = examples(self.training, self.labels, self.num_images)
         used = self.sampler.settings
-        caption = f"same noise; {used.sampler}, {used.steps} steps, guidance {used.guidance_scale}"
-        save_comparison(path, panels, self.names, caption)
+        how = f"samples on the same noise; {used.sampler}, {used.steps} steps, guidance {used.guidance_scale}"
+        save_comparison(path, panels, self.names, "\n".join(filter(None, (metrics, how))))
+
+
+def examples(dataset: Dataset, labels: Sequence[int], count: int) -> torch.Tensor:
+    """Images (classes, count, 3, H, W) of a data set, ``count`` of each class, spread over it; NaN where it has fewer."""
+    of_all = torch.as_tensor(getattr(dataset, "source", dataset).labels)
+    rows = []
+    for label in labels:
+        members = (of_all == label).nonzero().flatten().tolist()
+        chosen = [members[k * len(members) // count] for k in range(count)] if len(members) > count else members
+        rows.append([sample["image"] for sample in dataset.__getitems__(chosen)] if chosen else [])
+    shape = next((image.shape for row in rows for image in row), (3, 1, 1))
+    blank = torch.full(shape, torch.nan)
+    return torch.stack([torch.stack([*row, *[blank] * (count - len(row))]) for row in rows])

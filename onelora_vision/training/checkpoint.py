@@ -32,6 +32,7 @@ class Progress:
     """How far a run has come. ``history`` has one value per step: loss, grad_norm, learning_rate, …
 
     ``seconds`` are those of the steps, ``data_seconds`` those of them in which a step waited for its batches.
+    ``validation_losses`` are (step, loss), each of the same ``validation_samples`` samples.
     """
 
     step: int = 0
@@ -43,6 +44,8 @@ class Progress:
     best_metric: float | None = None
     evaluations: list = field(default_factory=list)
     history: dict = field(default_factory=dict)
+    validation_samples: int = 0
+    validation_losses: list = field(default_factory=list)
 
 
 @dataclass

@@ -73,6 +73,9 @@ class EvaluationOptions:
 
     eval_batch_size: int = option(32, "batch size of evaluations", may_change=True)
     validation_steps: int = option(0, "steps between evaluations during training; 0: none", may_change=True)
+    validation_loss_steps: int | None = option(
+        None, "steps between points of the validation loss; 0: none (default: about 20 points)", may_change=True
+    )
     metric_for_best_model: str | None = option(None, "metric that chooses the best adapter, which is kept in best/")
     greater_is_better: bool = option(True, "whether a higher metric is better")
     early_stopping_patience: int = option(0, "stop after N evaluations without a new best; 0: never", may_change=True)
@@ -140,6 +143,8 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
             "early_stopping_patience",
         ):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        steps = self.validation_loss_steps
+        self._require("validation_loss_steps", steps is None or steps >= 0, "0 or more")
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         row = find_method(self.method)

@@ -37,6 +37,13 @@ def evaluating(task: Task, accelerator: Accelerator, seed: int) -> Iterator[None
         task.model.train(training)
 
 
+@contextlib.contextmanager
+def with_average(state: RunState) -> Iterator[None]:
+    """The averaged weights in the place of the trained ones for a block, if the training keeps an average."""
+    with state.ema.applied() if state.ema else contextlib.nullcontext():
+        yield
+
+
 @dataclass
 class PeriodicEvaluation:
     """Evaluates during training: call `run_if_due` before each step.
@@ -55,14 +62,13 @@ class PeriodicEvaluation:
 
     def run_if_due(self) -> None:
         """Evaluate, draw and keep the adapter if it is the best, unless this step has been evaluated."""
-        config, progress, ema = self.run.config, self.state.progress, self.state.ema
+        config, progress = self.run.config, self.state.progress
         every = config.validation_steps
         if not every or progress.step % every or progress.evaluated_step == progress.step:
             return
         accelerator = self.run.accelerator
-        averaged = ema.applied() if ema else contextlib.nullcontext()
         whole = self.sharded.whole() if self.sharded else contextlib.nullcontext()
-        with averaged, whole, self.run.interruption.at_once(possible=accelerator.num_processes == 1):
+        with with_average(self.state), whole, self.run.interruption.at_once(possible=accelerator.num_processes == 1):
             metrics = evaluate(self.task, self.loader, accelerator, config.seed)
             best = self._is_best(metrics)
             if best:

@@ -17,6 +17,7 @@ from onelora_vision.errors import InputError, nearest
 from onelora_vision.tasks.base import Task
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.evaluation import evaluate, evaluating
+from onelora_vision.training.html_report import REPORT, render_report
 from onelora_vision.training.loop import train
 from onelora_vision.training.optim import trained_parameters
 from onelora_vision.training.record import Record
@@ -25,13 +26,21 @@ from onelora_vision.training.results import RESULTS
 from onelora_vision.training.setup import Run
 
 
-def run_job(run: Run, task: Task, dataset: Dataset, test_loader=None, validation_loader=None) -> dict:
+def run_job(
+    run: Run,
+    task: Task,
+    dataset: Dataset,
+    test_loader=None,
+    validation_loader=None,
+    validation_data: Dataset | None = None,
+) -> dict:
     """Take a task through all phases of a run (`record.PHASES`).
 
     Args:
         dataset: to train on, see `loop.train`.
         test_loader: what the metrics before and after are of, handed to ``task.evaluate``.
         validation_loader: what evaluations during training are of, and the best adapter is chosen by.
+        validation_data: held-out samples without augmentation, on some of which the validation loss is measured.
 
     Returns the content of ``results.json``.
 
@@ -49,7 +58,7 @@ def run_job(run: Run, task: Task, dataset: Dataset, test_loader=None, validation
         _check_metric(run.config, record.before)
         run.kept = f"the metrics of the base are in {Path(run.config.output_dir) / RESULTS}"
     with run.phase("training"):
-        record.summary = train(run, task, dataset, validation_loader)
+        record.summary = train(run, task, dataset, validation_loader, validation_data)
     task.info.extra.setdefault("training", {})["steps"] = record.summary.steps
     with run.phase("saving the adapter"):
         is_saved = record.has("trained") and (run.folder.path / "adapter").is_dir()
@@ -71,6 +80,12 @@ def run_job(run: Run, task: Task, dataset: Dataset, test_loader=None, validation
     with run.phase("publishing"):
         if accelerator.is_main_process and run.config.push_to_hub and not record.published:
             record.published = publish(run.config)
+    with run.phase("writing the report"):
+        if accelerator.is_main_process:
+            with run.folder.writing(REPORT) as path:
+                path.write_text(
+                    render_report(record.content(), run.folder.path, task.info, run.config), encoding="utf-8"
+                )
         record.reach("complete")
     if accelerator.is_main_process:
         print_outcome(record.content(), run.config.output_dir)
@@ -110,7 +125,7 @@ def _draw(run: Run, task: Task, record: Record) -> None:
             task.report(folder, step, *details, run.accelerator)
         if not run.accelerator.is_main_process:
             return
-        plot_loss(folder / "loss.png", record.summary.history)
+        plot_loss(folder / "loss.png", record.summary.history, record.summary.validation_losses)
         files = sorted(folder.iterdir(), key=lambda file: (file.name == "loss.png", file.name))
         for file in files:
             with run.folder.writing(file.name) as path:

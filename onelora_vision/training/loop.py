@@ -34,9 +34,12 @@ from onelora_vision.training.step import OptimizerStep
 from onelora_vision.training.sum_scale import rates_by_sums
 from onelora_vision.training.summary import TrainingSummary
 from onelora_vision.training.trackers import open_trackers
+from onelora_vision.training.validation_loss import ValidationLoss
 
 
-def train(run: Run, task: Task, dataset: Dataset, evaluation_loader=None) -> TrainingSummary:
+def train(
+    run: Run, task: Task, dataset: Dataset, evaluation_loader=None, validation_data: Dataset | None = None
+) -> TrainingSummary:
     """Train what in ``task.model`` requires gradients; after it the model holds the result (the average, if any).
 
     The last step's checkpoint is written whatever ``checkpointing_steps`` says, so that what follows the training can be
@@ -47,6 +50,7 @@ def train(run: Run, task: Task, dataset: Dataset, evaluation_loader=None) -> Tra
         run: of `setup.start_run`.
         dataset: takes a `SampleRef`, gives a dictionary of tensors, numbers and strings.
         evaluation_loader: handed to ``task.evaluate`` every ``validation_steps``.
+        validation_data: held-out samples without augmentation, on some of which the validation loss is measured.
 
     Raises:
         InputError: an unusable setting, a checkpoint of a run with other settings.
@@ -55,14 +59,16 @@ def train(run: Run, task: Task, dataset: Dataset, evaluation_loader=None) -> Tra
         WriteError: another file that cannot be written.
         Stopped: SIGTERM or SIGINT, with a checkpoint written.
     """
-    loop = prepare_loop(run, task, dataset, evaluation_loader)
+    loop = prepare_loop(run, task, dataset, evaluation_loader, validation_data)
     loop.resume()
     loop.go()
     loop.finish()
     return TrainingSummary.of(loop.state.progress)
 
 
-def prepare_loop(run: Run, task: Task, dataset: Dataset, evaluation_loader=None) -> "TrainingLoop":
+def prepare_loop(
+    run: Run, task: Task, dataset: Dataset, evaluation_loader=None, validation_data: Dataset | None = None
+) -> "TrainingLoop":
     """Build optimizer, schedule and average, and let accelerate wrap ``task.model``. Arguments as for `train`."""
     config, accelerator = run.config, run.accelerator
     processes = accelerator.num_processes
@@ -85,7 +91,8 @@ def prepare_loop(run: Run, task: Task, dataset: Dataset, evaluation_loader=None)
     fixed = ckpt.run_settings(config, len(dataset), samples_per_step(config, processes))
     settings = fixed | task.identity() | identity_of(dataset)
     evaluation = PeriodicEvaluation(run, task, state, evaluation_loader, sharded)
-    return TrainingLoop(run, task, dataset, steps, state, settings, evaluation, sharded)
+    validation_loss = ValidationLoss(run, task, state, validation_data, steps)
+    return TrainingLoop(run, task, dataset, steps, state, settings, evaluation, validation_loss, sharded)
 
 
 def _first_batch(run: Run, dataset: Dataset) -> dict:
@@ -114,6 +121,7 @@ class TrainingLoop:
     state: ckpt.RunState
     settings: dict
     evaluation: PeriodicEvaluation
+    validation_loss: ValidationLoss
     sharded: ShardedBlocks | None = None
     saved_step: int = 0
 
@@ -152,6 +160,7 @@ class TrainingLoop:
                     self.evaluation.run_if_due()
                 signal_number = self._signal_of_any_process()
                 is_over = progress.step >= self.steps or self.evaluation.has_stalled()
+                self.validation_loss.run_if_due(is_over)
                 self._save_if_due(now=signal_number != 0 or is_over)
                 if signal_number or is_over:
                     self._rotate()  # a process killed between a checkpoint and this has left one more

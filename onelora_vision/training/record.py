@@ -27,7 +27,7 @@ from onelora_vision.training.summary import TrainingSummary
 _HARMLESS = {
     "output_dir", "overwrite", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "report_to",
     "logging_dir", "push_to_hub", "hub_model_id", "dataloader_num_workers", "dry_run", "cache_dir", "latents_dir",
-    "cache_latents", "download", "torch_compile", "gradient_checkpointing", "shard_base",
+    "cache_latents", "download", "torch_compile", "gradient_checkpointing", "shard_base", "validation_loss_steps",
 }  # fmt: skip
 _OF_TRAINING = {
     "max_train_steps", "num_train_epochs", "train_batch_size", "gradient_accumulation_steps", "validation_steps",
@@ -127,6 +127,7 @@ class Record:
             **count_parameters(self.task.adapted),
             "metrics": {"before": finite(self.before), "after": finite(self.after)},
             "best": self.best and {**self.best, "metrics": finite(self.best["metrics"])},
+            "validation_loss": _first_and_last(summary.validation_losses) if summary else None,
             "protocol": self.task.info.protocol,
             "steps": summary.steps if summary else 0,
             "skipped_steps": summary.skipped_steps if summary else 0,
@@ -151,6 +152,10 @@ class Record:
         """What `save_details` kept; empty if the task has none."""
         file = Path(self.run.folder.path) / "evaluations" / f"{when}.safetensors"
         return safetensors.torch.load_file(file) if file.is_file() else {}
+
+
+def _first_and_last(curve: list[tuple[int, float]]) -> dict[str, float | None] | None:
+    return finite({"first": curve[0][1], "last": curve[-1][1]}) if curve else None
 
 
 def finite(metrics: dict[str, float | None]) -> dict[str, float | None]:

@@ -3,6 +3,7 @@
 import functools
 import resource
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean, stdev
@@ -83,19 +84,29 @@ def aggregate_seeds(results: list[dict]) -> dict:
     return {**{key: first[key] for key in ("task", "method", "protocol")}, "seeds": seeds, "metrics": metrics}
 
 
-def plot_loss(path: str | Path, history: dict[str, list[float]]) -> None:
-    """Draw the loss of every step (thin) and its running mean (thick) as a PNG."""
+def plot_loss(path: str | Path, history: dict[str, list[float]], validation: Sequence[tuple[int, float]] = ()) -> None:
+    """Draw the loss of every step (light) and its running mean as a PNG, and below it the validation loss, if any."""
     loss = torch.tensor(history["loss"], dtype=torch.float64)
-    window = max(1, len(loss) // 50)
+    window = min(len(loss), max(3, len(loss) // 25))
     steps = torch.arange(1, len(loss) + 1)
-    with saved_figure(path, (6.4, 3.6)) as figure:
-        axes = figure.add_subplot(xlabel="step", ylabel="training loss")
-        axes.plot(steps, loss, color="#9db8d9", linewidth=0.8)
-        axes.plot(
-            steps[window - 1 :], loss.unfold(0, window, 1).mean(1), color="#1f4e8c", label=f"mean of {window} steps"
-        )
-        axes.legend(frameon=False)
-        axes.grid(alpha=0.2)
+    with saved_figure(path, (7.2, 5.4 if validation else 3.6)) as figure:
+        top, *rest = figure.subplots(2 if validation else 1, sharex=True, squeeze=False)[:, 0]
+        top.plot(steps, loss, color="#b9cce6", linewidth=0.8, label="each step")
+        mean_loss = loss.unfold(0, window, 1).mean(1)
+        top.plot(steps[window - 1 :], mean_loss, color="#1f4e8c", label=f"mean of {window} steps")
+        top.set_ylabel("training loss")
+        if len(loss) > 20 and bool(loss.isfinite().all()):  # a few outliers do not flatten the rest
+            low, high = loss.quantile(torch.tensor([0.005, 0.995], dtype=torch.float64)).tolist()
+            margin = 0.08 * (high - low) or 0.1
+            top.set_ylim(min(low, mean_loss.min().item()) - margin, max(high, mean_loss.max().item()) + margin)
+        for axes in rest:
+            axes.plot(*zip(*validation), marker="o", markersize=3.5, color="#c4570e", label="fixed held-out samples")
+            axes.set_ylabel("validation loss")
+        for axes in (top, *rest):
+            axes.legend(frameon=False)
+            axes.grid(alpha=0.2)
+        (rest or [top])[-1].set_xlabel("step")
+        top.xaxis.get_major_locator().set_params(integer=True)
 
 
 def print_plan(config: TrainingConfig, model: nn.Module, num_samples: int, accelerator: Accelerator) -> None:
@@ -132,7 +143,11 @@ def print_outcome(results: dict, output_dir: str | Path) -> None:
     print(f"\n{results['trainable_parameters']:,} parameters trained; the run took {results['seconds_total']:.0f} s")
     ledger = Ledger.read(output)
     written = sorted(name for name in ledger.hashes if Path(name).suffix in _SHOWN_FILES) if ledger else []
-    for name in ("adapter", "best", *(name for name in written if "/" not in name)):
+    pages, others = (
+        [name for name in written if "/" not in name and (Path(name).suffix == ".html") == is_page]
+        for is_page in (True, False)
+    )
+    for name in (*pages, "adapter", "best", *others):
         if (output / name).exists():
             print(f"  {output / name}")
     task = TASKS.get(results["task"])

@@ -1,12 +1,23 @@
-"""The ``results.json`` of finished runs, as other commands read it."""
+"""The ``results.json`` of runs, as other commands read it."""
 
 import json
+import logging
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, nearest, one_line
+from onelora_vision.metrics.direction import arrow, higher_is_better, main_metric
+from onelora_vision.storage.safetensors_file import parse_json
 
 PHASES = ("started", "baseline", "trained", "evaluated", "drawn", "complete")
 RESULTS = "results.json"
+_log = logging.getLogger(__name__)
+_MOST_BYTES = 16 << 20
+_MOST_LETTERS = 200
+# Folders in a run's own in which there are no runs.
+_INSIDE = re.compile(r"checkpoint-\d+|adapter|adapter_without_ema|best|validation|evaluations|logs|\..*")
 
 
 def read_results(path: str | Path) -> dict:
@@ -25,3 +36,127 @@ def read_results(path: str | Path) -> dict:
     if phase in PHASES[: PHASES.index("evaluated")] or not results["metrics"]["after"]:
         raise InputError(f"{file}: this run was interrupted (phase {phase!r}); resume it first")
     return results
+
+
+def find_runs(folder: str | Path) -> Iterator[tuple[Path, dict]]:
+    """Each run in ``folder`` or below it, finished or not: its folder, and its results as `checked_run` returns them.
+
+    Links to folders are not followed. Files that are called ``results.json`` and are not a run's are skipped with a warning;
+    the means over several seeds are skipped without one, for their runs are found, too.
+    """
+    for root, folders, files in os.walk(folder):
+        if RESULTS in files:
+            place = Path(root) / RESULTS
+            try:
+                results = _read_run(place)
+            except InputError as error:
+                _log.warning("skipped: %s", error)
+            else:
+                if results is not None:
+                    yield Path(root), results
+            folders[:] = [name for name in folders if not _INSIDE.fullmatch(name)]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+def _read_run(file: Path) -> dict | None:
+    """What `checked_run` makes of a file; None for the means over several seeds."""
+    try:
+        if file.is_symlink() or not file.is_file():
+            raise ValueError("it is not a plain file")
+        if file.stat().st_size > _MOST_BYTES:
+            raise ValueError("it is too large")
+        found = parse_json(file.read_text(encoding="utf-8"), constant=lambda name: None)
+        if isinstance(found, dict) and "seeds" in found and "runs" in found:
+            return None
+        return checked_run(found)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{file}: not the results of a run ({one_line(reason)})") from None
+
+
+def checked_run(found: object) -> dict:
+    """What a table of runs shows of a ``results.json``, every value of the type that it must have.
+
+    Raises:
+        ValueError: it is not one that this program wrote.
+    """
+    if not isinstance(found, dict) or not isinstance(found.get("versions"), dict):
+        raise ValueError("it was not written by onelora_vision")
+    if "onelora_vision" not in found["versions"]:
+        raise ValueError("it was not written by onelora_vision")
+    metrics, phase = found.get("metrics"), found.get("phase", "complete")
+    if phase not in PHASES:
+        raise ValueError(f"its phase is {one_line(phase, 40)}")
+    if not isinstance(metrics, dict) or not all(isinstance(metrics.get(when), dict) for when in ("before", "after")):
+        raise ValueError("it has no metrics before and after")
+    return {
+        **{name: one_line(_typed(found, name, str), _MOST_LETTERS) for name in ("task", "method")},
+        "protocol": _typed(found, "protocol", str)[:2000],
+        "seed": _typed(found, "seed", int),
+        "phase": phase,
+        "trainable_parameters": _typed(found, "trainable_parameters", int),
+        "steps": _typed(found, "steps", int) if "steps" in found else None,
+        "seconds": float(_typed(found, "seconds_total", (int, float))),
+        "metrics": {when: _numbers(metrics[when]) for when in ("before", "after")},
+    }
+
+
+def _typed(found: dict, name: str, kind):
+    value = found.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"its {name} is {one_line(repr(value), 40)}")
+    return value
+
+
+def _numbers(metrics: dict) -> dict[str, float | None]:
+    """Metrics by name; what is not a number is None."""
+    return {
+        one_line(name, 60): float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        for name, value in metrics.items()
+    }
+
+
+def sorted_runs(runs: list[dict], metric: str | None = None) -> list[dict]:
+    """Runs, the best first, each with ``metric``, ``before`` and ``after``: of ``metric``, or of its task's main one.
+
+    Without ``metric`` runs of a task are together. Runs that lack the metric come last.
+
+    Raises:
+        InputError: no run has ``metric``.
+    """
+    known = {name: None for run in runs for when in ("before", "after") for name in run["metrics"][when]}
+    if metric is not None and runs and metric not in known:
+        raise InputError(f"--sort: no run has the metric {metric!r}{nearest(metric, known, 'metric')}")
+    rows = []
+    for run in runs:
+        before, after = (run["metrics"][when] for when in ("before", "after"))
+        name = metric or main_metric(run["task"], [*after, *before])
+        rows.append({**run, "metric": name, "before": before.get(name), "after": after.get(name)})
+    return sorted(rows, key=lambda row: ("" if metric else row["task"], *_rank(row), row["path"]))
+
+
+def _rank(row: dict) -> tuple[bool, float]:
+    value = row["after"]
+    if value is None:
+        return True, 0.0
+    return False, -value if higher_is_better(row["metric"]) else value
+
+
+def verdict(name: str, before: float | None, after: float | None) -> str:
+    """``good`` or ``bad`` for a change of the metric ``name``; empty where it did not change or has no direction."""
+    if arrow(name) == " " or before is None or after is None or before == after:
+        return ""
+    return "good" if (after > before) == higher_is_better(name) else "bad"
+
+
+def shown_metric(value: float | None) -> str:
+    """A metric with four digits, or ``none``."""
+    return "none" if value is None else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: ``42 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60:,} h {minutes % 60:02} min"

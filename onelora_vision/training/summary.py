@@ -15,6 +15,7 @@ class TrainingSummary:
         data_seconds_per_step: of these, what a step waited for its batches.
         history: per step: loss, grad_norm, learning_rate and what else ``forward`` returned.
         evaluations: (step, metrics) of each evaluation during training.
+        validation_losses: (step, loss) on the fixed validation samples; empty without any.
         best_step, best_metric: of ``metric_for_best_model``, else None.
     """
 
@@ -25,6 +26,7 @@ class TrainingSummary:
     data_seconds_per_step: float
     history: dict[str, list[float]]
     evaluations: list[tuple[int, dict[str, float]]]
+    validation_losses: list[tuple[int, float]]
     best_step: int | None
     best_metric: float | None
 
@@ -39,6 +41,7 @@ class TrainingSummary:
             data_seconds_per_step=progress.data_seconds / steps,
             history=progress.history,
             evaluations=progress.evaluations,
+            validation_losses=progress.validation_losses,
             best_step=progress.best_step,
             best_metric=progress.best_metric,
         )

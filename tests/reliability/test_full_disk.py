@@ -19,6 +19,7 @@ from onelora_vision.metrics.accuracy import draw_confusion_matrix
 from onelora_vision.metrics.calibration import CalibrationBins, draw_reliability_diagram
 from onelora_vision.plots import pictures
 from onelora_vision.plots.depth import ComparedDepth, save_depth_comparison, save_depth_png
+from onelora_vision.plots.predictions import Answer, Judged, save_predictions
 from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.storage.files import atomic_directory, write_json
 from onelora_vision.training.config import TrainingConfig, save_config
@@ -45,6 +46,11 @@ def compared():
     return ComparedDepth(torch.rand(3, 8, 8), plane, plane > 0, plane, plane)
 
 
+def judged():
+    answer = Answer("a", True, 0.5)
+    return Judged(Image.new("RGB", (8, 8)), "a", answer, answer)
+
+
 WRITERS = {
     "results.json": lambda path: write_json(path, list(range(100))),
     "config.yaml": lambda path: save_config(TrainingConfig(), path),
@@ -53,6 +59,7 @@ WRITERS = {
     "reliability.png": lambda path: draw_reliability_diagram(
         {"a": CalibrationBins.of(torch.rand(9), torch.rand(9) > 0.5)}, path
     ),
+    "predictions.png": lambda path: save_predictions(path, [judged()]),
     "samples.png": lambda path: pictures.save_comparison(path, {"a": torch.rand(2, 2, 3, 8, 8)}, ["x", "y"]),
     "depth.png": lambda path: save_depth_png(path, np.random.default_rng(0).uniform(1, 9, (32, 32))),
     "pictures.png": lambda path: save_depth_comparison(path, [compared()], 9.0),

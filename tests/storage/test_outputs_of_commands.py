@@ -27,6 +27,7 @@ COMMANDS = {
     "convert": ["convert", "in/original.pt", "--vae", "in/pipeline/vae"],
     "inspect": ["inspect", "in/a", "--plot"],
     "params": ["params", "--backbone", "in/pipeline", "--method", "onelora", "--plot"],
+    "runs": ["runs", "in", "--html"],
     "card": ["card"],
     "sample": ["sample", "in/a", "--base", "in/pipeline", "--classes=0", "--num_images=1", "--steps=1", "-o"],
     "predict": ["predict", "--adapter", "in/depth", "--base", "in/depth-base", "in/picture.png", "-o"],
@@ -34,7 +35,7 @@ COMMANDS = {
 
 OUTPUTS = [
     ".", "./", "..", "../", "/", "d", "d/", "d/e", "./d/../d", "d/../..", "new", "new/deeper", "file", "file/x",
-    "file.safetensors", "file.png", "file.pt", "new.safetensors", "new.png", "new.pt", "link", "link/new", "dangling",
+    "file.safetensors", "file.png", "file.pt", "new.safetensors", "new.png", "new.pt", "new.html", "file.html", "link", "link/new", "dangling",
     "filelink.png", "in", "in/a", "in/a/new", "in/a/adapter_model.safetensors", "in/pipeline", "in/pipeline/vae/x",
     "in/original.pt", "drawn", "drawn/sheets", "predicted", "earlier", "earlier.safetensors", "earlier/", "edited", "full", "/dev", "/proc",
 ]  # fmt: skip
@@ -61,7 +62,7 @@ def template(tmp_path_factory):
     (root / "predicted" / "notes.txt").write_text("mine")
     (root / "edited" / "README.md").write_text("my own words")
     (root / "full" / "notes.txt").write_text("mine")
-    for name in ("d/e/note.txt", "d/x.png", "file", "file.safetensors", "file.png", "file.pt"):
+    for name in ("d/e/note.txt", "d/x.png", "file", "file.safetensors", "file.png", "file.pt", "file.html"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"mine: {name}")
     (root / "link").symlink_to("d")

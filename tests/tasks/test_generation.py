@@ -3,8 +3,10 @@ import torch
 
 from onelora_vision import seeding
 from onelora_vision.backbones.dit import DiTBase, dit_adaptation
+from onelora_vision.data.latents import posterior
 from onelora_vision.methods.apply import apply_method
-from onelora_vision.tasks.generation import DROPOUT, GenerationTask
+from onelora_vision.tasks.generation import DROPOUT, EncodedImages, GenerationTask
+from onelora_vision.tasks.sample_evaluation import examples
 
 
 @pytest.fixture
@@ -62,3 +64,47 @@ def test_latents_are_drawn_from_the_posterior_and_scaled(task):
     posterior = task.vae.encode(images * 2 - 1).latent_dist
     standard = (first / 0.18215 - posterior.mean) / posterior.std
     torch.testing.assert_close(standard, seeding.randn([1, 2], (4, 8, 8), 10), rtol=1e-3, atol=1e-3)
+
+
+def test_the_validation_loss_keeps_the_classes_and_spreads_the_timesteps(task, monkeypatch):
+    seen, times = [], []
+    embedder = task.model.get_base_model().conditioning.class_embedder
+    original, add_noise = embedder.forward, task.schedule.add_noise
+    monkeypatch.setattr(embedder, "forward", lambda labels: seen.append(labels) or original(labels))
+    monkeypatch.setattr(task.schedule, "add_noise", lambda x0, noise, t: times.append(t) or add_noise(x0, noise, t))
+    fixed = batch(list(range(16)))
+    with torch.no_grad():
+        first, second = task.validation_loss(fixed), task.validation_loss(fixed)
+    assert torch.equal(first, second) and first.isfinite()
+    assert torch.equal(seen[0], torch.arange(16) % 3)
+    assert times[0].diff().unique().numel() <= 2 and times[0][0] < 50 and times[0][-1] > 950
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Six images of three classes, the first class of one image."""
+
+    labels = [0, 1, 1, 2, 2, 2]
+
+    def __len__(self):
+        return 6
+
+    def __getitems__(self, refs):
+        images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        return [{"image": images[int(ref)], "label": self.labels[int(ref)], "seed": int(ref)} for ref in refs]
+
+
+def test_images_are_encoded_when_they_are_read(task):
+    encoded = EncodedImages(Pictures(), task.vae, torch.device("cpu"))
+    samples = encoded.__getitems__([4, 1])
+    mean, std = posterior(task.vae, torch.stack([sample["image"] for sample in Pictures().__getitems__([4, 1])]))
+    assert len(encoded) == 6 and [sample["label"] for sample in samples] == [2, 1] and "image" not in samples[0]
+    torch.testing.assert_close(torch.stack([sample["mean"] for sample in samples]), mean)
+    torch.testing.assert_close(torch.stack([sample["std"] for sample in samples]), std)
+    assert encoded[3]["seed"] == 3
+
+
+def test_examples_are_of_the_classes_asked_for_and_blank_where_there_are_too_few():
+    images = torch.stack([sample["image"] for sample in Pictures().__getitems__(range(6))])
+    found = examples(Pictures(), [2, 0], 2)
+    assert torch.equal(found[0], images[[3, 4]]) and torch.equal(found[1, 0], images[0])
+    assert found[1, 1].isnan().all()

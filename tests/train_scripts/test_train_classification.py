@@ -118,8 +118,12 @@ def test_a_user_trains_on_a_folder_and_predicts_with_the_adapter(base, cifar, tm
     assert results["metrics"]["after"]["nll"] < results["metrics"]["before"]["nll"]
     # per block 48 + 16 + 64 + 16 values, and a head for three classes
     assert results["adapter_parameters"] == 2 * 144 and results["trainable_parameters"] == 2 * 144 + 3 * 17
-    expected = {"adapter", "confusion.png", "reliability.png", "loss.png", "per_class_accuracy.json", "config.yaml"}
+    pictures = {f"{name}.png" for name in ("confusion", "reliability", "predictions", "loss")}
+    expected = {"adapter", "report.html", "per_class_accuracy.json", "config.yaml", *pictures}
     assert expected <= {path.name for path in output.iterdir()}
+    assert results["validation_loss"]["last"] < results["validation_loss"]["first"]
+    page = (output / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(pictures) and str(output / "adapter") in page
 
     adapter = read_adapter(output / "adapter")
     assert adapter.info.class_names == CLASSES and adapter.info.metrics["after"] == results["metrics"]["after"]

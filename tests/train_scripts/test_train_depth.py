@@ -81,7 +81,8 @@ def test_a_run_leaves_adapter_results_and_pictures(base, streets, tmp_path):
     assert results["metrics"]["after"]["rmse"] != results["metrics"]["before"]["rmse"]
     assert "jsonl test, 2 images, 0.001-80 m" in results["protocol"]
     assert len(list((tmp_path / "validation").glob("step-*.png"))) >= 2
-    for name in ("pictures.png", "loss.png", "config.yaml", "adapter/README.md"):
+    assert results["validation_loss"].keys() == {"first", "last"}
+    for name in ("pictures.png", "loss.png", "report.html", "config.yaml", "adapter/README.md"):
         assert (tmp_path / name).stat().st_size > 100
     info = read_adapter(tmp_path / "adapter").info
     assert (info.task, info.method, info.extra["max_depth"]) == ("depth", "onelora", 80)

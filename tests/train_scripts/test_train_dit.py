@@ -93,7 +93,10 @@ def test_a_user_fine_tunes_a_pipeline_folder_on_food101_resumes_and_samples(dit_
         ".onelora-files", "README.md", "adapter_config.json", "adapter_model.safetensors", "loss.png", "samples.png",
     ]  # fmt: skip
     assert yaml.safe_load((output / "config.yaml").read_text())["dataset_name"] == "food101"
-    assert {"samples.png", "loss.png", "checkpoint-2", "checkpoint-4"} <= {p.name for p in output.iterdir()}
+    expected = {"samples.png", "loss.png", "report.html", "checkpoint-2", "checkpoint-4"}
+    assert expected <= {p.name for p in output.iterdir()}
+    assert f"{output}/report.html" in done.stdout and "<h2>Settings</h2>" in (output / "report.html").read_text()
+    assert results["validation_loss"]["last"] < results["validation_loss"]["first"]
 
     unbroken = (output / "adapter" / "adapter_model.safetensors").read_bytes()
     for name in ("checkpoint-4", "adapter"):

@@ -31,7 +31,7 @@ def test_an_empty_folder_of_a_runs_name_holds_nothing_to_lose(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["evaluations/before.safetensors", "results.json", "samples.png", "adapter/notes.txt"]
+    "name", ["evaluations/before.safetensors", "results.json", "report.html", "predictions.png", "adapter/notes.txt"]
 )
 def test_files_of_others_that_a_run_would_write_are_refused(folder, name):
     file = folder.path / name

@@ -26,6 +26,7 @@ EVERYTHING = {
     "lr_scheduler": "cosine",
     "lr_warmup_steps": 2,
     "validation_steps": 2,
+    "validation_loss_steps": 2,
     "metric_for_best_model": "weight",
     "checkpointing_steps": 3,
 }
@@ -68,6 +69,7 @@ def assert_same(first, second):
 def assert_same_run(folder, unbroken, resumed):
     assert_same(unbroken[0].history, resumed[0].history)
     assert_same(unbroken[0].evaluations, resumed[0].evaluations)
+    assert_same(unbroken[0].validation_losses, resumed[0].validation_losses)
     assert (unbroken[0].best_step, unbroken[0].best_metric) == (resumed[0].best_step, resumed[0].best_metric)
     assert_same(unbroken[1:], resumed[1:])
     assert_same(*(checkpoint_state(folder / name / "checkpoint-6") for name in ("unbroken", "resumed")))
@@ -177,7 +179,7 @@ def test_accumulated_batches_train_like_one_large_batch(tmp_path):
 
 def test_two_processes_train_like_one_and_stop_together(tmp_path):
     settings = {"checkpointing_steps": 6, "validation_steps": 3, "use_ema": True, "max_train_steps": 6}
-    settings |= {"method": "onelora", "sum_scale": "rms", "learning_rate": 0.05}
+    settings |= {"method": "onelora", "sum_scale": "rms", "learning_rate": 0.05, "validation_loss_steps": 2}
     alone = job(tmp_path / "alone", train_batch_size=4, **settings)
     flags = [f"--{name}={value}" for name, value in {**settings, "kill_in_step": 3, "kill_rank": 1}.items()]
     command = [tiny_run.__file__, f"--output_dir={tmp_path / 'two'}", "--train_batch_size=2", *flags]
@@ -186,6 +188,9 @@ def test_two_processes_train_like_one_and_stop_together(tmp_path):
     both = job(tmp_path / "two", train_batch_size=4, **settings, resume_from_checkpoint="latest")
     torch.testing.assert_close(both[0].history["loss"], alone[0].history["loss"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(both[0].history["grad_norm"], alone[0].history["grad_norm"], rtol=1e-4, atol=1e-6)
+    curves = [torch.tensor(run[0].validation_losses) for run in (both, alone)]
+    torch.testing.assert_close(*curves, rtol=1e-5, atol=1e-6)
+    assert curves[0][:, 0].tolist() == [0, 2, 4, 6]
     assert [figures["accuracy"] for _, figures in both[0].evaluations] == [
         figures["accuracy"] for _, figures in alone[0].evaluations
     ]

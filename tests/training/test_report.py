@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 from tiny_run import TinyConfig, tiny_model
 
 from onelora_vision.errors import InputError
@@ -48,6 +49,14 @@ def test_the_loss_is_drawn(tmp_path):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("losses", [[1.0], [1.0, 2.0], [1.0] * 30, [float("nan")] * 30, [1.0, float("inf")] * 20])
+def test_any_loss_is_drawn_and_the_validation_loss_below_it(tmp_path, losses):
+    plot_loss(tmp_path / "alone.png", {"loss": losses})
+    plot_loss(tmp_path / "both.png", {"loss": losses}, [(0, 2.0), (len(losses), float("nan"))])
+    heights = [Image.open(tmp_path / f"{name}.png").height for name in ("alone", "both")]
+    assert heights[1] > 1.3 * heights[0]
+
+
 def test_the_plan_counts_epochs_and_bytes(capsys):
     config = TinyConfig(max_train_steps=10, train_batch_size=4, gradient_accumulation_steps=2)
     model = tiny_model(config)
@@ -74,7 +83,7 @@ def test_a_run_ends_in_a_table_its_files_and_the_next_command(tmp_path, capsys):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "holiday.png").write_text("not the run's")
     ledger = Ledger(tmp_path, "run")
-    for name in ("results.json", "loss.png", "config.yaml"):
+    for name in ("results.json", "loss.png", "report.html", "config.yaml"):
         with ledger.writing_file(name) as path:
             path.write_text("")
     metrics = {"before": {"top1": 0.5, "ece": 0.2}, "after": {"top1": 0.75, "ece": None, "fd_x_floor": 1.0}}
@@ -89,6 +98,7 @@ def test_a_run_ends_in_a_table_its_files_and_the_next_command(tmp_path, capsys):
         "fd_x_floor          none          1",
         "",
         "1,234 parameters trained; the run took 62 s",
+        f"  {tmp_path}/report.html",
         f"  {tmp_path}/adapter",
         f"  {tmp_path}/loss.png",
         f"  {tmp_path}/results.json",

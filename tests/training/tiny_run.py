@@ -75,6 +75,12 @@ class TinyTask(Task):
         if step == self.config.full_disk_in_step:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
         self.forwards += 1
+        return self._outputs(batch)
+
+    def validation_loss(self, batch: dict) -> torch.Tensor:
+        return self._outputs(batch)["loss"]
+
+    def _outputs(self, batch: dict) -> dict[str, torch.Tensor]:
         logits = self.model(batch["image"])
         loss = torch.nn.functional.cross_entropy(logits, batch["label"])
         return {"loss": loss, "accuracy": (logits.argmax(1) == batch["label"]).float().mean()}
@@ -111,7 +117,8 @@ def run(config: TinyConfig) -> tuple[TrainingSummary, dict[str, torch.Tensor], d
         accelerator, dataset = run.accelerator, NoisyColors(config)
         task = TinyTask(tiny_model(config), config, accelerator.process_index)
         loader = accelerator.prepare(evaluation_loader(dataset, 4))
-        summary = train(run, task, dataset, loader)
+        held_out = None if config.validation_loss_steps is None else dataset
+        summary = train(run, task, dataset, loader, held_out)
         model = accelerator.unwrap_model(task.model)
         trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         metrics = evaluate(task, loader, accelerator)

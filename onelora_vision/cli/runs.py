@@ -1,0 +1,141 @@
+"""``onelora runs``: the runs in a folder and below it, the best first, as a table, JSON or a page."""
+
+import argparse
+import datetime
+import os
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+from onelora_vision.backbones.table import TASKS
+from onelora_vision.cli.inputs import require_path
+from onelora_vision.cli.output import a_path, add_overwrite
+from onelora_vision.errors import InputError
+from onelora_vision.metrics.direction import arrow
+from onelora_vision.storage.outputs import check_file, file_output
+from onelora_vision.training.results import duration, find_runs, shown_metric, sorted_runs, verdict
+
+REPORT = "report.html"
+EXAMPLES = """examples:
+  onelora runs output
+  onelora runs output --task generation --sort class_accuracy
+  onelora runs output --html runs.html
+"""
+_HEADS = ("run", "task", "method", "parameters", "metric", "before", "after", "time", "seed", "phase")
+_RIGHT = {"parameters", "before", "after", "time", "seed"}
+_PICTURES = ("samples", "pictures", "predictions", "loss")  # the first that a run has is its thumbnail
+_MOST_THUMBNAILS = 500
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXAMPLES
+    parser.add_argument("folder", metavar="DIR", help="folder that the runs are in, at any depth")
+    parser.add_argument(
+        "--sort", metavar="METRIC", help="show and sort by this metric (default: each task's main one)"
+    )
+    parser.add_argument("--task", choices=tuple(TASKS), help="only runs of this task")
+    parser.add_argument("--html", type=a_path, metavar="FILE", help="also write a page with thumbnails and links")
+    add_overwrite(parser)
+
+
+def run(args: argparse.Namespace) -> dict:
+    require_path(args.folder)
+    if args.html:
+        if not args.html.endswith(".html"):
+            raise InputError(f"--html {args.html}: the name of a page ends in .html")
+        check_file(args.html, overwrite=args.overwrite)
+    found = []
+    for place, results in find_runs(args.folder):
+        if args.task in (None, results["task"]):
+            report = place / REPORT
+            name = os.path.relpath(place, args.folder)
+            found.append({"path": name, **results, "report": str(report) if report.is_file() else None})
+    rows = sorted_runs(found, args.sort)
+    if args.html:
+        _write_page(rows, args)
+    return {"folder": args.folder, "runs": rows, "html": args.html}
+
+
+def show(result: dict, args: argparse.Namespace) -> None:
+    rows = [_HEADS, *(_cells(row) for row in result["runs"])]
+    if len(rows) == 1:
+        print(f"{result['folder']}: no runs")
+        return
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        cells = (
+            cell.rjust(width) if head in _RIGHT else cell.ljust(width)
+            for head, cell, width in zip(_HEADS, row, widths)
+        )
+        print("  ".join(cells).rstrip())
+    if note := _note(result["runs"]):
+        print(f"\n{note}")
+    if result["html"]:
+        print(f"\n{result['html']}")
+
+
+def _cells(row: dict) -> tuple[str, ...]:
+    metric = row["metric"]
+    return (
+        row["path"],
+        row["task"],
+        row["method"],
+        f"{row['trainable_parameters']:,}",
+        f"{metric} {arrow(metric)}".strip() if metric else "",
+        shown_metric(row["before"]) if row["before"] is not None else "",
+        shown_metric(row["after"]) if row["after"] is not None else "",
+        duration(row["seconds"]),
+        str(row["seed"]),
+        row["phase"],
+    )
+
+
+def _note(rows: list[dict]) -> str:
+    """A warning where metrics of one task were measured in different ways; a protocol's seed is no difference."""
+    protocols: dict[str, set[str]] = {}
+    for row in rows:
+        protocols.setdefault(row["task"], set()).add(re.sub(r"\bseed=\d+", "", row["protocol"]))
+    mixed = [f"{len(found)} protocols of {task}" for task, found in protocols.items() if len(found) > 1]
+    return f"Not all metrics compare: {', '.join(mixed)} (--json shows them)." if mixed else ""
+
+
+def _write_page(rows: list[dict], args: argparse.Namespace) -> None:
+    from onelora_vision.plots.html import render
+
+    target = Path(os.path.realpath(args.html)).parent
+    kinds = [(head, "number" if head in _RIGHT else "text") for head in _HEADS]
+    page = render(
+        "runs.html",
+        folder=str(args.folder),
+        columns=kinds,
+        rows=[_page_row(row, kinds, args.folder, target, number) for number, row in enumerate(rows)],
+        note=_note(rows),
+        date=datetime.date.today().isoformat(),
+    )
+    with file_output(args.html, overwrite=args.overwrite) as path:
+        path.write_text(page, encoding="utf-8")
+
+
+def _page_row(row: dict, kinds: list[tuple[str, str]], folder: str, target: Path, number: int) -> dict:
+    values = {
+        "parameters": row["trainable_parameters"],
+        "before": row["before"],
+        "after": row["after"],
+        "time": row["seconds"],
+        "seed": row["seed"],
+    }
+    cells = []
+    for (head, kind), text in zip(kinds, _cells(row)):
+        value = values.get(head, text)
+        good = verdict(row["metric"], row["before"], row["after"]) if head == "after" and row["metric"] else ""
+        cells.append({"text": text, "kind": kind, "value": "" if value is None else value, "verdict": good})
+    report = row["report"] and quote(os.path.relpath(os.path.realpath(row["report"]), target))
+    thumbnail = _thumbnail(Path(folder) / row["path"]) if number < _MOST_THUMBNAILS else None
+    return {"cells": cells, "link": report, "thumbnail": thumbnail, "unfinished": row["phase"] != "complete"}
+
+
+def _thumbnail(place: Path) -> str | None:
+    from onelora_vision.plots.html import embedded_picture
+
+    pictures = (place / f"{name}.png" for name in _PICTURES)
+    return next((embedded_picture(file, 320) for file in pictures if file.is_file() and not file.is_symlink()), None)
