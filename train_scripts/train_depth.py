@@ -157,7 +157,7 @@ def train(config: DepthConfig, run: Run) -> dict:
     losses = (config.loss, config.silog_lambda, config.silog_factor, config.gradient_weight)
     task = DepthTask(model, base, eval_data.caps, *losses, info, (eval_data, config.num_validation_images))
     loader = accelerator.prepare(evaluation_loader(eval_data, config.eval_batch_size, config.dataloader_num_workers))
-    return run_job(run, task, train_data, loader, loader, eval_data)
+    return run_job(run, task, train_data, loader, loader, watched_frames(config, base, size))
 
 
 def load_base(config: DepthConfig) -> DepthBase:
@@ -226,6 +226,25 @@ def open_data(config: DepthConfig, base: DepthBase, size: InputSize) -> tuple[De
         ),
         DepthDataset(eval_frames, eval_caps, size, limit=config.max_eval_samples, on_bad_image=config.on_bad_image),
     )
+
+
+def watched_frames(config: DepthConfig, base: DepthBase, size: InputSize) -> DepthDataset | None:
+    """The frames that the validation loss is measured on: the validation split, or else training frames as they are.
+
+    Never the frames that the metrics are of. None where no such loss is wanted.
+    """
+    if config.validation_loss_steps == 0:
+        return None
+    name, root = config.dataset_names[0], config.train_data_dir
+    try:
+        frames, held_out = open_frames(name, root, "validation"), True
+    except InputError:  # there is no such split
+        split = config.train_split or FORMATS[name].train_split
+        frames, held_out = open_frames(name, root, split, config.train_split_file), False
+    caps, limit = caps_of(name, config, base), None if held_out else config.max_train_samples
+    data = DepthDataset(frames, caps, size, limit=limit, on_bad_image=config.on_bad_image)
+    data.held_out = held_out
+    return data
 
 
 def eval_split(config: DepthConfig) -> str:

@@ -110,7 +110,6 @@ class DiTConfig(SamplingOptions, DataOptions, ModelOptions, TrainingConfig):
 if __name__ == "__main__":
     check_command_line(DiTConfig, __doc__)  # before the imports that take seconds
 
-import contextlib
 
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.dit import DiTBase, class_ids
@@ -189,15 +188,18 @@ def shown_classes(config: DiTConfig, base: DiTBase) -> list[int]:
     return class_ids(config.validation_classes.split(","), base.class_names)
 
 
-def held_out_images(config: DiTConfig, base: DiTBase, accelerator) -> EncodedImages | None:
-    """Latents of images that are not trained on, for the validation loss: of the validation split, or else the test split.
+def watched_images(config: DiTConfig, base: DiTBase, accelerator) -> EncodedImages | None:
+    """Latents of the images that the validation loss is measured on: the validation split, or else training images.
 
-    None where the data set has neither, or no such loss is wanted.
+    Never the test split, which nothing may be chosen by. None where no such loss is wanted.
     """
-    for split in ("validation", "test") if config.validation_loss_steps != 0 else ():
-        with contextlib.suppress(InputError):  # a curve less is no reason not to train
-            return EncodedImages(open_data(config, base, split), base.vae, accelerator.device)
-    return None
+    if config.validation_loss_steps == 0:
+        return None
+    try:
+        return EncodedImages(open_data(config, base, "validation"), base.vae, accelerator.device)
+    except InputError:  # there is no such split
+        images = open_data(config, base, "train")
+        return EncodedImages(images, base.vae, accelerator.device, held_out=False)
 
 
 def make_picture(config: DiTConfig, base: DiTBase, sampler: ImageSampler) -> SamplePicture | None:
@@ -257,7 +259,7 @@ def train(config: DiTConfig, run: Run) -> dict:
         picture,
         config.swept_scales(),
     )
-    return run_job(run, task, dataset, validation_data=held_out_images(config, base, accelerator))
+    return run_job(run, task, dataset, validation_data=watched_images(config, base, accelerator))
 
 
 @exits_cleanly

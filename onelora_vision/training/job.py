@@ -75,7 +75,7 @@ def run_job(
     task.info.metrics = {"before": record.before, "after": record.after}
     with run.phase("drawing"):
         if not (is_saved and record.has("drawn")):
-            _draw(run, task, record)
+            _draw(run, task, record, held_out=getattr(validation_data, "held_out", True))
             record.reach("drawn")
     with run.phase("publishing"):
         if accelerator.is_main_process and run.config.push_to_hub and not record.published:
@@ -116,7 +116,7 @@ def _best(run: Run, task: Task, record: Record, test_loader, validation_loader) 
     return {"step": summary.best_step, "metrics": metrics}
 
 
-def _draw(run: Run, task: Task, record: Record) -> None:
+def _draw(run: Run, task: Task, record: Record, held_out: bool) -> None:
     """Write the task's pictures and the curve of the loss, and the adapter's card with all of them."""
     details = record.load_details("before"), record.load_details("after")
     with tempfile.TemporaryDirectory(prefix="onelora-report-") as place:
@@ -125,7 +125,7 @@ def _draw(run: Run, task: Task, record: Record) -> None:
             task.report(folder, step, *details, run.accelerator)
         if not run.accelerator.is_main_process:
             return
-        plot_loss(folder / "loss.png", record.summary.history, record.summary.validation_losses)
+        plot_loss(folder / "loss.png", record.summary.history, record.summary.validation_losses, held_out)
         files = sorted(folder.iterdir(), key=lambda file: (file.name == "loss.png", file.name))
         for file in files:
             with run.folder.writing(file.name) as path:

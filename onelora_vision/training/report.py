@@ -84,8 +84,17 @@ def aggregate_seeds(results: list[dict]) -> dict:
     return {**{key: first[key] for key in ("task", "method", "protocol")}, "seeds": seeds, "metrics": metrics}
 
 
-def plot_loss(path: str | Path, history: dict[str, list[float]], validation: Sequence[tuple[int, float]] = ()) -> None:
-    """Draw the loss of every step (light) and its running mean as a PNG, and below it the validation loss, if any."""
+def plot_loss(
+    path: str | Path,
+    history: dict[str, list[float]],
+    validation: Sequence[tuple[int, float]] = (),
+    held_out: bool = True,
+) -> None:
+    """Draw the loss of every step (light) and its running mean as a PNG, and below it the validation loss, if any.
+
+    ``held_out`` says whether the samples of the validation loss are not trained on.
+    """
+    label = "fixed held-out samples" if held_out else "fixed training samples"
     loss = torch.tensor(history["loss"], dtype=torch.float64)
     window = min(len(loss), max(3, len(loss) // 25))
     steps = torch.arange(1, len(loss) + 1)
@@ -100,8 +109,8 @@ def plot_loss(path: str | Path, history: dict[str, list[float]], validation: Seq
             margin = 0.08 * (high - low) or 0.1
             top.set_ylim(min(low, mean_loss.min().item()) - margin, max(high, mean_loss.max().item()) + margin)
         for axes in rest:
-            axes.plot(*zip(*validation), marker="o", markersize=3.5, color="#c4570e", label="fixed held-out samples")
-            axes.set_ylabel("validation loss")
+            axes.plot(*zip(*validation), marker="o", markersize=3.5, color="#c4570e", label=label)
+            axes.set_ylabel("validation loss" if held_out else "loss, same noise each time")
         for axes in (top, *rest):
             axes.legend(frameon=False)
             axes.grid(alpha=0.2)
