@@ -10,6 +10,9 @@ from torch import nn
 from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 
+#: Folder of a report with the versions of its pictures that the adapter's card shows, where these are others.
+FOR_THE_CARD = "card"
+
 
 class Task(ABC):
     """One kind of training job. The loop trains what in ``model`` requires gradients, and asks for nothing else.

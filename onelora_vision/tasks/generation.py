@@ -15,7 +15,7 @@ from onelora_vision.data.stream import SampleRef
 from onelora_vision.diffusion.sampling import make_scheduler
 from onelora_vision.diffusion.schedule import NoiseSchedule, training_losses
 from onelora_vision.metrics.direction import changes
-from onelora_vision.tasks.base import Task
+from onelora_vision.tasks.base import FOR_THE_CARD, Task
 from onelora_vision.tasks.sample_evaluation import SampleEvaluator, SamplePicture, lent, sweep_guidance
 
 # Independent uses of one sample's seed.
@@ -118,14 +118,16 @@ class GenerationTask(Task):
         """The evaluator's metrics for samples of the model; ``loader`` is not used."""
         return self.evaluator(accelerator.unwrap_model(self.model), accelerator) if self.evaluator else {}
 
-    def draw(self, path: Path, step: int) -> None:
-        """Samples of the base and of the model, on the same noise, and training images."""
+    def draw(self, path: Path, step: int, for_the_card: Path | None = None) -> None:
+        """Samples of the base and of the model, on the same noise, and training images (not ``for_the_card``)."""
         if self.picture is not None:
-            self.picture.draw(path, self.adapted, f"{self.info.method}, {step} steps", changes(self.info.metrics))
+            title, metrics = f"{self.info.method}, {step} steps", changes(self.info.metrics)
+            self.picture.draw(path, self.adapted, title, metrics, for_the_card)
 
     def report(self, folder: Path, step: int, before: dict, after: dict, accelerator) -> None:
         """``samples.png``, and ``guidance.json`` and ``guidance.png`` if scales are to be swept."""
         if self.evaluator is not None and self.scales:
             sweep_guidance(self.evaluator, self.adapted, self.scales, accelerator, folder)
         if accelerator.is_main_process:
-            self.draw(folder / "samples.png", step)
+            (folder / FOR_THE_CARD).mkdir()
+            self.draw(folder / "samples.png", step, folder / FOR_THE_CARD / "samples.png")

@@ -252,8 +252,13 @@ class SamplePicture:
     training: Dataset | None = None
 
     @torch.no_grad()
-    def draw(self, path: Path, model: PeftModel, title: str, metrics: str = "") -> None:
-        """Write the PNG; ``title`` is of the adapted model's panel, ``metrics`` the first line of the caption."""
+    def draw(
+        self, path: Path, model: PeftModel, title: str, metrics: str = "", for_the_card: Path | None = None
+    ) -> None:
+        """Write the PNG; ``title`` is of the adapted model's panel, ``metrics`` the first line of the caption.
+
+        ``for_the_card`` gets the picture without the training images, which may not be meant for others.
+        """
         labels = [label for label in self.labels for _ in range(self.num_images)]
         seeds = [seeding.mix(self.seed, -1, index) for index in range(len(labels))]
         adapted = torch.cat(list(self.sampler(model, labels, seeds)))
@@ -262,11 +267,14 @@ class SamplePicture:
         panels = {
             name: images.unflatten(0, (-1, self.num_images)) for name, images in (("base", base), (title, adapted))
         }
-        if self.training is not None:
-            panels["training images"] = examples(self.training, self.labels, self.num_images)
         used = self.sampler.settings
         how = f"samples on the same noise; {used.sampler}, {used.steps} steps, guidance {used.guidance_scale}"
-        save_comparison(path, panels, self.names, "\n".join(filter(None, (metrics, how))))
+        caption = "\n".join(filter(None, (metrics, how)))
+        if for_the_card is not None:
+            save_comparison(for_the_card, panels, self.names, caption)
+        if self.training is not None:
+            panels["training images"] = examples(self.training, self.labels, self.num_images)
+        save_comparison(path, panels, self.names, caption)
 
 
 def examples(dataset: Dataset, labels: Sequence[int], count: int) -> torch.Tensor:

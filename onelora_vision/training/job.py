@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from onelora_vision.adapters.file import read_adapter
 from onelora_vision.data.stream import identity_of
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.tasks.base import Task
+from onelora_vision.tasks.base import FOR_THE_CARD, Task
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.evaluation import evaluate, evaluating
 from onelora_vision.training.html_report import REPORT, render_report
@@ -126,9 +126,10 @@ def _draw(run: Run, task: Task, record: Record, held_out: bool) -> None:
         if not run.accelerator.is_main_process:
             return
         plot_loss(folder / "loss.png", record.summary.history, record.summary.validation_losses, held_out)
-        files = sorted(folder.iterdir(), key=lambda file: (file.name == "loss.png", file.name))
+        files = sorted(filter(Path.is_file, folder.iterdir()), key=lambda file: (file.name == "loss.png", file.name))
         for file in files:
             with run.folder.writing(file.name) as path:
                 shutil.copyfile(file, path)
-    pictures = tuple(run.folder.path / file.name for file in files if file.suffix == ".png")
-    run.save_adapter(task, "adapter", pictures)
+        others = {file.name: file for file in (folder / FOR_THE_CARD).glob("*.png")}
+        pictures = tuple(others.get(file.name, file) for file in files if file.suffix == ".png")
+        run.save_adapter(task, "adapter", pictures)

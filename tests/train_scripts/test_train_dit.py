@@ -93,6 +93,8 @@ def test_a_user_fine_tunes_a_pipeline_folder_on_food101_resumes_and_samples(dit_
         ".onelora-files", "README.md", "adapter_config.json", "adapter_model.safetensors", "loss.png", "samples.png",
     ]  # fmt: skip
     assert yaml.safe_load((output / "config.yaml").read_text())["dataset_name"] == "food101"
+    with Image.open(output / "samples.png") as shown, Image.open(output / "adapter" / "samples.png") as on_the_card:
+        assert on_the_card.width < shown.width  # without the training images
     expected = {"samples.png", "loss.png", "report.html", "checkpoint-2", "checkpoint-4"}
     assert expected <= {p.name for p in output.iterdir()}
     assert f"{output}/report.html" in done.stdout and "<h2>Settings</h2>" in (output / "report.html").read_text()
