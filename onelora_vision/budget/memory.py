@@ -28,6 +28,7 @@ from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import apply_method, trainable_parameters
 from onelora_vision.methods.names import find_method
 
+_GROWTH = 16  # times the batch, at most, from one measurement to the next
 PRECISIONS = {
     "fp32": (torch.float32, None),
     "bf16": (torch.float32, torch.bfloat16),
@@ -212,17 +213,24 @@ def _on_fake_cpu(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def _largest_batch(measure: Callable[[int], StepMemory], memory: int, batch: int) -> int:
-    """Memory follows a straight line over the batch, but for small steps: along it until a size explains itself."""
+    """The largest batch whose peak is within ``memory``: bracketed, then along the line between the ends.
+
+    Memory follows a straight line over the batch once activations make the peak; below that, the optimizer may.
+    """
 
     def peak(size: int) -> int:
         return measure(size).peak
 
+    def on_line(first: int, second: int) -> int:
+        slope = (peak(second) - peak(first)) / (second - first)
+        return first + math.floor((memory - peak(first)) / slope) if slope > 0 else _GROWTH * second
+
     if peak(1) > memory:
         return 0
-    other = batch if batch > 1 else 2
-    slope = max(1.0, (peak(other) - peak(1)) / (other - 1))
-    size, tried = other, {1}
-    while size not in tried:
-        tried.add(size)
-        size = max(1, size + math.floor((memory - peak(size)) / slope))
-    return max(size for size in tried if peak(size) <= memory)
+    fits, above = 1, max(batch, 2)
+    while peak(above) <= memory:
+        fits, above = above, min(max(on_line(fits, above) + 1, above + 1), _GROWTH * above)
+    while above - fits > 1:
+        size = min(max(on_line(fits, above), fits + 1), above - 1)
+        fits, above = (size, above) if peak(size) <= memory else (fits, size)
+    return fits

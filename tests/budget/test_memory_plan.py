@@ -112,6 +112,16 @@ def test_checkpointing_takes_less_and_the_largest_batch_is_the_largest(monkeypat
         assert planner.plan("tiny", batch=4, memory=1000)["plain"]["largest_batch"] == 0
 
 
+@pytest.mark.parametrize("batch", [1, 4, 32])
+@pytest.mark.parametrize("memory", [999, 1000, 1400, 1499, 1500, 5000, 123_456])
+def test_the_largest_batch_is_found_where_the_optimizer_makes_the_peak_of_small_ones(batch, memory):
+    def measure(size):
+        return planner.StepMemory(max(1000, 100 + 7 * size), 0, 0, 0, 0)
+
+    expected = 0 if memory < 1000 else max((memory - 100) // 7, (1000 - 100) // 7)
+    assert planner._largest_batch(measure, memory, batch) == expected
+
+
 def test_sizes_are_read_with_their_units():
     assert (bytes_of("24GB"), bytes_of("1.5 GiB"), bytes_of("512mib")) == (24 * 10**9, 3 * 2**29, 2**29)
     for text in ("24", "GB", "0GB", "-1GB", "24 gigs"):
