@@ -1,7 +1,7 @@
 """Fine-tune a class-conditional DiT with 1LoRA or one of its peers.
 
-Without arguments it runs the embedded job: a small DiT that draws printed characters learns scikit-learn's handwritten
-digits, in minutes on two CPU cores and without network. Settings for real models are in train_scripts/configs/dit/.
+Without arguments it runs the embedded job: a small DiT that draws printed characters learns handwritten digits,
+MNIST's, in minutes on two CPU cores and without network. Settings for real models are in train_scripts/configs/dit/.
 
 Examples:
   python train_scripts/train_dit.py --method lora --rank 4
@@ -115,7 +115,7 @@ from onelora_vision.backbones.dit import DiTBase, class_ids
 from onelora_vision.data.classes.dataset import ClassImageDataset
 from onelora_vision.data.classes.formats import open_class_images
 from onelora_vision.data.generation import SquareCrop
-from onelora_vision.data.latents import LatentDataset, cache_latents
+from onelora_vision.data.latents import EncodedImages, LatentDataset, cache_latents
 from onelora_vision.data.synthetic.digits import HandwrittenDigits
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.metrics.features import open_features
@@ -144,10 +144,10 @@ def take_classes(base: DiTBase, class_names: list[str], config: DiTConfig, accel
 
 
 def open_data(config: DiTConfig, base: DiTBase, split: str):
-    """The images of one split: training images augmented, others as they are."""
+    """The images of one split: training images augmented, others and the embedded job's as they are."""
     training = split == "train"
     if config.dataset_name == EMBEDDED:
-        return HandwrittenDigits(split, augment=training)
+        return HandwrittenDigits(split)
     source = open_class_images(split=split, **config.data_source)
     if training and config.max_train_samples is not None:
         source = source.drawn(config.max_train_samples, config.seed)
@@ -230,7 +230,9 @@ def train(config: DiTConfig, run: Run) -> dict:
 
     # Data: images, or their latents, which leave the autoencoder to the evaluations
     vae = base.vae
-    if config.cache_latents:
+    if isinstance(dataset, HandwrittenDigits):
+        dataset, vae = EncodedImages(dataset, vae, config.eval_batch_size), None
+    elif config.cache_latents:
         loading = (config.eval_batch_size, config.dataloader_num_workers)
         with run.phase("encoding the training images"):
             dataset = cache_latents(dataset, vae, weights_hash(vae), config.latents_dir, accelerator, *loading)
