@@ -55,7 +55,7 @@ class SamplingOptions:
     group: ClassVar[str] = "evaluation"
 
     sampler: Literal["ddim", "dpm++", "ddpm"] = option("dpm++", "sampler of the evaluation and the picture")
-    num_inference_steps: int = option(20, "denoising steps of the sampler")
+    num_inference_steps: int = option(12, "denoising steps of the sampler")
     guidance_scale: float = option(4.0, "classifier-free guidance scale; 1: no guidance")
     guidance_channels: int | None = option(None, "number of guided latent channels; 3 in the original (default: all)")
     guidance_interval: str = option("0,1", "guide only this share of the timesteps, such as 0.1,0.8")
