@@ -70,7 +70,7 @@ class ClassificationConfig(SplitOptions, DataOptions, ModelOptions, TrainingConf
     output_dir: str = option("output/classification", "folder for checkpoints, adapter and results", may_change=True)
     train_batch_size: int = option(32, "samples per step and process, before gradient accumulation", may_change=True)
     eval_batch_size: int = option(64, "batch size of evaluations", may_change=True)
-    max_train_steps: int | None = option(600, "optimizer steps; overrides --num_train_epochs", may_change=True)
+    max_train_steps: int | None = option(300, "optimizer steps; overrides --num_train_epochs", may_change=True)
     learning_rate: float = option(1e-2, "peak learning rate of the adapter's vectors")
     head_learning_rate: float | None = option(1e-2, "peak learning rate of the head")
     lr_scheduler: Schedule = option("cosine", "learning rate schedule")

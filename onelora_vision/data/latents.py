@@ -43,6 +43,28 @@ def posterior(vae: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch
     return distribution.mean.float(), distribution.std.float()
 
 
+class EncodedImages(torch.utils.data.Dataset):
+    """Images that are encoded once and kept in memory: items have ``mean`` and ``std`` (C, h, w), ``label`` and ``seed``.
+
+    Args:
+        dataset: images without augmentation, with ``images()`` (N, 3, H, W) in [0, 1], ``labels`` and ``class_names``.
+        vae: the autoencoder. batch_size: images per encoding.
+    """
+
+    def __init__(self, dataset, vae: nn.Module, batch_size: int = 125):
+        self.class_names, self.labels = dataset.class_names, dataset.labels
+        parts = [posterior(vae, images) for images in dataset.images().split(batch_size)]
+        self.mean, self.std = (torch.cat(values).cpu() for values in zip(*parts))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, ref: SampleRef | int) -> dict[str, Any]:
+        ref = SampleRef.of(ref)
+        label = int(self.labels[ref.index])
+        return {"mean": self.mean[ref.index], "std": self.std[ref.index], "label": label, "seed": ref.seed}
+
+
 class LatentStore:
     """The shards in one folder, as a map from an image's hash to its latents. Damaged shards are left out, with a warning."""
 

@@ -22,7 +22,7 @@ from onelora_vision.tasks.sample_evaluation import SampleEvaluator, SamplePictur
 LATENT, NOISE, TIMESTEP, DROPOUT = 10, 11, 12, 13
 
 
-class EncodedImages(Dataset):
+class LazyLatents(Dataset):
     """Images as their latents, which are encoded whenever they are read: for the few images of a validation loss.
 
     Args:

@@ -45,7 +45,10 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = rate
         # With so few tokens the backward pass of the flash kernel would take longer than all the rest.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
             loss = loss_at(step)
             loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

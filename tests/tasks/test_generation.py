@@ -5,7 +5,7 @@ from onelora_vision import seeding
 from onelora_vision.backbones.dit import DiTBase, dit_adaptation
 from onelora_vision.data.latents import posterior
 from onelora_vision.methods.apply import apply_method
-from onelora_vision.tasks.generation import DROPOUT, EncodedImages, GenerationTask
+from onelora_vision.tasks.generation import DROPOUT, GenerationTask, LazyLatents
 from onelora_vision.tasks.sample_evaluation import examples
 
 
@@ -94,7 +94,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def test_images_are_encoded_when_they_are_read(task):
-    encoded = EncodedImages(Pictures(), task.vae, torch.device("cpu"))
+    encoded = LazyLatents(Pictures(), task.vae, torch.device("cpu"))
     samples = encoded.__getitems__([4, 1])
     mean, std = posterior(task.vae, torch.stack([sample["image"] for sample in Pictures().__getitems__([4, 1])]))
     assert len(encoded) == 6 and [sample["label"] for sample in samples] == [2, 1] and "image" not in samples[0]

@@ -76,7 +76,7 @@ def open_class_images(
     """Open a data set by name.
 
     Args:
-        dataset_name: a key of `FORMATS` ("embedded" is scikit-learn's digits and needs no folder), or the id or local
+        dataset_name: a key of `FORMATS` ("embedded" is 5,000 MNIST digits and needs no folder), or the id or local
             folder of a data set for the `datasets` package.
         data_dir: the data set's folder or the folder above it. For imagefolder: class folders, or train/ and
             test/ (or val/) with class folders in them.
