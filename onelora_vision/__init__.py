@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onelora_vision.methods.names import METHODS
     from onelora_vision.tuners import MoraConfig, OneLoraConfig, probe_gradients
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["METHODS", "InputError", "MoraConfig", "OneLoraConfig", "apply_method", "load_adapted", "probe_gradients"]
 

@@ -28,7 +28,7 @@ from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import apply_method, trainable_parameters
 from onelora_vision.methods.names import find_method
 
-_GROWTH = 16  # times the batch, at most, from one measurement to the next
+_GROWTH = 4  # times the batch, until it does not fit
 PRECISIONS = {
     "fp32": (torch.float32, None),
     "bf16": (torch.float32, torch.bfloat16),
@@ -213,24 +213,26 @@ def _on_fake_cpu(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def _largest_batch(measure: Callable[[int], StepMemory], memory: int, batch: int) -> int:
-    """The largest batch whose peak is within ``memory``: bracketed, then along the line between the ends.
+    """The largest batch whose peak is within ``memory``.
 
-    Memory follows a straight line over the batch once activations make the peak; below that, the optimizer may.
+    Once activations make the peak, memory follows a straight line over the batch, which two batches that do not fit
+    tell; below that, the optimizer's step may make it, and it hardly changes. Where the line is wrong, by halves.
     """
 
     def peak(size: int) -> int:
         return measure(size).peak
 
-    def on_line(first: int, second: int) -> int:
-        slope = (peak(second) - peak(first)) / (second - first)
-        return first + math.floor((memory - peak(first)) / slope) if slope > 0 else _GROWTH * second
-
     if peak(1) > memory:
         return 0
     fits, above = 1, max(batch, 2)
     while peak(above) <= memory:
-        fits, above = above, min(max(on_line(fits, above) + 1, above + 1), _GROWTH * above)
+        fits, above = above, _GROWTH * above
+    slope = max(1.0, (peak(2 * above) - peak(above)) / above)
+    guess = above - math.ceil((peak(above) - memory) / slope)
+    for size in (guess, guess + 1):
+        if fits < size < above:
+            fits, above = (size, above) if peak(size) <= memory else (fits, size)
     while above - fits > 1:
-        size = min(max(on_line(fits, above), fits + 1), above - 1)
+        size = (fits + above) // 2
         fits, above = (size, above) if peak(size) <= memory else (fits, size)
     return fits

@@ -106,7 +106,7 @@ def check(words, page, patch):
     elif program == "mkdocs":
         assert arguments[0] in ("build", "serve") and set(arguments[1:]) <= {"--strict"}
     else:
-        assert program in ("cd", "git", "source"), f"{page.name}: unknown command {shlex.join(words)}"
+        assert program in ("cd", "git", "source", "docker"), f"{page.name}: unknown command {shlex.join(words)}"
 
 
 def check_onelora(arguments, page, patch):
@@ -202,7 +202,18 @@ def known_flags():
     from accelerate.commands.launch import launch_command_parser
 
     yield from (text[2:] for text in launch_command_parser()._option_string_actions)
-    yield from ("help", "version", "json", "config", "strict", "flag", "no_flag")  # the last two: "any flag"
+    yield from (
+        "help",
+        "version",
+        "json",
+        "config",
+        "strict",
+        "index_url",
+        "build_arg",
+        "gpus",
+        "flag",
+        "no_flag",
+    )  # the last two: "any flag"
 
 
 def test_flags_in_the_text_exist():
