@@ -57,7 +57,7 @@ class SamplingOptions:
     num_inference_steps: int = option(12, "denoising steps of the sampler")
     guidance_scale: float = option(4.0, "classifier-free guidance scale; 1: no guidance")
     guidance_channels: int | None = option(None, "number of guided latent channels; 3 in the original (default: all)")
-    guidance_interval: str = option("0,0.7", "guide only this share of the timesteps, such as 0.1,0.8")
+    guidance_interval: str = option("0,1", "guide only this share of the timesteps, such as 0.1,0.8")
     guidance_scales: str | None = option(None, "scales to evaluate at in the end, such as 1.0,1.5,2.0, with a plot")
     fid_features: Literal["auto", "none", "embedded", "inception", "dinov2"] = option(
         "auto", "features of the Fréchet distance"
@@ -88,7 +88,7 @@ class DiTConfig(SamplingOptions, DataOptions, ModelOptions, TrainingConfig):
     output_dir: str = option("output/dit", "folder for checkpoints, adapter and results", may_change=True)
     train_batch_size: int = option(64, "samples per step and process, before gradient accumulation", may_change=True)
     eval_batch_size: int = option(125, "batch size of evaluations", may_change=True)
-    max_train_steps: int | None = option(1000, "optimizer steps; overrides --num_train_epochs", may_change=True)
+    max_train_steps: int | None = option(900, "optimizer steps; overrides --num_train_epochs", may_change=True)
     learning_rate: float = option(6e-3, "peak learning rate of the adapter's vectors")
     head_learning_rate: float | None = option(2e-2, "peak learning rate of the label table")
     lr_scheduler: Schedule = option("cosine", "learning rate schedule")
