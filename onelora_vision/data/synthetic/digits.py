@@ -103,6 +103,9 @@ class HandwrittenDigits(torch.utils.data.Dataset):
         image = paint(self.masks[ref.index][None], INK, PAPER)[0]
         return {"image": image, "label": int(self.labels[ref.index]), "seed": ref.seed}
 
+    def __getitems__(self, refs: Sequence[SampleRef | int]) -> list[dict]:
+        return [self[ref] for ref in refs]
+
     def images(self) -> torch.Tensor:
         """All images of the split as they are, (N, 3, 32, 32) in [0, 1]."""
         return paint(self.masks, INK, PAPER)
