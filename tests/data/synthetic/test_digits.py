@@ -78,6 +78,7 @@ def test_a_missing_package_is_one_line_with_the_command(monkeypatch):
         (gzip.compress(b"1,2,3\n"), "cannot reshape"),
         (gzip.compress(b"0," * 784 + b"3\n"), "does not hold 500 images of each digit"),
     ],
+    ids=["missing", "not gzip", "other columns", "other digits"],
 )
 def test_another_file_is_refused_in_one_line(tmp_path, monkeypatch, content, message):
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
