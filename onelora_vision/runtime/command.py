@@ -67,6 +67,18 @@ def _report(line: str, code: int) -> int:
     return code
 
 
+class _OnStderr(logging.StreamHandler):
+    """Writes to what is stderr when a record comes, not when the handler was made."""
+
+    @property
+    def stream(self):
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream) -> None:
+        pass
+
+
 def quiet_libraries() -> None:
     """Keep what libraries tell their developers off the user's terminal: deprecations, notes on settings, retries.
 
@@ -79,7 +91,7 @@ def quiet_libraries() -> None:
         warnings.simplefilter("ignore")
     log = logging.getLogger("onelora_vision")
     if not log.handlers:
-        handler = logging.StreamHandler()
+        handler = _OnStderr()
         handler.setFormatter(logging.Formatter("warning: %(message)s"))
         log.addHandler(handler)
 

@@ -96,6 +96,7 @@ def arguments(flags: dict, output: Path, **changes) -> list[str]:
 # Files that say when and how long, or that are compared by what they hold.
 _COMPARED_OTHERWISE = (
     "results.json",
+    "report.html",
     "config.yaml",
     "state.json",
     "training_state.pt",
