@@ -80,7 +80,13 @@ def test_the_header_and_the_card_say_what_it_is(folder):
     assert header["format"] == "pt" and json.loads(header["onelora.base"]) == "some/base"
     assert json.loads(header["onelora.config"]) == json.loads((folder / "adapter_config.json").read_text())
     card = (folder / "README.md").read_text()
-    for text in ("from onelora_vision import load_adapted", "| top1 | 10 | 95.5 |", "dög", "base_model: some/base", "test split"):
+    for text in (
+        "from onelora_vision import load_adapted",
+        "| top1 | 10 | 95.5 |",
+        "dög",
+        "base_model: some/base",
+        "test split",
+    ):
         assert text in card
 
 
