@@ -26,6 +26,24 @@ class AdapterPanel:
     changed: gr.State
 
 
+def _build_saving(studio: Studio) -> None:
+    """The button that saves the enabled adapters of a task, at their weights, as one file."""
+    with gr.Column(elem_classes="tight"):
+        with gr.Row():
+            task = gr.Dropdown(
+                list(TASKS), value=next(iter(TASKS)), show_label=False, container=False, elem_id="mix-task"
+            )
+            save = gr.Button("Save this mix", min_width=120, size="md")
+        mix = gr.File(label="The mix as one adapter file", interactive=False, visible=False, elem_id="mix-file")
+
+    @toasts(studio, "Not saved")
+    def save_mix(kind: str, request: gr.Request):
+        path = studio.save_mix(studio.session(request.session_hash), kind)
+        return gr.update(value=str(path), visible=True)
+
+    save.click(save_mix, task, mix, api_name="save_mix", **MODEL)
+
+
 def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.Dropdown) -> None:
     """Lay the panel out and connect it; an adapter's details are shown in ``tabs`` by choosing it in ``details``."""
     gr.Markdown("## Adapters")
@@ -47,13 +65,7 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
             )
             fetch = gr.Button("Fetch", scale=1, min_width=80, size="md")
         again = gr.Button("Look at the adapters folder again", size="sm", visible=studio.library.folder is not None)
-    with gr.Column(elem_classes="tight"):
-        with gr.Row():
-            task = gr.Dropdown(
-                list(TASKS), value=next(iter(TASKS)), show_label=False, container=False, elem_id="mix-task"
-            )
-            save = gr.Button("Save this mix", min_width=120, size="md")
-        mix = gr.File(label="The mix as one adapter file", interactive=False, visible=False, elem_id="mix-file")
+    _build_saving(studio)
 
     @toasts(studio, "Not added")
     def upload(paths: list[str] | None, version: int, changed: int, request: gr.Request):
@@ -76,18 +88,12 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
             toast(gr.Warning, "Not an adapter", problem)
         return version + 1
 
-    @toasts(studio, "Not saved")
-    def save_mix(kind: str, request: gr.Request):
-        path = studio.save_mix(studio.session(request.session_hash), kind)
-        return gr.update(value=str(path), visible=True)
-
     state = [panel.version, panel.changed]
     files.upload(
         upload, [files, *state], [files, *state], api_name="upload", trigger_mode="multiple", show_progress="minimal"
     )
     gr.on([fetch.click, hub.submit], from_hub, [hub, *state], [hub, *state], api_name="hub", show_progress="minimal")
     again.click(look_again, panel.version, panel.version, api_visibility="private")
-    save.click(save_mix, task, mix, api_name="save_mix", **MODEL)
 
     def adapters(request: gr.Request) -> list:
         """Every adapter of this session with its facts and its state."""

@@ -90,9 +90,10 @@ def _elsewhere(info, kind: Kind, config: dict) -> list[str]:
         parts.append(f"{text}\n\n{_shell('peft-miss', 'miss')}\n\n{_with_peft(info, 'miss')}")
     else:
         parts.append(f"PEFT:\n\n{_shell('peft-lora', 'lora')}\n\n{_with_peft(info, 'lora')}")
-    if info.task == "generation":
+    if "diffusers" in TASKS[info.task].exports:
         call = _host_call(info).replace("DiTTransformer2DModel.", "DiT.", 1)
         parts.append(f"diffusers:\n\n{_shell('diffusers', 'lora')}\n\n{_code(_DIFFUSERS.format(call=call))}")
+    if "comfy" in TASKS[info.task].exports:
         parts.append(f"ComfyUI, as `lora/lora.safetensors`:\n\n{_shell('comfy', 'lora')}")
     merged = TASKS[info.task].merged
     library = info.extra.get("host", {}).get("library")

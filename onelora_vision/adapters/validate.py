@@ -17,6 +17,7 @@ from onelora_vision.adapters.container import config_record
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.adapters.kinds import KINDS, Kind, kind_of
 from onelora_vision.adapters.layout import Layout
+from onelora_vision.backbones.table import TASKS
 from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.storage.weights import check_numbers
 from onelora_vision.tuners.matching import check_fields
@@ -24,7 +25,6 @@ from onelora_vision.tuners.matching import check_fields
 _COMMON = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
            "inference_mode", "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform",
            "layers_pattern"}  # fmt: skip
-_NULL_CLASSES = {"generation": 1, "classification": 0}
 _NUMBERS = {"r": int, "lora_alpha": (int, float), "lora_dropout": (int, float), "vera_dropout": (int, float), "miss_dropout": (int, float), "mini_r": int,
             "projection_prng_key": int, "d_initial": (int, float)}  # fmt: skip
 
@@ -133,9 +133,10 @@ def check_classes(info: AdapterInfo, layout: Layout, where: str) -> None:
         InputError: the numbers differ.
     """
     rows = {tensor.shape[0] for parts in layout.whole.values() for tensor in parts.values() if tensor.ndim > 1}
-    if not info.class_names or not rows or "exported" in info.extra or info.task not in _NULL_CLASSES:
+    others = TASKS[info.task].other_rows if info.task in TASKS else None
+    if not info.class_names or not rows or "exported" in info.extra or others is None:
         return
-    expected = len(info.class_names) + _NULL_CLASSES[info.task]
+    expected = len(info.class_names) + others
     if expected not in rows:
         found = listed(map(str, sorted(rows)))
         raise InputError(f"{where}: {len(info.class_names)} class names need {expected} rows, but it has {found}")

@@ -63,7 +63,10 @@ class Task:
         merged: Python that loads a merged export, by the library of the base.
         command: a command that tries an adapter.
         hub: what the hub calls it, as a ``pipeline_tag``.
+        metrics: the first of these that a run measured is what its runs are compared by.
         setup: Python that comes before ``use``.
+        other_rows: rows of the head or label table in addition to one per class; None for a task without classes.
+        exports: formats of `adapters.formats` that only its adapters have.
     """
 
     model: str
@@ -72,7 +75,10 @@ class Task:
     merged: dict[str, str]
     command: str
     hub: str
+    metrics: tuple[str, ...]
     setup: str = ""
+    other_rows: int | None = None
+    exports: tuple[str, ...] = ()
 
 
 _PICTURE = 'from PIL import Image\n\nimage = Image.open("picture.jpg")'
@@ -84,6 +90,9 @@ TASKS = {
         {"diffusers": 'from diffusers import DiTPipeline\n\npipeline = DiTPipeline.from_pretrained("merged")'},
         "onelora sample {adapter} -o images",
         "unconditional-image-generation",
+        ("fd_inception", "fd_dinov2", "fd_embedded"),
+        other_rows=1,  # the null class
+        exports=("diffusers", "comfy"),
     ),
     "classification": Task(
         "onelora_vision.inference.classification:Classifier",
@@ -96,7 +105,9 @@ TASKS = {
         },
         "onelora predict --adapter {adapter} PICTURES",
         "image-classification",
+        ("top1",),
         _PICTURE,
+        other_rows=0,
     ),
     "depth": Task(
         "onelora_vision.inference.depth:DepthEstimator",
@@ -108,6 +119,7 @@ TASKS = {
         },
         "onelora predict --adapter {adapter} PICTURES",
         "depth-estimation",
+        ("abs_rel",),
         _PICTURE,
     ),
 }

@@ -2,22 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 
+from onelora_vision.backbones.table import TASKS
+
 _LOWER = ("fd_", "fid", "kid", "rmse", "abs_rel", "sq_rel", "log10", "silog", "nll", "ece", "loss", "perplexity")
 _HIGHER = ("top", "precision", "recall", "coverage", "density", "delta", "class_accuracy", "accuracy", "exact_match")
-
-
-#: What runs of a task are compared by, if they have it.
-_MAIN = {
-    "classification": ("top1",),
-    "depth": ("abs_rel",),
-    "generation": ("fd_inception", "fd_dinov2", "fd_embedded"),
-}
 
 
 def main_metric(task: str, names: Iterable[str]) -> str | None:
     """Which of a run's metrics ``names`` says most about it: of a task that is not known the first; None of none."""
     names = list(names)
-    return next((name for name in _MAIN.get(task, ()) if name in names), names[0] if names else None)
+    known = TASKS[task].metrics if task in TASKS else ()
+    return next((name for name in known if name in names), names[0] if names else None)
 
 
 def changes(metrics: Mapping[str, Mapping[str, float | None]], most: int = 4) -> str:
