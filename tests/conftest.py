@@ -80,6 +80,16 @@ def forked_reloads(isolated, monkeypatch):
 
 
 @pytest.fixture
+def fresh_accelerate():
+    """accelerate keeps its settings for a whole process; each test is a process of its own to it."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
 def stock_dit():
     """A stock diffusers DiT (2 blocks, width 32, 10 classes, learned variance) with random weights, embedders tied."""
     from diffusers import DiTTransformer2DModel

@@ -231,7 +231,7 @@ def open_data(config: DepthConfig, base: DepthBase, size: InputSize) -> tuple[De
 def watched_frames(config: DepthConfig, base: DepthBase, size: InputSize) -> DepthDataset | None:
     """The frames that the validation loss is measured on: the validation split, or else training frames as they are.
 
-    Never the frames that the metrics are of. None where no such loss is wanted.
+    Never the test split. None where no such loss is wanted.
     """
     if config.validation_loss_steps == 0:
         return None

@@ -12,7 +12,6 @@ import pytest
 import timm
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoImageProcessor, Dinov2Config, Dinov2ForImageClassification
@@ -57,11 +56,7 @@ def base(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """accelerate keeps its settings for a whole process; each test is a process of its own to it."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def write_cifar(root, train=8, test=5):

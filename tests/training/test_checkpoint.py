@@ -4,7 +4,6 @@ import resource
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from tiny_run import TinyConfig, run
 
 from onelora_vision.errors import InputError, TrainingError
@@ -12,12 +11,7 @@ from onelora_vision.storage.files import TEMPORARY_PREFIX
 from onelora_vision.training import checkpoint as ckpt
 from onelora_vision.training.folder import LOCK, RunFolder
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def job(folder, **settings):

@@ -7,7 +7,6 @@ import signal
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from tiny_run import NoisyColors, TinyConfig, TinyTask, tiny_model
 
 from onelora_vision.data.stream import evaluation_loader
@@ -18,16 +17,9 @@ from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.results import read_results
 from onelora_vision.training.setup import start_run
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = pytest.mark.usefixtures("blank_figures", "fresh_accelerate")
 
 SETTINGS = {"validation_steps": 3, "metric_for_best_model": "weight", "use_ema": True}
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 class Reporting(TinyTask):

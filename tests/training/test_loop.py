@@ -7,7 +7,6 @@ import peft
 import pytest
 import tiny_run
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from processes import run_together
 from tiny_run import NoisyColors, TinyConfig, TinyTask, run, tiny_model
 
@@ -32,11 +31,7 @@ EVERYTHING = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def job(folder, **settings):

@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from tiny_run import NoisyColors, TinyConfig, TinyTask, run, tiny_model
 
 from onelora_vision.training import validation_loss
@@ -18,11 +17,7 @@ from train_scripts import train_classification, train_depth, train_dit
 SETTINGS = {"dropout": 0.2, "use_ema": True, "gradient_accumulation_steps": 2, "train_batch_size": 3}
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def job(folder, **settings):
