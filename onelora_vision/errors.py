@@ -17,6 +17,10 @@ class InputError(ValueError):
         return one_message(super().__str__())
 
 
+class MissingSplit(InputError):
+    """A data set has no split of the name that was asked for."""
+
+
 class NotApplicable(InputError):
     """A method that has nothing to train on a model: bad input where it was asked for by name."""
 

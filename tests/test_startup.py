@@ -9,7 +9,7 @@ import pytest
 
 import onelora_vision
 from onelora_vision.metrics.dinov2 import MODEL
-from train_scripts import train_dit
+from onelora_vision.training import sampling_options
 
 ROOT = Path(__file__).parents[1]
 SLOW = {"torch", "numpy", "peft", "transformers", "diffusers", "timm", "accelerate", "matplotlib", "sklearn"}
@@ -82,7 +82,7 @@ print(sorted(str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind in 
 
 
 def test_settings_name_what_they_could_not_import():
-    assert train_dit.DINOV2 == MODEL
+    assert sampling_options.DINOV2 == MODEL
 
 
 @pytest.mark.parametrize(

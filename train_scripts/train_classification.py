@@ -115,6 +115,7 @@ from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.job import run_job
 from onelora_vision.training.report import aggregate_seeds, print_plan
 from onelora_vision.training.setup import Run, start_run
+from onelora_vision.training.validation_loss import WatchedSamples
 
 
 def open_images(config: ClassificationConfig) -> tuple[ClassImages, ClassImages | None, ClassImages]:
@@ -201,8 +202,10 @@ def train(config: ClassificationConfig, run: Run) -> dict:
     task = ClassificationTask(model, base.class_names, *mixing, mean, std, info, test)
     dataset = ClassImageDataset(training, training_transform(base, config), config.on_bad_image)
     loader = partial(make_evaluation_loader, base=base, config=config, accelerator=accelerator)
-    held_out = ClassImageDataset(validation, base.transform, config.on_bad_image) if validation else None
-    return run_job(run, task, dataset, loader(test), loader(validation) if validation else None, held_out)
+    if validation is None:
+        return run_job(run, task, dataset, loader(test))
+    watched = WatchedSamples(ClassImageDataset(validation, base.transform, config.on_bad_image))
+    return run_job(run, task, dataset, loader(test), loader(validation), watched)
 
 
 def run_seeds(config: ClassificationConfig) -> dict:

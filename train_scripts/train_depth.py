@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from onelora_vision.data.depth.formats import FORMATS, find_format, open_frames
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, MissingSplit
 from onelora_vision.training.command_line import check_command_line, parse_config
 from onelora_vision.training.config import Schedule, TrainingConfig, option
 
@@ -138,6 +138,7 @@ from onelora_vision.training.description import describe
 from onelora_vision.training.job import run_job
 from onelora_vision.training.report import print_plan
 from onelora_vision.training.setup import Run, start_run
+from onelora_vision.training.validation_loss import WatchedSamples
 
 
 def train(config: DepthConfig, run: Run) -> dict:
@@ -228,7 +229,7 @@ def open_data(config: DepthConfig, base: DepthBase, size: InputSize) -> tuple[De
     )
 
 
-def watched_frames(config: DepthConfig, base: DepthBase, size: InputSize) -> DepthDataset | None:
+def watched_frames(config: DepthConfig, base: DepthBase, size: InputSize) -> WatchedSamples | None:
     """The frames that the validation loss is measured on: the validation split, or else training frames as they are.
 
     Never the test split. None where no such loss is wanted.
@@ -238,13 +239,12 @@ def watched_frames(config: DepthConfig, base: DepthBase, size: InputSize) -> Dep
     name, root = config.dataset_names[0], config.train_data_dir
     try:
         frames, held_out = open_frames(name, root, "validation"), True
-    except InputError:  # there is no such split
+    except MissingSplit:
         split = config.train_split or FORMATS[name].train_split
         frames, held_out = open_frames(name, root, split, config.train_split_file), False
     caps, limit = caps_of(name, config, base), None if held_out else config.max_train_samples
     data = DepthDataset(frames, caps, size, limit=limit, on_bad_image=config.on_bad_image)
-    data.held_out = held_out
-    return data
+    return WatchedSamples(data, held_out)
 
 
 def eval_split(config: DepthConfig) -> str:

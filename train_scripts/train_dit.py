@@ -10,18 +10,17 @@ Examples:
       --data_dir my-pictures --cache_latents --fid_features dinov2 --fid_weights download
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from onelora_vision.data.classes.formats import EMBEDDED, ignored_by
-from onelora_vision.diffusion.settings import SamplingSettings, parse_numbers
 from onelora_vision.training.class_data import ClassDataOptions
 from onelora_vision.training.command_line import check_command_line, parse_config
 from onelora_vision.training.config import Schedule, TrainingConfig, option
+from onelora_vision.training.sampling_options import SamplingOptions
 
 # Flags without effect on the embedded job, whose pictures are drawn at the model's size.
 EMBEDDED_IGNORES = {"max_train_samples", "resolution", "center_crop", "random_flip", "cache_latents", "latents_dir"}
-DINOV2 = "vit_large_patch14_dinov2.lvd142m"
 
 
 @dataclass(kw_only=True)
@@ -47,38 +46,6 @@ class DataOptions(ClassDataOptions):
     random_flip: bool = option(False, "mirror half of the training images")
     cache_latents: bool = option(False, "encode the training images once and keep their latents", may_change=True)
     latents_dir: str | None = option(None, "folder of these latents (default: in the user's cache)", may_change=True)
-
-
-@dataclass(kw_only=True)
-class SamplingOptions:
-    group: ClassVar[str] = "evaluation"
-
-    sampler: Literal["ddim", "dpm++", "ddpm"] = option("dpm++", "sampler of the evaluation and the picture")
-    num_inference_steps: int = option(12, "denoising steps of the sampler")
-    guidance_scale: float = option(4.0, "classifier-free guidance scale; 1: no guidance")
-    guidance_channels: int | None = option(None, "number of guided latent channels; 3 in the original (default: all)")
-    guidance_interval: str = option("0,1", "guide only this share of the timesteps, such as 0.1,0.8")
-    guidance_scales: str | None = option(None, "scales to evaluate at in the end, such as 1.0,1.5,2.0, with a plot")
-    fid_features: Literal["auto", "none", "embedded", "inception", "dinov2"] = option(
-        "auto", "features of the Fréchet distance"
-    )
-    fid_weights: str | None = option(None, "weights of inception or dinov2: a file, or 'download'", may_change=True)
-    fid_timm_model: str = option(DINOV2, "timm model of dinov2")
-    fid_split: Literal["test", "validation", "train"] = option("test", "real images that samples are compared with")
-    fid_num_samples: int = option(500, "samples per evaluation; 0: no evaluation")
-    validation_classes: str | None = option(
-        None, "classes in the picture, with commas (default: ten, spread over all)"
-    )
-    num_validation_images: int = option(4, "images of each class in the picture")
-
-    def sampling(self) -> SamplingSettings:
-        interval = parse_numbers(self.guidance_interval, "--guidance_interval", count=2)
-        return SamplingSettings(
-            self.sampler, self.num_inference_steps, self.guidance_scale, self.guidance_channels, interval
-        )
-
-    def swept_scales(self) -> tuple[float, ...]:
-        return parse_numbers(self.guidance_scales, "--guidance_scales") if self.guidance_scales else ()
 
 
 @dataclass(kw_only=True)
@@ -118,7 +85,7 @@ from onelora_vision.data.classes.formats import open_class_images
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import EncodedImages, LatentDataset, cache_latents
 from onelora_vision.data.synthetic.digits import HandwrittenDigits
-from onelora_vision.errors import InputError
+from onelora_vision.errors import MissingSplit
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.metrics.features import open_features
 from onelora_vision.metrics.generative import weights_hash
@@ -129,6 +96,7 @@ from onelora_vision.training.description import describe
 from onelora_vision.training.job import run_job
 from onelora_vision.training.report import print_plan
 from onelora_vision.training.setup import Run, start_run
+from onelora_vision.training.validation_loss import WatchedSamples
 
 
 def load_base(config: DiTConfig) -> DiTBase:
@@ -156,6 +124,14 @@ def open_data(config: DiTConfig, base: DiTBase, split: str, augments: bool = Fal
     side = config.resolution or base.image_size
     transform = SquareCrop(side, config.center_crop or not augments, config.random_flip and augments)
     return ClassImageDataset(source, transform, config.on_bad_image)
+
+
+def as_it_is(dataset):
+    """The data set without its augmentation."""
+    if not isinstance(dataset, ClassImageDataset):
+        return dataset
+    plain = replace(dataset.transform, center_crop=True, random_flip=False)
+    return ClassImageDataset(dataset.source, plain, dataset.on_bad_image)
 
 
 def make_evaluator(config: DiTConfig, base: DiTBase, sampler: ImageSampler, accelerator) -> SampleEvaluator | None:
@@ -188,27 +164,26 @@ def shown_classes(config: DiTConfig, base: DiTBase) -> list[int]:
     return class_ids(config.validation_classes.split(","), base.class_names)
 
 
-def watched_images(config: DiTConfig, base: DiTBase, accelerator) -> LazyLatents | None:
-    """Latents of the images that the validation loss is measured on: the validation split, or else training images.
+def watched_images(config: DiTConfig, base: DiTBase, training, accelerator) -> WatchedSamples | None:
+    """The images that the validation loss is measured on: the validation split, or else training images.
 
     Never the test split, which nothing may be chosen by. None where no such loss is wanted.
     """
     if config.validation_loss_steps == 0:
         return None
     try:
-        return LazyLatents(open_data(config, base, "validation"), base.vae, accelerator.device)
-    except InputError:  # there is no such split
-        images = open_data(config, base, "train")
-        return LazyLatents(images, base.vae, accelerator.device, held_out=False)
+        images, held_out = open_data(config, base, "validation"), True
+    except MissingSplit:
+        images, held_out = training, False
+    return WatchedSamples(LazyLatents(images, base.vae, accelerator.device), held_out)
 
 
-def make_picture(config: DiTConfig, base: DiTBase, sampler: ImageSampler) -> SamplePicture | None:
+def make_picture(config: DiTConfig, base: DiTBase, sampler: ImageSampler, training) -> SamplePicture | None:
     """What is drawn of the model, or None where nothing is."""
     if config.num_validation_images == 0:
         return None
     labels = shown_classes(config, base)
     names = [base.class_names[label] for label in labels]
-    training = open_data(config, base, "train")
     return SamplePicture(sampler, names, labels, config.num_validation_images, config.seed, training)
 
 
@@ -228,8 +203,10 @@ def train(config: DiTConfig, run: Run) -> dict:
     # Samples: how they are made, measured and shown
     base.vae.to(accelerator.device)
     model.to(accelerator.device)
+    training = as_it_is(dataset)
     sampler = ImageSampler(base.vae, dict(base.scheduler.config), config.sampling(), config.eval_batch_size)
-    picture = make_picture(config, base, sampler)
+    picture = make_picture(config, base, sampler, training)
+    watched = watched_images(config, base, training, accelerator)
     with run.phase("measuring the real images"):
         evaluator = make_evaluator(config, base, sampler, accelerator)
 
@@ -261,7 +238,7 @@ def train(config: DiTConfig, run: Run) -> dict:
         picture,
         config.swept_scales(),
     )
-    return run_job(run, task, dataset, validation_data=watched_images(config, base, accelerator))
+    return run_job(run, task, dataset, watched=watched)
 
 
 @exits_cleanly

@@ -66,6 +66,7 @@ class Task:
         metrics: the first of these that a run measured is what its runs are compared by.
         setup: Python that comes before ``use``.
         other_rows: rows of the head or label table in addition to one per class; None for a task without classes.
+        predict: function that ``onelora predict`` calls with its arguments and the pictures' paths; empty: it refuses.
         exports: formats of `adapters.formats` that only its adapters have.
     """
 
@@ -78,6 +79,7 @@ class Task:
     metrics: tuple[str, ...]
     setup: str = ""
     other_rows: int | None = None
+    predict: str = ""
     exports: tuple[str, ...] = ()
 
 
@@ -108,6 +110,7 @@ TASKS = {
         ("top1",),
         _PICTURE,
         other_rows=0,
+        predict="onelora_vision.cli.predictions.classification:predict",
     ),
     "depth": Task(
         "onelora_vision.inference.depth:DepthEstimator",
@@ -121,6 +124,7 @@ TASKS = {
         "depth-estimation",
         ("abs_rel",),
         _PICTURE,
+        predict="onelora_vision.cli.predictions.depth:predict",
     ),
 }
 

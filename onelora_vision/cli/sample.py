@@ -7,6 +7,7 @@ earlier samples before it draws. The grid, which is to be looked at, is in ``she
 
 import argparse
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -81,14 +82,14 @@ def run(args: argparse.Namespace) -> dict:
         given["guidance_interval"] = parse_numbers(args.guidance_interval, "--guidance_interval", count=2)
     SamplingSettings(**given)  # refuses what cannot be sampled with
     require_adapter(args.adapter)
-    from onelora_vision.backbones.dit import class_ids
+    from onelora_vision.backbones.dit import DiTBase, class_ids
     from onelora_vision.inference.loading import load_adapted
     from onelora_vision.storage.outputs import check_folder
 
     # Whether the folder's samples are those of this request is only known when the adapter is loaded.
     inputs = [path for path in (args.adapter, args.base) if path]
     check_folder(args.output, KIND, overwrite=True, inputs=inputs)
-    generator = load_adapted(args.adapter, args.base, args.device, task="generation")
+    generator = load_adapted(args.adapter, args.base, args.device, task=DiTBase.task)
     chosen = args.classes.split(",") if args.classes else list(range(len(generator.class_names)))
     ids = class_ids(chosen, generator.class_names)
     labels = [label for label in ids for _ in range(args.num_images)]
@@ -161,18 +162,16 @@ def _draw(generator, labels, seeds, record: SampleRecord, args, ledger):
     pixels = {name: _read(ledger.folder / name) for name in names if ledger and (ledger.folder / name).exists()}
     missing = [number for number, name in enumerate(names) if name not in pixels]
     with progress_bar(len(missing), desc="drawing", unit="image", leave=False) as bar:
-        for start in range(0, len(missing), args.batch_size):
-            batch = missing[start : start + args.batch_size]
-            chosen = [labels[number] for number in batch], [seeds[number] for number in batch]
-            images = generator.sample(*chosen, record.settings, adapted=record.adapted, batch_size=args.batch_size)
-            for number, image in zip(batch, images):
-                pixels[names[number]] = (image.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
-                if ledger:
-                    label, seed = labels[number], seeds[number]
-                    of_image = {"class_name": generator.class_names[label], "label": label, "seed": seed}
-                    with ledger.writing_file(names[number]) as temporary:
-                        save_sample(temporary, image, dataclasses.replace(record, **of_image).to_notes())
-            bar.update(len(batch))
+        chosen = [labels[number] for number in missing], [seeds[number] for number in missing]
+        batches = generator.iter_samples(*chosen, record.settings, adapted=record.adapted, batch_size=args.batch_size)
+        for number, image in zip(missing, itertools.chain.from_iterable(batches)):
+            pixels[names[number]] = (image.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+            if ledger:
+                label, seed = labels[number], seeds[number]
+                of_image = {"class_name": generator.class_names[label], "label": label, "seed": seed}
+                with ledger.writing_file(names[number]) as temporary:
+                    save_sample(temporary, image, dataclasses.replace(record, **of_image).to_notes())
+            bar.update()
     return np.stack([pixels[name] for name in names])
 
 

@@ -1,13 +1,14 @@
 """A DiT with its adapter, ready to draw classes by name."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from peft import PeftModel
 
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.dit import DiTBase, class_ids
-from onelora_vision.diffusion.sampling import sample
+from onelora_vision.diffusion.sampling import iter_samples
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
 
@@ -51,13 +52,29 @@ class Generator:
         """
         if isinstance(classes, str) or not len(classes):
             raise InputError("sample takes a list of classes and one seed for each, such as ['pie'], seeds=[0]")
-        labels = class_ids(classes, self.class_names)
-        arguments = (self.model, self.base.vae, dict(self.base.scheduler.config), labels, list(seeds))
-        settings = settings or self.settings
-        if adapted:
-            return sample(*arguments, settings, batch_size=batch_size)
-        with self.model.disable_adapter():
-            return sample(*arguments, settings, batch_size=batch_size)
+        return torch.cat(list(self.iter_samples(classes, seeds, settings, adapted=adapted, batch_size=batch_size)))
+
+    def iter_samples(
+        self,
+        classes: Sequence[str | int],
+        seeds: Sequence[int],
+        settings: SamplingSettings | None = None,
+        *,
+        adapted: bool = True,
+        batch_size: int = 64,
+    ) -> Iterator[torch.Tensor]:
+        """The images of `sample` batch by batch, (n, 3, H, W)."""
+        labels, schedule = class_ids(classes, self.class_names), dict(self.base.scheduler.config)
+        with contextlib.nullcontext() if adapted else self.model.disable_adapter():
+            yield from iter_samples(
+                self.model,
+                self.base.vae,
+                schedule,
+                labels,
+                list(seeds),
+                settings or self.settings,
+                batch_size=batch_size,
+            )
 
 
 def trained_settings(info: AdapterInfo) -> SamplingSettings:

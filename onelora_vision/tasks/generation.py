@@ -28,11 +28,10 @@ class LazyLatents(Dataset):
     Args:
         dataset: of items with ``image``, in whose place these have ``mean`` and ``std``.
         vae: the autoencoder. device: where it encodes; it is moved there for that time.
-        held_out: whether the images are not trained on.
     """
 
-    def __init__(self, dataset: Dataset, vae: nn.Module, device: torch.device, held_out: bool = True):
-        self.dataset, self.vae, self.device, self.held_out = dataset, vae, device, held_out
+    def __init__(self, dataset: Dataset, vae: nn.Module, device: torch.device):
+        self.dataset, self.vae, self.device = dataset, vae, device
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -24,6 +24,7 @@ from onelora_vision.training.record import Record
 from onelora_vision.training.report import plot_loss, print_outcome, publish
 from onelora_vision.training.results import RESULTS
 from onelora_vision.training.setup import Run
+from onelora_vision.training.validation_loss import WatchedSamples
 
 
 def run_job(
@@ -32,7 +33,7 @@ def run_job(
     dataset: Dataset,
     test_loader=None,
     validation_loader=None,
-    validation_data: Dataset | None = None,
+    watched: WatchedSamples | None = None,
 ) -> dict:
     """Take a task through all phases of a run (`record.PHASES`).
 
@@ -40,7 +41,7 @@ def run_job(
         dataset: to train on, see `loop.train`.
         test_loader: what the metrics before and after are of, handed to ``task.evaluate``.
         validation_loader: what evaluations during training are of, and the best adapter is chosen by.
-        validation_data: held-out samples without augmentation, on some of which the validation loss is measured.
+        watched: samples on some of which the validation loss is measured.
 
     Returns the content of ``results.json``.
 
@@ -58,7 +59,7 @@ def run_job(
         _check_metric(run.config, record.before)
         run.kept = f"the metrics of the base are in {Path(run.config.output_dir) / RESULTS}"
     with run.phase("training"):
-        record.summary = train(run, task, dataset, validation_loader, validation_data)
+        record.summary = train(run, task, dataset, validation_loader, watched)
     task.info.extra.setdefault("training", {})["steps"] = record.summary.steps
     with run.phase("saving the adapter"):
         is_saved = record.has("trained") and (run.folder.path / "adapter").is_dir()
@@ -75,7 +76,7 @@ def run_job(
     task.info.metrics = {"before": record.before, "after": record.after}
     with run.phase("drawing"):
         if not (is_saved and record.has("drawn")):
-            _draw(run, task, record, held_out=getattr(validation_data, "held_out", True))
+            _draw(run, task, record, held_out=watched is None or watched.held_out)
             record.reach("drawn")
     with run.phase("publishing"):
         if accelerator.is_main_process and run.config.push_to_hub and not record.published:

@@ -34,11 +34,11 @@ from onelora_vision.training.step import OptimizerStep
 from onelora_vision.training.sum_scale import rates_by_sums
 from onelora_vision.training.summary import TrainingSummary
 from onelora_vision.training.trackers import open_trackers
-from onelora_vision.training.validation_loss import ValidationLoss
+from onelora_vision.training.validation_loss import ValidationLoss, WatchedSamples
 
 
 def train(
-    run: Run, task: Task, dataset: Dataset, evaluation_loader=None, validation_data: Dataset | None = None
+    run: Run, task: Task, dataset: Dataset, evaluation_loader=None, watched: WatchedSamples | None = None
 ) -> TrainingSummary:
     """Train what in ``task.model`` requires gradients; after it the model holds the result (the average, if any).
 
@@ -50,7 +50,7 @@ def train(
         run: of `setup.start_run`.
         dataset: takes a `SampleRef`, gives a dictionary of tensors, numbers and strings.
         evaluation_loader: handed to ``task.evaluate`` every ``validation_steps``.
-        validation_data: held-out samples without augmentation, on some of which the validation loss is measured.
+        watched: samples on some of which the validation loss is measured.
 
     Raises:
         InputError: an unusable setting, a checkpoint of a run with other settings.
@@ -59,7 +59,7 @@ def train(
         WriteError: another file that cannot be written.
         Stopped: SIGTERM or SIGINT, with a checkpoint written.
     """
-    loop = prepare_loop(run, task, dataset, evaluation_loader, validation_data)
+    loop = prepare_loop(run, task, dataset, evaluation_loader, watched)
     loop.resume()
     loop.go()
     loop.finish()
@@ -67,7 +67,7 @@ def train(
 
 
 def prepare_loop(
-    run: Run, task: Task, dataset: Dataset, evaluation_loader=None, validation_data: Dataset | None = None
+    run: Run, task: Task, dataset: Dataset, evaluation_loader=None, watched: WatchedSamples | None = None
 ) -> "TrainingLoop":
     """Build optimizer, schedule and average, and let accelerate wrap ``task.model``. Arguments as for `train`."""
     config, accelerator = run.config, run.accelerator
@@ -91,7 +91,7 @@ def prepare_loop(
     fixed = ckpt.run_settings(config, len(dataset), samples_per_step(config, processes))
     settings = fixed | task.identity() | identity_of(dataset)
     evaluation = PeriodicEvaluation(run, task, state, evaluation_loader, sharded)
-    validation_loss = ValidationLoss(run, task, state, validation_data, steps)
+    validation_loss = ValidationLoss(run, task, state, watched, steps)
     return TrainingLoop(run, task, dataset, steps, state, settings, evaluation, validation_loss, sharded)
 
 

@@ -44,6 +44,18 @@ def plan(config: TrainingConfig, steps: int) -> tuple[int, int]:
     return every, min(MOST, max(FEWEST, int(budget) // points))
 
 
+@dataclass(frozen=True)
+class WatchedSamples:
+    """What a validation loss is measured on.
+
+    Attributes:
+        dataset: samples without augmentation. held_out: whether they are not trained on.
+    """
+
+    dataset: Dataset
+    held_out: bool = True
+
+
 @dataclass
 class ValidationLoss:
     """Adds points to the curve of ``state.progress``: call `run_if_due` before each step and after the last.
@@ -51,14 +63,14 @@ class ValidationLoss:
     All processes do the same work on the same samples, so they stay in step without a message.
 
     Attributes:
-        dataset: held-out samples, without augmentation; None: there is no curve.
+        watched: None: there is no curve.
         steps: of the whole run.
     """
 
     run: Run
     task: Task
     state: RunState
-    dataset: Dataset | None
+    watched: WatchedSamples | None
     steps: int
     _batches: list[dict] = field(default_factory=list)
 
@@ -66,13 +78,13 @@ class ValidationLoss:
         """Measure the loss where the step is due, or the training is over, unless this step has been measured."""
         progress = self.state.progress
         every, count = plan(self.run.config, self.steps)
-        if not (every and self.dataset) or not (is_over or progress.step % every == 0):
+        if not (every and self.watched) or not (is_over or progress.step % every == 0):
             return
         curve = progress.validation_losses
         if curve and curve[-1][0] == progress.step:
             return
         # A run that is resumed with other steps or batches measures on the samples that it began with.
-        progress.validation_samples = progress.validation_samples or min(count, len(self.dataset))
+        progress.validation_samples = progress.validation_samples or min(count, len(self.watched.dataset))
         loss = self._measure()
         curve.append((progress.step, loss))
         log_metrics(self.run.accelerator, "validation", {"loss": loss}, progress.step)
@@ -89,8 +101,8 @@ class ValidationLoss:
 
     def _read(self) -> list[dict]:
         config = self.run.config
-        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(mix(_SEED)))
-        samples = Subset(self.dataset, order[: self.state.progress.validation_samples].tolist())
+        order = torch.randperm(len(self.watched.dataset), generator=torch.Generator().manual_seed(mix(_SEED)))
+        samples = Subset(self.watched.dataset, order[: self.state.progress.validation_samples].tolist())
         batches, size = [], 0
         for batch in evaluation_loader(samples, min(config.train_batch_size, config.eval_batch_size)):
             size += sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))

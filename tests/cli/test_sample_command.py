@@ -103,15 +103,16 @@ def test_the_grid_is_not_a_sample(onelora, adapter, tmp_path, monkeypatch):
 def test_an_interrupted_command_is_finished_by_the_same_command(onelora, adapter, tmp_path, monkeypatch):
     common = ("sample", adapter, "--num_images", 2, "--device", "cpu", "--batch_size", 1)
     assert onelora(*common, "-o", tmp_path / "whole")[0] == 0
-    original, drawn = Generator.sample, []
+    original, drawn = Generator.iter_samples, []
 
     def stops_at_the_fourth(self, *args, **options):
-        if len(drawn) == 3:
-            raise KeyboardInterrupt
-        drawn.append(args)
-        return original(self, *args, **options)
+        for images in original(self, *args, **options):
+            if len(drawn) == 3:
+                raise KeyboardInterrupt
+            drawn.append(images)
+            yield images
 
-    monkeypatch.setattr(Generator, "sample", stops_at_the_fourth)
+    monkeypatch.setattr(Generator, "iter_samples", stops_at_the_fourth)
     assert onelora(*common, "-o", tmp_path / "out")[0] == 130
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
     assert len(before) == 3

@@ -230,6 +230,17 @@ def test_a_single_image_is_a_data_set(dit_folder, food101, tmp_path, cached):
     assert read_adapter(tmp_path / "out" / "adapter").info.class_names == ["pie"]
 
 
+def test_a_validation_split_that_cannot_be_read_does_not_give_way_to_training_images(
+    dit_folder, food101, tmp_path, capsys
+):
+    data = tmp_path / "pics"
+    shutil.copytree(food101 / "images", data / "train")
+    shutil.copytree(food101 / "images" / "sushi", data / "test" / "sushi")
+    shutil.copytree(food101 / "images" / "sushi", data / "val" / "susi")
+    assert run(*arguments(dit_folder, data, tmp_path / "out", dataset_name="null")) == 2
+    assert "no such class in the training split; did you mean 'sushi'?" in capsys.readouterr().err
+
+
 def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food101, tmp_path, capsys):
     assert run(*arguments(dit_folder, food101, tmp_path / "out"), "--dry_run") == 0
     printed = capsys.readouterr().out

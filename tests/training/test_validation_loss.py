@@ -11,7 +11,7 @@ from onelora_vision.training import validation_loss
 from onelora_vision.training.loop import prepare_loop
 from onelora_vision.training.optim import total_steps
 from onelora_vision.training.setup import start_run
-from onelora_vision.training.validation_loss import FEWEST, FEWEST_POINTS, MOST, SHARE, STEP_COST, plan
+from onelora_vision.training.validation_loss import FEWEST, FEWEST_POINTS, MOST, SHARE, STEP_COST, WatchedSamples, plan
 from train_scripts import train_classification, train_depth, train_dit
 
 SETTINGS = {"dropout": 0.2, "use_ema": True, "gradient_accumulation_steps": 2, "train_batch_size": 3}
@@ -53,7 +53,7 @@ def test_generators_and_the_mode_of_each_layer_are_left_as_they_were(tmp_path):
     config = TinyConfig(output_dir=str(tmp_path), validation_loss_steps=1, **SETTINGS)
     with start_run(config) as started:
         task = TinyTask(tiny_model(config), config)
-        loop = prepare_loop(started, task, NoisyColors(config), None, NoisyColors(config))
+        loop = prepare_loop(started, task, NoisyColors(config), None, WatchedSamples(NoisyColors(config)))
         task.model.train()
         states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
         loop.validation_loss.run_if_due()

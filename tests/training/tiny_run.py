@@ -21,6 +21,7 @@ from onelora_vision.training.evaluation import evaluate
 from onelora_vision.training.loop import train
 from onelora_vision.training.setup import start_run
 from onelora_vision.training.summary import TrainingSummary
+from onelora_vision.training.validation_loss import WatchedSamples
 
 
 @dataclass(kw_only=True)
@@ -117,8 +118,8 @@ def run(config: TinyConfig) -> tuple[TrainingSummary, dict[str, torch.Tensor], d
         accelerator, dataset = run.accelerator, NoisyColors(config)
         task = TinyTask(tiny_model(config), config, accelerator.process_index)
         loader = accelerator.prepare(evaluation_loader(dataset, 4))
-        held_out = None if config.validation_loss_steps is None else dataset
-        summary = train(run, task, dataset, loader, held_out)
+        watched = None if config.validation_loss_steps is None else WatchedSamples(dataset)
+        summary = train(run, task, dataset, loader, watched)
         model = accelerator.unwrap_model(task.model)
         trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         metrics = evaluate(task, loader, accelerator)

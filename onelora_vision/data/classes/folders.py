@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from onelora_vision.data.classes.images import ClassImages, MissingSplit, Pixels, stratified_split
+from onelora_vision.data.classes.images import ClassImages, Pixels, stratified_split
 from onelora_vision.data.images import list_folders, list_images, shown
-from onelora_vision.errors import InputError, nearest
+from onelora_vision.errors import InputError, MissingSplit, nearest
 
 
 def imagefolder(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:

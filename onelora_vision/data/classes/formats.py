@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from onelora_vision.errors import InputError, nearest
+from onelora_vision.errors import InputError, MissingSplit, nearest
 
 if TYPE_CHECKING:
     from onelora_vision.data.classes.images import ClassImages
@@ -115,8 +115,6 @@ def open_training_images(
     split, drawn by ``seed``; None if that is 0, or no class has two images. ``options`` are those of
     `open_class_images`.
     """
-    from onelora_vision.data.classes.images import MissingSplit
-
     open_split = functools.partial(open_class_images, dataset_name, data_dir, seed=seed, **options)
     train = open_split("train")
     try:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from PIL import Image
 
 from onelora_vision.data.classes.formats import FORMATS
-from onelora_vision.data.classes.images import ClassImages, MissingSplit, class_numbers, stratified_split
+from onelora_vision.data.classes.images import ClassImages, class_numbers, stratified_split
 from onelora_vision.data.images import decode_image, read_image
-from onelora_vision.errors import InputError, nearest, one_line
+from onelora_vision.errors import InputError, MissingSplit, nearest, one_line
 from onelora_vision.runtime.hub import expect_hub
 
 

@@ -10,12 +10,8 @@ import torch
 from PIL import Image
 
 from onelora_vision.data.images import read_image, shown, to_rgb, trimmed
-from onelora_vision.errors import InputError, listed
+from onelora_vision.errors import InputError, MissingSplit, listed
 from onelora_vision.seeding import mix
-
-
-class MissingSplit(InputError):
-    """The data set has no split of this name."""
 
 
 @dataclass(frozen=True)

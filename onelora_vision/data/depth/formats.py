@@ -72,6 +72,10 @@ def open_frames(name: str, root: str | None, split: str, split_file: str | None 
         root: the data set's folder (NYU: or the labelled .mat file; jsonl: or the file); None for the rendered ones.
         split: a name or a path below the root, see each format's module.
         split_file: a list of files, where the format has one.
+
+    Raises:
+        MissingSplit: there are no frames of this split, or no such folder.
+        InputError: an unknown name, no folder, a list or a table that cannot be read.
     """
     if "data_dir" not in find_format(name).ignores and not root:
         raise InputError(f"the data set {name} needs its folder: give --train_data_dir (or --eval_data_dir)")

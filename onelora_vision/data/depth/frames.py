@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from onelora_vision.data.images import read_image, shown
-from onelora_vision.errors import InputError, one_line
+from onelora_vision.errors import InputError, MissingSplit, one_line
 from onelora_vision.storage.textfiles import read_lines
 
 _LOSSLESS = ("PNG", "TIFF", "PPM")  # Pillow's names of formats
@@ -152,17 +152,17 @@ def import_h5py():
 
 
 def existing_folder(path: str | os.PathLike) -> Path:
-    """``path`` if it is a folder, else an `InputError`."""
+    """``path`` if it is a folder. Raises `MissingSplit` if not: it is a data set's folder, or that of one of its splits."""
     path = Path(path)
     if not path.is_dir():
-        raise InputError(f"{shown(path)}: no such folder")
+        raise MissingSplit(f"{shown(path)}: no such folder")
     return path
 
 
 def require_frames(pairs: list, root: Path, expected: str) -> list:
-    """``pairs`` unless there are none, which means that ``root`` is not laid out as the format says."""
+    """``pairs``. Raises `MissingSplit` if there are none: ``root`` has no such split, or not the format's layout."""
     if not pairs:
-        raise InputError(f"{shown(root)}: found no frames there; expected {expected}")
+        raise MissingSplit(f"{shown(root)}: found no frames there; expected {expected}")
     return pairs
 
 

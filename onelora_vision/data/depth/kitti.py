@@ -12,7 +12,7 @@ from onelora_vision.data.depth.frames import (
     require_frames,
 )
 from onelora_vision.data.images import shown
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, MissingSplit
 from onelora_vision.storage.textfiles import named_file
 
 _IMAGE_FOLDERS = ("", "raw", "raw_data", "input")
@@ -68,7 +68,7 @@ def _split_list(folder: Path, split: str) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise InputError(
+    raise MissingSplit(
         f"{shown(folder)}: holds neither {names[0]} nor {names[1]}: give the Eigen list with --split_file"
     )
 

@@ -17,7 +17,7 @@ from onelora_vision.data.depth.frames import (
     require_frames,
 )
 from onelora_vision.data.images import shown
-from onelora_vision.errors import InputError, one_line
+from onelora_vision.errors import InputError, MissingSplit, one_line
 from onelora_vision.storage.textfiles import named_file
 
 
@@ -61,11 +61,11 @@ def _split_indices(path: Path, split: str, count: int) -> np.ndarray:
     try:
         indices = loadmat(path)[f"{split}Ndxs"].ravel().astype(int) - 1  # Matlab counts from 1
     except FileNotFoundError:
-        raise InputError(
+        raise MissingSplit(
             f"{shown(path)}: no such file, and the split {split!r} is defined there; use split 'all'"
         ) from None
     except (KeyError, ValueError, OSError) as error:
-        raise InputError(f"{shown(path)}: holds no {split}Ndxs, so it has no split {split!r}") from error
+        raise MissingSplit(f"{shown(path)}: holds no {split}Ndxs, so it has no split {split!r}") from error
     if len(indices) == 0 or indices.min() < 0 or indices.max() >= count:
         raise InputError(
             f"{shown(path)}: the split {split!r} names frames that the .mat file of {count} does not have"

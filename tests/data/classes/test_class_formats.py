@@ -6,8 +6,7 @@ from PIL import Image
 
 from onelora_vision.data.classes.dataset import ClassImageDataset
 from onelora_vision.data.classes.formats import FORMATS, ignored_by, open_class_images, open_training_images
-from onelora_vision.data.classes.images import MissingSplit
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, MissingSplit
 
 
 def save(path, color="gray", size=(8, 8)):

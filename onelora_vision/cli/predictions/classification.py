@@ -1,0 +1,33 @@
+"""The most probable classes of pictures."""
+
+import argparse
+import itertools
+
+from onelora_vision.data.images import read_images, trimmed
+from onelora_vision.errors import InputError
+from onelora_vision.inference.loading import load_adapted
+from onelora_vision.runtime.progress import progress_bar
+
+BATCH = 32
+
+
+def predict(args: argparse.Namespace, paths: list[str]) -> list[dict]:
+    """The ``args.top`` most probable classes of each picture, for the command to print."""
+    _refuse_depths_flags(args)
+    classifier, rows = load_adapted(args.adapter, args.base, args.device), []
+    readable = read_images(paths, args.on_bad_image)
+    with progress_bar(len(paths), desc="classifying", unit="image", leave=False) as bar:
+        while batch := list(itertools.islice(readable, BATCH)):
+            pictures = [trimmed(picture, path) for path, picture in batch]
+            found = classifier.classify(pictures, top=args.top, batch_size=BATCH)
+            for (path, _), classes in zip(batch, found):
+                named = [{"name": name, "probability": share} for name, share in classes]
+                rows.append({"image": path, "classes": named})
+            bar.update(len(batch))
+    return rows
+
+
+def _refuse_depths_flags(args: argparse.Namespace) -> None:
+    for name in ("output", "overwrite", "npy", "near", "far"):
+        if getattr(args, name) not in (None, False):
+            raise InputError(f"--{name} is for depth; {args.adapter} is a classifier's, whose classes are printed")

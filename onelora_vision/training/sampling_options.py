@@ -1,0 +1,43 @@
+"""The flags that say how samples of a generator are made, measured and shown."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from onelora_vision.diffusion.settings import SamplingSettings, parse_numbers
+from onelora_vision.training.config import option
+
+DINOV2 = "vit_large_patch14_dinov2.lvd142m"
+
+
+@dataclass(kw_only=True)
+class SamplingOptions:
+    """How an evaluation samples, what with its samples are compared, and which are in the picture."""
+
+    group: ClassVar[str] = "evaluation"
+
+    sampler: Literal["ddim", "dpm++", "ddpm"] = option("dpm++", "sampler of the evaluation and the picture")
+    num_inference_steps: int = option(12, "denoising steps of the sampler")
+    guidance_scale: float = option(4.0, "classifier-free guidance scale; 1: no guidance")
+    guidance_channels: int | None = option(None, "number of guided latent channels; 3 in the original (default: all)")
+    guidance_interval: str = option("0,1", "guide only this share of the timesteps, such as 0.1,0.8")
+    guidance_scales: str | None = option(None, "scales to evaluate at in the end, such as 1.0,1.5,2.0, with a plot")
+    fid_features: Literal["auto", "none", "embedded", "inception", "dinov2"] = option(
+        "auto", "features of the Fréchet distance"
+    )
+    fid_weights: str | None = option(None, "weights of inception or dinov2: a file, or 'download'", may_change=True)
+    fid_timm_model: str = option(DINOV2, "timm model of dinov2")
+    fid_split: Literal["test", "validation", "train"] = option("test", "real images that samples are compared with")
+    fid_num_samples: int = option(500, "samples per evaluation; 0: no evaluation")
+    validation_classes: str | None = option(
+        None, "classes in the picture, with commas (default: ten, spread over all)"
+    )
+    num_validation_images: int = option(4, "images of each class in the picture")
+
+    def sampling(self) -> SamplingSettings:
+        interval = parse_numbers(self.guidance_interval, "--guidance_interval", count=2)
+        return SamplingSettings(
+            self.sampler, self.num_inference_steps, self.guidance_scale, self.guidance_channels, interval
+        )
+
+    def swept_scales(self) -> tuple[float, ...]:
+        return parse_numbers(self.guidance_scales, "--guidance_scales") if self.guidance_scales else ()
