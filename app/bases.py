@@ -23,8 +23,8 @@ from onelora_vision.backbones.base import Base
 from onelora_vision.backbones.table import base_class
 from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.runtime.device import choose_device
+from onelora_vision.runtime.hub import HUB_ID
 
-from .hub import HUB_ID
 from .mix import Mix
 
 MAX_BASES, MAX_VIEWS = 8, 8

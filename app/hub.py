@@ -1,14 +1,11 @@
-"""The Hugging Face hub, for adapters and bases: only safetensors and JSON files, up to a size, are taken from it."""
+"""Bases from the Hugging Face hub: which may be asked for, and only their safetensors and JSON files, up to a size."""
 
-import contextlib
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
-from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE
 from onelora_vision.errors import InputError, one_line
+from onelora_vision.runtime.hub import fetch
 
-HUB_ID = re.compile(r"[\w\-]+/[\w\-.]+")
 _DEPTH = "depth-anything/Depth-Anything-V2-"
 #: Bases that an adapter from anywhere may ask for: those that its authors or ours publish. ``--hub_bases`` adds more.
 KNOWN_BASES = (
@@ -23,23 +20,6 @@ KNOWN_BASES = (
     "vit_base_patch16_224.augreg_in21k",
     "vit_large_patch14_dinov2.lvd142m",
 )
-
-
-def fetch_adapter(repo_id: str, limit: int) -> Path:
-    """The folder of an adapter on the hub; at most ``limit`` bytes are downloaded.
-
-    Raises:
-        InputError: no such repository, no adapter in it, too large, or the hub is out of reach.
-    """
-    if not HUB_ID.fullmatch(repo_id):
-        raise InputError(f"{one_line(repo_id, 60)!r} is not a hub id; it reads owner/name")
-
-    def wanted(names: Iterable[str]) -> list[str]:
-        if WEIGHTS_FILE not in names:
-            raise InputError(f"{repo_id}: holds no {WEIGHTS_FILE}, so it is not an adapter")
-        return [name for name in (CONFIG_FILE, WEIGHTS_FILE) if name in names]
-
-    return _fetch(repo_id, wanted, limit, "--max_upload_mb")
 
 
 def fetch_base(name: str, limit: int) -> Path:
@@ -60,7 +40,8 @@ def fetch_base(name: str, limit: int) -> Path:
             )
         return [file for file in names if file.endswith((".safetensors", ".json", ".txt"))]
 
-    return _fetch(name if "/" in name else _timm_repository(name), wanted, limit, "--max_base_mb")
+    repository = name if "/" in name else _timm_repository(name)
+    return fetch(repository, wanted, limit, "; the app's operator can set --max_base_mb")
 
 
 def _timm_repository(name: str) -> str:
@@ -70,28 +51,3 @@ def _timm_repository(name: str) -> str:
     if known is None or not known.hf_hub_id:
         raise InputError(f"{one_line(name, 60)}: timm has no weights of that name on the hub")
     return known.hf_hub_id + (f"{known.architecture}.{known.tag}" if known.hf_hub_id.endswith("/") else "")
-
-
-def _fetch(repo_id: str, wanted: Callable[[Iterable[str]], list[str]], limit: int, flag: str) -> Path:
-    """Download the ``wanted`` files of a repository in one revision, if the hub says that they fit."""
-    from huggingface_hub import HfApi, snapshot_download
-
-    try:
-        info = HfApi().model_info(repo_id, files_metadata=True, timeout=10)
-        sizes = {file.rfilename: file.size for file in info.siblings or []}
-        names = wanted(sizes)
-        if (unknown := [name for name in names if sizes[name] is None]) or sum(sizes[n] for n in names) > limit:
-            size = "of unknown size" if unknown else f"{sum(sizes[n] for n in names) / 1e6:.0f} MB"
-            raise InputError(
-                f"{repo_id}: {size}, and this app takes {limit / 1e6:.0f} MB; its operator can set {flag}"
-            )
-        return Path(snapshot_download(repo_id, revision=info.sha, allow_patterns=names, etag_timeout=10))
-    except InputError:
-        raise
-    # the hub client's errors come from requests, httpx and its own tree, depending on its version
-    except Exception as error:
-        with contextlib.suppress(Exception):  # out of reach, but it was downloaded before
-            folder = Path(snapshot_download(repo_id, local_files_only=True))
-            wanted([path.relative_to(folder).as_posix() for path in folder.rglob("*")])
-            return folder
-        raise InputError(f"{repo_id}: could not be fetched from the hub ({one_line(error)})") from error

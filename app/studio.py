@@ -12,6 +12,7 @@ from pathlib import Path
 
 from onelora_vision.adapters.container import WEIGHTS_FILE
 from onelora_vision.adapters.file import write_adapter
+from onelora_vision.adapters.hub import fetch_adapter
 from onelora_vision.adapters.summary import inspect, plot_norms
 from onelora_vision.errors import InputError
 
@@ -19,7 +20,7 @@ from . import classify, depth
 from .bases import Bases
 from .drawing import Drawer
 from .grid import GridDrawer
-from .hub import KNOWN_BASES, fetch_adapter, fetch_base
+from .hub import KNOWN_BASES, fetch_base
 from .library import Entry, Library, parcels, read_entry, receive
 from .names import without_paths
 from .sessions import Session, Sessions
@@ -120,7 +121,7 @@ class Studio:
 
     def add_from_hub(self, session: Session, repo_id: str) -> str:
         """Open an adapter of the hub; returns its name."""
-        folder = fetch_adapter(repo_id.strip(), self.max_upload)
+        folder = fetch_adapter(repo_id.strip(), self.max_upload, "; the app's operator can set --max_upload_mb")
         try:
             entry = self._read(session, folder, repo_id.rsplit("/", 1)[-1], "hub")
             session.add(entry)

@@ -15,7 +15,7 @@ from onelora_vision.storage.safetensors_file import SafetensorsFile, parse_json
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
 MAX_CONFIG = 1 << 20
-MAX_ZIPPED = 2 << 30
+MAX_ADAPTER = 2 << 30  # bytes of one that is unpacked or downloaded
 
 
 class Contents(NamedTuple):
@@ -56,7 +56,7 @@ def _read_zip(path: Path) -> Contents:
         with zipfile.ZipFile(path) as archive:
             files = _entries_of(archive, str(path))
             name = WEIGHTS_FILE if WEIGHTS_FILE in files else _only_weights(files, str(path))
-            found = SafetensorsFile(f"{path}/{name}", _entry(archive, files[name], MAX_ZIPPED))
+            found = SafetensorsFile(f"{path}/{name}", _entry(archive, files[name], MAX_ADAPTER))
             config = _entry(archive, files[CONFIG_FILE], MAX_CONFIG) if CONFIG_FILE in files else b""
         return Contents(found, _decode(config, f"{path}/{CONFIG_FILE}"))
     except InputError:

@@ -1,9 +1,45 @@
-"""Upload of an adapter folder to the Hugging Face hub."""
+"""Adapters on the Hugging Face hub: download and upload."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from onelora_vision.adapters.file import read_adapter
+from onelora_vision.adapters.container import CONFIG_FILE, MAX_ADAPTER, WEIGHTS_FILE
 from onelora_vision.errors import InputError, one_line
+from onelora_vision.runtime.hub import HUB_ID, fetch
+
+
+def local_adapter(source: str | Path) -> Path:
+    """Where an adapter is on this machine; ``owner/name`` of the hub, where there is no such path, is downloaded first.
+
+    Raises:
+        InputError: see `fetch_adapter`.
+    """
+    if Path(source).exists() or not HUB_ID.fullmatch(str(source)):
+        return Path(source)
+    try:
+        return fetch_adapter(str(source))
+    except InputError as error:
+        raise InputError(f"{source}: no such file or folder here, and as a hub id: {error}") from error
+
+
+def fetch_adapter(repo_id: str, limit: int = MAX_ADAPTER, how_to_allow: str = "") -> Path:
+    """The folder of an adapter on the hub: its config and its safetensors file, nothing else.
+
+    Args:
+        limit: bytes that are downloaded at most. how_to_allow: ends the message about a larger one.
+
+    Raises:
+        InputError: no such repository, no adapter in it, too large, or the hub is out of reach.
+    """
+    if not HUB_ID.fullmatch(repo_id):
+        raise InputError(f"{one_line(repo_id, 60)!r} is not a hub id; it reads owner/name")
+
+    def wanted(names: Iterable[str]) -> list[str]:
+        if WEIGHTS_FILE not in names:
+            raise InputError(f"{repo_id}: holds no {WEIGHTS_FILE}, so it is not an adapter")
+        return [name for name in (CONFIG_FILE, WEIGHTS_FILE) if name in names]
+
+    return fetch(repo_id, wanted, limit, how_to_allow)
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -30,6 +66,8 @@ def push_adapter(folder: str | Path, repo_id: str, *, private: bool = False, tok
         InputError: the folder holds no sound adapter, or the hub refused or was out of reach.
     """
     from huggingface_hub import HfApi
+
+    from onelora_vision.adapters.file import read_adapter
 
     check_repo_id(repo_id)
     folder = Path(folder)

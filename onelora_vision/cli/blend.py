@@ -10,7 +10,12 @@ from onelora_vision.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapters", nargs="+", metavar="ADAPTER[:WEIGHT]", help="adapter and its weight (default 1)")
+    parser.add_argument(
+        "adapters",
+        nargs="+",
+        metavar="ADAPTER[:WEIGHT]",
+        help="adapter (folder, file or hub id) and its weight (default 1)",
+    )
     add_output(parser, "folder, or a single file NAME.safetensors")
     parser.add_argument("--average", action="store_true", help="all weights 1 / number of adapters")
     parser.add_argument(
@@ -28,20 +33,19 @@ def run(args: argparse.Namespace) -> dict:
         if any(weight is not None for _, weight in terms):
             raise InputError("--average sets the weights itself: give the adapters without weights")
         terms = [(path, 1 / len(terms)) for path, _ in terms]
-    paths = [Path(path) for path, _ in terms]
-    for path in paths:
-        require_adapter(path)
+    names = [path for path, _ in terms]
+    paths = [require_adapter(path) for path in names]
     from onelora_vision.adapters.algebra import blend
     from onelora_vision.adapters.bases import load_base, require_same_base
     from onelora_vision.adapters.file import check_adapter_output, read_adapter, write_adapter
 
     check_adapter_output(args.output, overwrite=args.overwrite, inputs=paths)
-    adapters = [(read_adapter(path), 1.0 if weight is None else weight) for path, weight in terms]
+    adapters = [(read_adapter(path), 1.0 if weight is None else weight) for path, (_, weight) in zip(paths, terms)]
     whole_from = None
     if args.whole_from:
-        if Path(args.whole_from) not in paths:
-            raise InputError(f"--whole-from {args.whole_from} is none of the blended adapters {[*map(str, paths)]}")
-        whole_from = adapters[paths.index(Path(args.whole_from))][0]
+        if Path(args.whole_from) not in map(Path, names):
+            raise InputError(f"--whole_from {args.whole_from} is none of the blended adapters {names}")
+        whole_from = adapters[[*map(Path, names)].index(Path(args.whole_from))][0]
     base = None
     if args.base:
         base = load_base(adapters[0][0].info, args.base)
@@ -52,7 +56,7 @@ def run(args: argparse.Namespace) -> dict:
         "output": str(written),
         "method": result.info.method,
         "values": sum(tensor.numel() for tensor in result.tensors.values()),
-        "terms": [{"adapter": str(path), "weight": weight} for path, (_, weight) in zip(paths, adapters)],
+        "terms": [{"adapter": name, "weight": weight} for name, (_, weight) in zip(names, adapters)],
     }
 
 

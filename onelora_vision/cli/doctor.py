@@ -6,15 +6,18 @@ from onelora_vision.cli.inputs import require_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", help="adapter folder, .safetensors file or .zip")
+    parser.add_argument("adapter", help="adapter folder, .safetensors file, .zip or hub id")
     parser.add_argument("--base", help="the base model, to put the adapter on it")
 
 
 def run(args: argparse.Namespace) -> dict:
-    require_path(args.adapter)
+    from onelora_vision.adapters.hub import local_adapter
+
+    adapter = local_adapter(args.adapter)
+    require_path(adapter)
     from onelora_vision.adapters.inspection import PROBLEM, examine
 
-    findings = examine(args.adapter, args.base)
+    findings = examine(adapter, args.base)
     problems = sum(finding["level"] == PROBLEM for finding in findings)
     return {"file": args.adapter, "base": args.base, "problems": problems, "findings": findings}
 

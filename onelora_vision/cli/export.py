@@ -8,7 +8,7 @@ from onelora_vision.cli.output import add_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", help="adapter folder, .safetensors file or .zip")
+    parser.add_argument("adapter", help="adapter folder, .safetensors file, .zip or hub id")
     parser.add_argument("--to", required=True, help=", ".join(FORMATS))
     add_output(parser, "folder for the result")
     parser.add_argument("--base", help="where the base model is, if not where the adapter says")
@@ -18,11 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict:
     check_format(args.to, args.dtype)
-    require_adapter(args.adapter)
+    adapter = require_adapter(args.adapter)
     from onelora_vision.adapters.export import export
 
     return export(
-        args.adapter,
+        adapter,
         args.to,
         args.output,
         base=args.base,

@@ -22,15 +22,20 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
 
 
-def require_adapter(path: str) -> None:
-    """Refuse a path at which there is no whole adapter file, before torch is imported to read it.
+def require_adapter(source: str | Path) -> Path:
+    """Where the adapter that a command was given is on this machine; one of the hub is downloaded.
+
+    A place without a whole adapter file is refused here, before torch is imported to read it.
 
     Raises:
-        InputError: see `adapters.container.read_contents`.
+        InputError: see `adapters.container.read_contents` and `adapters.hub.local_adapter`.
     """
     from onelora_vision.adapters.container import read_contents
+    from onelora_vision.adapters.hub import local_adapter
 
-    read_contents(Path(path))
+    path = local_adapter(source)
+    read_contents(path)
+    return path
 
 
 def require_path(path: str, flag: str = "") -> None:

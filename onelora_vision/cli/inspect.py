@@ -2,22 +2,24 @@
 
 import argparse
 
+from onelora_vision.cli.inputs import require_adapter
 from onelora_vision.cli.output import add_plot
 from onelora_vision.errors import listed, one_line
 from onelora_vision.storage.outputs import check_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", help="adapter folder, .safetensors file or .zip")
+    parser.add_argument("adapter", help="adapter folder, .safetensors file, .zip or hub id")
     add_plot(parser, "PNG file for a bar chart of the norms per layer")
 
 
 def run(args: argparse.Namespace) -> dict:
+    adapter = require_adapter(args.adapter)
     if args.plot:
-        check_file(args.plot, overwrite=args.overwrite, inputs=[args.adapter])
+        check_file(args.plot, overwrite=args.overwrite, inputs=[adapter])
     from onelora_vision.adapters.summary import inspect, plot_norms
 
-    result = inspect(args.adapter)
+    result = inspect(adapter)
     if args.plot:
         rows = result["rows"] or result["whole"]
         plot_norms(rows, args.plot, f"{result['method']} on {result['base']}")

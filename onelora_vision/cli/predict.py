@@ -10,7 +10,7 @@ from onelora_vision.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--adapter", required=True, help="adapter folder or .safetensors file")
+    parser.add_argument("--adapter", required=True, help="adapter folder, .safetensors file or hub id")
     parser.add_argument("images", nargs="+", help="pictures, or folders of pictures")
     parser.add_argument("--base", help="where the base model is, if not where the adapter says")
     parser.add_argument("--top", type=int, default=5, help="classes to print for each picture")
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> list[dict]:
     if args.top < 1:
         raise InputError(f"--top is {args.top}, but must be at least 1")
-    require_adapter(args.adapter)
+    args.adapter = require_adapter(args.adapter)
     for path in args.images:
         require_path(path)
     from onelora_vision.adapters.file import read_adapter

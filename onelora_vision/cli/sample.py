@@ -30,7 +30,7 @@ REQUEST, GRID, ARCHIVE = "samples.json", "sheets/grid.png", "samples.npz"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
-    parser.add_argument("adapter", help="adapter folder or .safetensors file of a generation model")
+    parser.add_argument("adapter", help="adapter folder, .safetensors file or hub id, of a generation model")
     add_output(parser, "folder for the images; the same command again draws what is missing")
     parser.add_argument("--classes", help="class names or numbers, with commas (default: all)")
     parser.add_argument(
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> dict:
     if "guidance_interval" in given:
         given["guidance_interval"] = parse_numbers(args.guidance_interval, "--guidance_interval", count=2)
     SamplingSettings(**given)  # refuses what cannot be sampled with
-    require_adapter(args.adapter)
+    adapter = require_adapter(args.adapter)
     from onelora_vision.backbones.dit import DiTBase, class_ids
     from onelora_vision.inference.loading import load_adapted
     from onelora_vision.storage.outputs import check_folder
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> dict:
     # Whether the folder's samples are those of this request is only known when the adapter is loaded.
     inputs = [path for path in (args.adapter, args.base) if path]
     check_folder(args.output, KIND, overwrite=True, inputs=inputs)
-    generator = load_adapted(args.adapter, args.base, args.device, task=DiTBase.task)
+    generator = load_adapted(adapter, args.base, args.device, task=DiTBase.task)
     chosen = args.classes.split(",") if args.classes else list(range(len(generator.class_names)))
     ids = class_ids(chosen, generator.class_names)
     labels = [label for label in ids for _ in range(args.num_images)]
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> dict:
     record = SampleRecord(settings, (UsedAdapter(str(args.adapter)),), adapted=not args.without_adapter)
     names = [generator.class_names[label] for label in ids]
     drawn = {
-        "adapter_hash": _hash_of(args.adapter),
+        "adapter_hash": _hash_of(adapter),
         "classes": names,
         "num_images": args.num_images,
         "seed": args.seed,
@@ -117,12 +117,12 @@ def show(result: dict, args: argparse.Namespace) -> None:
     print(f"{result['output']}: {result['images']} images of {len(result['classes'])} classes\n{settings}")
 
 
-def _hash_of(adapter: str) -> str:
+def _hash_of(adapter: Path) -> str:
     """The content of an adapter: another one may be at the same path the next time."""
     from onelora_vision.adapters.container import WEIGHTS_FILE
     from onelora_vision.data.content import content_hash
 
-    return content_hash(Path(adapter) / WEIGHTS_FILE if Path(adapter).is_dir() else adapter)
+    return content_hash(adapter / WEIGHTS_FILE if adapter.is_dir() else adapter)
 
 
 def _open_folder(args: argparse.Namespace, request: dict):

@@ -7,6 +7,7 @@ import torch
 
 from onelora_vision.adapters.bases import load_base, require_same_base
 from onelora_vision.adapters.file import read_adapter
+from onelora_vision.adapters.hub import local_adapter
 from onelora_vision.backbones.table import TASKS, named
 from onelora_vision.errors import InputError
 from onelora_vision.runtime.device import choose_device
@@ -27,7 +28,7 @@ def load_adapted(
     """Load an adapter together with its base, in eval mode.
 
     Args:
-        adapter: a folder, or a single ``.safetensors`` file, as the training scripts write them.
+        adapter: a folder or a single ``.safetensors`` file, as the training scripts write them; or a hub id.
         base: where the base is, if not where the adapter's file says.
         device: by default CUDA where there is one.
         task: what the adapter has to be for; None takes any.
@@ -37,7 +38,7 @@ def load_adapted(
     Raises:
         InputError: no adapter, one for another task, or another base than it was trained on.
     """
-    loaded = read_adapter(adapter)
+    loaded = read_adapter(local_adapter(adapter))
     info = loaded.info
     if info.task not in TASKS or task not in (None, info.task):
         raise InputError(

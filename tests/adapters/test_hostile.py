@@ -354,7 +354,7 @@ def test_zips_that_lie_about_sizes_or_hold_links(originals, tmp_path, monkeypatc
         read_adapter(tmp_path / "link.zip")
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("adapter_model.safetensors", bytes(100_000))
-    monkeypatch.setattr(container, "MAX_ZIPPED", 10_000)
+    monkeypatch.setattr(container, "MAX_ADAPTER", 10_000)
     with pytest.raises(InputError, match="larger than 10,000 bytes"):
         read_adapter(tmp_path / "bomb.zip")
     (tmp_path / "no.zip").write_bytes(io.BytesIO(b"PK nonsense").read())

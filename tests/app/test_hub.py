@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 
-from app.hub import KNOWN_BASES, fetch_adapter, fetch_base
+from app.hub import KNOWN_BASES, fetch_base
 from app.studio import Studio
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.errors import InputError
@@ -39,7 +39,10 @@ def test_a_base_is_fetched_without_pickles_and_code(hub):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"model.safetensors": 2_000_000}, "2 MB, and this app takes 1 MB; its operator can set --max_base_mb"),
+        (
+            {"model.safetensors": 2_000_000},
+            "2 MB, and at most 1 MB are taken; the app's operator can set --max_base_mb",
+        ),
         ({"model.safetensors": None}, "of unknown size"),
         ({"model.bin": 10}, "has no safetensors files.*--bases FOLDER"),
     ],
@@ -48,13 +51,6 @@ def test_what_is_too_large_or_not_safetensors_is_refused_before_the_download(hub
     hub.files = files
     with pytest.raises(InputError, match=f"owner/base: {message}"):
         fetch_base("owner/base", limit=1_000_000)
-    assert not hub.asked
-
-
-def test_an_adapter_of_unknown_size_is_refused(hub):
-    hub.files = {"adapter_model.safetensors": None}
-    with pytest.raises(InputError, match="of unknown size"):
-        fetch_adapter("owner/adapter", 100)
     assert not hub.asked
 
 

@@ -7,7 +7,6 @@ import zipfile
 
 import pytest
 
-from app.hub import fetch_adapter
 from app.library import unique_name
 from app.sessions import MAX_SESSIONS
 from app.studio import Studio
@@ -142,14 +141,6 @@ def test_the_folder_is_read_and_what_is_wrong_in_it_is_said(tmp_path, adapter, f
 def test_no_such_folder(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         Studio(tmp_path / "nowhere", root=tmp_path)
-
-
-def test_the_hub_out_of_reach_is_one_line():
-    with pytest.raises(InputError, match="someone/thing: could not be fetched from the hub") as caught:
-        fetch_adapter("someone/thing", 10)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="is not a hub id"):
-        fetch_adapter("../../etc", 10)
 
 
 def test_sessions_do_not_see_each_other_and_end(studio, adapter):
