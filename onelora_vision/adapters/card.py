@@ -88,12 +88,14 @@ def _elsewhere(info, kind: Kind, config: dict) -> list[str]:
     if _is_miss(kind, config):
         text = "PEFT, as MiSS of rank 1, which is the same method: one vector per layer."
         parts.append(f"{text}\n\n{_shell('peft-miss', 'miss')}\n\n{_with_peft(info, 'miss')}")
+    elif kind.low_rank is None and not kind.is_ours:
+        parts.append(f"PEFT, whose {kind.title} it is:\n\n{_with_peft(info, _FOLDER)}")
     else:
         parts.append(f"PEFT:\n\n{_shell('peft-lora', 'lora')}\n\n{_with_peft(info, 'lora')}")
-    if "diffusers" in TASKS[info.task].exports:
+    if kind.low_rank and "diffusers" in TASKS[info.task].exports:
         call = _host_call(info).replace("DiTTransformer2DModel.", "DiT.", 1)
         parts.append(f"diffusers:\n\n{_shell('diffusers', 'lora')}\n\n{_code(_DIFFUSERS.format(call=call))}")
-    if "comfy" in TASKS[info.task].exports:
+    if kind.low_rank and "comfy" in TASKS[info.task].exports:
         parts.append(f"ComfyUI, as `lora/lora.safetensors`:\n\n{_shell('comfy', 'lora')}")
     merged = TASKS[info.task].merged
     library = info.extra.get("host", {}).get("library")

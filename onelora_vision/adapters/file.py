@@ -24,6 +24,8 @@ from onelora_vision.adapters.kinds import kind_of
 from onelora_vision.adapters.layout import layout_of
 from onelora_vision.adapters.validate import check_classes, check_tensors, parse_config
 from onelora_vision.errors import InputError, listed, one_line
+from onelora_vision.methods.peft_config import changes_base
+from onelora_vision.methods.residual import as_plain_lora
 from onelora_vision.storage.outputs import Ledger, check_file, check_folder, file_output, folder_output
 from onelora_vision.storage.weights import tensors_in
 from onelora_vision.tuners import hosts, shortcuts
@@ -82,7 +84,8 @@ class Adapter:
         """What our own methods ask at injection, for adapters of any method; modules that do not exist come later."""
         layout = layout_of(self.config, self.tensors, str(self.path))
         known = {name for name, _ in base.named_modules()}
-        hosts.check_adaptable(base, [name for name in layout.layers if name in known])
+        if not kind_of(self.config).on_norms:
+            hosts.check_adaptable(base, [name for name in layout.layers if name in known])
         hosts.check_trainable_whole(base, [name for name in layout.whole if name in known])
 
     def check_fits(self, model: PeftModel, adapter_name: str) -> dict[str, torch.Tensor]:
@@ -135,6 +138,8 @@ def save_adapter(
     tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     config = model.peft_config[adapter_name]
+    if initial := getattr(model, "initial_values", None):
+        config, tensors = as_plain_lora(config, tensors, initial)
     return write_adapter(config, tensors, info, folder, pictures=pictures, overwrite=overwrite)
 
 
@@ -170,6 +175,17 @@ def write_adapter(
     return Path(folder)
 
 
+def require_readable(config: PeftConfig) -> None:
+    """Refuse a config with which an adapter could be trained and saved, but not read back: it does more than describe.
+
+    Raises:
+        InputError: the line names the field.
+    """
+    if changes_base(config):
+        config = as_plain_lora(config, {}, {})[0]  # as it is saved
+    parse_config(_config_text(config), "this PEFT config")
+
+
 def rewrite_card(adapter: Adapter, pictures: Collection = ()) -> Path:
     """Write the card of an adapter folder again, for its ``info`` as it is now, and return the card's path.
 
@@ -201,11 +217,14 @@ def rewrite_card(adapter: Adapter, pictures: Collection = ()) -> Path:
 
 def _contents(config: PeftConfig, tensors: dict[str, torch.Tensor], info: AdapterInfo) -> tuple[str, bytes]:
     """The text of the config and the bytes of the weights, whose header repeats it."""
-    record = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
-    record["inference_mode"] = True
-    record["base_model_name_or_path"] = info.base
-    text = json.dumps(record, indent=2, sort_keys=True)
+    text = _config_text(config, info.base)
     return text, serialize(tensors, {**info.to_header(), HEADER_PREFIX + "config": text})
+
+
+def _config_text(config: PeftConfig, base: str | None = None) -> str:
+    record = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
+    record |= {"inference_mode": True, "base_model_name_or_path": base}
+    return json.dumps(record, indent=2, sort_keys=True)
 
 
 def _card(info: AdapterInfo, config: str, tensors: dict[str, torch.Tensor], size: int, pictures: list[str]) -> str:

@@ -67,7 +67,7 @@ def _dead_and_exploding(kind: Kind, layout: Layout) -> list[dict]:
     strengths: dict[str, dict[str, float]] = {}
     for module, parts in layout.layers.items():
         for part, tensor in parts.items():
-            if kind.parts[part].neutral is not None:
+            if part in kind.parts and kind.parts[part].neutral is not None:
                 strengths.setdefault(part, {})[module] = _strength(tensor, kind.neutral(part))
     findings = []
     for part, by_module in strengths.items():

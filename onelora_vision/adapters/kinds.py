@@ -55,7 +55,9 @@ class Kind:
     Attributes:
         title: the method's name in prose.
         is_ours: PEFT knows the kind only after `import onelora_vision`, and our tuner checks its config.
-        parts: what an adapted layer has, by the names in the file.
+        parts: what an adapted layer has, by the names in the file; empty for the methods of PEFT whose tensors only PEFT
+            itself understands: they are used alone and as they are, and fit where they have PEFT's names and shapes.
+        prefix: what the names of its tensors begin with; by default the name in lower case.
         free_fields: config fields of PEFT's own kinds that may have any value of the right type; the others, apart from
             those that all kinds share, must keep their defaults.
         choices: config fields that may have these values only.
@@ -63,6 +65,7 @@ class Kind:
         settings: config fields that decide what the tensors mean: adapters that differ in one cannot share a place.
         sum: weighted sum of adapters of this kind (`sums`); None if it is not an adapter of this kind.
         low_rank: the layers as `lowrank.LowRank` changes; None if they are not.
+        on_norms: whether the adapted modules are norms, not linear layers.
     """
 
     name: str
@@ -75,11 +78,18 @@ class Kind:
     settings: tuple[str, ...] = ()
     sum: Function | None = None
     low_rank: Function | None = None
+    on_norms: bool = False
+    prefix: str = ""
 
     @property
     def marker(self) -> str:
         """What the names of its tensors have between the module and the part."""
-        return f".{self.name.lower()}_"
+        return f".{self.prefix or self.name.lower()}_"
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether only PEFT knows what its tensors mean."""
+        return not self.parts
 
     @property
     def vectors(self) -> dict[str, str]:
@@ -149,7 +159,7 @@ KINDS = {
                 "lora_magnitude_vector": Part(neutral=None, option="use_dora"),
             },
             free_fields=frozenset(_LORA_FIELDS),
-            choices={"init_lora_weights": Choice((True, False, "gaussian"))},
+            choices={"init_lora_weights": Choice((True, False, "gaussian", "orthogonal"))},
             rank=("r", "lora_A.weight"),
             settings=("r", "lora_alpha", "use_rslora"),
             sum=Function("sums", "sum_of_ranks"),
@@ -165,6 +175,24 @@ KINDS = {
         ),
     )
 }
+
+
+_ADALORA_FIELDS = ("r", "lora_alpha", "init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step")  # fmt: skip
+_OPAQUE = {
+    "ADAMSS": "AdaMSS", "BEFT": "BEFT", "BOFT": "BOFT", "C3A": "C3A", "DEFT": "DEFT", "DELORA": "DeLoRA",
+    "FOURIERFT": "FourierFT", "FROD": "FRoD", "GLORA": "GLoRA", "GRALORA": "GraLoRA", "HIRA": "HiRA", "HRA": "HRA",
+    "IA3": "IA³", "LILY": "Lily", "LN_TUNING": "LN tuning", "LOHA": "LoHa", "LOKR": "LoKr", "OFT": "OFT", "OSF": "OSF",
+    "PEANUT": "PEANuT", "PSOFT": "PSOFT", "PVERA": "PVeRA", "RANDLORA": "RandLoRA", "ROAD": "RoAd", "SHIRA": "SHiRA",
+    "SUPERTUNING": "SuperTuning", "TINYLORA": "TinyLoRA", "UNILORA": "UniLoRA", "VBLORA": "VB-LoRA", "WAVEFT": "WaveFT",
+}  # fmt: skip
+#: Those of them that PEFT turns into LoRA.
+_CONVERTIBLE = {"C3A", "DELORA", "FOURIERFT", "GRALORA", "LOHA", "LOKR", "RANDLORA", "TINYLORA", "UNILORA", "VBLORA", "WAVEFT"}  # fmt: skip
+KINDS["ADALORA"] = Kind("ADALORA", "AdaLoRA", {}, free_fields=frozenset(_ADALORA_FIELDS), prefix="lora")
+for _name, _title in _OPAQUE.items():
+    _converted = Function("lowrank", "of_conversion") if _name in _CONVERTIBLE else None
+    KINDS[_name] = Kind(
+        _name, _title, {}, low_rank=_converted, on_norms=_name == "LN_TUNING", prefix="hada" if _name == "LOHA" else ""
+    )
 
 
 def kind_of(config: "PeftConfig") -> Kind:

@@ -3,16 +3,18 @@
 from dataclasses import dataclass
 
 import torch
-from peft import PeftConfig
+import torch.nn.functional as F
+from peft import PeftConfig, convert_to_lora
 from torch import Tensor, nn
 
 from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.kinds import kind_of
-from onelora_vision.adapters.layout import Layout
-from onelora_vision.errors import InputError, listed
+from onelora_vision.adapters.layout import PREFIX, Layout
+from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.tuners.onelora.layer import compression_vector
 
 _CONSTANT = 1e-6  # how far A's values may differ from their mean, relative to it
+_NEGLIGIBLE = 1e-10  # share of a change's energy (its squared singular values) that a conversion may leave out
 
 
 @dataclass
@@ -68,6 +70,29 @@ def of_miss(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowR
         columns = torch.arange(_linear(base, module).in_features) % len(block)
         changes[module] = LowRank(torch.eye(len(block), dtype=block.dtype)[:, columns], block.t().contiguous())
     return changes
+
+
+def of_conversion(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowRank]:
+    """What `peft.convert_to_lora` makes of a method of PEFT: the singular vectors of each layer's change.
+
+    All that carry more than `_NEGLIGIBLE` of a change's energy are kept, so a change of full rank becomes a LoRA of full
+    rank. Layers of a lower rank are filled up with zeros.
+    """
+    model = adapter.attach(base)
+    try:
+        _, tensors = convert_to_lora(model, 1 - _NEGLIGIBLE)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{adapter.path}: PEFT cannot turn it into LoRA ({one_line(error)})") from error
+    finally:
+        model.base_model.unload()
+    ends = ".lora_A.weight", ".lora_B.weight"
+    modules = [key.removesuffix(ends[0]) for key in tensors if key.endswith(ends[0])]
+    pairs = {module.removeprefix(PREFIX): [tensors[module + end] for end in ends] for module in modules}
+    rank = max(len(down) for down, _ in pairs.values())
+    return {
+        module: LowRank(F.pad(down, (0, 0, 0, rank - len(down))), F.pad(up, (0, rank - len(down))))
+        for module, (down, up) in pairs.items()
+    }
 
 
 def lora_scale(config: PeftConfig) -> float:

@@ -6,11 +6,12 @@ plain configs pass, and only tensors that are all there, of the kind and shape t
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import fields as dataclass_fields
 
 import torch
-from peft import PeftConfig, TaskType
+from peft import AdaLoraConfig, PeftConfig, TaskType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from onelora_vision.adapters.container import config_record
@@ -27,6 +28,9 @@ _COMMON = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model
            "layers_pattern"}  # fmt: skip
 _NUMBERS = {"r": int, "lora_alpha": (int, float), "lora_dropout": (int, float), "vera_dropout": (int, float), "miss_dropout": (int, float), "mini_r": int,
             "projection_prng_key": int, "d_initial": (int, float)}  # fmt: skip
+
+
+_MODEST = 512  # a size that needs no justification
 
 
 def parse_config(text: str, where: str) -> PeftConfig:
@@ -54,12 +58,16 @@ def parse_config(text: str, where: str) -> PeftConfig:
 
 def _check_fields(record: dict, kind: Kind, config_class: type[PeftConfig], where: str) -> None:
     if not kind.is_ours:
-        defaults = config_class().to_dict()
+        defaults = _defaults(config_class)
         for name, value in record.items():
-            if name not in kind.free_fields | kind.choices.keys() | _COMMON and not _same(value, defaults.get(name)):
+            if name in kind.free_fields | kind.choices.keys() | _COMMON or _same(value, defaults.get(name)):
+                continue
+            if kind.free_fields or not _is_plain(name, value, defaults.get(name)):
                 raise InputError(f"{where}: config field {name[:60]!r} = {one_line(repr(value), 60)} is not accepted")
     for name, types in _NUMBERS.items():
         value = record.get(name, 1)
+        if value is None and kind.is_opaque:  # where it is optional, its default was allowed above
+            continue
         if isinstance(value, bool) or not isinstance(value, types) or not abs(value) < 2**63:
             raise InputError(f"{where}: config field {name} = {one_line(repr(value), 60)} is not possible")
     for name, choice in kind.choices.items():
@@ -69,6 +77,23 @@ def _check_fields(record: dict, kind: Kind, config_class: type[PeftConfig], wher
     if record.get("task_type") not in (None, *(task.value for task in TaskType)):
         raise InputError(f"{where}: task_type {one_line(repr(record['task_type']), 60)} is unknown")
     check_fields(record, where)
+
+
+def _defaults(config_class: type[PeftConfig]) -> dict:
+    """The values of a config's fields where none are given; AdaLoRA's has no default for its number of steps."""
+    fields = {field.name: field for field in dataclass_fields(config_class)}
+    required = {"total_step": 1} if config_class is AdaLoraConfig else {}
+    return config_class(**required).to_dict() if fields else {}
+
+
+def _is_plain(name: str, value: object, default: object) -> bool:
+    """Whether a field of an opaque kind's config is a setting like its default: a number, a switch, or a plain word."""
+    if isinstance(value, str):
+        return isinstance(default, (str, bool)) and re.fullmatch(r"[\w.-]{1,40}", value) is not None
+    if isinstance(value, bool):
+        return default is None or isinstance(default, (bool, str))
+    numbers = (int, float)
+    return isinstance(value, numbers) and abs(value) < 2**63 and (default is None or isinstance(default, numbers))
 
 
 def _same(value: object, default: object) -> bool:
@@ -86,8 +111,21 @@ def check_tensors(config: PeftConfig, layout: Layout, where: str, *, finite: boo
             ``finite``, NaN and infinity.
     """
     kind = kind_of(config)
-    if not layout.layers and not layout.whole:
+    if not layout.layers and not layout.whole and not layout.shared:
         raise InputError(f"{where}: holds no tensors")
+    if kind.is_opaque:
+        _check_numbers_asked_for(config, layout, where)
+    else:
+        _check_parts(config, kind, layout, where)
+        _check_ranks(config, kind, layout, where)
+    for module, parts in layout.whole.items():
+        if empty := next((part for part, tensor in parts.items() if tensor.numel() == 0), None):
+            raise InputError(f"{where}: {one_line(f'{module}.{empty}', 100)} holds no values")
+    check_numbers(layout.to_tensors(), where, finite=finite)
+
+
+def _check_parts(config: PeftConfig, kind: Kind, layout: Layout, where: str) -> None:
+    """Each layer has the parts that the config promises."""
     expected = kind.expected_parts(config)
     for module, parts in layout.layers.items():
         if set(parts) != expected:
@@ -95,11 +133,19 @@ def check_tensors(config: PeftConfig, layout: Layout, where: str, *, finite: boo
             raise InputError(f"{where}: {module} lacks {missing}" if missing else f"{where}: {module} has {foreign}")
         for part, tensor in parts.items():
             _check_tensor(f"{where}: {module}.{part}", kind.parts[part].dimensions, tensor)
-    _check_ranks(config, kind, layout, where)
-    for module, parts in layout.whole.items():
-        if empty := next((part for part, tensor in parts.items() if tensor.numel() == 0), None):
-            raise InputError(f"{where}: {one_line(f'{module}.{empty}', 100)} holds no values")
-    check_numbers(layout.to_tensors(), where, finite=finite)
+
+
+def _check_numbers_asked_for(config: PeftConfig, layout: Layout, where: str) -> None:
+    """A rank or another size in an opaque kind's config is at most what a side of each layer's tensors justifies."""
+    sides = [max((max(t.shape, default=0) for t in parts.values()), default=0) for parts in layout.layers.values()]
+    shared = max((max(tensor.shape, default=0) for tensor in layout.shared.values()), default=0)
+    most = max(_MODEST, min(sides, default=0), shared)
+    for name, value in vars(config).items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and not any(word in name for word in ("seed", "prng", "step", "warmup", "tinit", "tfinal")):
+            default = _defaults(type(config)).get(name)
+            if not value <= max(most, default if isinstance(default, (int, float)) else 0):
+                raise InputError(f"{where}: config field {name} = {value:g} is more than the tensors justify ({most})")
 
 
 def _check_tensor(where: str, dimensions: tuple[int, ...], tensor: torch.Tensor) -> None:

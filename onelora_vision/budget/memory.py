@@ -101,7 +101,7 @@ def plan(
     memory: int | Sequence[int] | None = None,
     num_classes: int | None = None,
     fuse_qkv: bool = False,
-    rank: int = 1,
+    rank: int | None = None,
     watch: Callable[[str], None] = lambda step: None,
 ) -> dict:
     """Memory of a training step, and the largest batch within ``memory`` bytes, without and with checkpointing.
@@ -140,14 +140,14 @@ def plan(
 
 
 def _build(
-    backbone: str, method: str, num_classes: int | None, fuse_qkv: bool, rank: int, checkpointing: bool
+    backbone: str, method: str, num_classes: int | None, fuse_qkv: bool, rank: int | None, checkpointing: bool
 ) -> tuple[PeftModel, Callable]:
     base = describe(backbone, num_classes, fuse_qkv)
     base.example(1)  # refuses a base that takes no images
     if checkpointing:
         enable_gradient_checkpointing(base.model)
     row = find_method(method)
-    return apply_method(base.model, method, base.adaptation(), rank=rank if row.takes_rank else 1), base.example
+    return apply_method(base.model, method, base.adaptation(), rank=rank if row.rank else None), base.example
 
 
 def fake_step(model: PeftModel, inputs: Callable, batch: int, precision: str = "fp32") -> StepMemory:

@@ -13,7 +13,7 @@ ADAM_BYTES_PER_VALUE = 8  # two fp32 moments
 
 
 def count(
-    backbone: str, method: str, *, num_classes: int | None = None, fuse_qkv: bool = False, rank: int = 1
+    backbone: str, method: str, *, num_classes: int | None = None, fuse_qkv: bool = False, rank: int | None = None
 ) -> dict[str, str | int]:
     """Count one method on one backbone (a name or path as `backbones.catalogue.describe` takes it).
 
@@ -33,7 +33,7 @@ def count(
     total = sum(parameter.numel() for parameter in base.model.parameters())
     row, adaptation = find_method(method), base.adaptation()
     whole = _size_of_whole(base.model, adaptation.whole_modules)
-    model = apply_method(base.model, method, adaptation, rank=rank if row.takes_rank else 1)
+    model = apply_method(base.model, method, adaptation, rank=rank if row.rank else None)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {
         "backbone": backbone,

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fuse_qkv", "--fuse-qkv", action="store_true", help="join q, k, v where the host splits them"
     )
-    parser.add_argument("--rank", type=int, default=1, help="rank, for the methods that have one")
+    parser.add_argument("--rank", type=int, help="rank, for the methods that have one (default: the method's own)")
     add_plot(parser, "PNG file for a bar chart of the counts")
 
 

@@ -3,20 +3,26 @@
 A new method is one row of the table there, with the maker of its PEFT config.
 """
 
+import contextlib
+import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
 from onelora_vision.backbones.base import Adaptation
-from onelora_vision.errors import InputError, NotApplicable, listed, nearest
+from onelora_vision.errors import InputError, NotApplicable, listed, nearest, one_line
 from onelora_vision.methods.names import Method, check_options, find_method
+from onelora_vision.methods.peft_config import changes_base, make_config
+from onelora_vision.methods.peft_methods import PeftMethod
+from onelora_vision.methods.residual import keep_initial_values
 from onelora_vision.seeding import seeded
 from onelora_vision.tuners import MoraConfig, OneLoraConfig, hosts, shortcuts
 from onelora_vision.tuners.matching import exact_pattern
@@ -26,7 +32,11 @@ from onelora_vision.tuners.precision import train_in_float32
 
 @dataclass(frozen=True)
 class Options:
-    """What a method's config is made from: targets as an expression, modules trained whole, and the settings."""
+    """What a method's config is made from: targets as an expression, modules trained whole, and the settings.
+
+    Attributes:
+        sizes: inputs and outputs of each target.
+    """
 
     target_modules: str | None
     modules_to_save: list[str] | None
@@ -34,6 +44,8 @@ class Options:
     lora_alpha: int
     compression: str
     seed: int
+    sizes: Sequence[tuple[int, int]] = ()
+    peft_fields: dict | None = None
 
     @property
     def targets(self) -> dict:
@@ -57,6 +69,19 @@ def _vera(options: Options) -> PeftConfig:
     return VeraConfig(r=options.rank, projection_prng_key=options.seed, save_projection=True, **options.targets)
 
 
+def _peft(method: PeftMethod, options: Options) -> PeftConfig:
+    """The config of a method of PEFT's own."""
+    settings = dict(method.settings)
+    if method.rank:
+        settings[method.rank[0]] = options.rank
+    if method.seed:
+        settings[method.seed] = options.seed % 2**32
+    for name, what in method.sizes.items():
+        numbers = [size for pair in options.sizes for size in pair]
+        settings[name] = math.gcd(*numbers) if what == "common" else min(outputs for _, outputs in options.sizes)
+    return PEFT_TYPE_TO_CONFIG_MAPPING[method.kind](**settings, **options.targets)
+
+
 _CONFIGS: dict[str, Callable[[Options], PeftConfig]] = {
     "lora": _lora,
     "dora": lambda options: _lora(options, use_dora=True),
@@ -66,9 +91,15 @@ _CONFIGS: dict[str, Callable[[Options], PeftConfig]] = {
 }
 
 
+_READS_WEIGHTS = {"adamss", "frod", "shira"}  # cannot be put on a model without weights (the meta device)
+
+
 def _config(row: Method, options: Options) -> PeftConfig:
     """The PEFT config of a method; 1LoRA's, without parts, is what trains modules whole and nothing else."""
-    make = row.config or _CONFIGS.get(row.name) or partial(_onelora, row.parts)
+    if options.peft_fields:
+        return make_config(options.peft_fields, options.targets, "--peft_config")
+    of_peft = row.peft and partial(_peft, row.peft)
+    make = row.config or of_peft or _CONFIGS.get(row.name) or partial(_onelora, row.parts)
     return make(options)
 
 
@@ -77,12 +108,13 @@ def apply_method(
     method: str,
     adaptation: Adaptation,
     *,
-    rank: int = 1,
+    rank: int | None = None,
     lora_alpha: int | None = None,
     compression: str = "sum",
     target_modules: str | None = None,
     seed: int = 0,
     extra_modules_to_save: Sequence[str] = (),
+    peft_fields: dict | None = None,
     adapter_name: str = "default",
 ) -> PeftModel:
     """Freeze ``model`` and put a method on it; the result saves, loads, switches and merges as any PEFT model.
@@ -93,12 +125,15 @@ def apply_method(
 
     Args:
         method: a name of `methods.names.METHODS` or a combination of parts, see `methods.names.find_method`.
-        rank: of lora, dora and vera. lora_alpha: of lora and dora, by default ``rank`` (a scale of 1).
+        rank: of the methods that have one, by default `Method.rank`. lora_alpha: of lora and dora, by default the rank
+            (a scale of 1).
         compression: "sum", "random" or "singular", of the methods with sum.
         seed: of random compression, and of initial values.
         target_modules: adapt only those of ``adaptation.target_modules`` in whose full name this regular expression is
             found (``attn`` for the attention, ``blocks\\.1[01]\\.`` for two blocks); None adapts all.
         extra_modules_to_save: full names of further modules to train whole.
+        peft_fields: a PEFT config's fields (see `methods.peft_config`), in place of the method's own settings. Layers
+            that it names are taken as PEFT takes them.
 
     Raises:
         InputError: unknown method, an option that the method does not have, modules that do not exist or that the
@@ -108,6 +143,8 @@ def apply_method(
     check_options(row, rank, lora_alpha, compression, target_modules)
     whole = _modules_trained_whole(model, row, adaptation, extra_modules_to_save)
     linears = adaptation.target_modules if target_modules is None else _chosen(adaptation, target_modules)
+    if row.peft and row.peft.on_norms:
+        linears = adaptation.norm_modules
     targets = [name for name in linears if not _is_under(name, whole)] if row.adapts_layers else []
     if row.adapts_layers and not targets:
         raise NotApplicable(f"method {row.name}: this model has no linear layer to adapt")
@@ -116,21 +153,58 @@ def apply_method(
     options = Options(
         target_modules=exact_pattern(targets) if targets else None,
         modules_to_save=whole or None,
-        rank=rank,
+        rank=(rank := rank or row.rank or 1),
         lora_alpha=rank if lora_alpha is None else lora_alpha,
         compression=compression,
         seed=seed,
+        sizes=[_size_of(model.get_submodule(name)) for name in targets],
+        peft_fields=peft_fields,
     )
-    hosts.check_adaptable(model, targets)
+    with _bad_input(row):
+        config = _config(row, options)
+    if peft_fields and peft_fields.get("target_modules"):
+        targets = [name for name, _ in model.named_modules() if check_target_module_exists(config, name)]
+        if not targets:
+            raise InputError("--peft_config: its target_modules are none of this model's")
+    if not (row.peft and row.peft.on_norms):
+        hosts.check_adaptable(model, targets)
     hosts.check_trainable_whole(model, whole)
     with seeded(seed):
-        adapted = get_peft_model(model, _config(row, options), adapter_name=adapter_name)
-    _check_outcome(adapted, row, targets, whole)
+        adapted = _put_on(model, row, config, adapter_name)
+    _check_outcome(adapted, row, targets, config.modules_to_save or [])
+    if changes_base(adapted.active_peft_config):
+        keep_initial_values(adapted, adapter_name)
     shortcuts.call_adapted_layers(adapted)
+    if row.peft and row.peft.on_norms:
+        for name in targets:
+            train_in_float32(adapted.get_base_model().get_submodule(name).ln_tuning_layers[adapter_name])
     for name in whole:
         train_in_float32(adapted.get_base_model().get_submodule(name).modules_to_save[adapter_name])
     adapted.whole_modules = tuple(adaptation.whole_modules)
     return adapted
+
+
+def _put_on(model: nn.Module, row: Method, config: PeftConfig, adapter_name: str) -> PeftModel:
+    """Have PEFT put the method on the model."""
+    if any(parameter.is_meta for parameter in model.parameters()) and row.name in _READS_WEIGHTS:
+        raise NotApplicable(f"method {row.name} begins with the base's weights: without them it cannot be counted")
+    with _bad_input(row):
+        return get_peft_model(model, config, adapter_name=adapter_name)
+
+
+@contextlib.contextmanager
+def _bad_input(row: Method) -> Iterator[None]:
+    """What PEFT says against a method on a model, or against its settings, is bad input."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"method {row.name} cannot go on this model: {one_line(error, 300)}") from error
+
+
+def _size_of(module: nn.Module) -> tuple[int, int]:
+    return getattr(module, "in_features", 1), getattr(module, "out_features", 1)
 
 
 def trainable_parameters(model: nn.Module) -> int:

@@ -1,7 +1,8 @@
 """The methods by name and what each trains: plain facts, so that a typo is refused before anything slow is imported.
 
 Besides the names of the table, every combination of {sum, bias, scale, norms} is a method (the 1LoRA paper's
-ablation): ``sum+norms`` is onelora_norms, ``bias`` is bitfit, ``bias+scale+norms`` is difffit.
+ablation): ``sum+norms`` is onelora_norms, ``bias`` is bitfit, ``bias+scale+norms`` is difffit. The rows of PEFT's other
+methods are made from `methods.peft_methods`.
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from onelora_vision.errors import InputError, nearest
+from onelora_vision.methods.peft_methods import PEFT_METHODS, PeftMethod
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,8 +35,10 @@ class Method:
         parts: those of `PARTS` that a member of 1LoRA's family has; empty for other methods.
         adapts_layers: whether linear layers get adapters (not so for norms, head and full).
         trains_norms: whether the norms are trained whole. trains_all: whether every module is.
-        takes_rank: whether ``rank`` applies; takes_alpha: whether ``lora_alpha`` does; takes_compression likewise.
+        rank: the rank where none is given; None for a method without one.
+        takes_alpha: whether ``lora_alpha`` applies; takes_compression: whether ``compression`` does.
         hint: what to try when training gives NaN.
+        peft: PEFT's own method that it is, if the package has no config of its own for it.
         config: makes the PEFT config from `methods.Options`; None for the methods that come with the package.
     """
 
@@ -44,10 +48,11 @@ class Method:
     adapts_layers: bool = True
     trains_norms: bool = False
     trains_all: bool = False
-    takes_rank: bool = False
+    rank: int | None = None
     takes_alpha: bool = False
     takes_compression: bool = False
     hint: str = "lower the learning rate"
+    peft: PeftMethod | None = None
     config: "Callable[..., PeftConfig] | None" = None
 
 
@@ -71,13 +76,14 @@ METHODS: dict[str, Method] = {
         _family("onelora_norms", "sum", "norms"),
         _family("bitfit", "bias"),
         _family("difffit", "bias", "scale", "norms"),
-        Method("lora", "A (r k) + B (d r)", takes_rank=True, takes_alpha=True),
-        Method("dora", "A (r k) + B (d r) + m (d)", takes_rank=True, takes_alpha=True),
-        Method("vera", "b (d) + d (r)", takes_rank=True),
+        Method("lora", "A (r k) + B (d r)", rank=1, takes_alpha=True),
+        Method("dora", "A (r k) + B (d r) + m (d)", rank=1, takes_alpha=True),
+        Method("vera", "b (d) + d (r)", rank=1),
         Method("mora1", "M (r^2, r = round(sqrt(d)))"),
         Method("mora6", "M (r^2, r even, about sqrt(d))"),
         _family("head"),
         Method("full", "everything", adapts_layers=False, trains_all=True),
+        *(Method(row.name, row.trains, rank=row.rank and row.rank[1], peft=row) for row in PEFT_METHODS),
     )
 }
 
@@ -103,22 +109,26 @@ def find_method(name: str) -> Method:
 
 
 def check_options(
-    row: Method, rank: int, lora_alpha: int | None, compression: str, target_modules: str | None
+    row: Method, rank: int | None, lora_alpha: int | None, compression: str, target_modules: str | None
 ) -> None:
     """Refuse options that are out of range, or that a method does not have.
 
     Raises:
         InputError: see `methods.apply_method`.
     """
-    if rank < 1:
+    if rank is not None and rank < 1:
         raise InputError(f"rank={rank} is not possible: give a whole number from 1")
     if lora_alpha is not None and lora_alpha <= 0:
         raise InputError(f"lora_alpha={lora_alpha} is not possible: give a positive number")
     for option, is_given, applies, users in (
-        ("rank", rank != 1, row.takes_rank, "lora, dora, vera"),
-        ("lora_alpha", lora_alpha is not None, row.takes_alpha, "lora, dora"),
+        ("rank", rank is not None, row.rank is not None, _those_with("rank")),
+        ("lora_alpha", lora_alpha is not None, row.takes_alpha, _those_with("takes_alpha")),
         ("compression", compression != "sum", row.takes_compression, "methods with sum"),
         ("target_modules", target_modules is not None, row.adapts_layers, "methods that adapt linear layers"),
     ):
         if is_given and not applies:
             raise InputError(f"{option} has no meaning for method {row.name}; it is for {users}")
+
+
+def _those_with(attribute: str) -> str:
+    return ", ".join(row.name for row in METHODS.values() if getattr(row, attribute))

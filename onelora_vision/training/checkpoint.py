@@ -25,6 +25,7 @@ from onelora_vision.storage.files import TEMPORARY_PREFIX, atomic_directory
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.ema import EMA
 from onelora_vision.training.optim import trained_parameters
+from onelora_vision.training.rank_allocation import RankAllocation
 
 
 @dataclass
@@ -60,6 +61,7 @@ class RunState:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler | None
     ema: EMA | None
+    allocation: RankAllocation | None = None
     progress: Progress = field(default_factory=Progress)
     is_whole: bool = True
 
@@ -101,6 +103,7 @@ def _training_state(run: RunState) -> bytes:
         "scheduler": run.scheduler.state_dict(),
         "scaler": run.scaler.state_dict() if run.scaler else None,
         "ema_updates": run.ema.updates if run.ema else 0,
+        "allocation": run.allocation.state_dict() if run.allocation else None,
         "progress": dataclasses.asdict(run.progress),
     }
     buffer = io.BytesIO()
@@ -133,6 +136,8 @@ def load_checkpoint(folder: str | Path, run: RunState, settings: dict) -> None:
     run.scheduler.load_state_dict(rest["scheduler"])
     if run.scaler:
         run.scaler.load_state_dict(rest["scaler"])
+    if run.allocation:
+        run.allocation.load_state_dict(rest["allocation"])
     run.progress = Progress(**rest["progress"])
 
 

@@ -8,10 +8,12 @@ import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar, Literal
 
 from onelora_vision.errors import InputError
-from onelora_vision.methods.names import check_options, find_method
+from onelora_vision.methods.names import Method, check_options, find_method
+from onelora_vision.methods.peft_config import changes_base, method_of, read_peft_config
 from onelora_vision.storage.files import atomic_file
 
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
@@ -27,7 +29,10 @@ class MethodOptions:
     group: ClassVar[str] = "model and method"
 
     method: str = option("onelora", "fine-tuning method: onelora, lora, bitfit, head, full, sum+norms, …")
-    rank: int = option(1, "rank, for methods that have one")
+    peft_config: str | None = option(
+        None, "JSON or YAML file of a PEFT config, as the method; layers are the usual ones unless it names some"
+    )
+    rank: int | None = option(None, "rank, for methods that have one (default: the method's own, 1 for lora)")
     lora_alpha: float | None = option(None, "LoRA's alpha (default: the rank, which is a scale of 1)")
     compression: Literal["sum", "random", "singular"] = option("sum", "what 1LoRA compresses its input with")
     sum_scale: Literal["none", "rms"] = option(
@@ -123,11 +128,17 @@ class HardwareOptions:
 
 @dataclass(kw_only=True)
 class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, OptimizationOptions, MethodOptions):
-    """Settings of the training loop; raises `InputError` naming the flag when a value is out of range."""
+    """Settings of the training loop; raises `InputError` naming the flag when a value is out of range.
+
+    Attributes:
+        peft_fields: what the file of ``peft_config`` says.
+    """
+
+    peft_fields: ClassVar[dict | None] = None
 
     def __post_init__(self):
         self._require("output_dir", bool(self.output_dir.strip()), "the name of a folder")
-        for name in ("rank", "train_batch_size", "eval_batch_size", "gradient_accumulation_steps", "lr_num_cycles"):
+        for name in ("train_batch_size", "eval_batch_size", "gradient_accumulation_steps", "lr_num_cycles"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_train_steps", "num_train_epochs", "checkpoints_total_limit"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
@@ -147,7 +158,7 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
         self._require("validation_loss_steps", steps is None or steps >= 0, "0 or more")
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        row = find_method(self.method)
+        row = self._method()
         check_options(row, self.rank, self.lora_alpha, self.compression, self.target_modules)
         self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
         if self.max_train_steps is None and self.num_train_epochs is None:
@@ -156,6 +167,25 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
             raise InputError("--metric_for_best_model needs evaluations during training: set --validation_steps")
         if self.early_stopping_patience and not self.metric_for_best_model:
             raise InputError("--early_stopping_patience needs to know what is best: set --metric_for_best_model")
+
+    def _method(self) -> Method:
+        """The row of ``--method``, or of the type of ``--peft_config``."""
+        if self.peft_config is None:
+            return find_method(self.method)
+        self.peft_fields = read_peft_config(self.peft_config)
+        name = method_of(self.peft_fields, self.peft_config)
+        if self.method not in (type(self).method, name):
+            raise InputError(f"--method {self.method} and --peft_config of {name}: give one of them")
+        for flag in ("rank", "lora_alpha"):
+            if getattr(self, flag) is not None:
+                raise InputError(f"--{flag} with --peft_config: set it in {self.peft_config}")
+        if changes_base(SimpleNamespace(**self.peft_fields)) and self.metric_for_best_model:
+            raise InputError(
+                f"--metric_for_best_model with init_lora_weights={self.peft_fields['init_lora_weights']}: an adapter "
+                "of this kind cannot be put back into the training; leave one of them out"
+            )
+        self.method = name
+        return find_method(name)
 
     @property
     def headline(self) -> str:
@@ -169,7 +199,7 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
     def method_options(self) -> dict:
         """What `onelora_vision.methods.apply.apply_method` takes besides model, method and places."""
         names = ("rank", "lora_alpha", "compression", "target_modules", "seed")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"peft_fields": self.peft_fields}
 
     def _refuse_ignored(self, flags: Collection[str], name: str, value: str) -> None:
         """Refuse ``flags`` that were set although they have no effect with ``--name value``."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from peft import set_peft_model_state_dict
 from torch.utils.data import Dataset
 
-from onelora_vision.adapters.file import read_adapter
+from onelora_vision.adapters.file import read_adapter, require_readable
 from onelora_vision.data.stream import identity_of
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.tasks.base import FOR_THE_CARD, Task
@@ -50,6 +50,7 @@ def run_job(
     """
     accelerator, seed = run.accelerator, run.config.seed
     with run.phase("preparing the run"):
+        require_readable(task.adapted.active_peft_config)
         record = Record.open(run, task, task.identity() | identity_of(dataset))
     with run.phase("measuring the base"):
         if not record.has("baseline"):

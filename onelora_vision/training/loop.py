@@ -28,6 +28,7 @@ from onelora_vision.training.optim import (
     to_fp32,
     total_steps,
 )
+from onelora_vision.training.rank_allocation import RankAllocation
 from onelora_vision.training.setup import Run
 from onelora_vision.training.sharding import ShardedBlocks, leave_frozen_to_us
 from onelora_vision.training.step import OptimizerStep
@@ -87,7 +88,7 @@ def prepare_loop(
     model = accelerator.unwrap_model(task.model)
     sharded = ShardedBlocks(model, accelerator) if config.shard_base else None
     ema = EMA(model, config.ema_decay) if config.use_ema else None
-    state = ckpt.RunState(model, optimizer, scheduler, accelerator.scaler, ema)
+    state = ckpt.RunState(model, optimizer, scheduler, accelerator.scaler, ema, RankAllocation.of(model, steps))
     fixed = ckpt.run_settings(config, len(dataset), samples_per_step(config, processes))
     settings = fixed | task.identity() | identity_of(dataset)
     evaluation = PeriodicEvaluation(run, task, state, evaluation_loader, sharded)

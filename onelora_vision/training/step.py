@@ -54,7 +54,8 @@ class OptimizerStep:
             seed_all(mix(config.seed, step, micro, accelerator.process_index))
             with accelerator.accumulate(self.task.model):
                 output = self.task.forward(send_to_device(batch, accelerator.device, skip_keys="seed"))
-                accelerator.backward(output["loss"])
+                penalty = state.allocation.penalty() if state.allocation else 0
+                accelerator.backward(output["loss"] + penalty)
             outputs.append({name: value.detach().float() for name, value in output.items()})
         if not self.probed:
             probe_gradients(state.model)
@@ -82,6 +83,8 @@ class OptimizerStep:
         state.optimizer.step()
         self.skipped_in_a_row = 0
         if not state.optimizer.step_was_skipped:  # fp16's scaler skips a step whose gradients overflow
+            if state.allocation is not None:
+                state.allocation.after_step(state.progress.step)
             state.scheduler.step()
             if state.ema is not None:
                 state.ema.update()

@@ -275,7 +275,7 @@ def config_with(data, **fields):
         ("onelora", {"use_bias": True}, "lacks .'onelora_beta'"),
         ("onelora", {"use_sum": False, "use_bias": False}, "bad adapter_config.json|lacks|has"),
         ("onelora", {"unknown": 1}, "'unknown' is not a field of ONELORA"),
-        ("onelora", {"peft_type": "IA3"}, "unsupported peft_type"),
+        ("onelora", {"peft_type": "PREFIX_TUNING"}, "unsupported peft_type"),
         ("onelora", {"task_type": "X"}, "task_type"),
     ],
 )

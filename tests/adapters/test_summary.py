@@ -60,7 +60,7 @@ def test_values_that_json_cannot_hold_are_null(tmp_path):
     ("config", "message"),
     [
         ("[]", "unsupported peft_type None"),
-        ('{"peft_type": "LOHA"}', "unsupported peft_type 'LOHA' .supported: ONELORA"),
+        ('{"peft_type": "CPT"}', "unsupported peft_type 'CPT' .supported: ONELORA"),
         ('{"peft_type": "ONELORA", "modules_to_save": "head"}', "modules_to_save is not a list of names"),
         ("{", "is not JSON"),
     ],

@@ -149,7 +149,7 @@ def test_command_prints_a_table_and_json(capsys):
         (["--backbone", "dit-s-8", "--precision", "int4"], "--precision int4"),
         (["--backbone", "dit-s-8", "--batch", "0"], "--batch is 0"),
         (["--backbone", "dit-s-8", "--memory", "big"], "--memory is 'big'"),
-        (["--backbone", "dit-s-8", "--method", "lroa"], "did you mean 'lora'"),
+        (["--backbone", "dit-s-8", "--method", "lorra"], "did you mean 'lora'"),
         (["--backbone", "llama-2-7b"], "takes no images"),
     ],
 )

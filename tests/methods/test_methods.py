@@ -1,4 +1,7 @@
-"""Every method on every host, by one table of checks; a new row of `METHODS` joins by itself."""
+"""Every method on every host, by one table of checks; a new row of `METHODS` joins by itself.
+
+PEFT's own methods, of which less can be promised, have theirs in test_peft_methods.py.
+"""
 
 import re
 import warnings
@@ -13,10 +16,12 @@ from torch import nn
 
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.errors import InputError
+from onelora_vision.methods import names as methods
 from onelora_vision.methods.apply import apply_method, head_parameters, saved_parameters, trainable_parameters
-from onelora_vision.methods.names import COMBINATIONS, METHODS, PARTS, find_method
+from onelora_vision.methods.names import COMBINATIONS, PARTS, find_method
 from onelora_vision.tuners import probe_gradients
 
+METHODS = [name for name, row in methods.METHODS.items() if row.peft is None]
 OURS = [name for name in METHODS if name not in ("lora", "dora", "vera")]
 ABLATION = [name for name in COMBINATIONS if find_method(name).name == name]
 # All methods on all hosts; the rest of the ablation, whose layers are the same, on one.

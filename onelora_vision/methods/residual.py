@@ -1,0 +1,42 @@
+"""LoRA that starts inside the base's weights (PiSSA, arXiv 2404.02948; OLoRA, arXiv 2406.01775), saved as a plain LoRA.
+
+Such a method takes its first ``B₀ A₀`` out of the frozen weight and trains from there. On the base as it was, what has
+been learned is ``B A - B₀ A₀``: a LoRA of twice the rank, which loads without computing the start again.
+"""
+
+import copy
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from torch import Tensor
+
+from onelora_vision.errors import InputError
+
+
+def keep_initial_values(model: PeftModel, adapter_name: str) -> None:
+    """Note the values that ``adapter_name`` starts with, for `as_plain_lora`.
+
+    Raises:
+        InputError: with DoRA, or ranks of a layer's own, the change is not a LoRA of twice the rank.
+    """
+    config = model.peft_config[adapter_name]
+    if config.use_dora or config.rank_pattern or config.alpha_pattern or config.lora_bias:
+        raise InputError(
+            f"init_lora_weights={config.init_lora_weights} goes with neither DoRA, biases nor patterns here"
+        )
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    model.initial_values = {key: value.detach().cpu().clone() for key, value in state.items() if ".lora_" in key}
+
+
+def as_plain_lora(
+    config: LoraConfig, tensors: dict[str, Tensor], initial: dict[str, Tensor]
+) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Config and tensors of the same change from the base's own weights: ``[A; A₀]`` and ``[B, -B₀]``."""
+    plain = copy.deepcopy(config)
+    plain.r, plain.init_lora_weights = 2 * config.r, True
+    plain.lora_alpha = config.lora_alpha * (2**0.5 if config.use_rslora else 2)
+    both = {
+        key: torch.cat([tensors[key], value]) if ".lora_A." in key else torch.cat([tensors[key], -value], 1)
+        for key, value in initial.items()
+    }
+    return plain, {**tensors, **both}

@@ -1,0 +1,196 @@
+"""Every method of PEFT's own on every host, by one table of checks; a new row of `PEFT_METHODS` joins by itself."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
+from tiny_hosts import HOSTS, example, fresh
+
+from onelora_vision.adapters.file import read_adapter, require_readable, save_adapter
+from onelora_vision.adapters.info import AdapterInfo
+from onelora_vision.adapters.kinds import KINDS
+from onelora_vision.adapters.layout import layout_of
+from onelora_vision.adapters.lowrank import low_rank
+from onelora_vision.errors import InputError
+from onelora_vision.methods.apply import apply_method, trainable_parameters
+from onelora_vision.methods.peft_config import read_peft_config
+from onelora_vision.methods.peft_methods import PEFT_METHODS
+from onelora_vision.training.config import TrainingConfig
+
+ROWS = {row.name: row for row in PEFT_METHODS}
+# DiT's norms have no parameters
+CASES = [(host, name) for host in HOSTS for name in ROWS if (host, name) != ("diffusers", "ln_tuning")]
+#: What PEFT registers besides: prompts, routers among adapters, parts of LLMs, and rows of embeddings.
+NOT_FOR_LINEAR_LAYERS = {
+    "ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "POLY", "PREFIX_TUNING", "PROMPT_TUNING",
+    "P_TUNING", "SHADOW", "TRAINABLE_TOKENS", "XLORA",
+}  # fmt: skip
+CANNOT_MERGE = {"lily"}
+
+
+def build(host, method, dtype=torch.float32, **options):
+    model, adaptation = fresh(host)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return apply_method(model.to(dtype), method, adaptation, **options).eval()
+
+
+def shake(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def output(model, host):
+    result = model(**example(host))
+    return result if isinstance(result, torch.Tensor) else result[0]
+
+
+def close(a, b, tolerance=1e-4):
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * b.abs().max().item())
+
+
+def test_every_type_of_peft_is_a_method_or_known_not_to_be_for_linear_layers():
+    known = {str(getattr(kind, "value", kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+    ours = {"ONELORA", "MORA", "LORA", "VERA"}
+    assert known - ours == {row.kind for row in PEFT_METHODS} - ours | NOT_FOR_LINEAR_LAYERS
+    for row in PEFT_METHODS:
+        assert PEFT_TYPE_TO_PREFIX_MAPPING[row.kind].startswith(KINDS[row.kind].marker[1:])
+
+
+@pytest.mark.parametrize(("host", "method"), CASES)
+def test_trains_saves_loads_and_merges(host, method, tmp_path):
+    model, base = build(host, method), output(fresh(host)[0], host)
+    if ROWS[method].off_base:
+        assert (output(model, host) - base).abs().max() < 0.2 * base.abs().max()
+    else:
+        close(output(model, host), base)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    output(model.train(), host).square().sum().backward()
+    assert trained and any(p.grad is not None and p.grad.abs().max() > 0 for p in trained)
+    expected = output(shake(model.eval()), host)
+    assert not torch.allclose(expected, base, rtol=1e-4, atol=1e-5)
+    with model.disable_adapter():
+        close(output(model, host), base)
+    save_adapter(model, tmp_path / "adapter", AdapterInfo("classification", method, "tiny"))
+    loaded = read_adapter(tmp_path / "adapter").attach(fresh(host)[0]).eval()
+    close(output(loaded, host), expected, 1e-6)
+    assert trainable_parameters(loaded) == 0
+    if method in CANNOT_MERGE:
+        with pytest.raises(NotImplementedError):
+            loaded.merge_and_unload()
+    else:
+        close(output(loaded.merge_and_unload(), host), expected, 1e-3)
+
+
+@pytest.mark.parametrize("method", [name for name in ROWS if name != "ln_tuning"])
+def test_the_seed_makes_what_is_not_in_a_checkpoint(method):
+    first, again = (build("diffusers", method, seed=5).state_dict() for _ in range(2))
+    assert first.keys() == again.keys() and all(torch.equal(first[key], again[key]) for key in first)
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_what_is_trained_is_fp32_on_a_bf16_base(method):
+    model = build("timm", method, torch.bfloat16)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        output_of = model(example("timm")["x"].bfloat16())
+    output_of.float().sum().backward()
+
+
+@pytest.mark.parametrize("method", [row.name for row in PEFT_METHODS if KINDS[row.kind].low_rank])
+def test_what_peft_converts_is_exported_as_lora(method, tmp_path):
+    model = shake(build("timm", method))
+    save_adapter(model, tmp_path / "adapter", AdapterInfo("classification", method, "tiny"))
+    adapter, base = read_adapter(tmp_path / "adapter"), fresh("timm")[0]
+    before = copy.deepcopy(base.state_dict())
+    changes = low_rank(adapter, layout_of(adapter.config, adapter.tensors), base)
+    assert before.keys() == base.state_dict().keys()
+    merged = model.merge_and_unload()
+    for module, change in changes.items():
+        weight = merged.get_submodule(module).weight
+        close(before[f"{module}.weight"] + change.up @ change.down, weight, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("ia3", {"rank": 2}, "rank has no meaning for method ia3; it is for lora, dora, vera"),
+        ("gralora", {"rank": 3}, "method gralora cannot go on this model"),
+        ("lokrr", {}, "unknown method 'lokrr'; did you mean 'lokr'"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(method, options, message):
+    with pytest.raises(InputError, match=message) as caught:
+        build("timm", method, **options)
+    assert "\n" not in str(caught.value)
+
+
+def fields_of(tmp_path, text, name="method.yaml"):
+    (tmp_path / name).write_text(text)
+    config = TrainingConfig(peft_config=str(tmp_path / name))
+    return config.method, config.method_options
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        ("peft_type: LORA\nr: 2\nlora_alpha: 4\nuse_rslora: true\n", "lora"),
+        ('{"peft_type": "LORA", "r": 2, "init_lora_weights": "pissa"}', "lora"),
+        ('{"peft_type": "LORA", "r": 2, "use_rslora": true, "init_lora_weights": "olora"}', "lora"),
+        ('{"peft_type": "LORA", "r": 2, "init_lora_weights": "orthogonal"}', "lora"),
+        ("peft_type: lokr\nr: 2\nalpha: 2\ntarget_modules: [fc1]\n", "lokr"),
+        ("peft_type: VERA\nr: 4\n", "vera"),
+        ("peft_type: ONELORA\nuse_bias: true\n", "onelora"),
+    ],
+)
+def test_a_config_file_is_a_method(tmp_path, text, method):
+    name, options = fields_of(tmp_path, text)
+    assert name == method
+    model = build("timm", name, **options)
+    require_readable(model.active_peft_config)
+    base = output(fresh("timm")[0], "timm")
+    close(output(model, "timm"), base)
+    expected = output(shake(model), "timm")
+    save_adapter(model, tmp_path / "adapter", AdapterInfo("classification", name, "tiny"))
+    loaded = read_adapter(tmp_path / "adapter").attach(fresh("timm")[0]).eval()
+    close(output(loaded, "timm"), expected)
+    layers = [n for n, m in loaded.get_base_model().named_modules() if isinstance(m, BaseTunerLayer)]
+    assert len(layers) == (2 if "fc1" in text else 8)
+    again = read_peft_config(tmp_path / "adapter" / "adapter_config.json")
+    build("timm", name, **{**options, "peft_fields": again})  # what was written is a config file too
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("r: 2\n", "among them peft_type"),
+        ("[1, 2", "neither JSON nor YAML"),
+        ("peft_type: PREFIX_TUNING\n", "'PREFIX_TUNING' is none that adapts linear layers"),
+        ("peft_type: LORRA\n", "did you mean 'lora'"),
+        ("peft_type: LORA\nrank: 2\n", "rank is no field of LORA"),
+        ("peft_type: LORA\ninit_lora_weights: eva\n", "reads the training data before the training"),
+        ("peft_type: LORA\ntarget_modules: [fc9]\n", "its target_modules are none of this model's"),
+        ("peft_type: LORA\nr: 0\n", "cannot go on this model"),
+        ("peft_type: LORA\ninit_lora_weights: pissa\nuse_dora: true\n", "goes with neither DoRA"),
+        ("peft_type: LORA\nlayer_replication: [[0, 1], [0, 1]]\n", "cannot go on this model: Could not locate"),
+    ],
+)
+def test_a_config_file_that_cannot_be_used_is_one_line(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        name, options = fields_of(tmp_path, text)
+        require_readable(build("timm", name, **options).active_peft_config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_file_stands_alone(tmp_path):
+    (tmp_path / "a.json").write_text('{"peft_type": "LORA"}')
+    for flags, message in (({"method": "dora"}, "give one of them"), ({"rank": 2}, "set it in")):
+        with pytest.raises(InputError, match=message):
+            TrainingConfig(peft_config=str(tmp_path / "a.json"), **flags)
