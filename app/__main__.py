@@ -16,7 +16,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's flags."""
     parser = Parser(prog="onelora app", description="Serve the studio on this machine.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for the whole network")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on")
     parser.add_argument("--adapters", metavar="DIR", help="folder of adapters that every user sees")
     parser.add_argument(
         "--bases", nargs="+", default=[], metavar="DIR", help="folders of base models that may be chosen"

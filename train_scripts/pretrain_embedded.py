@@ -1,11 +1,10 @@
 """Make the small bases that ship in onelora_vision/embedded: ``python train_scripts/pretrain_embedded.py TARGET``.
 
-Targets: vae, features, dit (needs vae). Two CPU cores take minutes for the first two and about 35 for dit. Every image and every
+Targets: vae, features, dit (needs vae), depth, vit. Two CPU cores take minutes, for dit about 35. Every image and every
 number drawn depends on the seed and the step alone. Matrix products run in bfloat16 where the CPU has instructions for it, weights are kept in fp32 and
 saved in fp16.
 """
 
-import argparse
 import math
 from pathlib import Path
 
@@ -332,7 +331,7 @@ TARGETS = {
 
 @exits_cleanly
 def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--output_dir", type=Path, default=embedded.FOLDER)
     parser.add_argument("--steps", type=int, default=None, help="default: what made the shipped weights")

@@ -101,6 +101,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 
 from onelora_vision.backbones.base import enable_gradient_checkpointing, norms_with_parameters
+from onelora_vision.backbones.table import base_class
 from onelora_vision.backbones.vit import ViTBase
 from onelora_vision.data.classes.dataset import ClassImageDataset
 from onelora_vision.data.classes.formats import open_class_images, open_training_images
@@ -139,8 +140,9 @@ def open_images(config: ClassificationConfig) -> tuple[ClassImages, ClassImages 
 
 def load_base(config: ClassificationConfig, class_names: list[str]) -> ViTBase:
     """The pre-trained classifier with a head for ``class_names``."""
-    base = ViTBase.load(
-        config.pretrained_model_name_or_path,
+    place = config.pretrained_model_name_or_path
+    base = base_class("classification", place).load(
+        place,
         architecture=config.architecture,
         resolution=config.resolution,
         drop_path=config.drop_path,

@@ -1,7 +1,7 @@
-"""Fine-tune Depth Anything to metric depth.
+"""Fine-tune a depth model, such as Depth Anything or DPT, to metric depth.
 
 Without arguments it adapts the small model that comes with the package from rendered rooms (up to 10 m) to rendered
-streets (2-80 m), on a CPU. It takes any Depth Anything of transformers, and NYU, KITTI, DIODE, Hypersim, Virtual KITTI 2
+streets (2-80 m), on a CPU. It takes any Depth Anything or DPT of transformers, and NYU, KITTI, DIODE, Hypersim, Virtual KITTI 2
 or a metadata.jsonl. All depths are metres.
 
 Examples:
@@ -26,7 +26,9 @@ EMBEDDED = "embedded/depth"
 class ModelOptions:
     group: ClassVar[str] = "model and method"
 
-    pretrained_model_name_or_path: str = option(EMBEDDED, "folder or hub id of a transformers Depth Anything")
+    pretrained_model_name_or_path: str = option(
+        EMBEDDED, "folder or hub id of a depth model of transformers (Depth Anything, DPT)"
+    )
     revision: str | None = option(None, "revision of the model on the hub")
     variant: str | None = option(None, "variant of the model's files, such as fp16")
     cache_dir: str | None = option(

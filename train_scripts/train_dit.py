@@ -80,6 +80,7 @@ if __name__ == "__main__":
 
 from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.dit import DiTBase, class_ids
+from onelora_vision.backbones.table import base_class
 from onelora_vision.data.classes.dataset import ClassImageDataset
 from onelora_vision.data.classes.formats import open_class_images
 from onelora_vision.data.generation import SquareCrop
@@ -101,7 +102,8 @@ from onelora_vision.training.validation_loss import WatchedSamples
 
 def load_base(config: DiTConfig) -> DiTBase:
     options = {"revision": config.revision, "variant": config.variant, "cache_dir": config.cache_dir}
-    return DiTBase.load(config.pretrained_model_name_or_path, **options, stock_numerics=config.stock_numerics)
+    place = config.pretrained_model_name_or_path
+    return base_class("generation", place).load(place, **options, stock_numerics=config.stock_numerics)
 
 
 def take_classes(base: DiTBase, class_names: list[str], config: DiTConfig, accelerator) -> None:

@@ -1,1 +1,1 @@
-"""The widgets, a file per part of the page. They know texts, files and `app.inference.Studio`, and no tensors."""
+"""The widgets, a file per part of the page. They know texts, files and `app.studio.Studio`, and no tensors."""

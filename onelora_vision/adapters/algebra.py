@@ -21,10 +21,10 @@ from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.adapters.kinds import KINDS, kind_of
 from onelora_vision.adapters.layout import Layout, layout_of
 from onelora_vision.adapters.sums import Term, union
+from onelora_vision.backbones.table import all_rows
 from onelora_vision.errors import InputError
 from onelora_vision.tuners.matching import exact_pattern
 
-_SAME_SETTINGS = ("fuse_qkv", "stock_numerics", "max_depth", "architecture", "resolution", "preprocessing")
 _UNIT = 1e-6  # how far a sum of weights may be from 1 (or 0)
 
 
@@ -61,6 +61,13 @@ def blend(
     config.modules_to_save = list(result.whole) or None
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     return Adapter(config, result.to_tensors(), _info(items), Path("blend"))
+
+
+def _settings_of(task: str) -> list[str]:
+    """What the header says of the base's form, in any family of the task."""
+    families = [row.base_class() for row in all_rows() if row.task == task]
+    names = {name for family in families for name in (*family.load_settings, *family.fit_settings)}
+    return sorted({*names, "preprocessing"})
 
 
 def scale(adapter: Adapter, weight: float, **options) -> Adapter:
@@ -102,7 +109,7 @@ def _check_alike(items: Sequence[Term]) -> None:
             raise InputError(f"{where}: one is for {first.info.task!r}, the other for {other.info.task!r}")
         if first.info.class_names != other.info.class_names:
             raise InputError(f"{where}: {_classes_differ(first.info.class_names, other.info.class_names)}")
-        for key in _SAME_SETTINGS:
+        for key in _settings_of(first.info.task):
             if first.info.extra.get(key) != other.info.extra.get(key):
                 values = f"{first.info.extra.get(key)!r} and {other.info.extra.get(key)!r}"
                 raise InputError(f"{where}: their {key} is {values}, so they fit different models")

@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Collection
+from pathlib import Path
 from urllib.parse import quote
 
+from onelora_vision import embedded
 from onelora_vision.adapters.card_metadata import front_matter
 from onelora_vision.adapters.kinds import KINDS, Kind
 from onelora_vision.backbones.table import TASKS
@@ -84,7 +86,7 @@ def loading_code(info, folder: str = _FOLDER) -> str:
 
 def _elsewhere(info, kind: Kind, config: dict) -> list[str]:
     """The exports, each with the command that writes it and the code that loads it."""
-    parts = ["## Without onelora_vision"]
+    parts = ["## Without onelora_vision", *_embedded_note(info)]
     if _is_miss(kind, config):
         text = "PEFT, as MiSS of rank 1, which is the same method: one vector per layer."
         parts.append(f"{text}\n\n{_shell('peft-miss', 'miss')}\n\n{_with_peft(info, 'miss')}")
@@ -116,7 +118,7 @@ def _is_miss(kind: Kind, config: dict) -> bool:
 def _with_peft(info, folder: str) -> str:
     library, name = (info.extra.get("host", {}).get(key, "") for key in ("library", "class"))
     imports = f"from {library} import {name}" if name else f"import {library}" if library else ""
-    return _code(_PEFT.format(imports=imports, call=_host_call(info), folder=folder)) + _embedded_note(info)
+    return _code(_PEFT.format(imports=imports, call=_host_call(info), folder=folder))
 
 
 def _host_call(info) -> str:
@@ -130,10 +132,13 @@ def _host_call(info) -> str:
     return f"{name}({', '.join([_literal(host['source']), *given])})"
 
 
-def _embedded_note(info) -> str:
-    if not info.base.startswith("embedded/"):
-        return ""
-    return f"\n\n`{_text(info.base)}` is a folder of the package: put its path there (`onelora_vision/{_text(info.base)}`)."
+def _embedded_note(info) -> list[str]:
+    """Which folder stands for the name of a base that ships with the package."""
+    if info.base != embedded.name_of(info.task):
+        return []
+    folder = Path(embedded.resolve(info.task, info.base)).relative_to(embedded.FOLDER.parent)
+    name, place = f"`{_text(info.base)}`", f"`onelora_vision/{folder.as_posix()}`"
+    return [f"{name} is a folder of the package onelora_vision, {place}: put its path in its place below."]
 
 
 def _shell(to: str, output: str) -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from onelora_vision.adapters.kinds import KINDS
 from onelora_vision.errors import InputError, one_line
+from onelora_vision.runtime.plugins import import_plugins
 from onelora_vision.storage.safetensors_file import SafetensorsFile, parse_json
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
@@ -131,6 +132,8 @@ def config_record(text: str, where: str) -> dict:
     except ValueError as error:
         raise InputError(f"{where}: its {CONFIG_FILE} is not JSON ({one_line(error)})") from error
     kind = record.get("peft_type") if isinstance(record, dict) else None
+    if isinstance(kind, str) and kind not in KINDS:
+        import_plugins()
     if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"{where}: unsupported peft_type {one_line(repr(kind), 60)} (supported: {', '.join(KINDS)})")
     return record

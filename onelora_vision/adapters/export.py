@@ -1,6 +1,6 @@
 """Adapters for tools that do not know this package; each export is proven by loading it in a process without this package.
 
-The formats are in `formats`. A label table is exported in the size of the base's own (see `dit_names.pad_table`): the base
+The formats are in `formats`. A label table is exported in the size of the base's own (see `backbones.dit_names.pad_table`): the base
 loads unchanged.
 """
 

@@ -3,15 +3,12 @@
 `describe` takes one of the names of `NAMED`, a timm model name, or a local folder or hub id with a config.
 """
 
-import json
-from pathlib import Path
-
 import torch
 
 from onelora_vision.backbones.base import Base
-from onelora_vision.backbones.table import row_of
+from onelora_vision.backbones.config_file import config_of
+from onelora_vision.backbones.table import all_rows, row_of
 from onelora_vision.errors import InputError, nearest, one_line
-from onelora_vision.runtime.hub import expect_hub
 
 
 def describe(name_or_path: str, num_classes: int | None = None, fuse_qkv: bool = False) -> Base:
@@ -25,7 +22,7 @@ def describe(name_or_path: str, num_classes: int | None = None, fuse_qkv: bool =
     Raises:
         InputError: for a name that nobody knows.
     """
-    config = NAMED.get(name_or_path) or _config_of(name_or_path) or _timm_config(name_or_path)
+    config = NAMED.get(name_or_path) or config_of(name_or_path) or _timm_config(name_or_path)
     family = row_of(config).base_class()
     with torch.device("meta"):
         try:
@@ -35,8 +32,8 @@ def describe(name_or_path: str, num_classes: int | None = None, fuse_qkv: bool =
                 raise
             kind = config.get("model_type") or config.get("_class_name")
             raise InputError(
-                f"{name_or_path}: a {kind!r} model; known are DiT, image classifiers, Depth Anything, DPT, LLaMA "
-                f"({one_line(error, 200)})"
+                f"{name_or_path}: a {kind!r} model; known are image classifiers and "
+                f"{', '.join(name for row in all_rows() for name in row.names)} ({one_line(error, 200)})"
             ) from error
 
 
@@ -52,36 +49,6 @@ def _timm_config(name: str) -> dict:
 def _close(name: str, known: list[str]) -> str:
     hint = nearest(name, known)
     return hint if "did you mean" in hint else f"; built-in names: {', '.join(NAMED)}"
-
-
-def _config_of(name_or_path: str) -> dict | None:
-    """The config that tells the architecture: of a DiT pipeline's transformer, or of a timm or transformers model."""
-    folder = Path(name_or_path)
-    if folder.is_dir():
-        for candidate in (folder / "transformer" / "config.json", folder / "config.json"):
-            if candidate.is_file():
-                return json.loads(candidate.read_text(encoding="utf-8"))
-        raise InputError(f"{name_or_path}: neither config.json nor transformer/config.json in this folder")
-    if name_or_path.count("/") != 1 or name_or_path.startswith("timm/"):
-        return None
-    return _config_from_hub(name_or_path)
-
-
-def _config_from_hub(repository: str) -> dict:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-    expect_hub(repository)
-    for name in ("transformer/config.json", "config.json"):
-        try:
-            return json.loads(Path(hf_hub_download(repository, name)).read_text(encoding="utf-8"))
-        except LocalEntryNotFoundError as error:
-            raise InputError(f"{repository}: no such folder, and the hub cannot be reached for its config") from error
-        except EntryNotFoundError:
-            continue
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            raise InputError(f"{repository}: its config cannot be fetched ({one_line(error)})") from error
-    raise InputError(f"{repository}: the hub repository has no config.json")
 
 
 def _dit(depth: int, heads: int, width: int, patch: int) -> dict:

@@ -1,4 +1,4 @@
-"""DiT's parameters under three names: `backbones.dit.DiT`'s, stock diffusers', and facebookresearch/DiT's.
+"""DiT's parameters under three names: `backbones.dit_network.DiT`'s, stock diffusers', and facebookresearch/DiT's.
 
 Stock diffusers holds a copy of the conditioning embedder in each block; the original (and so ComfyUI) joins q, k and v.
 """

@@ -1,7 +1,7 @@
-"""Checkpoints of the original DiT (facebookresearch/DiT) to and from `backbones.dit.DiT`, value for value.
+"""Checkpoints of the original DiT (facebookresearch/DiT) to and from `backbones.dit_network.DiT`, value for value.
 
 The original joins q, k and v into one layer and stores its positions; everything else is a matter of names
-(`adapters.dit_names`).
+(`backbones.dit_names`).
 """
 
 import math

@@ -3,15 +3,16 @@
 Nothing heavy is imported before a row is used, so that commands can ask before they load a model.
 """
 
-import functools
+import contextlib
 import importlib
-import importlib.metadata
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onelora_vision.errors import InputError, one_line
+from onelora_vision import embedded
+from onelora_vision.backbones.config_file import config_of, name_in
+from onelora_vision.errors import InputError
+from onelora_vision.runtime.plugins import import_plugins
 
 if TYPE_CHECKING:
     from onelora_vision.backbones.base import Base
@@ -30,25 +31,30 @@ class Row:
     Attributes:
         task: what its adapters are for.
         place: module and class of its `Base`.
-        names: what its ``config.json`` calls it, in ``model_type`` or ``_class_name``; empty: all others of its task.
+        names: what its ``config.json`` calls it, in ``model_type`` or ``_class_name``; empty: whatever no row names.
+        is_default: whether it is taken for a model of its task whose config names no family.
     """
 
     task: str
     place: str
     names: tuple[str, ...] = ()
+    is_default: bool = False
 
     def base_class(self) -> "type[Base]":
         return named(self.place)
 
 
-#: The entry points by which an installed package adds rows: modules that are imported before a base is looked for.
-PLUGINS = "onelora_vision.bases"
 ROWS = [
-    Row("generation", "onelora_vision.backbones.dit:DiTBase", ("DiTTransformer2DModel", "Transformer2DModel")),
-    Row("depth", "onelora_vision.backbones.depth_anything:DepthAnythingBase", ("depth_anything",)),
+    Row(
+        "generation",
+        "onelora_vision.backbones.dit:DiTBase",
+        ("DiTTransformer2DModel", "Transformer2DModel"),
+        is_default=True,
+    ),
+    Row("depth", "onelora_vision.backbones.depth_anything:DepthAnythingBase", ("depth_anything",), is_default=True),
     Row("depth", "onelora_vision.backbones.dpt:DPTBase", ("dpt",)),
-    Row("language", "onelora_vision.backbones.llama:LlamaBase", ("llama",)),
-    Row("classification", "onelora_vision.backbones.vit:ViTBase"),
+    Row("language", "onelora_vision.backbones.llama:LlamaBase", ("llama",), is_default=True),
+    Row("classification", "onelora_vision.backbones.vit:ViTBase", is_default=True),
 ]
 
 
@@ -130,61 +136,28 @@ TASKS = {
 
 
 def all_rows() -> list[Row]:
-    """`ROWS`, with the rows that installed packages add when their entry points of `PLUGINS` are imported."""
-    _import_plugins()
+    """`ROWS`, with those of installed packages (see `runtime.plugins`)."""
+    import_plugins()
     return ROWS
-
-
-@functools.cache
-def _import_plugins() -> None:
-    for point in importlib.metadata.entry_points(group=PLUGINS):
-        try:
-            point.load()
-        except Exception as error:  # whatever a plug-in raises, it must not look like a fault of the command
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            raise InputError(
-                f"the installed package {point.dist.name} names {point.value} in its entry points {PLUGINS}, but "
-                f"it cannot be imported ({reason}); fix or uninstall it"
-            ) from error
 
 
 def base_class(task: str, source: str | Path) -> "type[Base]":
     """The family that a model of ``task`` (of `TASKS`) at ``source`` belongs to.
 
-    Where several families have the task, the model's config decides; the first one where it says nothing known.
+    The config at ``source`` decides where several families have the task; where it names none of them, or there is no
+    config, it is the task's default family, whose loader says what is wrong.
     """
     rows = [row for row in all_rows() if row.task == task]
-    named = [row for row in rows if row.names and config_name(source) in row.names] if len(rows) > 1 else []
-    return (named or rows)[0].base_class()
+    default = next(row for row in rows if row.is_default)
+    if len(rows) == 1:
+        return default.base_class()
+    with contextlib.suppress(InputError):
+        name = name_in(config_of(embedded.resolve(task, source)) or {})
+        return next((row for row in rows if name in row.names), default).base_class()
+    return default.base_class()
 
 
 def row_of(config: dict) -> Row:
-    """The row of the network that a ``config.json`` describes; one without names takes what no other row names."""
-    name = config.get("_class_name") or config.get("model_type")
-    return next(row for row in sorted(all_rows(), key=lambda row: not row.names) if name in row.names or not row.names)
-
-
-def config_name(source: str | Path) -> str | None:
-    """What the ``config.json`` of a model folder or hub repository calls its network; None where there is none."""
-    file = Path(source) / "config.json"
-    if not file.is_file():
-        if Path(source).exists() or str(source).count("/") != 1:
-            return None
-        file = _from_hub(str(source))
-    try:
-        config = json.loads(file.read_text(encoding="utf-8")) if file else {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{source}: its config.json cannot be read ({one_line(error)})") from error
-    return (config.get("_class_name") or config.get("model_type")) if isinstance(config, dict) else None
-
-
-def _from_hub(repository: str) -> Path | None:
-    from huggingface_hub import hf_hub_download
-
-    from onelora_vision.runtime.hub import expect_hub
-
-    expect_hub(repository)
-    try:
-        return Path(hf_hub_download(repository, "config.json"))
-    except Exception:  # whatever keeps it away, the loader of the family says so in its own words
-        return None
+    """The row of the network that a config describes; image classifiers are what no row names."""
+    rows, name = all_rows(), name_in(config)
+    return next((row for row in rows if name in row.names), next(row for row in rows if not row.names))

@@ -1,10 +1,12 @@
 """``onelora export``: an adapter for tools that do not know this package."""
 
 import argparse
+import re
 
 from onelora_vision.adapters.formats import DTYPES, FORMATS, check_format
 from onelora_vision.cli.inputs import require_adapter
 from onelora_vision.cli.output import add_output
+from onelora_vision.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,12 +14,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", required=True, help=", ".join(FORMATS))
     add_output(parser, "folder for the result")
     parser.add_argument("--base", help="where the base model is, if not where the adapter says")
-    parser.add_argument("--dtype", default="fp32", help=", ".join(DTYPES))
-    parser.add_argument("--max_shard_size", "--max-shard-size", default="5GB", help="of a merged model's files")
+    parser.add_argument("--dtype", default="fp32", help=f"{', '.join(DTYPES)} (default: %(default)s)")
+    parser.add_argument(
+        "--max_shard_size",
+        "--max-shard-size",
+        default="5GB",
+        help="largest size of a merged model's files, such as 500MB (default: %(default)s; timm writes one file)",
+    )
 
 
 def run(args: argparse.Namespace) -> dict:
     check_format(args.to, args.dtype)
+    if not re.fullmatch(r"[1-9]\d*[KMG]i?B", args.max_shard_size):
+        raise InputError(f"--max_shard_size is {args.max_shard_size!r}, but must be a size such as 500MB or 5GB")
     adapter = require_adapter(args.adapter)
     from onelora_vision.adapters.export import export
 

@@ -18,7 +18,7 @@ def add_on_bad_image(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``, which `device.choose_device` takes."""
+    """Add ``--device``, which `runtime.device.choose_device` takes."""
     parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
 
 

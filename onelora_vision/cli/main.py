@@ -6,7 +6,6 @@ Or it has ``main(argv)`` alone, and does all of this by itself.
 A name that is a Python keyword has its module under the name with an underscore (``import_``).
 """
 
-import argparse
 import importlib
 import json
 import keyword
@@ -99,8 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         return module.main(rest)
     command = COMMANDS[name]
     description = f"{command.does[0].upper()}{command.does[1:]}.\n\nexample: onelora {command.example}"
-    formatter = argparse.RawDescriptionHelpFormatter  # which keeps the lines of examples
-    parser = Parser(prog=f"onelora {name}", description=description, allow_abbrev=False, formatter_class=formatter)
+    parser = Parser(prog=f"onelora {name}", description=description, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     module.add_arguments(parser)
     args = parser.parse_args(rest)

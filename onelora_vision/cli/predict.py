@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", required=True, help="adapter folder, .safetensors file or hub id")
     parser.add_argument("images", nargs="+", help="pictures, or folders of pictures")
     parser.add_argument("--base", help="where the base model is, if not where the adapter says")
-    parser.add_argument("--top", type=int, default=5, help="classes to print for each picture")
+    parser.add_argument("--top", type=int, help="classes to print for each picture (default: 5)")
     parser.add_argument(
         "-o", "--output", type=a_path, help="folder for depth maps (default: depth); files of others are never touched"
     )
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict]:
-    if args.top < 1:
+    if args.top is not None and args.top < 1:
         raise InputError(f"--top is {args.top}, but must be at least 1")
     args.adapter = require_adapter(args.adapter)
     for path in args.images:

@@ -84,14 +84,15 @@ def run(args: argparse.Namespace) -> dict:
     adapter = require_adapter(args.adapter)
     from onelora_vision.backbones.dit import DiTBase, class_ids
     from onelora_vision.inference.loading import load_adapted
+    from onelora_vision.metrics.generative import weights_hash
     from onelora_vision.storage.outputs import check_folder
 
     # Whether the folder's samples are those of this request is only known when the adapter is loaded.
     inputs = [path for path in (args.adapter, args.base) if path]
     check_folder(args.output, KIND, overwrite=True, inputs=inputs)
     generator = load_adapted(adapter, args.base, args.device, task=DiTBase.task)
-    chosen = args.classes.split(",") if args.classes else list(range(len(generator.class_names)))
-    ids = class_ids(chosen, generator.class_names)
+    chosen = list(range(len(generator.class_names))) if args.classes is None else args.classes.split(",")
+    ids = list(dict.fromkeys(class_ids(chosen, generator.class_names)))
     labels = [label for label in ids for _ in range(args.num_images)]
     seeds = [args.seed + number for _ in ids for number in range(args.num_images)]
     settings = dataclasses.replace(generator.settings, **given)
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> dict:
     names = [generator.class_names[label] for label in ids]
     drawn = {
         "adapter_hash": _hash_of(adapter),
+        "base_hash": f"{generator.base.fingerprint()}-{weights_hash(generator.base.vae)}",
         "classes": names,
         "num_images": args.num_images,
         "seed": args.seed,
@@ -137,7 +139,14 @@ def _open_folder(args: argparse.Namespace, request: dict):
     request = json.loads(json.dumps(request))
     place = check_folder(args.output, KIND, overwrite=True)
     ledger = Ledger.read(place)
-    if ledger is None or not (place / REQUEST).exists() or _request_in(place) != request:
+    is_known = ledger is not None and (place / REQUEST).exists()
+    differ = _differences(_request_in(place), request) if is_known else []
+    if differ and not args.overwrite:
+        raise InputError(
+            f"{args.output}: holds samples of another request ({', '.join(differ)} differ); give another folder, or "
+            "--overwrite to delete them"
+        )
+    if differ or not is_known:
         check_folder(args.output, KIND, overwrite=args.overwrite)
         ledger = ledger or Ledger(place, KIND)
         ledger.delete()
@@ -145,6 +154,11 @@ def _open_folder(args: argparse.Namespace, request: dict):
             write_json(temporary, request)
     clear_leftovers(place)
     return ledger
+
+
+def _differences(before: dict, now: dict) -> list[str]:
+    """The settings in which two requests differ; the same adapter may be called by another path."""
+    return sorted(key for key in before.keys() | now.keys() if key != "adapter" and before.get(key) != now.get(key))
 
 
 def _request_in(folder: Path) -> dict:

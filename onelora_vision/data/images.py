@@ -115,7 +115,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def list_images(folder: str | os.PathLike) -> list[str]:
     """Paths of all image files (by extension) below ``folder``, sorted; hidden files and folders are left out.
 
-    So are grids, plots and depth maps that this program drew to be looked at (`outputs.is_sheet`).
+    So are grids, plots and depth maps that this program drew to be looked at (`storage.outputs.is_sheet`).
 
     Links are followed; every real folder is visited once, so that a loop of links ends.
 

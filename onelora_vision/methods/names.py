@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.methods.peft_methods import PEFT_METHODS, PeftMethod
+from onelora_vision.runtime.plugins import import_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +40,7 @@ class Method:
         takes_alpha: whether ``lora_alpha`` applies; takes_compression: whether ``compression`` does.
         hint: what to try when training gives NaN.
         peft: PEFT's own method that it is, if the package has no config of its own for it.
-        config: makes the PEFT config from `methods.Options`; None for the methods that come with the package.
+        config: makes the PEFT config from `methods.apply.Options`; None for the methods that come with the package.
     """
 
     name: str
@@ -105,6 +106,9 @@ def find_method(name: str) -> Method:
     if set(parts) <= set(PARTS) and len(set(parts)) == len(parts):
         canonical = tuple(part for part in PARTS if part in parts)
         return METHODS[_ALIASES[canonical]] if canonical in _ALIASES else _family("+".join(canonical), *canonical)
+    import_plugins()
+    if name in METHODS:
+        return METHODS[name]
     raise InputError(f"unknown method {name!r}{nearest(name, [*METHODS, *COMBINATIONS], 'method')}")
 
 
@@ -114,7 +118,7 @@ def check_options(
     """Refuse options that are out of range, or that a method does not have.
 
     Raises:
-        InputError: see `methods.apply_method`.
+        InputError: see `methods.apply.apply_method`.
     """
     if rank is not None and rank < 1:
         raise InputError(f"rank={rank} is not possible: give a whole number from 1")

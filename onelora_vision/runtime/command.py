@@ -17,8 +17,21 @@ _EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help with each flag's default, where it has one that its text does not name."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        if "default" in text or isinstance(default, (bool, list)) or default in (None, "", argparse.SUPPRESS):
+            return text
+        return f"{text} (default: %(default)s)".strip()
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are `InputError`, so that they end like every other bad input."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, formatter_class=_Help, **kwargs)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
         """As argparse's, but an unknown flag is named before a required one that is missing."""

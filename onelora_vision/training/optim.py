@@ -42,7 +42,7 @@ class FactoredAdamW(torch.optim.AdamW):
 def build_optimizer(
     model: nn.Module, config: TrainingConfig, num_processes: int = 1, factors: Mapping[str, float] | None = None
 ) -> torch.optim.AdamW:
-    """AdamW with the groups "vectors" (what the method trains) and "head" (`methods.head_parameters`).
+    """AdamW with the groups "vectors" (what the method trains) and "head" (`methods.apply.head_parameters`).
 
     Weight decay, if any, acts on all of them alike. With ``scale_lr`` the rates are multiplied by the samples per
     optimizer step, as in diffusers. ``factors`` multiply the rates of single vectors, by their names.

@@ -78,7 +78,7 @@ class ValidationLoss:
         """Measure the loss where the step is due, or the training is over, unless this step has been measured."""
         progress = self.state.progress
         every, count = plan(self.run.config, self.steps)
-        if not (every and self.watched) or not (is_over or progress.step % every == 0):
+        if not (every and self.watched and len(self.watched.dataset)) or not (is_over or progress.step % every == 0):
             return
         curve = progress.validation_losses
         if curve and curve[-1][0] == progress.step:

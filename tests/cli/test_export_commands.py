@@ -1,3 +1,4 @@
+import pytest
 import torch
 from tiny_hosts import save_base, trained_on
 
@@ -23,3 +24,9 @@ def test_bad_input_is_one_line(onelora, tmp_path):
     ):
         code, _, err = onelora(*arguments)
         assert code == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", ["foo", "5", "0GB", "-1GB"])
+def test_a_size_that_is_none_is_refused_before_any_work(onelora, tmp_path, size):
+    code, _, error = onelora("export", tmp_path, "--to", "merged", "-o", tmp_path / "out", f"--max_shard_size={size}")
+    assert code == 2 and f"--max_shard_size is {size!r}, but must be a size such as 500MB or 5GB" in error

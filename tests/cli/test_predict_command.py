@@ -150,3 +150,17 @@ def test_bad_input_is_named(classifier, pictures, tmp_path, capsys):
 def test_flags_of_depth_are_refused_for_a_classifier(onelora, classifier, pictures, flag):
     code, _, err = onelora("predict", "--adapter", classifier, pictures, *flag)
     assert code == 2 and "is for depth" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--near", "5", "--far", "2"], "--near 5 and --far 2: must be depths in metres, the near one smaller"),
+        (["--near", "nan"], "--near nan and --far inf"),
+        (["--far", "0"], "--near 0 and --far 0"),
+        (["--top", "3"], "--top is for classifiers"),
+    ],
+)
+def test_flags_that_make_no_sense_for_depth_are_refused(onelora, depth, pictures, flags, message):
+    code, _, error = onelora("predict", "--adapter", depth, pictures, *flags)
+    assert code == 2 and message in error

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
@@ -131,7 +132,7 @@ def test_other_samples_and_foreign_files_are_not_replaced(onelora, adapter, tmp_
     common = ("sample", adapter, "-o", out, "--num_images", 1, "--device", "cpu")
     assert onelora(*common)[0] == 0
     code, _, error = onelora(*common, "--steps", 2)
-    assert code == 2 and "exists already: set --overwrite" in error
+    assert code == 2 and "holds samples of another request (steps differ)" in error
     assert onelora(*common, "--steps", 2, "--classes", "PIE", "--overwrite")[0] == 0
     assert [path.name for path in out.glob("*.png")] == ["0000-00000.png"]
     (out / "mine.png").write_bytes(b"mine")
@@ -158,3 +159,30 @@ def test_an_interval_of_one_number_is_one_line(onelora, tmp_path):
     code, _, error = onelora("sample", tmp_path, "-o", tmp_path / "out", "--guidance_interval", "0.5")
     assert code == 2 and error.startswith("error: --guidance_interval is '0.5', but must be 2 numbers with a comma")
     assert error.count("\n") == 1
+
+
+def test_another_base_is_another_request_but_another_path_is_not(onelora, adapter, dit_folder, tmp_path):
+    out = tmp_path / "out"
+    common = ("sample", adapter, "-o", out, "--num_images", 1, "--device", "cpu", "--steps", 1)
+    assert onelora(*common)[0] == 0
+    (tmp_path / "again").symlink_to(adapter)
+    assert onelora("sample", tmp_path / "again", *common[2:])[0] == 0
+    base = tmp_path / "base"
+    shutil.copytree(dit_folder, base)
+    weights = load_file(base / "vae" / "diffusion_pytorch_model.safetensors")
+    name = next(name for name in weights if name.startswith("decoder"))
+    save_file({**weights, name: weights[name] * 2}, base / "vae" / "diffusion_pytorch_model.safetensors")
+    code, _, error = onelora(*common, "--base", base)
+    assert code == 2 and "holds samples of another request (base_hash differ)" in error
+
+
+@pytest.mark.parametrize(("classes", "count"), [("PIE,PIE,0", 1), ("0,1", 2)])
+def test_a_class_that_is_named_twice_is_drawn_once(onelora, adapter, tmp_path, classes, count):
+    common = ("sample", adapter, "-o", tmp_path / "out", "--num_images", 1, "--device", "cpu", "--steps", 1)
+    code, result, _ = onelora(*common, "--classes", classes, "--json")
+    assert code == 0 and result["images"] == count == len(result["classes"])
+
+
+def test_no_class_is_refused(onelora, adapter, tmp_path):
+    code, _, error = onelora("sample", adapter, "-o", tmp_path / "out", "--classes", "", "--device", "cpu")
+    assert code == 2 and "no class ''" in error

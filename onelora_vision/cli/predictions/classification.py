@@ -12,14 +12,14 @@ BATCH = 32
 
 
 def predict(args: argparse.Namespace, paths: list[str]) -> list[dict]:
-    """The ``args.top`` most probable classes of each picture, for the command to print."""
+    """The ``args.top`` (or 5) most probable classes of each picture, for the command to print."""
     _refuse_depths_flags(args)
     classifier, rows = load_adapted(args.adapter, args.base, args.device), []
     readable = read_images(paths, args.on_bad_image)
     with progress_bar(len(paths), desc="classifying", unit="image", leave=False) as bar:
         while batch := list(itertools.islice(readable, BATCH)):
             pictures = [trimmed(picture, path) for path, picture in batch]
-            found = classifier.classify(pictures, top=args.top, batch_size=BATCH)
+            found = classifier.classify(pictures, top=args.top or 5, batch_size=BATCH)
             for (path, _), classes in zip(batch, found):
                 named = [{"name": name, "probability": share} for name, share in classes]
                 rows.append({"image": path, "classes": named})

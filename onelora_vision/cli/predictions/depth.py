@@ -1,6 +1,7 @@
 """Depth maps of pictures: 16-bit millimetres, a colour picture and, where wanted, fp32 arrays."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -20,6 +21,11 @@ ENDINGS = ("_depth.png", "_color.png", "_depth.npy")
 
 def predict(args: argparse.Namespace, paths: list[str]) -> list[dict]:
     """Write the depth of pictures into ``args.output``; their files and figures, for the command to print."""
+    if args.top is not None:
+        raise InputError(f"--top is for classifiers; {args.adapter} estimates depth")
+    near, far = (0.0 if args.near is None else args.near), (math.inf if args.far is None else args.far)
+    if not 0 <= near < far:
+        raise InputError(f"--near {near:g} and --far {far:g}: must be depths in metres, the near one smaller")
     args.output = args.output or "depth"
     names = [Path(path).stem for path in paths]
     if len(set(names)) < len(names):

@@ -95,10 +95,17 @@ def open_class_images(
     if dataset_name not in FORMATS:
         columns = {"image_column": image_column, "label_column": label_column}
         from_hub = _reader("hub", "hub")
-        return from_hub(dataset_name, data_dir, split, download=download, seed=seed, cache_dir=cache_dir, **columns)
+        found = from_hub(dataset_name, data_dir, split, download=download, seed=seed, cache_dir=cache_dir, **columns)
+        return _with_images(found, split)
     if data_dir is None and dataset_name != EMBEDDED:
         raise InputError(f"data set {dataset_name!r} needs --data_dir: the folder that it is in")
-    return FORMATS[dataset_name].open(Path(data_dir or "."), split, download=download, seed=seed)
+    return _with_images(FORMATS[dataset_name].open(Path(data_dir or "."), split, download=download, seed=seed), split)
+
+
+def _with_images(found: "ClassImages", split: str) -> "ClassImages":
+    if not len(found):
+        raise MissingSplit(f"data set {found.name}: its {split} split holds no images")
+    return found
 
 
 def open_training_images(

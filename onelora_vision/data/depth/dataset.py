@@ -66,7 +66,7 @@ class DepthDataset(Dataset):
     takes the nearest pixel). The caps' crop is for evaluation alone.
 
     Args:
-        frames: a data set, see `onelora_vision.data.depth.open_frames`.
+        frames: a data set, see `data.depth.formats.open_frames`.
         caps: which depths count.
         size: of the network's input.
         train: whether to augment and crop.

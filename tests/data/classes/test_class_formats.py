@@ -5,7 +5,14 @@ import pytest
 from PIL import Image
 
 from onelora_vision.data.classes.dataset import ClassImageDataset
-from onelora_vision.data.classes.formats import FORMATS, ignored_by, open_class_images, open_training_images
+from onelora_vision.data.classes.formats import (
+    FORMATS,
+    ClassFormat,
+    ignored_by,
+    open_class_images,
+    open_training_images,
+)
+from onelora_vision.data.classes.images import ClassImages
 from onelora_vision.errors import InputError, MissingSplit
 
 
@@ -222,3 +229,14 @@ def test_what_a_data_set_ignores_are_arguments_of_what_opens_it():
     arguments = set().union(*(inspect.signature(function).parameters for function in opened))
     assert all(row.ignores < arguments for row in FORMATS.values())
     assert ignored_by("someone/pictures") == frozenset()
+
+
+def test_an_empty_split_is_a_missing_one(monkeypatch):
+    def opened(root, split, *, download, seed):
+        images = [Image.new("RGB", (8, 8))] if split == "train" else []
+        return ClassImages(images, [0] * len(images), ["a"], name="mine", split=split)
+
+    monkeypatch.setitem(FORMATS, "mine", ClassFormat(opened))
+    with pytest.raises(MissingSplit, match="data set mine: its validation split holds no images"):
+        open_class_images("mine", ".", "validation")
+    assert open_training_images("mine", ".", validation_fraction=0.1)[1] is None
