@@ -194,3 +194,23 @@ def test_a_config_file_stands_alone(tmp_path):
     for flags, message in (({"method": "dora"}, "give one of them"), ({"rank": 2}, "set it in")):
         with pytest.raises(InputError, match=message):
             TrainingConfig(peft_config=str(tmp_path / "a.json"), **flags)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_1lora_is_miss_of_rank_1(host):
+    ours, theirs = (build(host, method) for method in ("onelora", "miss"))
+    steps = []
+    for model in (ours, theirs):
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer, found = torch.optim.SGD(trained, 1e-3), []
+        for _ in range(4):
+            result = output(model, host)
+            result.square().mean().backward()
+            found.append((result, [p.grad.clone().flatten() for p in trained]))
+            optimizer.step()
+            optimizer.zero_grad()
+        steps.append(found)
+    for (mine, my_gradients), (other, other_gradients) in zip(*steps):
+        close(mine, other, 1e-5)
+        assert sum(g.numel() for g in my_gradients) == sum(g.numel() for g in other_gradients)
+        close(torch.cat(my_gradients), torch.cat(other_gradients), 1e-4)
