@@ -39,6 +39,7 @@ HEAD = f"""# All methods
 `--method NAME` for each row; `--rank` sets the rank where there is one, and `--peft_config FILE` takes any other settings. The counts
 are those on {BACKBONE}, without the head, at the settings of the preset. The table is made by
 
+<!-- needs: time -->
 ```bash
 python -m benchmarks.methods --output docs/methods-table.md
 ```

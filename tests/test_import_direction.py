@@ -19,6 +19,7 @@ LAYERS = [
     {"inference"},
     {"tasks"},
     {"training"},
+    {"sweep"},
 ]
 PLACE = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 

@@ -60,6 +60,9 @@ class SplitOptions:
     eval_split: Literal["test", "validation"] = option(
         "test", "split that the metrics before and after are measured on"
     )
+    train_on_validation: bool = option(
+        False, "train on the validation split too: a last run with settings that are chosen"
+    )
     seeds: str | None = option(None, "comma-separated seeds: one run each, then mean and std in results.json")
 
 
@@ -83,6 +86,8 @@ class ClassificationConfig(SplitOptions, DataOptions, ModelOptions, TrainingConf
         self._require("crop_scale", 0 < self.crop_scale <= 1, "in (0, 1]")
         for name in ("mixup", "cutmix", "few_shot", "resolution"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 0, "0 or more")
+        if self.train_on_validation and (self.eval_split == "validation" or self.validation_steps):
+            raise InputError("--train_on_validation leaves no images to evaluate on: use the test split, once")
         if (self.mixup or self.cutmix) and self.train_batch_size % 2:
             raise InputError(
                 f"mixup and cutmix pair the images of a batch: --train_batch_size {self.train_batch_size} is odd"
@@ -131,6 +136,8 @@ def open_images(config: ClassificationConfig) -> tuple[ClassImages, ClassImages 
     few = config.few_shot if config.few_shot is not None else 20 if config.dataset_name == EMBEDDED else 0
     if few:
         training = training.few_shot(few, config.seed)
+    if config.train_on_validation and validation is not None:
+        training, validation = training.joined(validation), None
     if config.eval_split == "test":
         return training, validation, open_class_images(split="test", **source)
     if validation is None:

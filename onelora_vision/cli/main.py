@@ -28,6 +28,11 @@ class Command(NamedTuple):
 _GROUPS = ("train", "use", "convert", "measure", "share")
 COMMANDS = {
     "train": Command("train", "fine-tune a model: dit, classification, depth", "train dit --output_dir out"),
+    "sweep": Command(
+        "train",
+        "methods compared at their own best rates, with several seeds",
+        "sweep classification --methods onelora,lora,lokr",
+    ),
     "recipes": Command("train", "settings of published experiments, for train --config", "recipes dit"),
     "params": Command(
         "train",

@@ -17,6 +17,7 @@ from onelora_vision.adapters.file import save_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.vit import vit_adaptation
 from onelora_vision.cli import main as onelora
+from onelora_vision.cli import sweep
 from onelora_vision.cli.main import COMMANDS
 from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import apply_method
@@ -113,6 +114,9 @@ def check_onelora(arguments, page, patch):
     command, *rest = arguments
     if command == "train":
         check_script(f"train_scripts/train_{rest[0]}.py", rest[1:], page, patch)
+    elif command == "sweep":
+        args, flags = sweep.parser().parse_known_args(rest)
+        check_script(f"train_scripts/train_{args.task}.py", flags, page, patch)
     elif command == "app":
         reads_its_line("app.__main__", rest, patch)
     elif command not in ("--help", "--version", "help", "version"):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 #: Name of the data set that needs no folder.
 EMBEDDED = "embedded"
+VTAB = "vtab"  # vtab/TASK
 SPLITS = ("train", "validation", "test")
 _HUB_ONLY = frozenset({"image_column", "label_column", "cache_dir"})
 
@@ -59,6 +60,8 @@ FORMATS = {
 
 def ignored_by(dataset_name: str) -> frozenset[str]:
     """The flags that have no effect with a data set (`ClassFormat.ignores`); none for one of the `datasets` package."""
+    if dataset_name.startswith(f"{VTAB}/"):
+        return _HUB_ONLY | {"download", "validation_fraction"}
     return FORMATS[dataset_name].ignores if dataset_name in FORMATS else frozenset()
 
 
@@ -76,8 +79,8 @@ def open_class_images(
     """Open a data set by name.
 
     Args:
-        dataset_name: a key of `FORMATS` ("embedded" is 5,000 MNIST digits and needs no folder), or the id or local
-            folder of a data set for the `datasets` package.
+        dataset_name: a key of `FORMATS` ("embedded" is 5,000 MNIST digits and needs no folder), ``vtab/TASK``, or the id
+            or local folder of a data set for the `datasets` package.
         data_dir: the data set's folder or the folder above it. For imagefolder: class folders, or train/ and
             test/ (or val/) with class folders in them.
         split: "train", "validation" (where the data set has one in addition to its test split) or "test".
@@ -92,6 +95,11 @@ def open_class_images(
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r}{nearest(split, SPLITS, 'split')}")
+    family, _, task = dataset_name.partition("/")
+    if family == VTAB and task:
+        if data_dir is None:
+            raise InputError(f"data set {dataset_name!r} needs --data_dir: the folder that VTAB's tasks are in")
+        return _reader("vtab", "vtab")(Path(data_dir), split, task=task)
     if dataset_name not in FORMATS:
         columns = {"image_column": image_column, "label_column": label_column}
         from_hub = _reader("hub", "hub")

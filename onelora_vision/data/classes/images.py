@@ -68,6 +68,11 @@ class ClassImages:
         images = [self.images[i] for i in indices] if isinstance(self.images, list) else Picked(self.images, indices)
         return replace(self, images=images, labels=[self.labels[i] for i in indices], split=split or self.split)
 
+    def joined(self, other: "ClassImages") -> "ClassImages":
+        """These images and then ``other``'s, of the same classes."""
+        images = [sequence[i] for sequence in (self.images, other.images) for i in range(len(sequence))]
+        return replace(self, images=images, labels=[*self.labels, *other.labels])
+
     def drawn(self, count: int, seed: int = 0) -> "ClassImages":
         """At most ``count`` of the images, drawn by ``seed``, in their order."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,220 @@
+"""``onelora sweep TASK``: methods compared at their own best learning rates, with several seeds, on any data."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from onelora_vision.cli.output import a_path
+from onelora_vision.errors import InputError, nearest
+from onelora_vision.runtime.command import Parser
+
+DESCRIPTION = """Methods compared at their own best learning rates, with several seeds, on any data.
+
+Each method is trained at several rates with the first seed and judged on the validation split; at its best rate it is
+trained with all seeds and judged on the test split. Flags that are not listed here are those of `onelora train TASK`, for
+all runs. The same command again does what is missing, also after an interruption, and takes further methods, rates, seeds.
+
+example:
+  onelora sweep classification --methods onelora,lora,lokr,full --dataset_name imagefolder --data_dir pets \\
+      --validation_fraction 0.1 --output_dir pets-sweep
+"""
+
+
+def main(argv: list[str]) -> int:
+    """The command."""
+    found = parser()
+    if not argv or {"-h", "--help"} & {*argv}:
+        found.print_help()
+        return 0
+    args, flags = found.parse_known_args([_underscored(argument) for argument in argv])
+    if args.task == "classification" and _flag(flags, "dataset_name") == "vtab":
+        return _sweep_vtab(args, flags)
+    sweep = _checked(args, flags)
+    if args.dry_run:
+        return _say_plan(sweep, args)
+    _show(sweep, _run(sweep, args), args)
+    return 0
+
+
+def _sweep_vtab(args: argparse.Namespace, flags: list[str]) -> int:
+    from onelora_vision.sweep.vtab import sweep_tasks, tasks_in
+
+    folder, root = Path(args.output_dir), _flag(flags, "data_dir")
+    if root is None:
+        raise InputError("--dataset_name vtab needs --data_dir: the folder that the tasks are in")
+    sweeps = {}
+    for task in tasks_in(Path(root)):
+        own = argparse.Namespace(**{**vars(args), "output_dir": str(folder / task)})
+        sweeps[task] = _checked(own, _with_flag(flags, "dataset_name", f"vtab/{task}"))
+    if args.dry_run:
+        return max(_say_plan(sweep, args) for sweep in sweeps.values())
+    path = sweep_tasks(sweeps, folder, lambda sweep: _run(sweep, args))
+    print(path.read_text(encoding="utf-8"))
+    return 0
+
+
+def _flag(flags: list[str], name: str) -> str | None:
+    """The value of a flag of the script, if it is given."""
+    for flag, value in zip(flags, [*flags[1:], None]):
+        if flag == f"--{name}":
+            return value
+        if flag.startswith(f"--{name}="):
+            return flag.partition("=")[2]
+    return None
+
+
+def _with_flag(flags: list[str], name: str, value: str) -> list[str]:
+    place = next(i for i, flag in enumerate(flags) if flag.partition("=")[0] == f"--{name}")
+    return [*flags[:place], f"--{name}={value}", *flags[place + 1 + ("=" not in flags[place]) :]]
+
+
+def _run(sweep, args: argparse.Namespace) -> list[dict]:
+    """Do what is missing, and write the report, also of a part; returns its rows."""
+    from onelora_vision.sweep.report import write_report
+    from onelora_vision.sweep.runner import run_all, run_with_submitit
+
+    sweep.open()
+    try:
+        if args.engine == "submitit":
+            run_with_submitit(sweep, _options(args.engine_options), args.cluster, lambda text: print(text, flush=True))
+        else:
+            run_all(sweep, *_places(args))
+    finally:
+        rows = write_report(sweep)
+        if args.layout == "peft":
+            from onelora_vision.sweep.peft_layout import write_layout
+
+            write_layout(sweep)
+    return rows
+
+
+def parser() -> Parser:
+    """The command's own flags; those of the script are left over."""
+    found = Parser(prog="onelora sweep", description=DESCRIPTION, allow_abbrev=False)
+    found.add_argument("task", metavar="TASK", help="classification, depth or dit")
+    found.add_argument("--methods", default="onelora,lora", help="names with commas")
+    found.add_argument(
+        "--learning_rates",
+        default="auto",
+        help="rates with commas, or auto: each method's own, until the best lies inside",
+    )
+    found.add_argument(
+        "--seeds", default="0,1,2", help="seeds of the final runs, with commas; the first chooses rates"
+    )
+    found.add_argument("--metric", help="what methods are ranked by (default: the task's main metric)")
+    found.add_argument("--output_dir", type=a_path, default="output/sweep", help="folder for runs, tables and plots")
+    found.add_argument("--layout", choices=("peft",), help="also write PEFT's experiments/ and results/")
+    found.add_argument(
+        "--workers", type=int, help="runs at a time (default: one per GPU; on the CPU one per two cores)"
+    )
+    found.add_argument("--engine", choices=("local", "submitit"), default="local", help="submitit: jobs of SLURM")
+    found.add_argument("--engine_options", default="", help="of submitit, such as slurm_partition=gpu,timeout_min=60")
+    found.add_argument("--cluster", choices=("slurm", "local"), help="of submitit (default: what it finds)")
+    found.add_argument("--dry_run", action="store_true", help="print the runs that are missing, then stop")
+    found.add_argument("--json", action="store_true", help="print the table as JSON")
+    return found
+
+
+def _underscored(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return f"{name.replace('-', '_').replace('__', '--', 1)}{equals}{value}" if name.startswith("--") else argument
+
+
+def _checked(args: argparse.Namespace, flags: list[str]):
+    """The sweep, whose flags and methods the script itself has checked."""
+    from onelora_vision.sweep.plan import SCRIPTS, Run, Sweep
+
+    if args.task not in SCRIPTS:
+        raise InputError(f"no task {args.task!r} to sweep{nearest(args.task, SCRIPTS, 'task')}")
+    own = {
+        "method",
+        "seed",
+        "seeds",
+        "learning_rate",
+        "head_learning_rate",
+        "resume_from_checkpoint",
+        "overwrite",
+        "dry_run",
+    }
+    for flag in flags:
+        name = flag.removeprefix("--").partition("=")[0]
+        if flag.startswith("--") and name in own | {SCRIPTS[args.task].split_flag}:
+            raise InputError(f"--{name} is the sweep's to set: see --methods, --learning_rates and --seeds")
+    if args.workers is not None and args.workers < 1:
+        raise InputError(f"--workers is {args.workers}, but must be at least 1")
+    rates = None if args.learning_rates == "auto" else _numbers(args.learning_rates, float, "--learning_rates")
+    seeds = _numbers(args.seeds, int, "--seeds")
+    methods = [name.strip() for name in args.methods.split(",")]
+    sweep = Sweep(Path(args.output_dir), args.task, methods, seeds, rates, args.metric, flags)
+    sweep.joins_validation = (_flag(flags, "dataset_name") or "").startswith("vtab/")
+    _options(args.engine_options)
+    import importlib
+
+    from onelora_vision.training.command_line import parse_config
+
+    script = importlib.import_module(f"onelora_vision.train_scripts.train_{args.task}")
+    for method in sweep.methods:
+        parse_config(
+            getattr(script, SCRIPTS[args.task].config), sweep.arguments(Run(method, 1e-3, seeds[0], "validation"))
+        )
+    return sweep
+
+
+def _numbers(text: str, kind: type, flag: str) -> list:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{flag} {text}: expected numbers with commas") from None
+
+
+def _options(text: str) -> dict:
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    if any(not equals for _, equals, _ in pairs):
+        raise InputError(f"--engine_options {text}: expected name=value with commas")
+    return {name: int(value) if value.lstrip("-").isdigit() else value for name, _, value in pairs}
+
+
+def _places(args: argparse.Namespace) -> tuple[int, list[str]]:
+    """Runs at a time, and the GPU of each, if there are GPUs.
+
+    torch's own count would start CUDA in this process, whose forks could not use it then.
+    """
+    from torch.cuda import _device_count_nvml
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = max(0, _device_count_nvml())
+    devices = visible.split(",") if visible else [str(number) for number in range(count)] if visible is None else []
+    devices = devices[:count] if count else []
+    if args.workers and devices:
+        devices = [devices[number % len(devices)] for number in range(args.workers)]
+    return args.workers or len(devices) or max(1, (os.cpu_count() or 1) // 2), devices
+
+
+def _say_plan(sweep, args: argparse.Namespace) -> int:
+    missing = [run.name for run in sweep.missing()]
+    if args.json:
+        print(json.dumps({"missing": missing}, indent=2))
+        return 0
+    print("\n".join(missing))
+    more = (
+        "" if all(sweep.best_trial(method) for method in sweep.methods) else ", and those that their outcome asks for"
+    )
+    print(f"{len(missing)} runs{more}", file=sys.stderr)
+    return 0
+
+
+def _show(sweep, rows: list[dict], args: argparse.Namespace) -> None:
+    from onelora_vision.sweep.report import PAGE, heads_of, metric_of, note_of
+
+    if args.json:
+        print(json.dumps({"folder": str(sweep.folder), "metric": metric_of(sweep), "rows": rows}, indent=2))
+        return
+    from onelora_vision.sweep.report import cells_of
+
+    lines = [heads_of(metric_of(sweep)), *(cells_of(row) for row in rows)] if rows else []
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        print("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]).rstrip())
+    print(f"\n{note_of(sweep, rows)}\n{sweep.folder / PAGE}")
