@@ -197,9 +197,12 @@ def known_flags():
     for name in COMMANDS:
         parser = argparse.ArgumentParser()
         module = importlib.import_module(f"onelora_vision.cli.{'import_' if name == 'import' else name}")
-        if not hasattr(module, "add_arguments"):
+        if hasattr(module, "parser"):
+            parser = module.parser()
+        elif hasattr(module, "add_arguments"):
+            module.add_arguments(parser)
+        else:
             continue  # it hands its line on
-        module.add_arguments(parser)
         yield from (text[2:] for text in parser._option_string_actions if text.startswith("--"))
     for path in OTHER_PROGRAMS:
         yield from flags_in(path)
