@@ -21,6 +21,7 @@ from onelora_vision.errors import InputError, one_line
 
 MAX_DEPTH, MAX_SIDE = 1000, 2048
 _SUFFIXES = (".safetensors", ".zip")
+_DEPTH = 5  # folders below the adapters folder that are looked into
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,16 @@ def fingerprint(adapter: Adapter) -> str:
     return digest.hexdigest()[:16]
 
 
+def _adapter_folders(path: Path, depth: int) -> Iterable[Path]:
+    """Folders with an adapter at most ``depth`` below ``path``; checkpoints and links are passed by."""
+    if (path / WEIGHTS_FILE).is_file():
+        yield path
+    elif depth:
+        for inner in sorted(path.iterdir()):
+            if inner.is_dir() and not inner.is_symlink() and not inner.name.startswith((".", "checkpoint-")):
+                yield from _adapter_folders(inner, depth - 1)
+
+
 class Library:
     """The adapters that every user sees: shipped ones, and those of a folder, which is looked at again on demand."""
 
@@ -120,7 +131,7 @@ class Library:
         found, problems, taken = [], [], set()
         for path, source in [*shipped, *((path, "folder") for path in self._candidates())]:
             try:
-                entry = self._entry(path, unique_name(path.stem if path.is_file() else path.name, taken), source)
+                entry = self._entry(path, unique_name(self._name_of(path), taken), source)
             except InputError as error:
                 problems.append(str(error))
                 continue
@@ -129,10 +140,20 @@ class Library:
         return found, problems
 
     def _candidates(self) -> Iterable[Path]:
+        """Adapter files in the folder, and adapter folders in it and below it, as those of runs."""
         for path in sorted(self.folder.iterdir()) if self.folder else []:
             inside = path.resolve().is_relative_to(self.folder)  # a link may lead anywhere
-            if inside and (path.suffix in _SUFFIXES or (path / WEIGHTS_FILE).is_file()):
+            if inside and path.is_file() and path.suffix in _SUFFIXES:
                 yield path
+            elif inside and path.is_dir():
+                yield from _adapter_folders(path, _DEPTH)
+
+    def _name_of(self, path: Path) -> str:
+        """What an adapter is called: the run's folder goes before one that is only called adapter."""
+        if path.is_file():
+            return path.stem
+        is_of_run = path.name == "adapter" and self.folder is not None and path.parent != self.folder
+        return path.parent.name if is_of_run else path.name
 
     def _entry(self, path: Path, name: str, source: str) -> Entry:
         weights = path / WEIGHTS_FILE if path.is_dir() else path

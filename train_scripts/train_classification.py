@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from onelora_vision.data.classes.formats import EMBEDDED, ignored_by
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, listed
 from onelora_vision.methods.names import find_method
 from onelora_vision.training.class_data import ClassDataOptions
 from onelora_vision.training.command_line import check_command_line, parse_config
@@ -199,6 +199,9 @@ def train(config: ClassificationConfig, run: Run) -> dict:
     training, validation, test = open_images(config)
     base = load_base(config, training.class_names)
     model = adapt(base, config).to(accelerator.device)
+    sizes = {images.split: len(images) for images in (training, validation, test) if images is not None}
+    shown = ", ".join(f"{count:,} of {split}" for split, count in sizes.items())
+    accelerator.print(f"{len(base.class_names)} classes ({listed(base.class_names, 8)}); images: {shown}")
     print_plan(config, model, len(training), accelerator)
     if config.dry_run:
         return {}

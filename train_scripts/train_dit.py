@@ -40,6 +40,9 @@ class ModelOptions:
 
 @dataclass(kw_only=True)
 class DataOptions(ClassDataOptions):
+    validation_fraction: float = option(
+        0.0, "share of each class's training images held out for the validation loss, where the data has no such split"
+    )
     max_train_samples: int | None = option(None, "use only N training images, drawn by --seed (default: all)")
     resolution: int | None = option(None, "side of the training images in pixels (default: the model's)")
     center_crop: bool = option(True, "crop the centre; otherwise a random square")
@@ -67,6 +70,7 @@ class DiTConfig(SamplingOptions, DataOptions, ModelOptions, TrainingConfig):
         ignored |= EMBEDDED_IGNORES if self.dataset_name == EMBEDDED else set()
         self._refuse_ignored(ignored, "dataset_name", self.dataset_name)
         self._require("class_dropout_prob", 0 <= self.class_dropout_prob < 1, "in [0, 1)")
+        self._require("validation_fraction", 0 <= self.validation_fraction < 1, "in [0, 1)")
         self._require("fid_num_samples", self.fid_num_samples == 0 or self.fid_num_samples >= 2, "0, or at least 2")
         self._require("num_validation_images", self.num_validation_images >= 0, "0 or more")
         self._require("max_train_samples", self.max_train_samples is None or self.max_train_samples >= 1, "at least 1")
@@ -82,11 +86,11 @@ from onelora_vision.backbones.base import enable_gradient_checkpointing
 from onelora_vision.backbones.dit import DiTBase, class_ids
 from onelora_vision.backbones.table import base_class
 from onelora_vision.data.classes.dataset import ClassImageDataset
-from onelora_vision.data.classes.formats import open_class_images
+from onelora_vision.data.classes.formats import open_split
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import EncodedImages, LatentDataset, cache_latents
 from onelora_vision.data.synthetic.digits import HandwrittenDigits
-from onelora_vision.errors import MissingSplit
+from onelora_vision.errors import MissingSplit, listed
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.metrics.features import open_features
 from onelora_vision.metrics.generative import weights_hash
@@ -110,7 +114,7 @@ def take_classes(base: DiTBase, class_names: list[str], config: DiTConfig, accel
     """Give the network a label table for ``class_names``, and set it up as the config asks."""
     known = base.class_names
     base.fit(class_names, seed=config.seed, fuse_qkv=config.fuse_qkv)
-    accelerator.print(f"{len(class_names)} classes, {base.matches.describe(known)}")
+    accelerator.print(f"{len(class_names)} classes ({listed(class_names, 8)}), {base.matches.describe(known)}")
     shown_classes(config, base)  # a misspelt class is found now, not after the training
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(base.model)
@@ -120,7 +124,7 @@ def open_data(config: DiTConfig, base: DiTBase, split: str, augments: bool = Fal
     """The images of one split, as they are or augmented for the training."""
     if config.dataset_name == EMBEDDED:
         return HandwrittenDigits(split)
-    source = open_class_images(split=split, **config.data_source)
+    source = open_split(split=split, validation_fraction=config.validation_fraction, **config.data_source)
     if split == "train" and config.max_train_samples is not None:
         source = source.drawn(config.max_train_samples, config.seed)
     side = config.resolution or base.image_size
@@ -141,6 +145,10 @@ def make_evaluator(config: DiTConfig, base: DiTBase, sampler: ImageSampler, acce
     wanted = config.fid_features
     if wanted == "auto":
         wanted = "embedded" if config.dataset_name == EMBEDDED else "none"
+        if wanted == "none" and config.fid_num_samples:
+            accelerator.print(
+                "samples are not measured; --fid_features inception or dinov2 with --fid_weights measures them"
+            )
     if wanted == "none" or config.fid_num_samples == 0:
         return None
     features = open_features(wanted, config.fid_weights, config.fid_timm_model)

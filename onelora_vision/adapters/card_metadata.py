@@ -125,7 +125,7 @@ def _model_index(info, dataset: str) -> list[dict] | None:
     metrics = [
         {"type": one_line(name, 60), "value": value}
         for name, value in (after.items() if isinstance(after, dict) else ())
-        if type(value) in (int, float) and math.isfinite(value)
+        if type(value) in (int, float) and math.isfinite(value) and not str(name).endswith(("_floor", "_std"))
     ]
     if info.task not in TASKS or not metrics:
         return None

@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; exit code 0 on success, 2 on bad input with one line on stderr."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["help"]:
-        argv = [*argv[1:2], "--help"]
+        argv = [*argv[1:3], "--help"] if argv[1:2] == ["train"] else [*argv[1:2], "--help"]
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0

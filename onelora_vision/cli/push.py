@@ -19,8 +19,11 @@ def run(args: argparse.Namespace) -> dict:
     require_adapter(args.adapter)
     from onelora_vision.adapters.hub import push_adapter
 
-    return {"adapter": args.adapter, "address": push_adapter(args.adapter, args.repo_id, private=args.private)}
+    pictures = sorted(path.name for path in Path(args.adapter).glob("*.png"))
+    address = push_adapter(args.adapter, args.repo_id, private=args.private)
+    return {"adapter": args.adapter, "address": address, "pictures": pictures}
 
 
 def show(result: dict, args: argparse.Namespace) -> None:
-    print(f"{result['adapter']} -> {result['address']}")
+    shown = f", with {', '.join(result['pictures'])}" if result["pictures"] else ""
+    print(f"{result['adapter']} -> {result['address']}{shown}")

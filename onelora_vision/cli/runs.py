@@ -21,8 +21,21 @@ EXAMPLES = """examples:
   onelora runs output --task generation --sort class_accuracy
   onelora runs output --html runs.html
 """
-_HEADS = ("run", "task", "method", "parameters", "metric", "before", "after", "time", "seed", "phase")
-_RIGHT = {"parameters", "before", "after", "time", "seed"}
+_HEADS = (
+    "run",
+    "task",
+    "method",
+    "rate",
+    "parameters",
+    "metric",
+    "before",
+    "after",
+    "val. loss",
+    "time",
+    "seed",
+    "phase",
+)
+_RIGHT = {"rate", "parameters", "before", "after", "val. loss", "time", "seed"}
 _PICTURES = ("samples", "pictures", "predictions", "loss")  # the first that a run has is its thumbnail
 _MOST_THUMBNAILS = 500
 
@@ -80,10 +93,12 @@ def _cells(row: dict) -> tuple[str, ...]:
         row["path"],
         row["task"],
         row["method"],
+        "" if row["learning_rate"] is None else f"{row['learning_rate']:g}",
         f"{row['trainable_parameters']:,}",
         f"{metric} {arrow(metric)}".strip() if metric else "",
         shown_metric(row["before"]) if row["before"] is not None else "",
         shown_metric(row["after"]) if row["after"] is not None else "",
+        "" if row["validation_loss"] is None else shown_metric(row["validation_loss"]),
         duration(row["seconds"]),
         str(row["seed"]),
         row["phase"],
@@ -118,7 +133,9 @@ def _write_page(rows: list[dict], args: argparse.Namespace) -> None:
 
 def _page_row(row: dict, kinds: list[tuple[str, str]], folder: str, target: Path, number: int) -> dict:
     values = {
+        "rate": row["learning_rate"],
         "parameters": row["trainable_parameters"],
+        "val. loss": row["validation_loss"],
         "before": row["before"],
         "after": row["after"],
         "time": row["seconds"],

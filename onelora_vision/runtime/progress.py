@@ -7,6 +7,7 @@ from typing import TextIO, TypeVar
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 30
+_UNKNOWN = "{desc}{n_fmt} {unit}s, {elapsed} elapsed"
 _LINE = "{desc}{n_fmt}/{total_fmt} {unit}s, {elapsed} elapsed, {remaining} left{postfix}"
 
 Item = TypeVar("Item")
@@ -38,10 +39,12 @@ def progress_bar(total: int | None, *, desc: str = "", unit: str = "item", hidde
     """
     if hidden:
         options["disable"] = True
+    if total is None:
+        options.setdefault("bar_format", _UNKNOWN)
     if not sys.stderr.isatty():
         seconds = SECONDS_BETWEEN_LINES
         options |= {"mininterval": seconds, "maxinterval": seconds, "delay": seconds, "leave": False}
-        options |= {"bar_format": _LINE, "file": _Lines(sys.stderr)}
+        options |= {"bar_format": _UNKNOWN if total is None else _LINE, "file": _Lines(sys.stderr)}
     return tqdm(total=total, desc=f"{desc}: " if desc else None, unit=unit, **options)
 
 

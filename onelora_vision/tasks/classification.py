@@ -96,7 +96,7 @@ class ClassificationTask(Task):
         return images.float().div_(255).sub_(self.mean.to(images.device)).div_(self.std.to(images.device))
 
     def evaluate(self, loader, accelerator) -> dict[str, float]:
-        """``top1``, ``top5`` and ``ece`` (15 bins) in [0, 1], ``nll`` in nats, over the images of ``loader``.
+        """``top1``, ``top5`` (of more than five classes) and ``ece`` (15 bins) in [0, 1], ``nll`` in nats, over ``loader``.
 
         Each image counts once, however many processes share the work.
         """
@@ -109,7 +109,7 @@ class ClassificationTask(Task):
         self.details = vars(found)
         return {
             "top1": found.correct.double().mean().item(),
-            "top5": found.in_top5.double().mean().item(),
+            **({"top5": found.in_top5.double().mean().item()} if len(self.class_names) > 5 else {}),
             "nll": found.nll.double().mean().item(),
             "ece": CalibrationBins.of(found.confidence, found.correct).error,
         }

@@ -64,6 +64,13 @@ class RunFolder:
         for folder in (self.path, *(self.path / name for name in _FOLDERS)):
             clear_leftovers(folder)
 
+    def remove_if_empty(self) -> None:
+        """Leave no folder behind in which there is nothing but the mark that a run holds it."""
+        with contextlib.suppress(OSError):
+            if [path.name for path in self.path.iterdir()] == [LOCK]:
+                (self.path / LOCK).unlink()
+                self.path.rmdir()
+
     def require_free(self, resumes: bool, overwrite: bool) -> None:
         """Refuse to write over anything but this run's own files.
 

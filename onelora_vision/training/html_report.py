@@ -22,7 +22,10 @@ _PICTURES = {
     "confusion": "True and predicted classes, before and after.",
     "reliability": "Confidence against accuracy, before and after.",
 }
-_CURVES = {"loss": "Loss of the training, and of fixed held-out samples."}
+_CURVES = {
+    True: {"loss": "Loss of the training, and of fixed held-out samples."},
+    False: {"loss": "Loss of the training, and of fixed training samples: there is no validation split."},
+}
 
 
 def render_report(results: dict, folder: Path, info: AdapterInfo, config: TrainingConfig) -> str:
@@ -43,11 +46,15 @@ def render_report(results: dict, folder: Path, info: AdapterInfo, config: Traini
         title=f"{info.method} on {info.base or 'a base without a name'}",
         subtitle=f"{info.task or 'fine-tuning'}, seed {results['seed']}, in {config.output_dir}",
         cards=_cards(results),
-        metrics=[_row(name, before.get(name), after[name], best["metrics"].get(name)) for name in after],
+        metrics=[
+            _row(name, before.get(name), after[name], best["metrics"].get(name))
+            for name in after
+            if not name.endswith(("_floor", "_std"))
+        ],
         best_step=best["step"],
         protocol=results["protocol"],
         pictures=_shown(folder, _PICTURES),
-        curves=_shown(folder, _CURVES),
+        curves=_shown(folder, _CURVES[is_held_out(results)]),
         loading=loading_code(info, str(adapter)),
         command=(task.command if task else "onelora inspect {adapter}").format(adapter=adapter),
         training=_training(results, adapter),
@@ -88,6 +95,11 @@ def _row(name: str, before: float | None, after: float | None, best: float | Non
     }
 
 
+def is_held_out(results: dict) -> bool:
+    """Whether the validation loss in results is of samples that were not trained on."""
+    return (results["validation_loss"] or {}).get("held_out", True)
+
+
 def _training(results: dict, adapter: Path) -> list[tuple[str, str]]:
     weights, curve = adapter / "adapter_model.safetensors", results["validation_loss"]
     step = results["seconds_per_step"]
@@ -97,7 +109,9 @@ def _training(results: dict, adapter: Path) -> list[tuple[str, str]]:
         "of them the adapter's": f"{results['adapter_parameters']:,}",
         "adapter file": f"{weights.stat().st_size:,} bytes" if weights.is_file() else "",
         "steps": f"{results['steps']:,}" + f", {results['skipped_steps']} skipped" * bool(results["skipped_steps"]),
-        "validation loss": f"{shown_metric(curve['first'])} → {shown_metric(curve['last'])}" if curve else "",
+        f"{'validation loss' if is_held_out(results) else 'loss of fixed training samples'}": f"{shown_metric(curve['first'])} → {shown_metric(curve['last'])}"
+        if curve
+        else "",
         "time of the run": duration(results["seconds_total"]),
         "time of a step": f"{step:.3g} s" if step else "",
         "peak memory": f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB",

@@ -52,6 +52,7 @@ def run_job(
     with run.phase("preparing the run"):
         require_readable(task.adapted.active_peft_config)
         record = Record.open(run, task, task.identity() | identity_of(dataset))
+        record.held_out = watched is None or watched.held_out
     with run.phase("measuring the base"):
         if not record.has("baseline"):
             record.before = evaluate(task, test_loader, accelerator, seed)
@@ -77,7 +78,7 @@ def run_job(
     task.info.metrics = {"before": record.before, "after": record.after}
     with run.phase("drawing"):
         if not (is_saved and record.has("drawn")):
-            _draw(run, task, record, held_out=watched is None or watched.held_out)
+            _draw(run, task, record)
             record.reach("drawn")
     with run.phase("publishing"):
         if accelerator.is_main_process and run.config.push_to_hub and not record.published:
@@ -118,7 +119,7 @@ def _best(run: Run, task: Task, record: Record, test_loader, validation_loader) 
     return {"step": summary.best_step, "metrics": metrics}
 
 
-def _draw(run: Run, task: Task, record: Record, held_out: bool) -> None:
+def _draw(run: Run, task: Task, record: Record) -> None:
     """Write the task's pictures and the curve of the loss, and the adapter's card with all of them."""
     details = record.load_details("before"), record.load_details("after")
     with tempfile.TemporaryDirectory(prefix="onelora-report-") as place:
@@ -127,7 +128,7 @@ def _draw(run: Run, task: Task, record: Record, held_out: bool) -> None:
             task.report(folder, step, *details, run.accelerator)
         if not run.accelerator.is_main_process:
             return
-        plot_loss(folder / "loss.png", record.summary.history, record.summary.validation_losses, held_out)
+        plot_loss(folder / "loss.png", record.summary.history, record.summary.validation_losses, record.held_out)
         files = sorted(filter(Path.is_file, folder.iterdir()), key=lambda file: (file.name == "loss.png", file.name))
         for file in files:
             with run.folder.writing(file.name) as path:

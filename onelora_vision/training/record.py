@@ -44,6 +44,7 @@ class Record:
         phase: the last of `results.PHASES` that is complete.
         before, after: metrics without and with the training. best: of the best adapter, with its step.
         seconds: wall time of earlier, interrupted starts of this run.
+        held_out: whether the validation loss is of samples that are not trained on.
         published: address that the adapter was uploaded to.
     """
 
@@ -57,6 +58,7 @@ class Record:
     seconds: float = 0.0
     published: str | None = None
     summary: TrainingSummary | None = None
+    held_out: bool = True
     _was_complete: bool = False
 
     @classmethod
@@ -127,7 +129,7 @@ class Record:
             **count_parameters(self.task.adapted),
             "metrics": {"before": finite(self.before), "after": finite(self.after)},
             "best": self.best and {**self.best, "metrics": finite(self.best["metrics"])},
-            "validation_loss": _first_and_last(summary.validation_losses) if summary else None,
+            "validation_loss": _first_and_last(summary.validation_losses, self.held_out) if summary else None,
             "protocol": self.task.info.protocol,
             "steps": summary.steps if summary else 0,
             "skipped_steps": summary.skipped_steps if summary else 0,
@@ -154,8 +156,8 @@ class Record:
         return safetensors.torch.load_file(file) if file.is_file() else {}
 
 
-def _first_and_last(curve: list[tuple[int, float]]) -> dict[str, float | None] | None:
-    return finite({"first": curve[0][1], "last": curve[-1][1]}) if curve else None
+def _first_and_last(curve: list[tuple[int, float]], held_out: bool) -> dict[str, float | bool | None] | None:
+    return {**finite({"first": curve[0][1], "last": curve[-1][1]}), "held_out": held_out} if curve else None
 
 
 def finite(metrics: dict[str, float | None]) -> dict[str, float | None]:

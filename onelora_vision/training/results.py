@@ -96,6 +96,8 @@ def checked_run(found: object) -> dict:
         "phase": phase,
         "trainable_parameters": _typed(found, "trainable_parameters", int),
         "steps": _typed(found, "steps", int) if "steps" in found else None,
+        "learning_rate": _number_in(found.get("config"), "learning_rate"),
+        "validation_loss": _number_in(found.get("validation_loss"), "last"),
         "seconds": float(_typed(found, "seconds_total", (int, float))),
         "metrics": {when: _numbers(metrics[when]) for when in ("before", "after")},
     }
@@ -106,6 +108,11 @@ def _typed(found: dict, name: str, kind):
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ValueError(f"its {name} is {one_line(repr(value), 40)}")
     return value
+
+
+def _number_in(found: object, name: str) -> float | None:
+    value = found.get(name) if isinstance(found, dict) else None
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _numbers(metrics: dict) -> dict[str, float | None]:

@@ -24,6 +24,7 @@ from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.interrupt import Interruption, in_touch
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+_SLOW = ("measuring", "encoding", "drawing")
 _NOTHING = "; nothing was computed yet that could be kept: start again with the same command"
 RESUME = "resume with the same command and --resume_from_checkpoint latest"
 
@@ -48,10 +49,14 @@ class Run:
     def phase(self, doing: str) -> Iterator[None]:
         """Name what the block does in the one line that it ends with if it fails or is stopped, with what is kept.
 
+        What takes long is named when it begins, too.
+
         Raises:
             Stopped: SIGTERM or SIGINT arrived.
             InputError, TrainingError: as in the block, or for want of memory or disk space.
         """
+        if doing.startswith(_SLOW):
+            self.accelerator.print(f"{doing} …", flush=True)
         try:
             with in_touch(self.accelerator.process_index), naming_lost_workers(self.config):
                 yield
@@ -103,6 +108,9 @@ def start_run(config: TrainingConfig) -> Iterator[Run]:
         except Stopped:
             run.accelerator.end_training()  # the logs are written to their end
             raise
+        finally:
+            if run.accelerator.is_main_process:
+                run.folder.remove_if_empty()
         run.accelerator.end_training()
 
 

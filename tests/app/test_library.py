@@ -162,3 +162,13 @@ def test_names_are_short_plain_and_their_own():
     assert unique_name("<b>../pie</b>", ()) == "b..pieb"
     assert unique_name("pie", ["pie", "pie-2"]) == "pie-3"
     assert unique_name("", ()) == "adapter" and len(unique_name("x" * 500, ())) == 48
+
+
+def test_the_adapters_of_runs_are_found_below_the_folder_and_named_after_them(make_adapter, tmp_path):
+    for place in ("runs/pets/adapter", "runs/pets/checkpoint-5/adapter", "mine"):
+        make_adapter("classification", place=tmp_path / "all" / place)
+    (tmp_path / "elsewhere").mkdir()
+    make_adapter("classification", place=tmp_path / "elsewhere" / "secret")
+    (tmp_path / "all" / "link").symlink_to(tmp_path / "elsewhere")
+    found, problems = Studio(tmp_path / "all", root=tmp_path / "root").library.entries()
+    assert [entry.name for entry in found if entry.source == "folder"] == ["mine", "pets"] and not problems

@@ -280,3 +280,23 @@ def test_nan_stops_with_a_hint_and_leaves_no_result(dit_folder, food101, tmp_pat
     error = capsys.readouterr().err
     assert "error: step" in error and "gamma" in error and "checkpoint" in error
     assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_a_part_of_the_training_images_can_be_held_out(dit_folder, food101, tmp_path):
+    flags = {"validation_fraction": 0.3, "num_validation_images": 0, "dataset_name": "null"}
+    assert run(*arguments(dit_folder, food101 / "images", tmp_path / "out", **flags)) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (
+        results["validation_loss"]["held_out"]
+        and "fixed held-out samples" in (tmp_path / "out" / "report.html").read_text()
+    )
+    assert (
+        run(*arguments(dit_folder, food101 / "images", tmp_path / "all", **{**flags, "validation_fraction": 0})) == 0
+    )
+    assert not json.loads((tmp_path / "all" / "results.json").read_text())["validation_loss"]["held_out"]
+    assert "fixed training samples: there is no validation split" in (tmp_path / "all" / "report.html").read_text()
+
+
+def test_a_run_that_comes_to_nothing_leaves_no_folder(dit_folder, food101, tmp_path):
+    assert run(*arguments("/nowhere", food101, tmp_path / "out")) == 2
+    assert not (tmp_path / "out").exists()

@@ -139,3 +139,21 @@ def open_training_images(
             return train, None
         rest, part = train.split_off(validation_fraction, split="validation", seed=seed)
         return rest, part if len(part) else None
+
+
+def open_split(
+    dataset_name: str, data_dir: str | os.PathLike | None = None, *, split: str, validation_fraction: float, **options
+) -> "ClassImages":
+    """One split, with ``validation_fraction`` held out as in `open_training_images` if it is not 0.
+
+    Raises:
+        MissingSplit, InputError: as `open_class_images`.
+    """
+    if not validation_fraction or split == "test":
+        return open_class_images(dataset_name, data_dir, split, **options)
+    train, validation = open_training_images(
+        dataset_name, data_dir, validation_fraction=validation_fraction, **options
+    )
+    if split == "validation" and validation is None:
+        raise MissingSplit(f"data set {train.name}: no class has two images, so none is held out")
+    return train if split == "train" else validation
