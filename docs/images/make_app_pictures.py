@@ -13,11 +13,10 @@ WAIT = 90_000  # milliseconds that a slow machine may take for a drawing
 
 
 def draw(page: Page) -> None:
-    page.wait_for_load_state("networkidle")
+    page.locator("#classes .token").first.wait_for(timeout=WAIT)  # the page knows its adapters
     page.locator("#draw").click()
     page.locator("#of-mix img").first.wait_for(timeout=WAIT)
-    page.wait_for_load_state("networkidle")
-    page.wait_for_timeout(3000)
+    page.wait_for_timeout(5000)
     page.screenshot(path=FOLDER / "app-generate.png")
 
 

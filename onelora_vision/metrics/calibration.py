@@ -44,15 +44,19 @@ class CalibrationBins:
 
 
 def draw_reliability_diagram(bins: dict[str, CalibrationBins], path: str | os.PathLike) -> None:
-    """Draw one panel per entry (title: bins): accuracy of each bin against the diagonal. Writes a PNG."""
+    """Draw one panel per entry (title: bins): accuracy of each bin against the diagonal, and its number of images."""
     with saved_figure(path, (4 * len(bins), 4)) as figure:
         for axes, (title, group) in zip(figure.subplots(1, len(bins), squeeze=False)[0], bins.items()):
             width = 1 / len(group.count)
             center = (torch.arange(len(group.count)) + 0.5).numpy() * width
             accuracy = group.accuracy.numpy()
             axes.bar(center, accuracy, width, color="tab:blue", edgecolor="white", label="accuracy")
-            gap = (group.confidence - group.accuracy).numpy()
-            axes.bar(center, gap, width, bottom=accuracy, color="tab:red", alpha=0.3, label="gap to the confidence")
+            low, high = (pick(group.accuracy, group.confidence).numpy() for pick in (torch.minimum, torch.maximum))
+            hatched = {"fill": False, "hatch": "////", "edgecolor": "tab:red", "linewidth": 0}
+            axes.bar(center, high - low, width, bottom=low, label="gap to the confidence", **hatched)
+            for x, top, count in zip(center, high, group.count.int().tolist()):
+                if count:
+                    axes.text(x, min(top + 0.02, 0.96), f"{count}", ha="center", fontsize=6, color="#555555")
             axes.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")
             axes.set(title=f"{title}: ECE {100 * group.error:.1f} %", xlim=(0, 1), ylim=(0, 1), xlabel="confidence")
         figure.axes[0].set_ylabel("accuracy")

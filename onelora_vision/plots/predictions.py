@@ -40,7 +40,7 @@ def save_predictions(path: str | os.PathLike, cells: Sequence[Judged], caption: 
     """
     columns = min(_COLUMNS, len(cells))
     rows = -(-len(cells) // columns)
-    step, pitch = CELL + _GAP + 12, CELL + 3 * _LINE + _GAP
+    step, pitch = CELL + _GAP + 44, CELL + 3 * _LINE + _GAP
     width = max(columns * step + _GAP, 420)
     lines = [line for part in caption.splitlines() for line in textwrap.wrap(part, width // 7)]
     height = rows * pitch + _GAP + _LINE * len(lines)
