@@ -13,7 +13,12 @@ WAIT = 90_000  # milliseconds that a slow machine may take for a drawing
 
 
 def draw(page: Page) -> None:
-    page.locator("#classes .token").first.wait_for(timeout=WAIT)  # the page knows its adapters
+    field = page.locator("#classes input")
+    field.wait_for(timeout=WAIT)
+    for name in "347":
+        field.click()
+        field.press_sequentially(name)
+        field.press("Enter")
     page.locator("#draw").click()
     page.locator("#of-mix img").first.wait_for(timeout=WAIT)
     page.wait_for_timeout(5000)

@@ -28,6 +28,7 @@ from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import apply_method, trainable_parameters
 from onelora_vision.methods.names import find_method
 
+_LINE, _LINES = 16, 3  # the first of two batches that a line goes through; how many lines are tried
 _GROWTH = 4  # times the batch, until it does not fit
 PRECISIONS = {
     "fp32": (torch.float32, None),
@@ -215,13 +216,25 @@ def _on_fake_cpu(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 def _largest_batch(measure: Callable[[int], StepMemory], memory: int, batch: int) -> int:
     """The largest batch whose peak is within ``memory``.
 
-    Once activations make the peak, memory follows a straight line over the batch, which two batches that do not fit
-    tell; below that, the optimizer's step may make it, and it hardly changes. Where the line is wrong, by halves.
+    Once activations make the peak, memory follows a straight line over the batch, which two batches tell; below that, the
+    optimizer's step may make it, and it hardly changes. So lines are tried, the next through the batch that the last one
+    pointed at; where they are wrong, a line through two batches that do not fit; where that is wrong, by halves.
     """
 
     def peak(size: int) -> int:
         return measure(size).peak
 
+    first, second = _LINE, 2 * _LINE
+    for _ in range(_LINES):
+        slope = (peak(second) - peak(first)) / (second - first)
+        guess = second + math.floor((memory - peak(second)) / slope) if slope > 0 else 0
+        if guess < 1:
+            break
+        if peak(guess) <= memory < peak(guess + 1):
+            return guess
+        if guess in (first, second):
+            break
+        first, second = second, guess
     if peak(1) > memory:
         return 0
     fits, above = 1, max(batch, 2)

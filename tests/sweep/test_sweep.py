@@ -123,8 +123,8 @@ runner.run_all(sweep, workers=2)
 
 
 MOMENTS = [
-    (signal.SIGKILL, (2, 5)),
-    (signal.SIGTERM, (3,)),
+    (signal.SIGKILL, (3,)),
+    pytest.param(signal.SIGTERM, (1, 5), marks=pytest.mark.slow),
     pytest.param(signal.SIGKILL, tuple(range(10)), marks=pytest.mark.slow),
 ]
 

@@ -32,7 +32,9 @@ def train(output, **flags):
     return read_adapter(output / "adapter").tensors
 
 
-@pytest.mark.parametrize("method", ["adalora", "pvera", "lokr"])
+@pytest.mark.parametrize(
+    "method", ["adalora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pvera", "lokr"))]
+)
 def test_a_run_that_was_stopped_ends_in_the_same_bits(tmp_path, method):
     whole = train(tmp_path / "whole", method=method)
     checkpoint = tmp_path / "whole" / "checkpoint-4"
@@ -42,6 +44,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(tmp_path, method):
     assert results["method"] == method and results["adapter_parameters"] > 0
 
 
+@pytest.mark.slow
 def test_adalora_takes_singular_values_away(tmp_path):
     tensors = train(tmp_path / "run", method="adalora", max_train_steps=20, learning_rate=1e-2)
     values = torch.cat([tensor.flatten() for name, tensor in tensors.items() if "lora_E" in name])
@@ -50,6 +53,7 @@ def test_adalora_takes_singular_values_away(tmp_path):
     assert 0 < int((values != 0).sum()) <= layers  # target_r = 1 for the average layer
 
 
+@pytest.mark.slow
 def test_pissa_is_saved_for_the_base_as_it_is(tmp_path, capsys):
     (tmp_path / "pissa.yaml").write_text("peft_type: LORA\nr: 2\nlora_alpha: 2\ninit_lora_weights: pissa\n")
     train(tmp_path / "run", peft_config=tmp_path / "pissa.yaml", method="onelora")

@@ -81,7 +81,7 @@ def test_a_run_leaves_adapter_results_and_pictures(base, streets, tmp_path):
     assert results["metrics"]["after"]["rmse"] != results["metrics"]["before"]["rmse"]
     assert "jsonl test, 2 images, 0.001-80 m" in results["protocol"]
     assert len(list((tmp_path / "validation").glob("step-*.png"))) >= 2
-    assert results["validation_loss"].keys() == {"first", "last"}
+    assert results["validation_loss"].keys() == {"first", "last", "held_out"}
     for name in ("pictures.png", "loss.png", "report.html", "config.yaml", "adapter/README.md"):
         assert (tmp_path / name).stat().st_size > 100
     info = read_adapter(tmp_path / "adapter").info

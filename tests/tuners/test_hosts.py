@@ -548,7 +548,8 @@ def test_layerwise_casting_over_adapted_layers(kind):
             parameter.copy_(parameter.to(torch.float8_e4m3fn).float() if name in low else parameter)
         inputs = {"timestep": torch.tensor([3]), "class_labels": torch.tensor([1])}
         latents = torch.randn(1, 2, 4, 4)
-        assert torch.equal(model(latents, **inputs).sample, rounded(latents, **inputs).sample)
+        # not equal to the bit: where in memory a copy lies decides how a product's sum is ordered
+        torch.testing.assert_close(model(latents, **inputs).sample, rounded(latents, **inputs).sample)
     assert low and not [name for name in low if "onelora_" in name or "mora_" in name]
     if kind is not LoraConfig:
         with pytest.raises(InputError, match="float8_e4m3fn"):
