@@ -1,4 +1,4 @@
-"""The pictures of the app in the documentation: ``make app-pictures`` (needs chromium)."""
+"""The pictures of the app in the documentation: ``python docs/images/make_app_pictures.py`` (needs chromium)."""
 
 import shutil
 import subprocess
