@@ -1,6 +1,7 @@
 """Adapters that the app offers: those shipped, those of a folder, and what a user uploads; each read and checked."""
 
 import hashlib
+import os
 import re
 import shutil
 import tempfile
@@ -105,14 +106,14 @@ def fingerprint(adapter: Adapter) -> str:
     return digest.hexdigest()[:16]
 
 
-def _adapter_folders(path: Path, depth: int) -> Iterable[Path]:
-    """Folders with an adapter at most ``depth`` below ``path``; checkpoints and links are passed by."""
-    if (path / WEIGHTS_FILE).is_file():
-        yield path
-    elif depth:
-        for inner in sorted(path.iterdir()):
-            if inner.is_dir() and not inner.is_symlink() and not inner.name.startswith((".", "checkpoint-")):
-                yield from _adapter_folders(inner, depth - 1)
+def _adapter_folders(path: Path) -> Iterable[Path]:
+    """``path`` and the folders at most `_DEPTH` below it that are adapters; checkpoints and links are passed by."""
+    for root, folders, files in os.walk(path):
+        is_deep = len(Path(root).relative_to(path).parts) >= _DEPTH
+        if WEIGHTS_FILE in files:
+            yield Path(root)
+        inner = [name for name in folders if not name.startswith((".", "checkpoint-"))]
+        folders[:] = [] if WEIGHTS_FILE in files or is_deep else sorted(inner)
 
 
 class Library:
@@ -146,7 +147,7 @@ class Library:
             if inside and path.is_file() and path.suffix in _SUFFIXES:
                 yield path
             elif inside and path.is_dir():
-                yield from _adapter_folders(path, _DEPTH)
+                yield from _adapter_folders(path)
 
     def _name_of(self, path: Path) -> str:
         """What an adapter is called: the run's folder goes before one that is only called adapter."""

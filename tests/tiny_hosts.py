@@ -1,6 +1,7 @@
 """Tiny models of the real hosts with adapters on them, for the tests of adapter files."""
 
 import copy
+import warnings
 from functools import cache
 
 import torch
@@ -173,3 +174,32 @@ def trained_on(
             if parameter.requires_grad:
                 parameter.add_(size * torch.randn_like(parameter))
     return read_adapter(save_adapter(adapted, folder, info, overwrite=True))
+
+
+def build(host, method, dtype=torch.float32, **options):
+    """A fresh tiny host with a method on it, in eval mode."""
+    model, adaptation = fresh(host)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return apply_method(model.to(dtype), method, adaptation, **options).eval()
+
+
+def shake(model, seed=0, size=0.05):
+    """The model with random values added to everything trained, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += size * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def output(model, host, **kwargs):
+    """The model's output for `example`."""
+    result = model(**example(host), **kwargs)
+    return result if isinstance(result, torch.Tensor) else result[0]
+
+
+def close(a, b, tolerance=1e-4):
+    """Assert that two outputs agree, relative to the largest value."""
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * b.abs().max().item())

@@ -50,7 +50,7 @@ def export(
         InputError: the format cannot hold the adapter (with the list of what it cannot hold), or the reloaded export
             does not give the adapter's outputs, or the place is taken; nothing is left behind.
     """
-    check_format(to, dtype)
+    check_format(to, dtype, max_shard_size)
     format, kind = FORMATS[to], f"{to} export"
     check_folder(output, kind, overwrite=overwrite, inputs=[path, *([base] if base else [])])
     adapter = read_adapter(path)

@@ -1,12 +1,10 @@
 """``onelora export``: an adapter for tools that do not know this package."""
 
 import argparse
-import re
 
 from onelora_vision.adapters.formats import DTYPES, FORMATS, check_format
 from onelora_vision.cli.inputs import require_adapter
 from onelora_vision.cli.output import add_output
-from onelora_vision.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    check_format(args.to, args.dtype)
-    if not re.fullmatch(r"[1-9]\d*[KMG]i?B", args.max_shard_size):
-        raise InputError(f"--max_shard_size is {args.max_shard_size!r}, but must be a size such as 500MB or 5GB")
+    check_format(args.to, args.dtype, args.max_shard_size)
     adapter = require_adapter(args.adapter)
     from onelora_vision.adapters.export import export
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from peft import LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
@@ -91,9 +92,6 @@ _CONFIGS: dict[str, Callable[[Options], PeftConfig]] = {
 }
 
 
-_READS_WEIGHTS = {"adamss", "frod", "shira"}  # cannot be put on a model without weights (the meta device)
-
-
 def _config(row: Method, options: Options) -> PeftConfig:
     """The PEFT config of a method; 1LoRA's, without parts, is what trains modules whole and nothing else."""
     if options.peft_fields:
@@ -143,39 +141,43 @@ def apply_method(
     check_options(row, rank, lora_alpha, compression, target_modules)
     whole = _modules_trained_whole(model, row, adaptation, extra_modules_to_save)
     linears = adaptation.target_modules if target_modules is None else _chosen(adaptation, target_modules)
-    if row.peft and row.peft.on_norms:
+    on_norms = row.peft is not None and row.peft.on_norms
+    if on_norms:
         linears = adaptation.norm_modules
     targets = [name for name in linears if not _is_under(name, whole)] if row.adapts_layers else []
     if row.adapts_layers and not targets:
         raise NotApplicable(f"method {row.name}: this model has no linear layer to adapt")
     if not row.adapts_layers and not whole:
         raise NotApplicable(f"method {row.name} trains nothing on this model: it has no such modules")
+    rank = rank or row.rank or 1
     options = Options(
         target_modules=exact_pattern(targets) if targets else None,
         modules_to_save=whole or None,
-        rank=(rank := rank or row.rank or 1),
+        rank=rank,
         lora_alpha=rank if lora_alpha is None else lora_alpha,
         compression=compression,
         seed=seed,
         sizes=[_size_of(model.get_submodule(name)) for name in targets],
         peft_fields=peft_fields,
     )
-    with _bad_input(row):
+    with _bad_input(row, options):
         config = _config(row, options)
     if peft_fields and peft_fields.get("target_modules"):
         targets = [name for name, _ in model.named_modules() if check_target_module_exists(config, name)]
         if not targets:
             raise InputError("--peft_config: its target_modules are none of this model's")
-    if not (row.peft and row.peft.on_norms):
+    if not on_norms:
         hosts.check_adaptable(model, targets)
     hosts.check_trainable_whole(model, whole)
-    with seeded(seed):
-        adapted = _put_on(model, row, config, adapter_name)
+    if row.peft and row.peft.reads_weights and any(parameter.is_meta for parameter in model.parameters()):
+        raise NotApplicable(f"method {row.name} begins with the base's weights: without them it cannot be counted")
+    with seeded(seed), _bad_input(row, options):
+        adapted = get_peft_model(model, config, adapter_name=adapter_name)
     _check_outcome(adapted, row, targets, config.modules_to_save or [])
     if changes_base(adapted.active_peft_config):
         keep_initial_values(adapted, adapter_name)
     shortcuts.call_adapted_layers(adapted)
-    if row.peft and row.peft.on_norms:
+    if on_norms:
         for name in targets:
             train_in_float32(adapted.get_base_model().get_submodule(name).ln_tuning_layers[adapter_name])
     for name in whole:
@@ -184,22 +186,19 @@ def apply_method(
     return adapted
 
 
-def _put_on(model: nn.Module, row: Method, config: PeftConfig, adapter_name: str) -> PeftModel:
-    """Have PEFT put the method on the model."""
-    if any(parameter.is_meta for parameter in model.parameters()) and row.name in _READS_WEIGHTS:
-        raise NotApplicable(f"method {row.name} begins with the base's weights: without them it cannot be counted")
-    with _bad_input(row):
-        return get_peft_model(model, config, adapter_name=adapter_name)
-
-
 @contextlib.contextmanager
-def _bad_input(row: Method) -> Iterator[None]:
-    """What PEFT says against a method on a model, or against its settings, is bad input."""
+def _bad_input(row: Method, options: Options) -> Iterator[None]:
+    """What PEFT says against one of its own methods on a model, or against settings in a file, is bad input.
+
+    An error of any other method is a fault of the program, and want of memory is neither.
+    """
     try:
         yield
-    except InputError:
+    except (InputError, torch.OutOfMemoryError):
         raise
     except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
+        if row.peft is None and options.peft_fields is None:
+            raise
         raise InputError(f"method {row.name} cannot go on this model: {one_line(error, 300)}") from error
 
 

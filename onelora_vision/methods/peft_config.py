@@ -46,7 +46,7 @@ def method_of(record: dict[str, Any], path: str | Path) -> str:
             f"--peft_config {path}: peft_type {one_line(record['peft_type'], 60)!r} is none that adapts linear "
             f"layers{nearest(name, known, 'type')}"
         )
-    return "mora6" if name == "mora" else name
+    return f"mora{record.get('mora_type', 6)}" if name == "mora" else name
 
 
 def make_config(record: dict[str, Any], targets: dict[str, Any], where: str):

@@ -22,6 +22,7 @@ class PeftMethod:
             greatest common divisor of all inputs and outputs, "outputs" the smallest number of outputs.
         settings: other config fields.
         on_norms: whether it adapts the norms in place of the linear layers.
+        reads_weights: whether it begins with the base's weights, so that it cannot be put on a model without any.
         off_base: why it does not start at the base's outputs; empty if it does.
     """
 
@@ -33,6 +34,7 @@ class PeftMethod:
     sizes: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     on_norms: bool = False
+    reads_weights: bool = False
     off_base: str = ""
 
     @property
@@ -51,7 +53,13 @@ PEFT_METHODS = (
         # the budget of an average layer is half of what it begins with
         settings={"target_r": 1, "deltaT": 10, "total_step": 1},  # `training.rank_allocation` knows the steps
     ),
-    PeftMethod("adamss", "a small factorisation of each of 5 subspaces of W", seed="random_seed", settings={"r": 16}),
+    PeftMethod(
+        "adamss",
+        "a small factorisation of each of 5 subspaces of W",
+        seed="random_seed",
+        settings={"r": 16},
+        reads_weights=True,
+    ),
     PeftMethod("beft", "beta (d)"),
     PeftMethod("boft", "blocks of 2 inputs turned (2 k) + s (d)", settings={"boft_block_size": 2}),
     PeftMethod("c3a", "circulant blocks (d k / gcd)", sizes={"block_size": "common"}, settings={"init_weights": True}),
@@ -65,7 +73,11 @@ PEFT_METHODS = (
         settings={"init_weights": True},
     ),
     PeftMethod(
-        "frod", "lambda (k) and 1 % of a square matrix", seed="projection_prng_key", settings={"progressbar": False}
+        "frod",
+        "lambda (k) and 1 % of a square matrix",
+        seed="projection_prng_key",
+        settings={"progressbar": False},
+        reads_weights=True,
     ),
     PeftMethod("glora", "five supports: A, B, C as rank-r factors, D and E (d)", rank=("r", 1)),
     PeftMethod("gralora", "A and B of 2 x 2 blocks", rank=("r", 2), settings={"alpha": 2}),
@@ -97,7 +109,7 @@ PEFT_METHODS = (
         settings={"save_projection": False},
     ),
     PeftMethod("road", "a turn and a scale for each pair of outputs (2 x d / 2)", settings={"group_size": 2}),
-    PeftMethod("shira", "r (d + k) scattered entries of W", rank=("r", 1), seed="random_seed"),
+    PeftMethod("shira", "r (d + k) scattered entries of W", rank=("r", 1), seed="random_seed", reads_weights=True),
     PeftMethod("supertuning", "the 1 % largest entries of W"),
     PeftMethod("tinylora", "u numbers for several layers", rank=("r", 2), seed="projection_seed"),
     PeftMethod("unilora", "256 numbers for all layers", rank=("r", 1), seed="proj_seed", off_base=_SMALL_RANDOM),

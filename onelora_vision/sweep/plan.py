@@ -96,18 +96,7 @@ class Sweep:
         Raises:
             InputError: a sweep with another task or other flags is there, whose runs cannot be compared with these.
         """
-        path, now = self.folder / SETTINGS, {"task": self.task, "flags": list(self.flags), "metric": self.metric}
-        if path.exists():
-            before = read_settings(path)
-            if differ := [name for name in now if before.get(name) != now[name]]:
-                raise InputError(
-                    f"{self.folder}: a sweep with another {differ[0]} is there ({before.get(differ[0])!r}, now "
-                    f"{now[differ[0]]!r}); methods, rates and seeds may change, for the rest choose another --output_dir"
-                )
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
-            raise InputError(f"{self.folder}: is not empty and no sweep's; choose another --output_dir")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**now, "written_by": "onelora_vision"})
+        claim(self.folder, {"task": self.task, "flags": list(self.flags), "metric": self.metric})
 
     def place(self, run: Run) -> Path:
         """The run's ``--output_dir``."""
@@ -236,8 +225,28 @@ class Sweep:
         return [run for run in self.runs() if self.result(run) is None]
 
 
+def claim(folder: Path, now: dict[str, Any]) -> None:
+    """Note the settings ``now`` in the folder of a sweep, which is made if it is missing.
+
+    Raises:
+        InputError: a sweep with other settings is there, or files that are no sweep's.
+    """
+    path = folder / SETTINGS
+    if path.exists():
+        before = read_settings(path)
+        if differ := [name for name in now if before.get(name) != now[name]]:
+            raise InputError(
+                f"{folder}: a sweep with another {differ[0]} is there ({before.get(differ[0])!r}, now "
+                f"{now[differ[0]]!r}); methods, rates and seeds may change, for the rest choose another --output_dir"
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder}: is not empty and no sweep's; choose another --output_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**now, "written_by": "onelora_vision"})
+
+
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that `Sweep.open` wrote.
+    """The settings that `claim` wrote.
 
     Raises:
         InputError: the file is not one of a sweep.

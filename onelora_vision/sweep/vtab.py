@@ -6,8 +6,9 @@ from pathlib import Path
 
 from onelora_vision.data.classes.vtab import GROUPS, TASKS
 from onelora_vision.errors import InputError
+from onelora_vision.plots.tables import markdown_lines
 from onelora_vision.storage.files import atomic_file
-from onelora_vision.sweep.plan import Sweep
+from onelora_vision.sweep.plan import Sweep, claim
 from onelora_vision.sweep.report import rows_of
 
 
@@ -24,8 +25,13 @@ def tasks_in(folder: Path) -> list[str]:
 
 
 def sweep_tasks(sweeps: Mapping[str, Sweep], folder: Path, run: Callable[[Sweep], None]) -> Path:
-    """``run`` each sweep, and write ``table.md`` with what is there after each; returns its path."""
+    """``run`` each sweep, and write ``table.md`` with what is there after each; returns its path.
+
+    Raises:
+        InputError: ``folder`` holds something else. What ``run`` raises.
+    """
     path = folder / "table.md"
+    claim(folder, {"tasks": "vtab"})
     for sweep in sweeps.values():
         run(sweep)
         with atomic_file(path) as temporary:
@@ -37,10 +43,11 @@ def table(sweeps: Mapping[str, Sweep]) -> str:
     """Test figures in percent: a row per method, a column per task, then the means of the groups and of the groups' means."""
     figures = {task: {row["method"]: row["test_mean"] for row in rows_of(sweep)} for task, sweep in sweeps.items()}
     methods = list(dict.fromkeys(method for sweep in sweeps.values() for method in sweep.methods))
-    heads = ["method", *sweeps, *GROUPS, "mean of groups"]
-    lines = [heads, ["---"] * len(heads), *(_row(method, figures) for method in methods)]
+    lines = markdown_lines(
+        ["method", *sweeps, *GROUPS, "mean of groups"], (_row(method, figures) for method in methods)
+    )
     note = f"{len(sweeps)} of {len(TASKS)} tasks. A mean is of the tasks that are there, and empty where one of them is missing."
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}\n"
+    return "\n".join(lines) + f"\n\n{note}\n"
 
 
 def _row(method: str, figures: Mapping[str, Mapping[str, float | None]]) -> list[str]:

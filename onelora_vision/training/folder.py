@@ -36,7 +36,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(os.path.realpath(path))
-        self.given = str(path)
+        self.given, self.is_new = str(path), False
         self.ledger = Ledger.read(self.path) or Ledger(self.path, KIND)
 
     def take(self) -> None:
@@ -49,6 +49,7 @@ class RunFolder:
             raise InputError(f"--output_dir {self.given} is an output of another kind ({self.ledger.kind})")
         if self.path in self._locks:
             return
+        self.is_new = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = open(self.path / LOCK, "a")  # noqa: SIM115 - held open: closing it gives the lock back
@@ -65,11 +66,12 @@ class RunFolder:
             clear_leftovers(folder)
 
     def remove_if_empty(self) -> None:
-        """Leave no folder behind in which there is nothing but the mark that a run holds it."""
+        """Leave no folder behind that `take` made and that holds nothing but the mark that a run has it."""
         with contextlib.suppress(OSError):
-            if [path.name for path in self.path.iterdir()] == [LOCK]:
+            if self.is_new and [path.name for path in self.path.iterdir()] == [LOCK]:
                 (self.path / LOCK).unlink()
                 self.path.rmdir()
+                self._locks.pop(self.path).close()
 
     def require_free(self, resumes: bool, overwrite: bool) -> None:
         """Refuse to write over anything but this run's own files.

@@ -50,7 +50,8 @@ def run_job(
     """
     accelerator, seed = run.accelerator, run.config.seed
     with run.phase("preparing the run"):
-        require_readable(task.adapted.active_peft_config)
+        if run.config.peft_config:
+            require_readable(task.adapted.active_peft_config)
         record = Record.open(run, task, task.identity() | identity_of(dataset))
         record.held_out = watched is None or watched.held_out
     with run.phase("measuring the base"):

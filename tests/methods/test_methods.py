@@ -4,14 +4,13 @@ PEFT's own methods, of which less can be promised, have theirs in test_peft_meth
 """
 
 import re
-import warnings
 
 import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
-from tiny_hosts import HOSTS, example, fresh
+from tiny_hosts import HOSTS, build, close, example, fresh, output, shake
 from torch import nn
 
 from onelora_vision.backbones.base import Adaptation
@@ -30,28 +29,6 @@ CASES += [("timm", name) for name in ABLATION]
 adapting = [(host, name) for host, name in CASES if find_method(name).adapts_layers]
 
 
-def build(host, method, dtype=torch.float32, **options):
-    model, adaptation = fresh(host)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return apply_method(model.to(dtype), method, adaptation, **options).eval()
-
-
-def shake(model, seed=0):
-    """Give everything trained random values, as training would."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return model
-
-
-def output(model, host, **kwargs):
-    result = model(**example(host), **kwargs)
-    return result if isinstance(result, torch.Tensor) else result[0]
-
-
 def mixed_output(model, host, names):
     """Output for a batch of `example`, one adapter name per sample; the first input goes in by position."""
     first, *others = example(host).items()
@@ -61,10 +38,6 @@ def mixed_output(model, host, names):
 
 def base_output(host):
     return output(fresh(host)[0], host)
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
 
 
 @pytest.mark.parametrize(("host", "method"), CASES)

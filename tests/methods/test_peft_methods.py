@@ -1,13 +1,13 @@
 """Every method of PEFT's own on every host, by one table of checks; a new row of `PEFT_METHODS` joins by itself."""
 
 import copy
-import warnings
+from functools import partial
 
 import pytest
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
-from tiny_hosts import HOSTS, example, fresh
+from tiny_hosts import HOSTS, build, close, example, fresh, output, shake
 
 from onelora_vision.adapters.file import read_adapter, require_readable, save_adapter
 from onelora_vision.adapters.info import AdapterInfo
@@ -15,7 +15,8 @@ from onelora_vision.adapters.kinds import KINDS
 from onelora_vision.adapters.layout import layout_of
 from onelora_vision.adapters.lowrank import low_rank
 from onelora_vision.errors import InputError
-from onelora_vision.methods.apply import apply_method, trainable_parameters
+from onelora_vision.methods import apply
+from onelora_vision.methods.apply import trainable_parameters
 from onelora_vision.methods.peft_config import read_peft_config
 from onelora_vision.methods.peft_methods import PEFT_METHODS
 from onelora_vision.training.config import TrainingConfig
@@ -29,31 +30,6 @@ NOT_FOR_LINEAR_LAYERS = {
     "P_TUNING", "SHADOW", "TRAINABLE_TOKENS", "XLORA",
 }  # fmt: skip
 CANNOT_MERGE = {"lily"}
-
-
-def build(host, method, dtype=torch.float32, **options):
-    model, adaptation = fresh(host)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return apply_method(model.to(dtype), method, adaptation, **options).eval()
-
-
-def shake(model, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-    return model
-
-
-def output(model, host):
-    result = model(**example(host))
-    return result if isinstance(result, torch.Tensor) else result[0]
-
-
-def close(a, b, tolerance=1e-4):
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * b.abs().max().item())
 
 
 def test_every_type_of_peft_is_a_method_or_known_not_to_be_for_linear_layers():
@@ -74,7 +50,7 @@ def test_trains_saves_loads_and_merges(host, method, tmp_path):
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     output(model.train(), host).square().sum().backward()
     assert trained and any(p.grad is not None and p.grad.abs().max() > 0 for p in trained)
-    expected = output(shake(model.eval()), host)
+    expected = output(shake(model.eval(), size=0.02), host)
     assert not torch.allclose(expected, base, rtol=1e-4, atol=1e-5)
     with model.disable_adapter():
         close(output(model, host), base)
@@ -106,7 +82,7 @@ def test_what_is_trained_is_fp32_on_a_bf16_base(method):
 
 @pytest.mark.parametrize("method", [row.name for row in PEFT_METHODS if KINDS[row.kind].low_rank])
 def test_what_peft_converts_is_exported_as_lora(method, tmp_path):
-    model = shake(build("timm", method))
+    model = shake(build("timm", method), size=0.02)
     save_adapter(model, tmp_path / "adapter", AdapterInfo("classification", method, "tiny"))
     adapter, base = read_adapter(tmp_path / "adapter"), fresh("timm")[0]
     before = copy.deepcopy(base.state_dict())
@@ -157,7 +133,7 @@ def test_a_config_file_is_a_method(tmp_path, text, method):
     require_readable(model.active_peft_config)
     base = output(fresh("timm")[0], "timm")
     close(output(model, "timm"), base)
-    expected = output(shake(model), "timm")
+    expected = output(shake(model, size=0.02), "timm")
     save_adapter(model, tmp_path / "adapter", AdapterInfo("classification", name, "tiny"))
     loaded = read_adapter(tmp_path / "adapter").attach(fresh("timm")[0]).eval()
     close(output(loaded, "timm"), expected)
@@ -214,3 +190,26 @@ def test_1lora_is_miss_of_rank_1(host):
         close(mine, other, 1e-5)
         assert sum(g.numel() for g in my_gradients) == sum(g.numel() for g in other_gradients)
         close(torch.cat(my_gradients), torch.cat(other_gradients), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "method"), [("peft_type: MORA\n", "mora6"), ("peft_type: MORA\nmora_type: 1\n", "mora1")]
+)
+def test_a_config_of_mora_is_the_method_of_its_type(tmp_path, text, method):
+    name, options = fields_of(tmp_path, text)
+    assert name == method
+    expected = build("timm", method).peft_config["default"].mora_type
+    assert build("timm", name, **options).peft_config["default"].mora_type == expected
+
+
+@pytest.mark.parametrize("method", ["lokr", "lora"])
+def test_want_of_memory_is_not_bad_input_and_a_fault_of_ours_keeps_its_traceback(method, monkeypatch):
+    def fails(*args, error, **kwargs):
+        raise error
+
+    monkeypatch.setattr(apply, "get_peft_model", partial(fails, error=torch.OutOfMemoryError("out of memory")))
+    with pytest.raises(torch.OutOfMemoryError):
+        build("timm", method)
+    monkeypatch.setattr(apply, "get_peft_model", partial(fails, error=TypeError("no such argument")))
+    with pytest.raises(InputError if method == "lokr" else TypeError, match="no such argument"):
+        build("timm", method)

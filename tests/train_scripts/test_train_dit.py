@@ -300,3 +300,11 @@ def test_a_part_of_the_training_images_can_be_held_out(dit_folder, food101, tmp_
 def test_a_run_that_comes_to_nothing_leaves_no_folder(dit_folder, food101, tmp_path):
     assert run(*arguments("/nowhere", food101, tmp_path / "out")) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_the_user_made_stays(dit_folder, food101, tmp_path):
+    (tmp_path / "mine").mkdir()
+    assert run(*arguments("/nowhere", food101, tmp_path / "mine")) == 2
+    assert (tmp_path / "mine").is_dir()
+    assert run(*arguments("/nowhere", food101, tmp_path / "out")) == 2
+    assert run(*arguments(dit_folder, food101, tmp_path / "out", num_validation_images=0)) == 0  # in the same process

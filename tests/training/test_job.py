@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_run import NoisyColors, TinyConfig, TinyTask, tiny_model
 
+from onelora_vision.adapters.kinds import KINDS
 from onelora_vision.data.stream import evaluation_loader
 from onelora_vision.errors import InputError, Stopped, TrainingError
 from onelora_vision.training import job as jobs
@@ -232,3 +233,9 @@ def test_a_metric_that_is_not_measured_is_refused_before_anything_is_trained(tmp
     assert latest_checkpoint(tmp_path) is None
     calls, _ = run(tmp_path, metric_for_best_model="accuracy")
     assert calls[0] == "evaluation 0"  # the folder can be used again, for nothing was trained
+
+
+def test_a_method_whose_files_are_not_read_here_is_trained_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.delitem(KINDS, "ONELORA")
+    run(tmp_path / "run", metric_for_best_model=None, validation_steps=0)
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()

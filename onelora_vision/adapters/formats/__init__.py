@@ -5,6 +5,7 @@ base)``. It is imported when it is used: the command line reads the table, and n
 """
 
 import importlib
+import re
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -49,9 +50,11 @@ FORMATS = {
 }
 
 
-def check_format(to: str, dtype: str) -> None:
-    """Raise an `InputError` that names the nearest, unless there are such a format and such a type."""
+def check_format(to: str, dtype: str, max_shard_size: str) -> None:
+    """Raise an `InputError`, unless there are such a format and such a type, and the size is one."""
     if to not in FORMATS:
         raise InputError(f"--to {to}: no such format{nearest(to, FORMATS, 'format')}")
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype}: no such type{nearest(dtype, DTYPES, 'type')}")
+    if not re.fullmatch(r"[1-9]\d*[KMG]i?B", max_shard_size):
+        raise InputError(f"--max_shard_size is {max_shard_size!r}, but must be a size such as 500MB or 5GB")

@@ -92,3 +92,10 @@ def test_the_sweep_walks_the_tasks_and_writes_the_table(root, tmp_path, capsys):
 def test_a_folder_without_tasks_is_refused(tmp_path):
     with pytest.raises(InputError, match="no folder of a task of VTAB-1k"):
         vtab.tasks_in(tmp_path)
+
+
+def test_a_table_of_somebody_else_is_not_replaced(tmp_path):
+    (tmp_path / "table.md").write_text("mine")
+    with pytest.raises(InputError, match="is not empty and no sweep's"):
+        vtab.sweep_tasks({}, tmp_path, lambda sweep: None)
+    assert (tmp_path / "table.md").read_text() == "mine"
