@@ -27,6 +27,7 @@ from onelora_vision.budget.parameters import count
 from onelora_vision.errors import InputError, NotApplicable
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.methods.names import METHODS, Method
+from onelora_vision.plots.tables import markdown_lines
 from onelora_vision.seeding import seeded
 from onelora_vision.storage.files import atomic_file
 
@@ -156,8 +157,7 @@ def _yes(holds: bool) -> str:
 
 def markdown(rows: list[dict[str, str]]) -> str:
     """The table."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *(row.values() for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(markdown_lines(COLUMNS, (row.values() for row in rows)))
 
 
 if __name__ == "__main__":

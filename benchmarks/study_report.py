@@ -28,6 +28,7 @@ from benchmarks.cells import (
     sweep_cells,
 )
 from onelora_vision.plots.figures import saved_figure
+from onelora_vision.plots.tables import markdown_lines
 from onelora_vision.storage.files import atomic_file
 
 Results = dict[Cell, dict]
@@ -213,7 +214,7 @@ def few_shot_table(results: Results) -> list[list[str]]:
 def markdown(rows: Iterable[Sequence[str]]) -> list[str]:
     """A Markdown table; the first row is its head."""
     head, *body = rows
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
+    return markdown_lines(head, body)
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures

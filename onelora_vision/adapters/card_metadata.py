@@ -8,6 +8,7 @@ import yaml
 
 from onelora_vision.backbones.table import TASKS
 from onelora_vision.errors import one_line
+from onelora_vision.metrics.direction import is_beside
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 #: Licences that the hub knows by name; others are ``other`` with a name.
@@ -125,7 +126,7 @@ def _model_index(info, dataset: str) -> list[dict] | None:
     metrics = [
         {"type": one_line(name, 60), "value": value}
         for name, value in (after.items() if isinstance(after, dict) else ())
-        if type(value) in (int, float) and math.isfinite(value) and not str(name).endswith(("_floor", "_std"))
+        if type(value) in (int, float) and math.isfinite(value) and not is_beside(str(name))
     ]
     if info.task not in TASKS or not metrics:
         return None

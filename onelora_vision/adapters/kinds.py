@@ -110,6 +110,20 @@ _LORA_FIELDS = ("r", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "us
 _VERA_FIELDS = ("r", "projection_prng_key", "save_projection", "vera_dropout", "d_initial", "fan_in_fan_out", "bias",
                 "init_weights")  # fmt: skip
 
+_ADALORA_FIELDS = ("r", "lora_alpha", "init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2",
+                   "orth_reg_weight", "total_step")  # fmt: skip
+
+
+def _opaque(title: str, name: str = "", **options: Any) -> Kind:
+    """A method of PEFT whose tensors only PEFT understands; its type is its title in capitals, or ``name``."""
+    return Kind(name or title.upper(), title, {}, **options)
+
+
+def _convertible(title: str, **options: Any) -> Kind:
+    """An opaque kind that PEFT turns into LoRA."""
+    return _opaque(title, low_rank=Function("lowrank", "of_conversion"), **options)
+
+
 KINDS = {
     kind.name: kind
     for kind in (
@@ -173,26 +187,39 @@ KINDS = {
             rank=("r", "vera_lambda_d"),
             settings=("r",),
         ),
+        _opaque("AdaLoRA", free_fields=frozenset(_ADALORA_FIELDS), prefix="lora"),
+        _opaque("AdaMSS"),
+        _opaque("BEFT"),
+        _opaque("BOFT"),
+        _convertible("C3A"),
+        _opaque("DEFT"),
+        _convertible("DeLoRA"),
+        _convertible("FourierFT"),
+        _opaque("FRoD"),
+        _opaque("GLoRA"),
+        _convertible("GraLoRA"),
+        _opaque("HiRA"),
+        _opaque("HRA"),
+        _opaque("IA³", name="IA3"),
+        _opaque("Lily"),
+        _opaque("LN tuning", name="LN_TUNING", on_norms=True),
+        _convertible("LoHa", prefix="hada"),
+        _convertible("LoKr"),
+        _opaque("OFT"),
+        _opaque("OSF"),
+        _opaque("PEANuT"),
+        _opaque("PSOFT"),
+        _opaque("PVeRA"),
+        _convertible("RandLoRA"),
+        _opaque("RoAd"),
+        _opaque("SHiRA"),
+        _opaque("SuperTuning"),
+        _convertible("TinyLoRA"),
+        _convertible("UniLoRA"),
+        _convertible("VB-LoRA", name="VBLORA"),
+        _convertible("WaveFT"),
     )
 }
-
-
-_ADALORA_FIELDS = ("r", "lora_alpha", "init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step")  # fmt: skip
-_OPAQUE = {
-    "ADAMSS": "AdaMSS", "BEFT": "BEFT", "BOFT": "BOFT", "C3A": "C3A", "DEFT": "DEFT", "DELORA": "DeLoRA",
-    "FOURIERFT": "FourierFT", "FROD": "FRoD", "GLORA": "GLoRA", "GRALORA": "GraLoRA", "HIRA": "HiRA", "HRA": "HRA",
-    "IA3": "IA³", "LILY": "Lily", "LN_TUNING": "LN tuning", "LOHA": "LoHa", "LOKR": "LoKr", "OFT": "OFT", "OSF": "OSF",
-    "PEANUT": "PEANuT", "PSOFT": "PSOFT", "PVERA": "PVeRA", "RANDLORA": "RandLoRA", "ROAD": "RoAd", "SHIRA": "SHiRA",
-    "SUPERTUNING": "SuperTuning", "TINYLORA": "TinyLoRA", "UNILORA": "UniLoRA", "VBLORA": "VB-LoRA", "WAVEFT": "WaveFT",
-}  # fmt: skip
-#: Those of them that PEFT turns into LoRA.
-_CONVERTIBLE = {"C3A", "DELORA", "FOURIERFT", "GRALORA", "LOHA", "LOKR", "RANDLORA", "TINYLORA", "UNILORA", "VBLORA", "WAVEFT"}  # fmt: skip
-KINDS["ADALORA"] = Kind("ADALORA", "AdaLoRA", {}, free_fields=frozenset(_ADALORA_FIELDS), prefix="lora")
-for _name, _title in _OPAQUE.items():
-    _converted = Function("lowrank", "of_conversion") if _name in _CONVERTIBLE else None
-    KINDS[_name] = Kind(
-        _name, _title, {}, low_rank=_converted, on_norms=_name == "LN_TUNING", prefix="hada" if _name == "LOHA" else ""
-    )
 
 
 def kind_of(config: "PeftConfig") -> Kind:

@@ -28,8 +28,7 @@ _COMMON = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model
            "layers_pattern"}  # fmt: skip
 _NUMBERS = {"r": int, "lora_alpha": (int, float), "lora_dropout": (int, float), "vera_dropout": (int, float), "miss_dropout": (int, float), "mini_r": int,
             "projection_prng_key": int, "d_initial": (int, float)}  # fmt: skip
-
-
+_NO_SIZES = ("seed", "prng", "step", "warmup", "tinit", "tfinal")  # in the names of numbers that ask for no memory
 _MODEST = 512  # a size that needs no justification
 
 
@@ -62,7 +61,7 @@ def _check_fields(record: dict, kind: Kind, config_class: type[PeftConfig], wher
         for name, value in record.items():
             if name in kind.free_fields | kind.choices.keys() | _COMMON or _same(value, defaults.get(name)):
                 continue
-            if kind.free_fields or not _is_plain(name, value, defaults.get(name)):
+            if kind.free_fields or not _is_plain(value, defaults.get(name)):
                 raise InputError(f"{where}: config field {name[:60]!r} = {one_line(repr(value), 60)} is not accepted")
     for name, types in _NUMBERS.items():
         value = record.get(name, 1)
@@ -81,12 +80,11 @@ def _check_fields(record: dict, kind: Kind, config_class: type[PeftConfig], wher
 
 def _defaults(config_class: type[PeftConfig]) -> dict:
     """The values of a config's fields where none are given; AdaLoRA's has no default for its number of steps."""
-    fields = {field.name: field for field in dataclass_fields(config_class)}
     required = {"total_step": 1} if config_class is AdaLoraConfig else {}
-    return config_class(**required).to_dict() if fields else {}
+    return config_class(**required).to_dict()
 
 
-def _is_plain(name: str, value: object, default: object) -> bool:
+def _is_plain(value: object, default: object) -> bool:
     """Whether a field of an opaque kind's config is a setting like its default: a number, a switch, or a plain word."""
     if isinstance(value, str):
         return isinstance(default, (str, bool)) and re.fullmatch(r"[\w.-]{1,40}", value) is not None
@@ -139,11 +137,11 @@ def _check_numbers_asked_for(config: PeftConfig, layout: Layout, where: str) -> 
     """A rank or another size in an opaque kind's config is at most what a side of each layer's tensors justifies."""
     sides = [max((max(t.shape, default=0) for t in parts.values()), default=0) for parts in layout.layers.values()]
     shared = max((max(tensor.shape, default=0) for tensor in layout.shared.values()), default=0)
-    most = max(_MODEST, min(sides, default=0), shared)
+    most, defaults = max(_MODEST, min(sides, default=0), shared), _defaults(type(config))
     for name, value in vars(config).items():
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if is_number and not any(word in name for word in ("seed", "prng", "step", "warmup", "tinit", "tfinal")):
-            default = _defaults(type(config)).get(name)
+        if is_number and not any(word in name for word in _NO_SIZES):
+            default = defaults.get(name)
             if not value <= max(most, default if isinstance(default, (int, float)) else 0):
                 raise InputError(f"{where}: config field {name} = {value:g} is more than the tensors justify ({most})")
 

@@ -177,14 +177,11 @@ def _options(text: str) -> dict:
 
 
 def _places(args: argparse.Namespace) -> tuple[int, list[str]]:
-    """Runs at a time, and the GPU of each, if there are GPUs.
-
-    torch's own count would start CUDA in this process, whose forks could not use it then.
-    """
-    from torch.cuda import _device_count_nvml
+    """Runs at a time, and the GPU of each, if there are GPUs."""
+    from torch.cuda import device_count
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = max(0, _device_count_nvml())
+    count = device_count()  # by NVML: CUDA must not start in this process, whose forks could not use it then
     devices = visible.split(",") if visible else [str(number) for number in range(count)] if visible is None else []
     devices = devices[:count] if count else []
     if args.workers and devices:

@@ -29,7 +29,12 @@ def higher_is_better(name: str) -> bool | None:
     return True if name.startswith(_HIGHER) else None
 
 
+def is_beside(name: str) -> bool:
+    """Whether ``name`` is no figure of a model but stands beside one: a floor, a spread."""
+    return name.endswith(("_floor", "_std"))
+
+
 def arrow(name: str) -> str:
     """``↑`` if higher is better, ``↓`` if lower is, a space if it is not known or has no direction (a floor, a spread)."""
-    better = None if name.endswith(("_floor", "_std")) else higher_is_better(name)
+    better = None if is_beside(name) else higher_is_better(name)
     return {True: "↑", False: "↓", None: " "}[better]

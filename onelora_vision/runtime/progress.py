@@ -40,11 +40,11 @@ def progress_bar(total: int | None, *, desc: str = "", unit: str = "item", hidde
     if hidden:
         options["disable"] = True
     if total is None:
-        options.setdefault("bar_format", _UNKNOWN)
+        options["bar_format"] = _UNKNOWN
     if not sys.stderr.isatty():
         seconds = SECONDS_BETWEEN_LINES
         options |= {"mininterval": seconds, "maxinterval": seconds, "delay": seconds, "leave": False}
-        options |= {"bar_format": _UNKNOWN if total is None else _LINE, "file": _Lines(sys.stderr)}
+        options = {"bar_format": _LINE, **options, "file": _Lines(sys.stderr)}
     return tqdm(total=total, desc=f"{desc}: " if desc else None, unit=unit, **options)
 
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from onelora_vision.metrics.direction import arrow, higher_is_better
 from onelora_vision.plots.figures import saved_figure
 from onelora_vision.plots.html import embedded_picture, render
+from onelora_vision.plots.tables import markdown_lines
 from onelora_vision.storage.files import atomic_file
 from onelora_vision.sweep.plan import Sweep
 
@@ -125,9 +126,7 @@ def note_of(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
 
 def markdown(sweep: Sweep, rows: list[dict[str, Any]], metric: str) -> str:
     """The table with its note."""
-    heads = heads_of(metric)
-    lines = [heads, ["---"] * len(heads), *(cells_of(row) for row in rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = "\n".join(markdown_lines(heads_of(metric), map(cells_of, rows)))
     flags = " ".join(sweep.flags)
     return f"# {sweep.task}{f', {flags}' if flags else ''}\n\n{table}\n\n{note_of(sweep, rows)}\n"
 

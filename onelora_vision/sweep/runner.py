@@ -37,8 +37,9 @@ def run_all(sweep: Sweep, workers: int, devices: Sequence[str] = ()) -> None:
     with progress_bar(0, desc="sweep", unit="run", smoothing=0.05) as bar:
         try:
             while True:
-                missing = sweep.missing()
-                bar.total, bar.n = len(list(sweep.runs())), len(list(sweep.runs())) - len(missing)
+                runs = list(sweep.runs())
+                missing = [run for run in runs if sweep.result(run) is None]
+                bar.total, bar.n = len(runs), len(runs) - len(missing)
                 bar.refresh()
                 waiting = [run for run in missing if run not in [entry[1] for entry in running.values()]]
                 while waiting and free:

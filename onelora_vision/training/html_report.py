@@ -7,7 +7,7 @@ from pathlib import Path
 from onelora_vision.adapters.card import loading_code
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.table import TASKS
-from onelora_vision.metrics.direction import arrow, main_metric
+from onelora_vision.metrics.direction import arrow, is_beside, main_metric
 from onelora_vision.plots.html import embedded_picture, render
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.results import duration, shown_metric, verdict
@@ -49,7 +49,7 @@ def render_report(results: dict, folder: Path, info: AdapterInfo, config: Traini
         metrics=[
             _row(name, before.get(name), after[name], best["metrics"].get(name))
             for name in after
-            if not name.endswith(("_floor", "_std"))
+            if not is_beside(name)
         ],
         best_step=best["step"],
         protocol=results["protocol"],
@@ -102,6 +102,7 @@ def is_held_out(results: dict) -> bool:
 
 def _training(results: dict, adapter: Path) -> list[tuple[str, str]]:
     weights, curve = adapter / "adapter_model.safetensors", results["validation_loss"]
+    watched = "validation loss" if is_held_out(results) else "loss of fixed training samples"
     step = results["seconds_per_step"]
     rows = {
         "method": results["method"],
@@ -109,9 +110,7 @@ def _training(results: dict, adapter: Path) -> list[tuple[str, str]]:
         "of them the adapter's": f"{results['adapter_parameters']:,}",
         "adapter file": f"{weights.stat().st_size:,} bytes" if weights.is_file() else "",
         "steps": f"{results['steps']:,}" + f", {results['skipped_steps']} skipped" * bool(results["skipped_steps"]),
-        f"{'validation loss' if is_held_out(results) else 'loss of fixed training samples'}": f"{shown_metric(curve['first'])} → {shown_metric(curve['last'])}"
-        if curve
-        else "",
+        watched: f"{shown_metric(curve['first'])} → {shown_metric(curve['last'])}" if curve else "",
         "time of the run": duration(results["seconds_total"]),
         "time of a step": f"{step:.3g} s" if step else "",
         "peak memory": f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB",

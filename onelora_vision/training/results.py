@@ -96,8 +96,8 @@ def checked_run(found: object) -> dict:
         "phase": phase,
         "trainable_parameters": _typed(found, "trainable_parameters", int),
         "steps": _typed(found, "steps", int) if "steps" in found else None,
-        "learning_rate": _number_in(found.get("config"), "learning_rate"),
-        "validation_loss": _number_in(found.get("validation_loss"), "last"),
+        "learning_rate": _number(_inside(found, "config", "learning_rate")),
+        "validation_loss": _number(_inside(found, "validation_loss", "last")),
         "seconds": float(_typed(found, "seconds_total", (int, float))),
         "metrics": {when: _numbers(metrics[when]) for when in ("before", "after")},
     }
@@ -110,17 +110,17 @@ def _typed(found: dict, name: str, kind):
     return value
 
 
-def _number_in(found: object, name: str) -> float | None:
-    value = found.get(name) if isinstance(found, dict) else None
+def _inside(found: dict, name: str, inner: str) -> object:
+    return found[name].get(inner) if isinstance(found.get(name), dict) else None
+
+
+def _number(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _numbers(metrics: dict) -> dict[str, float | None]:
     """Metrics by name; what is not a number is None."""
-    return {
-        one_line(name, 60): float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-        for name, value in metrics.items()
-    }
+    return {one_line(name, 60): _number(value) for name, value in metrics.items()}
 
 
 def sorted_runs(runs: list[dict], metric: str | None = None) -> list[dict]:

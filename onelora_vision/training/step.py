@@ -54,8 +54,8 @@ class OptimizerStep:
             seed_all(mix(config.seed, step, micro, accelerator.process_index))
             with accelerator.accumulate(self.task.model):
                 output = self.task.forward(send_to_device(batch, accelerator.device, skip_keys="seed"))
-                penalty = state.allocation.penalty() if state.allocation else 0
-                accelerator.backward(output["loss"] + penalty)
+                loss = output["loss"]
+                accelerator.backward(loss + state.allocation.penalty() if state.allocation else loss)
             outputs.append({name: value.detach().float() for name, value in output.items()})
         if not self.probed:
             probe_gradients(state.model)

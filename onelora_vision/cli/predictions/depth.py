@@ -53,7 +53,6 @@ def _depth_of(path: str, picture, estimator):
 
 
 def _write_depth(args: argparse.Namespace, path: str, estimator, depth, ledger) -> dict:
-
     name = Path(path).stem
     millimetres, color, array = (f"{name}{ending}" for ending in ENDINGS)
     metric, clipped = estimator.max_depth is not None, 0

@@ -60,9 +60,18 @@ FORMATS = {
 
 def ignored_by(dataset_name: str) -> frozenset[str]:
     """The flags that have no effect with a data set (`ClassFormat.ignores`); none for one of the `datasets` package."""
-    if dataset_name.startswith(f"{VTAB}/"):
-        return _HUB_ONLY | {"download", "validation_fraction"}
-    return FORMATS[dataset_name].ignores if dataset_name in FORMATS else frozenset()
+    found = format_of(dataset_name)
+    return found.ignores if found else frozenset()
+
+
+def format_of(dataset_name: str) -> ClassFormat | None:
+    """How a data set of ours is opened; None for one of the `datasets` package."""
+    family, _, task = dataset_name.partition("/")
+    if family == VTAB and task:
+        return ClassFormat(
+            functools.partial(_reader("vtab", "vtab"), task=task), _HUB_ONLY | {"download", "validation_fraction"}
+        )
+    return FORMATS.get(dataset_name)
 
 
 def open_class_images(
@@ -95,19 +104,15 @@ def open_class_images(
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r}{nearest(split, SPLITS, 'split')}")
-    family, _, task = dataset_name.partition("/")
-    if family == VTAB and task:
-        if data_dir is None:
-            raise InputError(f"data set {dataset_name!r} needs --data_dir: the folder that VTAB's tasks are in")
-        return _reader("vtab", "vtab")(Path(data_dir), split, task=task)
-    if dataset_name not in FORMATS:
+    found = format_of(dataset_name)
+    if found is None:
         columns = {"image_column": image_column, "label_column": label_column}
         from_hub = _reader("hub", "hub")
-        found = from_hub(dataset_name, data_dir, split, download=download, seed=seed, cache_dir=cache_dir, **columns)
-        return _with_images(found, split)
+        images = from_hub(dataset_name, data_dir, split, download=download, seed=seed, cache_dir=cache_dir, **columns)
+        return _with_images(images, split)
     if data_dir is None and dataset_name != EMBEDDED:
         raise InputError(f"data set {dataset_name!r} needs --data_dir: the folder that it is in")
-    return _with_images(FORMATS[dataset_name].open(Path(data_dir or "."), split, download=download, seed=seed), split)
+    return _with_images(found.open(Path(data_dir or "."), split, download=download, seed=seed), split)
 
 
 def _with_images(found: "ClassImages", split: str) -> "ClassImages":
@@ -130,10 +135,10 @@ def open_training_images(
     split, drawn by ``seed``; None if that is 0, or no class has two images. ``options`` are those of
     `open_class_images`.
     """
-    open_split = functools.partial(open_class_images, dataset_name, data_dir, seed=seed, **options)
-    train = open_split("train")
+    opened = functools.partial(open_class_images, dataset_name, data_dir, seed=seed, **options)
+    train = opened("train")
     try:
-        return train, open_split("validation")
+        return train, opened("validation")
     except MissingSplit:
         if validation_fraction == 0:
             return train, None

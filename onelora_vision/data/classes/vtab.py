@@ -1,6 +1,6 @@
 """VTAB-1k (arXiv 1910.04867) in the layout that is in use: a folder per task, with lists of its images.
 
-``ROOT/TASK/{train800,val200,train800val200,test}.txt`` have lines ``path label``, with paths below ``ROOT/TASK``.
+``ROOT/TASK/{train800,val200,test}.txt`` have lines ``path label``, with paths below ``ROOT/TASK``.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ TASKS = tuple(task for group in GROUPS.values() for task in group)
 _LISTS = {"train": "train800.txt", "validation": "val200.txt", "test": "test.txt"}
 
 
-def vtab(root: Path, split: str, *, task: str) -> ClassImages:
+def vtab(root: Path, split: str, *, task: str, download: bool, seed: int) -> ClassImages:
     """One task; its classes are numbers.
 
     Raises:
