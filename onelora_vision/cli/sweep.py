@@ -9,6 +9,8 @@ from pathlib import Path
 from onelora_vision.cli.output import a_path
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.runtime.command import Parser
+from onelora_vision.sweep.arms import Arm
+from onelora_vision.sweep.sweep_file import read_sweep_file
 
 DESCRIPTION = """Methods compared at their own best learning rates, with several seeds, on any data.
 
@@ -24,11 +26,10 @@ example:
 
 def main(argv: list[str]) -> int:
     """The command."""
-    found = parser()
     if not argv or {"-h", "--help"} & {*argv}:
-        found.print_help()
+        parser().print_help()
         return 0
-    args, flags = found.parse_known_args([_underscored(argument) for argument in argv])
+    args, flags = _parsed(argv)
     if args.task == "classification" and _flag(flags, "dataset_name") == "vtab":
         return _sweep_vtab(args, flags)
     sweep = _checked(args, flags)
@@ -36,6 +37,31 @@ def main(argv: list[str]) -> int:
         return _say_plan(sweep, args)
     _show(sweep, _run(sweep, args), args)
     return 0
+
+
+def read_sweep(argv: list[str]):
+    """The sweep that a command line says, and its arguments; nothing is run or written.
+
+    Raises:
+        InputError: a flag, a method or a setting is wrong.
+    """
+    args, flags = _parsed(argv)
+    return _checked(args, flags), args
+
+
+def _parsed(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command's arguments, after those of ``--sweep_file``, and the script's flags."""
+    argv = [_underscored(argument) for argument in argv]
+    found = parser()
+    args, flags = found.parse_known_args(argv)
+    args.sections = {}
+    if args.sweep_file:
+        own, more, sections = read_sweep_file(args.sweep_file, set(vars(args)))
+        found.set_defaults(**own)
+        args, flags = found.parse_known_args(argv)
+        given = {flag.partition("=")[0] for flag in flags}
+        args.sections, flags = sections, [*(flag for flag in more if flag.partition("=")[0] not in given), *flags]
+    return args, flags
 
 
 def _sweep_vtab(args: argparse.Namespace, flags: list[str]) -> int:
@@ -94,7 +120,11 @@ def parser() -> Parser:
     """The command's own flags; those of the script are left over."""
     found = Parser(prog="onelora sweep", description=DESCRIPTION, allow_abbrev=False)
     found.add_argument("task", metavar="TASK", help="classification, depth or dit")
-    found.add_argument("--methods", default="onelora,lora", help="names with commas")
+    found.add_argument(
+        "--methods",
+        default="onelora,lora",
+        help="names with commas, also with flags (lora:rank=4) and at another's rate (lora:target_modules=attn@lora)",
+    )
     found.add_argument(
         "--learning_rates",
         default="auto",
@@ -104,6 +134,10 @@ def parser() -> Parser:
         "--seeds", default="0,1,2", help="seeds of the final runs, with commas; the first chooses rates"
     )
     found.add_argument("--metric", help="what methods are ranked by (default: the task's main metric)")
+    found.add_argument("--more_metrics", default="", help="further columns of the table, with commas")
+    found.add_argument(
+        "--sweep_file", type=a_path, help="YAML with flags of this command and of the script, and methods in sections"
+    )
     found.add_argument("--output_dir", type=a_path, default="output/sweep", help="folder for runs, tables and plots")
     found.add_argument("--layout", choices=("peft",), help="also write PEFT's experiments/ and results/")
     found.add_argument(
@@ -122,13 +156,9 @@ def _underscored(argument: str) -> str:
     return f"{name.replace('-', '_').replace('__', '--', 1)}{equals}{value}" if name.startswith("--") else argument
 
 
-def _checked(args: argparse.Namespace, flags: list[str]):
-    """The sweep, whose flags and methods the script itself has checked."""
-    from onelora_vision.sweep.plan import SCRIPTS, Run, Sweep
-
-    if args.task not in SCRIPTS:
-        raise InputError(f"no task {args.task!r} to sweep{nearest(args.task, SCRIPTS, 'task')}")
-    own = {
+#: Flags of the scripts that a sweep sets itself, besides the one that says which split judges.
+_OWN = frozenset(
+    {
         "method",
         "seed",
         "seeds",
@@ -138,28 +168,43 @@ def _checked(args: argparse.Namespace, flags: list[str]):
         "overwrite",
         "dry_run",
     }
-    for flag in flags:
-        name = flag.removeprefix("--").partition("=")[0]
-        if flag.startswith("--") and name in own | {SCRIPTS[args.task].split_flag}:
-            raise InputError(f"--{name} is the sweep's to set: see --methods, --learning_rates and --seeds")
+)
+
+
+def _checked(args: argparse.Namespace, flags: list[str]):
+    """The sweep, whose flags and methods the script itself has checked."""
+    from onelora_vision.sweep.plan import SCRIPTS, VALIDATION, Run, Sweep
+
+    if args.task not in SCRIPTS:
+        raise InputError(f"no task {args.task!r} to sweep{nearest(args.task, SCRIPTS, 'task')}")
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers is {args.workers}, but must be at least 1")
     rates = None if args.learning_rates == "auto" else _numbers(args.learning_rates, float, "--learning_rates")
     seeds = _numbers(args.seeds, int, "--seeds")
-    methods = [name.strip() for name in args.methods.split(",")]
-    sweep = Sweep(Path(args.output_dir), args.task, methods, seeds, rates, args.metric, flags)
+    sweep = Sweep(Path(args.output_dir), args.task, _listed(args.methods), seeds, rates, args.metric, flags)
     sweep.joins_validation = (_flag(flags, "dataset_name") or "").startswith("vtab/")
+    sweep.more_metrics = _listed(args.more_metrics)
+    sections = {title: [Arm.parse(name).name for name in names] for title, names in args.sections.items()}
+    sections = {title: [name for name in names if name in sweep.arms] for title, names in sections.items()}
+    sweep.sections = {title: names for title, names in sections.items() if names}
+    given = [flag.removeprefix("--").partition("=")[0] for flag in flags if flag.startswith("--")]
+    given += [name for arm in sweep.arms.values() for name, _ in arm.flags]
+    if own := next((name for name in given if name in _OWN | {SCRIPTS[args.task].split_flag}), None):
+        raise InputError(f"--{own} is the sweep's to set: see --methods, --learning_rates and --seeds")
     _options(args.engine_options)
     import importlib
 
     from onelora_vision.training.command_line import parse_config
 
     script = importlib.import_module(f"onelora_vision.train_scripts.train_{args.task}")
-    for method in sweep.methods:
-        parse_config(
-            getattr(script, SCRIPTS[args.task].config), sweep.arguments(Run(method, 1e-3, seeds[0], "validation"))
-        )
+    config = getattr(script, SCRIPTS[args.task].config)
+    for arm in sweep.arms.values():
+        parse_config(config, sweep.arguments(Run(arm, 1e-3, seeds[0], VALIDATION)))
     return sweep
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _numbers(text: str, kind: type, flag: str) -> list:
@@ -203,14 +248,12 @@ def _say_plan(sweep, args: argparse.Namespace) -> int:
 
 
 def _show(sweep, rows: list[dict], args: argparse.Namespace) -> None:
-    from onelora_vision.sweep.report import PAGE, heads_of, metric_of, note_of
+    from onelora_vision.sweep.report import PAGE, cells_of, heads_of, metric_of, note_of
 
     if args.json:
         print(json.dumps({"folder": str(sweep.folder), "metric": metric_of(sweep), "rows": rows}, indent=2))
         return
-    from onelora_vision.sweep.report import cells_of
-
-    lines = [heads_of(metric_of(sweep)), *(cells_of(row) for row in rows)] if rows else []
+    lines = [heads_of(sweep), *(cells_of(row) for row in rows)] if rows else []
     widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
         print("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]).rstrip())

@@ -28,7 +28,7 @@ def _write_run(sweep: Sweep, run: Run, result: dict[str, Any]) -> None:
     place = sweep.place(run)
     name = f"{sweep.task}-lr_{run.rate:g}-seed_{run.seed}"
     config = json.loads((place / "adapter" / CONFIG_FILE).read_text(encoding="utf-8"))
-    folder = sweep.folder / "experiments" / run.method / name
+    folder = sweep.folder / "experiments" / run.arm.folder / name
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG_FILE, config)
     write_json(folder / "training_params.json", result["config"])
@@ -40,7 +40,7 @@ def _write_run(sweep: Sweep, run: Run, result: dict[str, Any]) -> None:
         "run_info": {
             "created_at": written.isoformat(),
             "total_time": result["seconds_total"],
-            "experiment_name": f"{run.method}/{name}",
+            "experiment_name": f"{run.arm.folder}/{name}",
             "peft_branch": None,
             "train_config": result["config"],
             "peft_config": config,
@@ -65,4 +65,4 @@ def _write_run(sweep: Sweep, run: Run, result: dict[str, Any]) -> None:
             "pytorch_info": result["versions"].get("torch"),
         },
     }
-    write_json(results / f"{run.method}--{name}.json", report)
+    write_json(results / f"{run.arm.folder}--{name}.json", report)

@@ -1,20 +1,20 @@
 """Which runs a sweep consists of, and what those that are done say.
 
-Every method is tried at several learning rates, with the first seed, on the validation split; at its best rate it is then
-trained with all seeds and judged on the test split, which has chosen nothing.
+Every arm (a method, perhaps with flags of its own) is tried at several learning rates, with the first seed, on the
+validation split; at its best rate it is then trained with all seeds and judged on the test split, which has chosen nothing.
 """
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from onelora_vision.errors import InputError
-from onelora_vision.methods.names import find_method
 from onelora_vision.metrics.direction import higher_is_better, main_metric
 from onelora_vision.storage.files import write_json
+from onelora_vision.sweep.arms import Arm, parse_arms
 from onelora_vision.training.results import RESULTS, checked_run
 
 SETTINGS, RUNS, FAILED = "sweep.json", "runs", "failed.json"
@@ -48,7 +48,7 @@ _MOST_RATES = 9  # of one method, after which the search stops
 class Run:
     """One training run of a sweep."""
 
-    method: str
+    arm: Arm
     rate: float
     seed: int
     split: str
@@ -56,7 +56,7 @@ class Run:
     @property
     def name(self) -> str:
         """Its folder below the sweep's runs."""
-        return f"{self.method}/lr-{self.rate:g}/{self.split}-seed-{self.seed}"
+        return f"{self.arm.folder}/lr-{self.rate:g}/{self.split}-seed-{self.seed}"
 
 
 @dataclass
@@ -65,9 +65,11 @@ class Sweep:
 
     Attributes:
         task: as ``onelora train`` calls it.
-        rates: the same for all methods; None: each method's own, widened until the best lies inside.
-        metric: what methods are ranked by; None: the task's main one.
+        methods: names of arms, see `arms.Arm.parse`; ``arms`` has them by name.
+        rates: the same for all arms; None: each arm's own, widened until the best lies inside.
+        metric: what arms are ranked by; None: the task's main one.
         flags: of the script, for all runs. joins_validation: the final runs train on the validation split, too.
+        more_metrics: further columns of the table. sections: names of arms by the title of a table of their own.
     """
 
     folder: Path
@@ -78,11 +80,14 @@ class Sweep:
     metric: str | None = None
     flags: Sequence[str] = ()
     joins_validation: bool = False
+    more_metrics: Sequence[str] = ()
+    sections: Mapping[str, Sequence[str]] = field(default_factory=dict)
     _results: dict[Run, dict] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.methods = [find_method(name).name for name in self.methods]
-        for what, values in (("method", self.methods), ("seed", self.seeds), ("learning rate", self.rates or ())):
+        self.arms = parse_arms(list(self.methods))
+        self.methods = list(self.arms)
+        for what, values in (("seed", self.seeds), ("learning rate", self.rates or ())):
             if len(set(values)) < len(values):
                 raise InputError(f"a {what} is given twice: {', '.join(map(str, values))}")
         if any(not (rate > 0 and math.isfinite(rate)) for rate in self.rates or ()):
@@ -105,10 +110,11 @@ class Sweep:
     def arguments(self, run: Run) -> list[str]:
         """The script's command line for a run, which continues what an earlier start of it has done."""
         rate = [f"--learning_rate={run.rate:g}"]
-        if run.method == "head":  # what it trains has the other rate in the scripts
+        if run.arm.method == "head":  # what it trains has the other rate in the scripts
             rate.append(f"--head_learning_rate={run.rate:g}")
         own = {
-            "method": run.method,
+            **dict(run.arm.flags),
+            "method": run.arm.method,
             "seed": run.seed,
             SCRIPTS[self.task].split_flag: run.split,
             "output_dir": self.place(run),
@@ -142,16 +148,21 @@ class Sweep:
         return None
 
     def metric_of(self, result: dict) -> str:
-        """The name of the metric that counts."""
+        """The name of the metric that counts.
+
+        Raises:
+            InputError: it is not measured, or another of the table's columns.
+        """
         after = result["metrics"]["after"]
         name = self.metric or main_metric(result["task"], after)
         if name is None:
             raise InputError(
                 "these runs measure nothing that methods could be ranked by; see the script's flags of evaluation"
             )
-        if name not in after or higher_is_better(name) is None:
-            known = ", ".join(name for name in after if higher_is_better(name) is not None)
-            raise InputError(f"--metric {name}: is not measured by these runs; they have {known or 'none'}")
+        for flag, wanted in (("metric", name), *(("more_metrics", more) for more in self.more_metrics)):
+            if wanted not in after or higher_is_better(wanted) is None:
+                known = ", ".join(name for name in after if higher_is_better(name) is not None)
+                raise InputError(f"--{flag} {wanted}: is not measured by these runs; they have {known or 'none'}")
         return name
 
     def figure(self, run: Run) -> float | None:
@@ -163,14 +174,17 @@ class Sweep:
 
     # ------------------------------------------------------------------------------------------------- the plan
 
-    def rates_of(self, method: str) -> list[float]:
-        """The rates that are tried for a method, as far as the runs that are done tell; in increasing order."""
+    def rates_of(self, name: str) -> list[float]:
+        """The rates that are tried for an arm, as far as the runs that are done tell; in increasing order."""
+        arm = self.arms[name]
+        if arm.rate_of is not None:
+            return []
         if self.rates is not None:
             return sorted(self.rates)
-        middle = _LADDER.index(FIRST_RATES.get(method, _USUAL_RATE))
+        middle = _LADDER.index(FIRST_RATES.get(arm.method, _USUAL_RATE))
         low, high = middle - 1, middle + 1
         while high - low < _MOST_RATES - 1:
-            tried = [self._trial(method, rate) for rate in _LADDER[low : high + 1]]
+            tried = [self._trial(arm, rate) for rate in _LADDER[low : high + 1]]
             if any(self.result(run) is None for run in tried):
                 break
             best = self._best(tried)
@@ -184,12 +198,12 @@ class Sweep:
                 break
         return _LADDER[max(low, 0) : high + 1]
 
-    def _trial(self, method: str, rate: float) -> Run:
-        return Run(method, rate, self.seeds[0], VALIDATION)
+    def _trial(self, arm: Arm, rate: float) -> Run:
+        return Run(arm, rate, self.seeds[0], VALIDATION)
 
-    def trials(self, method: str) -> list[Run]:
-        """The runs that choose a method's rate."""
-        return [self._trial(method, rate) for rate in self.rates_of(method)]
+    def trials(self, name: str) -> list[Run]:
+        """The runs that choose an arm's rate; none for one that takes another's."""
+        return [self._trial(self.arms[name], rate) for rate in self.rates_of(name)]
 
     def _best(self, runs: Sequence[Run]) -> Run | None:
         figures = {run: figure for run in runs if (figure := self.figure(run)) is not None and math.isfinite(figure)}
@@ -198,27 +212,28 @@ class Sweep:
         is_higher = higher_is_better(self.metric_of(self.result(next(iter(figures)))))
         return (max if is_higher else min)(figures, key=figures.get)
 
-    def best_trial(self, method: str) -> Run | None:
-        """The trial that won; None while one is missing, or if none gave a number."""
-        trials = self.trials(method)
+    def best_trial(self, name: str) -> Run | None:
+        """The trial that won, of the arm itself or of the one whose rate it takes; None while one is missing, or if none
+        gave a number."""
+        trials = self.trials(self.arms[name].rate_of or name)
         return None if any(self.result(run) is None for run in trials) else self._best(trials)
 
-    def is_inside(self, method: str) -> bool:
+    def is_inside(self, name: str) -> bool:
         """Whether rates on both sides of the best one were tried."""
-        best, rates = self.best_trial(method), self.rates_of(method)
+        best, rates = self.best_trial(name), self.rates_of(self.arms[name].rate_of or name)
         return best is not None and rates[0] < best.rate < rates[-1]
 
-    def finals(self, method: str) -> list[Run]:
+    def finals(self, name: str) -> list[Run]:
         """The runs that are judged on the test split; none before the rate is known."""
-        best = self.best_trial(method)
-        return [Run(method, best.rate, seed, TEST) for seed in self.seeds] if best else []
+        best = self.best_trial(name)
+        return [Run(self.arms[name], best.rate, seed, TEST) for seed in self.seeds] if best else []
 
     def runs(self) -> Iterator[Run]:
         """All runs that are known so far, in the order to do them."""
-        for method in self.methods:
-            yield from self.trials(method)
-        for method in self.methods:
-            yield from self.finals(method)
+        for name in self.arms:
+            yield from self.trials(name)
+        for name in self.arms:
+            yield from self.finals(name)
 
     def missing(self) -> list[Run]:
         """Those that are not done."""

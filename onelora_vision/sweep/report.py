@@ -3,9 +3,10 @@
 import csv
 import datetime
 import io
+import math
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,34 +29,43 @@ COLUMNS = ("method", "learning_rate", "inside", "adapter_parameters", "trainable
 
 
 def rows_of(sweep: Sweep) -> list[dict[str, Any]]:
-    """A row per method whose rate is known, the best first; ``test_mean`` and ``test_std`` are over the seeds done."""
+    """A row per arm whose rate is known, the best first; ``test_mean`` and ``test_std`` are over the seeds done.
+
+    ``more`` has mean and standard deviation of the sweep's further metrics on the test split, by name.
+    """
     rows = []
-    for method in sweep.methods:
-        best = sweep.best_trial(method)
-        if best is None:
+    for name in sweep.arms:
+        best = sweep.best_trial(name)
+        finals = [result for run in sweep.finals(name) if (result := sweep.result(run)) and "failed" not in result]
+        runs = finals or ([sweep.result(best)] if best in sweep.trials(name) else [])
+        if not runs:
             continue
-        trial = sweep.result(best)
-        finals = [result for run in sweep.finals(method) if (result := sweep.result(run)) and "failed" not in result]
-        name = sweep.metric_of(trial)
-        figures = [value for result in finals if (value := result["metrics"]["after"][name]) is not None]
-        runs = finals or [trial]
+        metric = sweep.metric_of(runs[0])
+        mean, std = _spread(finals, metric)
         rows.append(
             {
-                "method": method,
+                "method": name,
                 "learning_rate": best.rate,
-                "inside": sweep.is_inside(method),
-                **{key: trial[key] for key in ("adapter_parameters", "trainable_parameters")},
-                "validation": sweep.figure(best),
-                "test_mean": statistics.fmean(figures) if figures else None,
-                "test_std": statistics.stdev(figures) if len(figures) > 1 else None,
-                "seeds": len(figures),
+                "inside": sweep.is_inside(name),
+                **{key: runs[0][key] for key in ("adapter_parameters", "trainable_parameters")},
+                "validation": sweep.figure(best) if best in sweep.trials(name) else None,
+                "test_mean": mean,
+                "test_std": std,
+                "seeds": len(finals),
                 "seconds_per_step": statistics.median(result["seconds_per_step"] for result in runs),
                 "peak_memory_bytes": max(result["peak_memory_bytes"] for result in runs),
+                "more": {more: _spread(finals, more) for more in sweep.more_metrics},
             }
         )
     is_higher = bool(higher_is_better(metric_of(sweep) or ""))
     worst = float("-inf") if is_higher else float("inf")
     return sorted(rows, key=lambda row: worst if row["test_mean"] is None else row["test_mean"], reverse=is_higher)
+
+
+def _spread(results: Sequence[dict], metric: str) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation over runs; None where there are too few numbers."""
+    values = [value for result in results if (value := result["metrics"]["after"].get(metric)) is not None]
+    return statistics.fmean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None
 
 
 def metric_of(sweep: Sweep) -> str | None:
@@ -69,15 +79,15 @@ def write_report(sweep: Sweep) -> list[dict[str, Any]]:
     rows, metric = rows_of(sweep), metric_of(sweep)
     if not rows:
         return rows
-    _write(sweep.folder / TABLE, markdown(sweep, rows, metric))
-    _write(sweep.folder / CSV, _csv(rows))
-    _plot_rates(sweep, metric, sweep.folder / "rates.png")
+    _write(sweep.folder / TABLE, markdown(sweep, rows))
+    _write(sweep.folder / CSV, _csv(sweep, rows))
+    plot_rates(sweep, sweep.folder / "rates.png")
     for name, key, label in (
         ("parameters.png", "adapter_parameters", "trained values without the head"),
         ("time.png", "seconds_per_step", "seconds per step"),
     ):
         _plot_cost(rows, metric, key, label, sweep.folder / name)
-    _write(sweep.folder / PAGE, _page(sweep, rows, metric))
+    _write(sweep.folder / PAGE, _page(sweep, rows))
     return rows
 
 
@@ -88,24 +98,30 @@ def _write(path: Path, text: str) -> None:
 
 def cells_of(row: dict[str, Any]) -> list[str]:
     """A row as texts."""
-    test = "" if row["test_mean"] is None else f"{row['test_mean']:.4g}"
-    spread = "" if row["test_std"] is None else f" ± {row['test_std']:.2g}"
     return [
         row["method"],
         f"{row['learning_rate']:g}{'' if row['inside'] else ' (edge)'}",
         f"{row['adapter_parameters']:,}",
-        f"{row['validation']:.4g}",
-        test + spread,
+        "" if row["validation"] is None else f"{row['validation']:.4g}",
+        shown_spread(row["test_mean"], row["test_std"]),
+        *(shown_spread(*found) for found in row["more"].values()),
         str(row["seeds"]),
         f"{row['seconds_per_step']:.3g}",
         f"{row['peak_memory_bytes'] / 1e6:,.0f}",
     ]
 
 
-def heads_of(metric: str) -> list[str]:
+def shown_spread(mean: float | None, std: float | None) -> str:
+    """Mean ± standard deviation, as far as they are known."""
+    return ("" if mean is None else f"{mean:.4g}") + ("" if std is None else f" ± {std:.2g}")
+
+
+def heads_of(sweep: Sweep) -> list[str]:
     """The heads of the table."""
-    return ["method", "rate", "values", f"validation {metric} {arrow(metric)}", f"test {metric} {arrow(metric)}", "seeds",
-            "s / step", "peak MB"]  # fmt: skip
+    metric = metric_of(sweep)
+    more = [f"{name} {arrow(name)}" for name in sweep.more_metrics]
+    return ["method", "rate", "values", f"validation {metric} {arrow(metric)}", f"test {metric} {arrow(metric)}", *more,
+            "seeds", "s / step", "peak MB"]  # fmt: skip
 
 
 def note_of(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
@@ -115,6 +131,8 @@ def note_of(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
         f"Rates were chosen on the validation split with seed {sweep.seeds[0]}; the test split was looked at once per seed, at "
         "that rate. Values: trained, without the head."
     ]
+    if any(arm.rate_of for arm in sweep.arms.values()):
+        parts.append("x@y: x at the rate that was best for y.")
     if any(not row["inside"] for row in rows):
         parts.append("(edge): no rate beyond it was tried, so a better one may lie there.")
     if failed:
@@ -124,30 +142,59 @@ def note_of(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     return " ".join(parts)
 
 
-def markdown(sweep: Sweep, rows: list[dict[str, Any]], metric: str) -> str:
-    """The table with its note."""
-    table = "\n".join(markdown_lines(heads_of(metric), map(cells_of, rows)))
+def markdown(sweep: Sweep, rows: list[dict[str, Any]], level: int = 1) -> str:
+    """The table, or one for each section, with its note."""
     flags = " ".join(sweep.flags)
-    return f"# {sweep.task}{f', {flags}' if flags else ''}\n\n{table}\n\n{note_of(sweep, rows)}\n"
+    parts = [f"{'#' * level} {sweep.task}{f', {flags}' if flags else ''}"]
+    for title, names in _sections(sweep):
+        table = markdown_lines(heads_of(sweep), (cells_of(row) for row in rows if row["method"] in names))
+        parts += [*([f"**{title}**"] if title else []), "\n".join(table)]
+    return "\n\n".join([*parts, note_of(sweep, rows)]) + "\n"
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
+def _sections(sweep: Sweep) -> list[tuple[str, Collection[str]]]:
+    """Titles and arms of the tables; one without a title if the sweep has no sections."""
+    return list(sweep.sections.items()) or [("", sweep.arms)]
+
+
+def _csv(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    more = [f"{name}_{what}" for name in sweep.more_metrics for what in ("mean", "std")]
+    writer = csv.DictWriter(stream, [*COLUMNS, *more], lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        numbers = {
+            f"{name}_{what}": value
+            for name, found in row["more"].items()
+            for what, value in zip(("mean", "std"), found)
+        }
+        writer.writerow(row | numbers)
     return stream.getvalue()
 
 
-def _plot_rates(sweep: Sweep, metric: str, path: Path) -> None:
+def plot_rates(sweep: Sweep, path: Path) -> None:
+    """A curve per arm of the first section. The axis covers each one's best two rates: what diverged runs off the picture."""
+    metric, names = metric_of(sweep), next(iter(sweep.sections.values()), list(sweep.arms))
+    curves = {name: [(run.rate, value) for run in sweep.trials(name) if (value := sweep.figure(run)) is not None]
+              for name in names}  # fmt: skip
+    best = [
+        sorted((value for _, value in points), reverse=bool(higher_is_better(metric)))[:2]
+        for points in curves.values()
+    ]
+    shown = [value for values in best for value in values if math.isfinite(value)]
     with saved_figure(path, (8, 4.5)) as figure:
         axes = figure.subplots()
-        for method in sweep.methods:
-            points = [(run.rate, value) for run in sweep.trials(method) if (value := sweep.figure(run)) is not None]
+        for number, (name, points) in enumerate(curves.items()):
             if points:
-                axes.plot(*zip(*points), marker="o", markersize=4, label=method)
+                style = ("-", "--", ":")[number // 10 % 3]
+                axes.plot(
+                    *zip(*points), marker="o", markersize=4, label=name, color=f"C{number % 10}", linestyle=style
+                )
         axes.set(xscale="log", xlabel="learning rate", ylabel=f"{metric} {arrow(metric)} on the validation split")
-        axes.legend(fontsize=8, ncols=1 + len(sweep.methods) // 12, loc="center left", bbox_to_anchor=(1, 0.5))
+        if shown and min(shown) < max(shown):
+            margin = 0.05 * (max(shown) - min(shown))
+            axes.set_ylim(min(shown) - margin, max(shown) + margin)
+        axes.legend(fontsize=8, ncols=1 + len(curves) // 13, loc="center left", bbox_to_anchor=(1, 0.5))
         axes.grid(alpha=0.3)
 
 
@@ -165,14 +212,21 @@ def _plot_cost(rows: Sequence[dict], metric: str, key: str, label: str, path: Pa
         axes.grid(alpha=0.3)
 
 
-def _page(sweep: Sweep, rows: list[dict[str, Any]], metric: str) -> str:
+def _page(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     reports = {row["method"]: _report_of(sweep, row) for row in rows}
     return render(
         "sweep.html",
         task=sweep.task,
         flags=" ".join(sweep.flags),
-        heads=heads_of(metric),
-        rows=[{"cells": cells_of(row), "link": reports[row["method"]]} for row in rows],
+        heads=heads_of(sweep),
+        count=len(rows),
+        tables=[
+            (
+                title,
+                [{"cells": cells_of(row), "link": reports[row["method"]]} for row in rows if row["method"] in names],
+            )
+            for title, names in _sections(sweep)
+        ],
         note=note_of(sweep, rows),
         plots=[(title, embedded_picture(sweep.folder / name)) for name, title in PLOTS.items()],
         date=datetime.date.today().isoformat(),

@@ -61,7 +61,7 @@ def test_given_rates_are_kept_and_an_edge_is_named(tmp_path):
 def test_numbers_gone_wrong_are_a_result(tmp_path):
     sweep = sweep_in(tmp_path, ["lora"], seeds=[0], rates=[1e-1, 1.0])
     runner.run_all(sweep, workers=1)
-    failed = Run("lora", 1.0, 0, "validation")
+    failed = Run(sweep.arms["lora"], 1.0, 0, "validation")
     assert "learning rate 1" in sweep.result(failed)["failed"] and sweep.figure(failed) is None
     assert sweep.best_trial("lora").rate == 1e-1 and not sweep.missing()
     write_report(sweep)
@@ -78,10 +78,30 @@ def test_where_all_numbers_went_wrong_lower_rates_are_tried(tmp_path, monkeypatc
 def test_more_methods_and_seeds_use_what_is_done(tmp_path):
     runner.run_all(sweep_in(tmp_path, ["onelora"], seeds=[0]), workers=1)
     more = sweep_in(tmp_path, ["onelora", "lora"], seeds=[0, 1])
-    assert len([run for run in more.missing() if run.method == "onelora"]) == 1
+    assert len([run for run in more.missing() if run.arm.method == "onelora"]) == 1
     runner.run_all(more, workers=2)
     assert {(file.parent.name, file.read_text()) for file in tmp_path.rglob("starts")} >= {("validation-seed-0", "x")}
     assert all(file.read_text() == "x" for file in tmp_path.rglob("starts"))  # nothing was done twice
+
+
+def test_an_arm_has_flags_of_its_own_and_may_take_anothers_rate(tmp_path):
+    sweep = sweep_in(tmp_path, ["onelora", "lora", "lora:rank=4@onelora"], seeds=[0])
+    sweep.sections = {"One": ["onelora", "lora"], "Two": ["lora:rank=4@onelora"]}
+    sweep.more_metrics = ["nll"]
+    assert not [run for run in sweep.runs() if run.arm.flags]  # nothing to do before the other's rate is known
+    runner.run_all(sweep, workers=2)
+    (run,) = [run for run in sweep.runs() if run.arm.flags]
+    assert (run.rate, run.split) == (3e-3, "test") and "--rank=4" in sweep.arguments(run)
+    assert sweep.place(run) == tmp_path / "runs" / "lora,rank=4@onelora" / "lr-0.003" / "test-seed-0"
+    row = next(row for row in write_report(sweep) if row["method"] == "lora:rank=4@onelora")
+    assert row["validation"] is None and row["inside"] and row["more"] == {"nll": (0.5, None)}
+    one, two = (tmp_path / "table.md").read_text().split("**Two**")
+    assert "| lora:rank=4@onelora | 0.003 | 100 |  | " in two and "rank" not in one
+    assert "x@y: x at the rate that was best for y" in two
+    assert next(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))["nll_mean"] == "0.5"
+    sweep.more_metrics = ["nlll"]
+    with pytest.raises(InputError, match="--more_metrics nlll: is not measured by these runs; they have top1, nll"):
+        write_report(sweep)
 
 
 def test_what_the_script_refuses_or_a_killed_run_ends_the_sweep_with_its_words(tmp_path):

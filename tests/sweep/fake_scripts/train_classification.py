@@ -37,7 +37,7 @@ def main(arguments):
         "steps": 5,
         "trainable_parameters": 110,
         "adapter_parameters": 100,
-        "metrics": {"before": {"top1": 0.1}, "after": {"top1": top1}},
+        "metrics": {"before": {"top1": 0.1}, "after": {"top1": top1, "nll": 0.5}},
         "protocol": "parabola",
         "seconds_total": 1.0,
         "seconds_per_step": 0.1,
