@@ -1,0 +1,85 @@
+"""Fixed directions for d trained numbers per layer: what each could reach, and what it reaches.
+
+    python -m benchmarks.directions predict --full RUN      # before anything is trained with them
+    python -m benchmarks.directions run depth --methods rows-ones,rows-singular16,lora --output_dir output/directions/depth
+
+``predict`` reads the update ΔW that full fine-tuning of the same base ended in, and gives for every candidate the share of
+its squared norm that the best b reaches, Σ_i (ΔW_i · r_i)² / |r_i|² / |ΔW|², averaged over the layers of a kind, weighted by
+their updates. ``run`` is ``onelora sweep`` with the candidates as methods, called ``rows-NAME``.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.alignment import full_updates, kind
+from benchmarks.directions.candidates import CANDIDATES, Rows, rows_of
+from benchmarks.directions.tuner import add_candidates
+from onelora_vision.adapters.bases import load_base
+from onelora_vision.adapters.file import read_adapter
+from onelora_vision.cli import sweep as sweep_command
+from onelora_vision.plots.tables import markdown_lines
+from onelora_vision.runtime.command import exits_cleanly
+
+LORA_RANKS = (1, 4)
+
+
+def reached(update: Tensor, rows: Rows) -> float:
+    """The squared norm of the best diag(b) R next to an update (d, k)."""
+    matrix = rows.matrix().to(update)
+    dots = (update * matrix).sum(-1)
+    return (dots.square() / matrix.square().sum(-1).clamp_min(1e-30)).sum().item()
+
+
+def predict(full: Path, base: str | None = None) -> dict[str, dict[str, float]]:
+    """Candidate -> layer kind -> share of the update; ``all`` is over all layers. Also the best of rank r (k + d each)."""
+    adapter = read_adapter(full)
+    loaded = load_base(adapter.info, base)
+    state = loaded.model.state_dict()
+    layers = loaded.adaptation().target_modules
+    found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    total: dict[str, float] = defaultdict(float)
+    for name, update in full_updates(adapter, state, layers).items():
+        weight = state[f"{name}.weight"].float()
+        values = torch.linalg.svdvals(update).square()
+        energies = {candidate: reached(update, rows_of(candidate, weight, name)) for candidate in CANDIDATES}
+        energies |= {f"best of rank {rank}": values[:rank].sum().item() for rank in LORA_RANKS}
+        for place in (kind(name), "all"):
+            total[place] += values.sum().item()
+            for candidate, energy in energies.items():
+                found[candidate][place] += energy
+    return {candidate: {place: row[place] / total[place] for place in row} for candidate, row in found.items()}
+
+
+def table(found: dict[str, dict[str, float]]) -> list[str]:
+    """Markdown, the greatest share first."""
+    places = list(next(iter(found.values())))
+    order = sorted(found, key=lambda candidate: -found[candidate]["all"])
+    return markdown_lines(
+        ["candidate", *places], ([name, *(f"{found[name][place]:.2%}" for place in places)] for name in order)
+    )
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    add_candidates()
+    if argv[:1] == ["run"]:
+        sys.exit(sweep_command.main(argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("predict", "run"))
+    parser.add_argument("--full", type=Path, required=True, help="adapter of --method full")
+    parser.add_argument("--base", help="where the base is, if not where the adapter says")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args(argv)
+    found = predict(arguments.full, arguments.base)
+    print(json.dumps(found, indent=2) if arguments.json else "\n".join(table(found)))
+
+
+if __name__ == "__main__":
+    main()
