@@ -73,7 +73,7 @@ class AdapterBank(nn.Module):
             tables[self._kind.vectors[key]] = table
         v = None
         if summing is not None:
-            v = compression_vector(name, linear, summing.config.compression, summing.config.compression_seed)
+            v = compression_vector(name, linear, summing.config.compressed_by)
         return BankedLinear(linear, tables, v)
 
     def use(self, choice: Sequence[int | str | None] | Tensor | None, *, tiled: bool = False) -> None:

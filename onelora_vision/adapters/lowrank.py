@@ -11,6 +11,7 @@ from onelora_vision.adapters.file import Adapter
 from onelora_vision.adapters.kinds import kind_of
 from onelora_vision.adapters.layout import PREFIX, Layout
 from onelora_vision.errors import InputError, listed, one_line
+from onelora_vision.tuners.onelora.compression import turns
 from onelora_vision.tuners.onelora.layer import compression_vector
 
 _CONSTANT = 1e-6  # how far A's values may differ from their mean, relative to it
@@ -39,12 +40,13 @@ def low_rank(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, Low
 
 
 def of_vectors(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowRank]:
-    """1LoRA without gamma: its down is the compression vector."""
+    """1LoRA without gamma: its down are the compression vectors, and each row of its up has one value."""
     if adapter.config.use_scale:
         raise InputError(
             f"{adapter.path}: a LoRA cannot hold the gamma of {listed(list(layout.layers))}; export with --to merged"
         )
-    return {module: _rank_one(adapter.config, module, parts, base) for module, parts in layout.layers.items()}
+    changes = {module: _of_vectors(adapter.config, module, parts, base) for module, parts in layout.layers.items()}
+    return _filled(changes)
 
 
 def of_lora(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowRank]:
@@ -88,11 +90,18 @@ def of_conversion(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str
     ends = ".lora_A.weight", ".lora_B.weight"
     modules = [key.removesuffix(ends[0]) for key in tensors if key.endswith(ends[0])]
     pairs = {module.removeprefix(PREFIX): [tensors[module + end] for end in ends] for module in modules}
-    rank = max(len(down) for down, _ in pairs.values())
-    return {
-        module: LowRank(F.pad(down, (0, 0, 0, rank - len(down))), F.pad(up, (0, rank - len(down))))
-        for module, (down, up) in pairs.items()
-    }
+    return _filled({module: LowRank(*pair) for module, pair in pairs.items()})
+
+
+def _filled(changes: dict[str, LowRank]) -> dict[str, LowRank]:
+    """All changes at the greatest rank, by zeros."""
+    rank = max((len(change.down) for change in changes.values()), default=0)
+    return {module: _at_rank(change, rank) for module, change in changes.items()}
+
+
+def _at_rank(change: LowRank, rank: int) -> LowRank:
+    missing = rank - len(change.down)
+    return LowRank(F.pad(change.down, (0, 0, 0, missing)), F.pad(change.up, (0, missing)), change.shift)
 
 
 def lora_scale(config: PeftConfig) -> float:
@@ -112,17 +121,17 @@ def _linear(base: nn.Module, module: str) -> nn.Linear:
         raise InputError(f"the base has no layer {module}, which the adapter changes") from None
 
 
-def _rank_one(config, module: str, parts: dict[str, Tensor], base: nn.Module) -> LowRank:
+def _of_vectors(config, module: str, parts: dict[str, Tensor], base: nn.Module) -> LowRank:
     linear = _linear(base, module)
     like = next(iter(parts.values()))
-    v = compression_vector(module, linear, config.compression, config.compression_seed) if config.use_sum else None
-    down = torch.ones(1, linear.in_features, dtype=like.dtype) if v is None else v[None].to(like.dtype)
+    v = compression_vector(module, linear, config.compressed_by) if config.use_sum else None
+    down = torch.ones(1, linear.in_features) if v is None else torch.atleast_2d(v)
     shift = parts.get("onelora_beta")
     if shift is not None and linear.bias is None:
         raise InputError(f"{module} has no bias in the base, so its beta has no place in a LoRA; use --to merged")
     b = parts.get("onelora_b")
-    up = torch.zeros(len(like), 1, dtype=like.dtype) if b is None else b[:, None].clone()
-    return LowRank(down, up, shift)
+    up = like.new_zeros(len(like), len(down)) if b is None else b[:, None] * turns(len(b), len(down)).to(b)
+    return LowRank(down.to(like.dtype), up, shift)
 
 
 def as_vectors(change: LowRank) -> tuple[Tensor, Tensor | None] | str:

@@ -10,7 +10,7 @@ from onelora_vision.adapters.container import CONFIG_FILE, WEIGHTS_FILE, config_
 from onelora_vision.adapters.info import HEADER_PREFIX, AdapterInfo
 from onelora_vision.adapters.kinds import Kind, kind_of
 from onelora_vision.adapters.layout import layout_of
-from onelora_vision.compressions import compression_key
+from onelora_vision.compressions import DEFAULT_RANK, Compression
 from onelora_vision.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def _config(text: str, where: str) -> SimpleNamespace:
 def _compression(config: SimpleNamespace) -> str | None:
     if not kind_of(config).vectors or not getattr(config, "use_sum", True):
         return None
-    return compression_key(getattr(config, "compression", "sum"), getattr(config, "compression_seed", 0))
+    fields = {"compression": "sum", "compression_seed": 0, "compression_rank": DEFAULT_RANK}
+    return Compression(*(getattr(config, name, default) for name, default in fields.items())).key
 
 
 def _count(modules: dict[str, dict]) -> int:

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from onelora_vision.backbones.base import Adaptation
+from onelora_vision.compressions import DEFAULT_RANK
 from onelora_vision.errors import InputError, NotApplicable, listed, nearest, one_line
 from onelora_vision.methods.names import Method, check_options, find_method
 from onelora_vision.methods.peft_config import changes_base, make_config
@@ -44,6 +45,7 @@ class Options:
     rank: int
     lora_alpha: int
     compression: str
+    compression_rank: int
     seed: int
     sizes: Sequence[tuple[int, int]] = ()
     peft_fields: dict | None = None
@@ -57,7 +59,11 @@ class Options:
 def _onelora(parts: Sequence[str], options: Options) -> PeftConfig:
     uses = {f"use_{part}": part in parts for part in ("sum", "bias", "scale")}
     if "sum" in parts:
-        uses |= {"compression": options.compression, "compression_seed": options.seed % 2**32}
+        uses |= {
+            "compression": options.compression,
+            "compression_seed": options.seed % 2**32,
+            "compression_rank": options.compression_rank,
+        }
     return OneLoraConfig(**options.targets, **uses)
 
 
@@ -109,6 +115,7 @@ def apply_method(
     rank: int | None = None,
     lora_alpha: int | None = None,
     compression: str = "sum",
+    compression_rank: int | None = None,
     target_modules: str | None = None,
     seed: int = 0,
     extra_modules_to_save: Sequence[str] = (),
@@ -125,7 +132,8 @@ def apply_method(
         method: a name of `methods.names.METHODS` or a combination of parts, see `methods.names.find_method`.
         rank: of the methods that have one, by default `Method.rank`. lora_alpha: of lora and dora, by default the rank
             (a scale of 1).
-        compression: "sum", "random" or "singular", of the methods with sum.
+        compression: "sum", "random", "singular" or "subspace", of the methods with sum. compression_rank: directions of
+            "subspace", by default 16.
         seed: of random compression, and of initial values.
         target_modules: adapt only those of ``adaptation.target_modules`` in whose full name this regular expression is
             found (``attn`` for the attention, ``blocks\\.1[01]\\.`` for two blocks); None adapts all.
@@ -138,7 +146,7 @@ def apply_method(
             method cannot adapt. `NotApplicable` where there is nothing to train.
     """
     row = find_method(method)
-    check_options(row, rank, lora_alpha, compression, target_modules)
+    check_options(row, rank, lora_alpha, compression, target_modules, compression_rank)
     whole = _modules_trained_whole(model, row, adaptation, extra_modules_to_save)
     linears = adaptation.target_modules if target_modules is None else _chosen(adaptation, target_modules)
     on_norms = row.peft is not None and row.peft.on_norms
@@ -156,6 +164,7 @@ def apply_method(
         rank=rank,
         lora_alpha=rank if lora_alpha is None else lora_alpha,
         compression=compression,
+        compression_rank=compression_rank or DEFAULT_RANK,
         seed=seed,
         sizes=[_size_of(model.get_submodule(name)) for name in targets],
         peft_fields=peft_fields,

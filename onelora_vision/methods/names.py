@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from onelora_vision.compressions import MAX_RANK
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.methods.peft_methods import PEFT_METHODS, PeftMethod
 from onelora_vision.runtime.plugins import import_plugins
@@ -113,7 +114,12 @@ def find_method(name: str) -> Method:
 
 
 def check_options(
-    row: Method, rank: int | None, lora_alpha: int | None, compression: str, target_modules: str | None
+    row: Method,
+    rank: int | None,
+    lora_alpha: int | None,
+    compression: str,
+    target_modules: str | None,
+    compression_rank: int | None = None,
 ) -> None:
     """Refuse options that are out of range, or that a method does not have.
 
@@ -124,6 +130,12 @@ def check_options(
         raise InputError(f"rank={rank} is not possible: give a whole number from 1")
     if lora_alpha is not None and lora_alpha <= 0:
         raise InputError(f"lora_alpha={lora_alpha} is not possible: give a positive number")
+    if compression_rank is not None and not 1 <= compression_rank <= MAX_RANK:
+        raise InputError(
+            f"compression_rank={compression_rank} is not possible: give a whole number from 1 to {MAX_RANK}"
+        )
+    if compression_rank is not None and compression != "subspace":
+        raise InputError(f"compression_rank is for compression 'subspace', not {compression!r}")
     for option, is_given, applies, users in (
         ("rank", rank is not None, row.rank is not None, _those_with("rank")),
         ("lora_alpha", lora_alpha is not None, row.takes_alpha, _those_with("takes_alpha")),

@@ -34,7 +34,10 @@ class MethodOptions:
     )
     rank: int | None = option(None, "rank, for methods that have one (default: the method's own, 1 for lora)")
     lora_alpha: float | None = option(None, "LoRA's alpha (default: the rank, which is a scale of 1)")
-    compression: Literal["sum", "random", "singular"] = option("sum", "what 1LoRA compresses its input with")
+    compression: Literal["sum", "random", "singular", "subspace"] = option(
+        "sum", "what 1LoRA compresses its input with"
+    )
+    compression_rank: int | None = option(None, "directions of the compression subspace (default: 16)")
     sum_scale: Literal["none", "rms"] = option(
         "none", "rms: divide the learning rate of each b by the rms of its layer's sums, so one rate fits more models"
     )
@@ -159,7 +162,7 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         row = self._method()
-        check_options(row, self.rank, self.lora_alpha, self.compression, self.target_modules)
+        check_options(row, self.rank, self.lora_alpha, self.compression, self.target_modules, self.compression_rank)
         self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
         if self.max_train_steps is None and self.num_train_epochs is None:
             raise InputError("neither --max_train_steps nor --num_train_epochs is set: give one of them")
@@ -198,7 +201,7 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
     @property
     def method_options(self) -> dict:
         """What `onelora_vision.methods.apply.apply_method` takes besides model, method and places."""
-        names = ("rank", "lora_alpha", "compression", "target_modules", "seed")
+        names = ("rank", "lora_alpha", "compression", "compression_rank", "target_modules", "seed")
         return {name: getattr(self, name) for name in names} | {"peft_fields": self.peft_fields}
 
     def _refuse_ignored(self, flags: Collection[str], name: str, value: str) -> None:

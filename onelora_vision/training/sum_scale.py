@@ -57,11 +57,11 @@ def rates_by_sums(task: Task, batch: dict, accelerator: Accelerator) -> dict[str
 
 
 def _adding_to(row: Tensor, adapter: str) -> Callable[[nn.Module, tuple], None]:
-    """A hook that adds squared sums, squared inputs and tokens of a layer's input (..., k) to ``row``."""
+    """A hook that adds squared sums (their mean, if there are several), squared inputs and tokens of a layer's input (..., k) to ``row``."""
 
     def add(layer: OneLoraLayer, args: tuple) -> None:
         x = args[0].float()
         s = compress(x, layer.vectors(adapter).v)
-        row.add_(torch.stack([s.square().sum(), x.square().sum(), s.new_tensor(s.numel())]))
+        row.add_(torch.stack([s.square().mean(-1).sum(), x.square().sum(), s.new_tensor(s[..., 0].numel())]))
 
     return add

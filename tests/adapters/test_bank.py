@@ -47,7 +47,7 @@ def test_each_sample_goes_through_its_own_adapter(host, method, tmp_path):
     assert (result[2] - separate(host, None, inputs, 2)[0]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("compression", ["random", "singular"])
+@pytest.mark.parametrize("compression", ["random", "singular", "subspace"])
 @torch.no_grad()
 def test_adapters_with_b_compress_alike_whichever_comes_first(compression, tmp_path):
     shift = make_adapter(tmp_path / "shift", method="bitfit", whole=False)

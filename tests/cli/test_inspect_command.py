@@ -25,11 +25,16 @@ def test_needs_no_folder_and_refuses_what_is_no_adapter(onelora, tmp_path):
 
 
 def test_inspect_says_what_b_multiplies(onelora, tmp_path):
-    for compression, shown in (("sum", None), ("singular", "compress singular"), ("random", "compress random-0")):
+    for compression, shown in (
+        ("sum", None),
+        ("singular", "compress singular"),
+        ("random", "compress random-0"),
+        ("subspace", "compress subspace-16"),
+    ):
         make_adapter(tmp_path / compression, compression=compression)
         code, text, _ = onelora("inspect", tmp_path / compression)
         assert code == 0 and (shown in text if shown else "compress" not in text)
         code, result, _ = onelora("inspect", tmp_path / compression, "--json")
-        assert result["compression"] == ("random-0" if compression == "random" else compression)
+        assert result["compression"] == {"random": "random-0", "subspace": "subspace-16"}.get(compression, compression)
     make_adapter(tmp_path / "lora", method="lora")
     assert onelora("inspect", tmp_path / "lora", "--json")[1]["compression"] is None

@@ -187,6 +187,8 @@ def test_a_hint_where_gamma_can_diverge():
         ("vera", {"lora_alpha": 4}, "lora_alpha has no meaning for method vera"),
         ("bitfit", {"compression": "random"}, "compression has no meaning for method bitfit"),
         ("onelora", {"compression": "mean"}, "compression='mean'"),
+        ("onelora", {"compression_rank": 4}, "compression_rank is for compression 'subspace', not 'sum'"),
+        ("onelora", {"compression": "subspace", "compression_rank": 1000}, "a whole number from 1 to 256"),
         ("lora", {"rank": 0}, "rank=0"),
         ("lora", {"target_modules": "atn"}, "is in no layer's name; the layers are blocks.N.attn.qkv"),
         ("lora", {"target_modules": "(attn"}, "target_modules='(attn' is no regular expression"),
@@ -213,6 +215,8 @@ def test_options_reach_the_configs():
     assert (lora.r, lora.lora_alpha) == (3, 3)
     assert build("timm", "dora", rank=2, lora_alpha=8).peft_config["default"].lora_alpha == 8
     assert build("timm", "onelora", compression="singular").peft_config["default"].compression == "singular"
+    subspace = build("timm", "onelora", compression="subspace", compression_rank=3).peft_config["default"]
+    assert (subspace.compression, subspace.compression_rank) == ("subspace", 3)
     random = build("timm", "sum+bias", compression="random", seed=5).peft_config["default"]
     assert (random.compression, random.compression_seed) == ("random", 5)
     assert build("timm", "vera", seed=5).peft_config["default"].projection_prng_key == 5

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from functools import partial
 
 import pytest
 import timm
@@ -25,7 +26,7 @@ from torch.nn.utils import parametrizations, prune
 from onelora_vision import InputError, MoraConfig, OneLoraConfig, apply_method
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.tuners import hosts
-from onelora_vision.tuners.onelora.compression import random_compression, singular_compression
+from onelora_vision.tuners.onelora.compression import random_compression, singular_compression, subspace_compression
 
 CONFIGS = [OneLoraConfig, MoraConfig]
 X = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
@@ -422,7 +423,11 @@ def test_a_method_that_fits_no_layer_is_refused_before_any_changes():
 
 # Bases without values when the adapter is added.
 
-COMPRESSIONS = {"random": lambda weight: random_compression(8, 0), "singular": singular_compression}
+COMPRESSIONS = {
+    "random": lambda weight: random_compression(8, 0),
+    "singular": singular_compression,
+    "subspace": partial(subspace_compression, rank=16),
+}
 
 
 def vector_of(model):

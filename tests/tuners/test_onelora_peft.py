@@ -78,6 +78,9 @@ def x():
         ("compression", "mean"),
         ("compression_seed", -1),
         ("compression_seed", 0.5),
+        ("compression_rank", 0),
+        ("compression_rank", 257),
+        ("compression_rank", True),
         ("use_sum", "yes"),
         ("use_bias", 2),
         ("use_scale", None),
@@ -340,8 +343,9 @@ def test_random_compression_is_rebuilt_and_not_saved(tmp_path, x):
     )
 
 
-def test_singular_compression_is_rebuilt_from_the_frozen_weight(tmp_path, x):
-    model = adapted(compression="singular")
+@pytest.mark.parametrize("compression", ["singular", "subspace"])
+def test_compression_by_the_frozen_weight_is_rebuilt(compression, tmp_path, x):
+    model = adapted(compression=compression)
     model.save_pretrained(tmp_path)
     assert {key.rpartition(".")[2] for key in load_file(tmp_path / "adapter_model.safetensors")} == {"onelora_b"}
     expected = model(x)
@@ -355,16 +359,18 @@ def test_singular_compression_is_rebuilt_from_the_frozen_weight(tmp_path, x):
     assert torch.equal(model(x), expected)
 
 
-def test_singular_compression_of_a_quantised_weight_is_refused():
+@pytest.mark.parametrize("compression", ["singular", "subspace"])
+def test_compression_by_a_quantised_weight_is_refused(compression):
     quantised = net()
     quantised.blocks[0].fc.weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
     with pytest.raises(
-        InputError, match=r"blocks\.0\.fc: compression='singular' reads the weight, which is quantised.*int8.*'sum'"
+        InputError,
+        match=rf"blocks\.0\.fc: compression='{compression}' reads the weight, which is quantised.*int8.*'sum'",
     ):
-        get_peft_model(quantised, config(compression="singular"))
+        get_peft_model(quantised, config(compression=compression))
 
 
-@pytest.mark.parametrize("compression", ["random", "singular"])
+@pytest.mark.parametrize("compression", ["random", "singular", "subspace"])
 def test_adapters_with_different_compressions_work_together(x, compression):
     model = adapted()
     model.add_adapter("random", config(compression=compression, compression_seed=3, **ALL))
@@ -405,11 +411,12 @@ def test_scales_weight_an_adapter_as_documented(x):
     assert layer.scaling == {"default": 1.0}
 
 
-def test_conversion_to_lora_is_exact_for_b_and_refused_for_the_rest(tmp_path, x):
+@pytest.mark.parametrize(("compression", "rank"), [("random", 1), ("subspace", 4)])
+def test_conversion_to_lora_is_exact_for_b_and_refused_for_the_rest(compression, rank, tmp_path, x):
     convert_to_lora = pytest.importorskip("peft.tuners.lora.conversion", reason="PEFT 0.18 cannot").convert_to_lora
-    model = adapted(compression="random")
-    lora_config, state = convert_to_lora(model, rank=1)
-    assert lora_config.r == 1
+    model = adapted(compression=compression, compression_rank=4)
+    lora_config, state = convert_to_lora(model, rank=rank)
+    assert lora_config.r == rank
     lora = get_peft_model(net(), lora_config)
     set_peft_model_state_dict(lora, state)
     torch.testing.assert_close(lora.eval()(x), model(x))

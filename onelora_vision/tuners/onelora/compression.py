@@ -1,4 +1,4 @@
-"""What b multiplies: the sum of the input's features, or their product with a fixed vector of the same norm."""
+"""What b multiplies: the sum of the input's features, or their products with fixed vectors of the same norm."""
 
 import math
 
@@ -7,14 +7,28 @@ import torch
 from torch import Tensor
 
 _POWER_STEPS = 64
+_SUBSPACE_STEPS = 2
+_BLOCK = 1024  # rows of a weight that are widened to fp64 at a time
 
 
 def compress(x: Tensor, v: Tensor | None) -> Tensor:
-    """``sum_i v_i x_i`` over the last dimension, kept: (..., 1), in fp32 or better."""
+    """``sum_i v_i x_i`` over the last dimension, kept: (..., 1), in fp32 or better; (..., m) for several v (m, k)."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     if v is None:
         return x.sum(-1, keepdim=True, dtype=dtype)
-    return (x.to(dtype) * v.to(dtype)).sum(-1, keepdim=True)
+    x, v = x.to(dtype), v.to(dtype)
+    return (x * v).sum(-1, keepdim=True) if v.ndim == 1 else x @ v.mT
+
+
+def taking_turns(s: Tensor, outputs: int) -> Tensor:
+    """Compressed inputs (..., m) as the outputs multiply them: output i the one with number i mod m; (..., outputs)."""
+    count = s.shape[-1]
+    return s if count == 1 else s.repeat(*[1] * (s.ndim - 1), outputs // count)
+
+
+def turns(outputs: int, count: int) -> Tensor:
+    """Which of ``count`` vectors each output takes: (outputs, count), one True per row."""
+    return (torch.arange(outputs) % count)[:, None] == torch.arange(count)
 
 
 def random_compression(in_features: int, seed: int) -> Tensor:
@@ -45,3 +59,44 @@ def singular_compression(weight: Tensor) -> Tensor:
         norm = magnified.norm()
         v = torch.where(norm > 0, magnified * (size / norm), v)
     return v
+
+
+def subspace_rank(outputs: int, inputs: int, rank: int) -> int:
+    """How many vectors a layer has: the largest divisor of its outputs that is neither above ``rank`` nor its inputs."""
+    return next(count for count in range(min(rank, outputs, inputs), 0, -1) if outputs % count == 0)
+
+
+@torch.no_grad()
+def subspace_compression(weight: Tensor, rank: int) -> Tensor:
+    """Orthogonal directions that a frozen weight (d, k) magnifies, each with the norm of ones: (m, k), fp32 or better.
+
+    Two steps of subspace iteration ``V <- orth(V W0^T W0)`` from fixed random vectors, in fp64. So few steps do not reach
+    single singular vectors, which a rounding of the weight turns where singular values are close; the result is a smooth
+    function of the weight, which every machine finds alike, so that no file has to hold it. A weight of zeros leaves the
+    random vectors.
+    """
+    outputs, inputs = weight.shape
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    # MPS knows no fp64.
+    matrix = weight if weight.device.type in ("cpu", "cuda") else weight.cpu()
+    start = np.random.RandomState(0).standard_normal((subspace_rank(outputs, inputs, rank), inputs))
+    v = _orthonormal(torch.from_numpy(start).to(matrix.device))
+    for _ in range(_SUBSPACE_STEPS):
+        magnified = torch.zeros_like(v)
+        for block in matrix.split(_BLOCK):
+            rows = block.double()
+            magnified += (v @ rows.t()) @ rows
+        v = _orthonormal(magnified, v)
+    return (v * math.sqrt(inputs)).to(dtype).to(weight.device)
+
+
+def _orthonormal(rows: Tensor, where_none: Tensor | None = None) -> Tensor:
+    """Orthonormal rows with the span of ``rows``, by a QR factorisation, which is unique as R's diagonal is positive."""
+    q, r = torch.linalg.qr(rows.t())
+    signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)
+    q = (q * signs).t()
+    if where_none is None:
+        return q
+    # Directions that the weight magnifies by nothing keep what they were, as far as that is not in the others' span.
+    is_there = r.diagonal().abs() > 1e-12 * r.diagonal().abs().max().clamp_min(1e-300)
+    return q if bool(is_there.all()) else _orthonormal(torch.where(is_there[:, None], q, where_none))

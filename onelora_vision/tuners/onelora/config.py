@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
-from onelora_vision.compressions import COMPRESSIONS, compression_key
+from onelora_vision.compressions import COMPRESSIONS, DEFAULT_RANK, MAX_RANK, Compression
 from onelora_vision.errors import InputError
 from onelora_vision.tuners.config import TargetedConfig, check_choice
 from onelora_vision.tuners.registry import peft_type
@@ -18,10 +18,13 @@ class OneLoraConfig(TargetedConfig):
 
     Args:
         use_sum: train b (1LoRA). use_bias: train beta (BitFit). use_scale: train gamma (with use_bias: DiffFit).
-        compression: what b multiplies: "sum" (ones), "random", a fixed vector of the same norm (the paper's ablation), or
-            "singular", the direction that the layer's frozen weight magnifies most, with the same norm. The vectors are
+        compression: what b multiplies: "sum" (ones), "random", a fixed vector of the same norm (the paper's ablation),
+            "singular", the direction that the layer's frozen weight magnifies most, with the same norm, or "subspace",
+            where the outputs take turns among several directions that the weight magnifies most. The vectors are
             rebuilt and not saved: from seed and width, or from the weight.
         compression_seed: seed of the random vector.
+        compression_rank: of "subspace", how many directions: the largest divisor of the layer's outputs that is not greater.
+            It is the rank of the layer's change.
         init_weights: True starts as the identity; False draws small random vectors (for tests).
 
     Raises:
@@ -31,8 +34,11 @@ class OneLoraConfig(TargetedConfig):
     use_sum: bool = field(default=True, metadata={"help": "Train b, the coefficients of the summed input (1LoRA)."})
     use_bias: bool = field(default=False, metadata={"help": "Train beta, a shift of the bias (BitFit)."})
     use_scale: bool = field(default=False, metadata={"help": "Train gamma, a scale of the output (DiffFit)."})
-    compression: str = field(default="sum", metadata={"help": "How the input is compressed: sum, random or singular."})
+    compression: str = field(
+        default="sum", metadata={"help": "How the input is compressed: sum, random, singular or subspace."}
+    )
     compression_seed: int = field(default=0, metadata={"help": "Seed of the random compression vector."})
+    compression_rank: int = field(default=DEFAULT_RANK, metadata={"help": "Directions of the compression subspace."})
     init_weights: bool = field(default=True, metadata={"help": "Start as the identity."})
 
     def __post_init__(self) -> None:
@@ -44,6 +50,9 @@ class OneLoraConfig(TargetedConfig):
         seed = self.compression_seed
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise InputError(f"compression_seed={seed!r} is not possible: give a whole number from 0, below 2^32")
+        rank = self.compression_rank
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+            raise InputError(f"compression_rank={rank!r} is not possible: give a whole number from 1 to {MAX_RANK}")
         if not self.has_vectors:
             self._target_nothing()
 
@@ -53,9 +62,14 @@ class OneLoraConfig(TargetedConfig):
         return self.use_sum or self.use_bias or self.use_scale
 
     @property
+    def compressed_by(self) -> Compression:
+        """What the three settings of the compression say."""
+        return Compression(self.compression, self.compression_seed, self.compression_rank)
+
+    @property
     def compression_key(self) -> str:
-        """What tells compressions apart: adapters of one key share a layer's vector, and their b's add."""
-        return compression_key(self.compression, self.compression_seed)
+        """See `Compression.key`."""
+        return self.compressed_by.key
 
     def _target_nothing(self) -> None:
         if not self.modules_to_save:

@@ -5,44 +5,50 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from onelora_vision.compressions import Compression
 from onelora_vision.errors import InputError
 from onelora_vision.tuners import hosts
 from onelora_vision.tuners.layer import LinearAdapter
 from onelora_vision.tuners.onelora import operator
-from onelora_vision.tuners.onelora.compression import random_compression, singular_compression
+from onelora_vision.tuners.onelora.compression import random_compression, singular_compression, subspace_compression
 from onelora_vision.tuners.onelora.config import OneLoraConfig
 from onelora_vision.tuners.onelora.vectors import Vectors, compose, delta_weight, merged, weighted
 from onelora_vision.tuners.precision import CompressionDict, VectorDict
 from onelora_vision.tuners.whole import version_of
 
 _RANDOM_INIT_STD = 0.02
-_SINGULAR = "singular"
 
 
 def compression_vector(
-    name: str, layer: nn.Linear, compression: str, seed: int, weight: Tensor | None = None
+    name: str, layer: nn.Linear, compression: Compression, weight: Tensor | None = None
 ) -> Tensor | None:
-    """The vector v (k,) of one of `config.COMPRESSIONS` for a frozen layer, on its device; None for the plain sum.
+    """The vector v (k,), or vectors (m, k), of a compression for a frozen layer, on its device; None for the plain sum.
 
     Args:
         name: of the layer (d, k), for the message.
         weight: (d, k), if the layer's own is not the frozen one now.
 
     Raises:
-        InputError: the vector comes from the weight, whose values cannot be read.
+        InputError: the vectors come from the weight, whose values cannot be read.
     """
-    if compression == "random":
-        return random_compression(layer.in_features, seed).to(hosts.device_of(layer))
-    if compression == "sum":
+    if compression.name == "random":
+        return random_compression(layer.in_features, compression.seed).to(hosts.device_of(layer))
+    if compression.name == "sum":
         return None
-    _check_readable(name, layer)
-    return singular_compression(layer.weight if weight is None else weight)
+    _check_readable(name, layer, compression)
+    weight = layer.weight if weight is None else weight
+    return (
+        singular_compression(weight)
+        if compression.name == "singular"
+        else subspace_compression(weight, compression.rank)
+    )
 
 
-def _check_readable(name: str, layer: nn.Linear) -> None:
+def _check_readable(name: str, layer: nn.Linear, compression: Compression) -> None:
     if problem := hosts.weight_problem(layer):
         raise InputError(
-            f"{name}: compression='singular' reads the weight, which {problem}; or choose compression 'sum' or 'random'"
+            f"{name}: compression={compression.name!r} reads the weight, which {problem}; or choose compression 'sum' or "
+            "'random'"
         )
 
 
@@ -60,16 +66,16 @@ class OneLoraLayer(LinearAdapter):
         # Compression vectors by key (adapters with one key share one), and the key of each adapter that is not a plain sum.
         self.compression_vectors = CompressionDict({})
         self.compression_keys: dict[str, str] = {}
-        self._compressions: dict[str, tuple[str, int]] = {}  # compression and seed by key
-        self._seen: tuple[int, int] | None = (
-            None  # id and version of the weight that the singular vector was made from
-        )
+        self._compressions: dict[str, Compression] = {}  # by key
+        self._seen: dict[
+            str, tuple[int, int]
+        ] = {}  # id and version of the weight that the key's vectors were made from
         self.register_load_state_dict_post_hook(_follow_loaded_weight)
 
     @classmethod
     def check_config(cls, name: str, layer: nn.Linear, config: OneLoraConfig) -> None:
-        if config.use_sum and config.compression == _SINGULAR and not hosts.is_empty(layer):
-            _check_readable(name, layer)
+        if config.use_sum and config.compressed_by.reads_weight and not hosts.is_empty(layer):
+            _check_readable(name, layer, config.compressed_by)
 
     def update_layer(self, adapter_name: str, config: OneLoraConfig) -> None:
         """Add the parameters of an adapter, on the base layer's device."""
@@ -82,26 +88,26 @@ class OneLoraLayer(LinearAdapter):
         self.r[adapter_name] = 1
         if config.use_sum and config.compression != "sum":
             key = self.compression_keys[adapter_name] = config.compression_key
-            self._compressions[key] = (config.compression, config.compression_seed)
+            self._compressions[key] = config.compressed_by
             if key not in self.compression_vectors and not hosts.is_empty(self.get_base_layer()):
                 self._build(key)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     @torch.compiler.disable
     def _build(self, key: str) -> None:
-        layer, weight = self.get_base_layer(), None
-        if key == _SINGULAR:
+        layer, weight, compression = self.get_base_layer(), None, self._compressions[key]
+        if compression.reads_weight:
             weight = self.frozen_weight
-            self._seen = (id(weight), version_of(weight))
-        self.compression_vectors[key] = compression_vector(self.module_name, layer, *self._compressions[key], weight)
+            self._seen[key] = (id(weight), version_of(weight))
+        self.compression_vectors[key] = compression_vector(self.module_name, layer, compression, weight)
 
     def _compression(self, key: str) -> Tensor:
-        """The vector of a key; built now if the base had no values before, and again if its weight was changed since."""
+        """The vectors of a key; built now if the base had no values before, and again if its weight was changed since."""
         is_current = key in self.compression_vectors
-        if is_current and key == _SINGULAR and not torch.compiler.is_compiling():
-            weight = self.frozen_weight
+        if is_current and key in self._seen and not torch.compiler.is_compiling():
+            weight, (seen, version) = self.frozen_weight, self._seen[key]
             # Another object is the same weight gathered or brought in for this call, or was loaded: the hook sees that.
-            is_current = self._seen[0] != id(weight) or self._seen[1] == version_of(weight)
+            is_current = seen != id(weight) or version == version_of(weight)
         if not is_current:
             self._build(key)
         return self.compression_vectors[key]
@@ -155,13 +161,14 @@ class OneLoraLayer(LinearAdapter):
 
 
 def _follow_loaded_weight(layer: OneLoraLayer, incompatible_keys: object) -> None:
-    """After ``load_state_dict``: the singular vector is made again if the base's weight is not the one it was made from."""
-    if _SINGULAR not in layer.compression_keys.values():
-        return
+    """After ``load_state_dict``: vectors are made again if the base's weight is not the one they were made from."""
     base, weight = layer.get_base_layer(), layer.frozen_weight
-    if weight.is_meta or layer._seen == (id(weight), version_of(weight)):
-        return
-    if _SINGULAR in layer.compression_vectors:
-        del layer.compression_vectors[_SINGULAR]
-    if not hosts.weight_problem(base):  # a sharded one is gathered when the layer is called
-        layer._build(_SINGULAR)
+    for key in dict.fromkeys(layer.compression_keys.values()):
+        if not layer._compressions[key].reads_weight or weight.is_meta:
+            continue
+        if layer._seen.get(key) == (id(weight), version_of(weight)):
+            continue
+        if key in layer.compression_vectors:
+            del layer.compression_vectors[key]
+        if not hosts.weight_problem(base):  # a sharded one is gathered when the layer is called
+            layer._build(key)

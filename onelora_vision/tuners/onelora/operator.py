@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onelora_vision.tuners.onelora.compression import compress
+from onelora_vision.tuners.onelora.compression import compress, taking_turns
 from onelora_vision.tuners.onelora.vectors import Vectors
 
 _MIX_ROWS = 4096
+_TURN_ROWS = 512
 
 
 _force_plain: ContextVar[bool] = ContextVar("force_plain", default=False)
@@ -40,8 +41,8 @@ def _use_plain() -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, vectors: Sequence[Vectors]) -> Tensor:
     """The adapted linear layer for a plain frozen weight, by the fastest exact path.
 
-    Saves for backward what the frozen layer saves and, with b, one value per token: ``sum_i x_i``. (gamma also needs
-    the frozen layer's output.) The output has the dtype of the frozen layer's.
+    Saves for backward what the frozen layer saves and, with b, one value per token and compression vector, such as
+    ``sum_i x_i``. (gamma also needs the frozen layer's output.) The output has the dtype of the frozen layer's.
 
     Args:
         x: (..., k) input. weight: (d, k). bias: (d,) or None. vectors: from `compose`.
@@ -92,21 +93,36 @@ def mixed_epilogue(z: Tensor, x: Tensor, adapters: Sequence[Vectors], choice: Te
         return table[choice].view(len(choice), *[1] * (like.ndim - 2), -1)
 
     b = gather([a.b for a in adapters], 0.0, z)
-    s = None if b is None else compress(x, gather([a.v for a in adapters], 1.0, x))
+    if b is None:
+        s = None
+    elif any(a.v is not None and a.v.ndim > 1 for a in adapters):
+        s = _sums_by_adapter(x, adapters, choice, z.shape[-1])
+    else:
+        s = compress(x, gather([a.v for a in adapters], 1.0, x))
     gamma = gather([a.gamma for a in adapters], 1.0, z)
     return plain_epilogue(z, s, gamma, gather([a.beta for a in adapters], 0.0, z), b)
+
+
+def _sums_by_adapter(x: Tensor, adapters: Sequence[Vectors], choice: Tensor, outputs: int) -> Tensor:
+    """What each output multiplies, (batch, ..., outputs), where some adapter has several compression vectors."""
+    sums = x.new_zeros(*x.shape[:-1], outputs, dtype=_at_least_float32(x))
+    for number, adapter in enumerate(adapters):
+        if adapter.b is not None:
+            mine = choice == number
+            sums[mine] = taking_turns(compress(x[mine], adapter.v), outputs).expand(-1, *sums.shape[1:])
+    return sums
 
 
 def plain_epilogue(z: Tensor, s: Tensor | None, gamma: Tensor | None, beta: Tensor | None, b: Tensor | None) -> Tensor:
     """The epilogue by ordinary operations: the reference, in the vectors' precision, rounded once to z's dtype."""
     y = z if beta is None else z + beta
     y = y if gamma is None else gamma * y
-    return (y if b is None else torch.addcmul(y, s, b)).to(z.dtype)
+    return (y if b is None else torch.addcmul(y, taking_turns(s, b.shape[-1]), b)).to(z.dtype)
 
 
 def gathered_linear(x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor, v: Tensor | None) -> Tensor:
     """``W x + bias + b * sum v x`` for x (batch, ..., k) and a b of each sample's own (batch, 1, ..., d)."""
-    s, dtype = compress(x, v), _product_dtype(x, weight)
+    s, dtype = taking_turns(compress(x, v), len(weight)), _product_dtype(x, weight)
     if x.dtype == dtype and _starts_from_the_sums(weight) and not _use_plain():
         y = _start(s, b, bias).contiguous()
         y.view(-1, len(weight)).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
@@ -139,16 +155,25 @@ def _start(s: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return s * b if bias is None else torch.addcmul(bias, s, b)
 
 
+def _in_turns(vector: Tensor, count: int) -> Tensor:
+    """``vector`` (d,) as (d / count, count): outputs that multiply the same compressed input are below one another."""
+    return vector.view(-1, count)
+
+
 class _SumLinear(torch.autograd.Function):
     """``W x + bias + b * sum x`` with a frozen weight, for x (tokens, k)."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, b, v, with_grad):
-        s = compress(x, None) if v is None else rows_dot(x, v)[:, None]  # (tokens, 1)
+        s = compress(x, None) if v is None else rows_dot(x, v)  # (tokens, m)
+        count = s.shape[1]
+        turning_b, sums = _in_turns(b, count), s[:, None]  # (d / m, m), (tokens, 1, m)
         if _starts_from_the_sums(weight):
-            y = _start(s, b, bias).addmm_(x, weight.t())
+            start = _start(sums, turning_b, None if bias is None else _in_turns(bias, count))
+            y = start.view(len(x), -1).addmm_(x, weight.t())
         else:
-            y = F.linear(x.to(weight.dtype), weight, bias).addcmul_(s, b)
+            y = F.linear(x.to(weight.dtype), weight, bias)
+            y.view(len(x), -1, count).addcmul_(sums, turning_b)
         trains_b = with_grad and ctx.needs_input_grad[3]
         ctx.x_dtype = x.dtype
         # The weight is for x's gradient alone; under autocast it is a copy, which the first layer need not keep.
@@ -166,7 +191,7 @@ class _SumLinear(torch.autograd.Function):
         needs_x, _, needs_bias, needs_b = ctx.needs_input_grad[:4]
         with torch.autocast(grad.device.type, enabled=False):
             # The vectors first: the layer behind has just written grad, and the product would drive it out of the cache.
-            grad_b = weighted_sum(grad, s.reshape(-1)) if needs_b else None
+            grad_b = weighted_sum(grad, s) if needs_b else None
             grad_bias = grad.sum(0) if needs_bias else None
             grad_x = _grad_input(grad, weight, b, v, ctx.x_dtype) if needs_x else None
         return grad_x, None, grad_bias, grad_b, None, None
@@ -174,7 +199,12 @@ class _SumLinear(torch.autograd.Function):
 
 def _grad_input(rows: Tensor, weight: Tensor, b: Tensor, v: Tensor | None, dtype: torch.dtype) -> Tensor:
     """``rows (W + b v^T)`` (tokens, k), in the order of the forward pass."""
-    share = rows_dot(rows, b)[:, None]  # (tokens, 1)
+    if v is not None and v.ndim > 1:
+        share = turns_dot(rows, b, len(v))  # (tokens, m)
+        if _starts_from_the_sums(weight):
+            return torch.mm(share, v.to(share)).addmm_(rows, weight)
+        return (rows @ weight).to(dtype).add_(share @ v.to(share))
+    share = rows_dot(rows, b)  # (tokens, 1)
     if _starts_from_the_sums(weight):
         return torch.addmm(share, rows, weight) if v is None else (share * v).addmm_(rows, weight)
     grad = (rows @ weight).to(dtype)
@@ -201,8 +231,8 @@ class _Epilogue(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             rows = grad.reshape(-1, grad.shape[-1])  # (tokens, d)
             total = rows.sum(0, dtype=_at_least_float32(rows)) if needs_beta or needs_gamma else None
-            grad_s = rows_dot(rows, b).view_as(s) if needs_s else None
-            grad_b = weighted_sum(rows, s.reshape(-1)) if needs_b else None
+            grad_s = turns_dot(rows, b, s.shape[-1]).view_as(s) if needs_s else None
+            grad_b = weighted_sum(rows, s.reshape(len(rows), -1)) if needs_b else None
             grad_gamma = None
             if needs_gamma:
                 grad_gamma = columns_dot(rows, z.reshape(rows.shape))
@@ -221,7 +251,13 @@ def _at_least_float32(tensor: Tensor) -> torch.dtype:
 
 
 def weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
-    """``rows^T weights`` (d,) for rows (tokens, d), in fp32 or better; narrower rows are widened a block at a time."""
+    """``sum_t rows[t] * weights[t]`` (d,) for rows (tokens, d) and weights (tokens, m) in turns, in fp32 or better.
+
+    Narrower rows are widened a block at a time.
+    """
+    if weights.shape[1] > 1:
+        return _turning_sum(rows, weights)
+    weights = weights.reshape(-1)
     if rows.dtype == weights.dtype:
         return torch.mv(rows.t(), weights)
     result = torch.zeros(rows.shape[1], dtype=weights.dtype, device=rows.device)
@@ -230,12 +266,32 @@ def weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
     return result
 
 
-def rows_dot(rows: Tensor, vector: Tensor) -> Tensor:
-    """``rows vector`` (tokens,) for rows (tokens, d), in the better precision of the two and in fp32 at least."""
-    vector = vector.to(torch.promote_types(vector.dtype, _at_least_float32(rows)))
-    if rows.dtype == vector.dtype:
-        return torch.mv(rows, vector)
-    return torch.cat([torch.mv(block.to(vector.dtype), vector) for block in rows.split(_MIX_ROWS)])
+def _turning_sum(rows: Tensor, weights: Tensor) -> Tensor:
+    count = weights.shape[1]
+    result = torch.zeros(rows.shape[1] // count, count, dtype=weights.dtype, device=rows.device)
+    for block, share in zip(rows.split(_TURN_ROWS), weights.split(_TURN_ROWS)):
+        result += torch.einsum("tjm,tm->jm", block.to(weights.dtype).view(len(block), -1, count), share)
+    return result.view(-1)
+
+
+def rows_dot(rows: Tensor, vectors: Tensor) -> Tensor:
+    """``rows vectors^T`` (tokens, m) for rows (tokens, d) and (m, d), or (d,) for m = 1.
+
+    In the better precision of the two and in fp32 at least.
+    """
+    vectors = vectors.to(torch.promote_types(vectors.dtype, _at_least_float32(rows)))
+    if rows.dtype == vectors.dtype:
+        return torch.mv(rows, vectors)[:, None] if vectors.ndim == 1 else rows @ vectors.t()
+    return torch.cat([rows_dot(block.to(vectors.dtype), vectors) for block in rows.split(_MIX_ROWS)])
+
+
+def turns_dot(rows: Tensor, b: Tensor, count: int) -> Tensor:
+    """Sum of ``rows * b`` over the outputs of each turn, (tokens, count), for rows (tokens, d) and b (d,)."""
+    if count == 1:
+        return rows_dot(rows, b)
+    b = b.to(torch.promote_types(b.dtype, _at_least_float32(rows))).view(-1, count)
+    blocks = (block.to(b.dtype).view(len(block), -1, count) for block in rows.split(_TURN_ROWS))
+    return torch.cat([torch.einsum("tjm,jm->tm", block, b) for block in blocks])
 
 
 def columns_dot(rows: Tensor, others: Tensor) -> Tensor:

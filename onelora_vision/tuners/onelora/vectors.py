@@ -2,6 +2,7 @@
 
 One adapted linear layer computes ``y = gamma * (W0 x + beta0 + beta) + b * sum_i x_i``, each of b, beta, gamma
 optional (1LoRA, BitFit, DiffFit and all that lies between). Shapes: W0 (d, k), x (..., k), y (..., d), vectors (d,).
+With m compression vectors V (m, k), output i multiplies V[i mod m] x, so that the change of W0 has rank m.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ class Vectors(NamedTuple):
         b: (d,) coefficients of the compressed input, starts at 0.
         beta: (d,) shift of the bias, starts at 0.
         gamma: (d,) scale of the frozen layer's output, starts at 1.
-        v: (k,) compression vector that takes the place of ones; None is the plain sum.
+        v: (k,) compression vector that takes the place of ones, or (m, k) of them, where m divides d; None is the plain sum.
     """
 
     b: Tensor | None = None
@@ -111,5 +112,7 @@ def delta_weight(weight: Tensor, vectors: Sequence[Vectors]) -> Tensor:
 
 
 def _outer(b: Tensor, v: Tensor | None) -> Tensor:
-    """``b v^T`` (d, k), or (d, 1), to be broadcast, for the plain sum."""
-    return b[:, None] if v is None else b[:, None] * v
+    """``b v^T`` (d, k), or (d, 1), to be broadcast, for the plain sum; row i is ``b_i v_(i mod m)`` for several v."""
+    if v is None:
+        return b[:, None]
+    return b[:, None] * (v if v.ndim == 1 else v.repeat(len(b) // len(v), 1))

@@ -12,6 +12,9 @@ from onelora_vision.tuners.onelora.vectors import Vectors
 
 D, K = 6, 5
 PARTS = [set(c) for size in (1, 2, 3) for c in itertools.combinations(("b", "beta", "gamma"), size)]
+#: What takes the place of ones: nothing, a vector, or three that the outputs take turns with.
+COMPRESSIONS = {"sum": None, "vector": random_compression(K, 3), "turns": torch.linspace(-1, 2, 3 * K).view(3, K)}
+any_compression = pytest.mark.parametrize("v", COMPRESSIONS.values(), ids=COMPRESSIONS)
 
 
 def problem(tokens, parts, dtype=torch.float32, v=None):
@@ -46,8 +49,9 @@ def run(x, weight, bias, vectors, autocast=False):
         (torch.float16, False, 1e-3),
     ],
 )
-def test_fused_operator_gives_the_plain_formulas_numbers(dtype, autocast, tolerance, parts, tokens):
-    case = problem(tokens, parts, dtype)
+@any_compression
+def test_fused_operator_gives_the_plain_formulas_numbers(dtype, autocast, tolerance, parts, tokens, v):
+    case = problem(tokens, parts, dtype, v)
     y, gradients = run(*case, autocast)
     with operator.plain_operations():
         expected, expected_gradients = run(*case, autocast)
@@ -66,13 +70,16 @@ def test_formula_is_the_papers(bias):
     torch.testing.assert_close(y, gamma * (wx + beta) + b * x.sum(-1, keepdim=True))
     y = operator.linear(x, weight, c if bias else None, [Vectors(b)])
     torch.testing.assert_close(y, wx + b * x.sum(-1, keepdim=True))
+    v = torch.randn(3, K, dtype=torch.float64)
+    y = operator.linear(x, weight, c if bias else None, [Vectors(b, v=v)])
+    torch.testing.assert_close(y, wx + x @ (b[:, None] * v[torch.tensor([0, 1, 2, 0, 1, 2])]).T)
 
 
 @pytest.mark.parametrize("tokens", [1, 9])
 @pytest.mark.parametrize("parts", PARTS, ids=lambda p: "+".join(sorted(p)))
-@pytest.mark.parametrize("random", [False, True])
-def test_gradcheck(parts, tokens, random):
-    v = random_compression(K, 3).double() if random else None
+@any_compression
+def test_gradcheck(parts, tokens, v):
+    v = None if v is None else v.double()
     x, weight, bias, vectors = problem(tokens, parts, torch.float64, v)
     bias.requires_grad_()
 
@@ -85,9 +92,8 @@ def test_gradcheck(parts, tokens, random):
     assert torch.autograd.gradcheck(f, (x, bias, *[t for t in vectors[:3] if t is not None]))
 
 
-@pytest.mark.parametrize("random", [False, True])
-def test_vectors_in_fp32_leave_a_layer_in_fp64_its_precision(random):
-    v = random_compression(K, 3) if random else None
+@any_compression
+def test_vectors_in_fp32_leave_a_layer_in_fp64_its_precision(v):
     x, weight, bias, vectors = problem(9, {"b"}, torch.float64, v)
     b = vectors.b.detach().float().requires_grad_()
     y, gradients = run(x, weight, bias, Vectors(b, v=v))
@@ -129,8 +135,10 @@ def test_autocast_leaves_float64_alone():
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("tokens", [4, 200])
-def test_saves_one_value_per_token_beyond_the_frozen_layer(tokens, autocast):
+@pytest.mark.parametrize("count", [1, 16])
+def test_saves_one_value_per_token_and_compression_vector_beyond_the_frozen_layer(tokens, autocast, count):
     k, d = 64, 96
+    v = None if count == 1 else torch.randn(count, k)
     x, weight, bias, b = torch.randn(tokens, k, requires_grad=True), torch.randn(d, k), torch.randn(d), torch.zeros(d)
     b.requires_grad_()
 
@@ -139,9 +147,10 @@ def test_saves_one_value_per_token_beyond_the_frozen_layer(tokens, autocast):
             return saved_bytes(f, [x, weight, bias, b])
 
     frozen = bytes_of(lambda: F.linear(x, weight, bias))
-    assert bytes_of(lambda: operator.linear(x, weight, bias, [Vectors(b)])) == frozen + 4 * tokens
+    kept = 4 * tokens * count + (0 if v is None else v.nbytes)
+    assert bytes_of(lambda: operator.linear(x, weight, bias, [Vectors(b, v=v)])) == frozen + kept
     with operator.plain_operations():  # the plain formula also keeps b's broadcast operands
-        assert bytes_of(lambda: operator.linear(x, weight, bias, [Vectors(b)])) >= frozen + 4 * tokens
+        assert v is not None or bytes_of(lambda: operator.linear(x, weight, bias, [Vectors(b)])) >= frozen + kept
 
 
 def test_a_whole_network_saves_what_the_frozen_one_does_and_the_sums():
@@ -176,8 +185,9 @@ def test_second_derivative_is_refused_with_the_way_out():
         )
 
 
-def test_functorch_per_sample_gradients():
-    x, weight, bias, vectors = problem(9, {"b", "gamma"}, torch.float64)
+@any_compression
+def test_functorch_per_sample_gradients(v):
+    x, weight, bias, vectors = problem(9, {"b", "gamma"}, torch.float64, v)
 
     def loss(b, sample):
         return operator.linear(sample, weight, bias, [vectors._replace(b=b)]).square().sum()
@@ -188,11 +198,12 @@ def test_functorch_per_sample_gradients():
 
 
 @pytest.mark.parametrize("parts", PARTS, ids=lambda p: "+".join(sorted(p)))
-def test_compiles_without_a_graph_break(parts):
-    x, weight, bias, vectors = problem(9, parts)
+@any_compression
+def test_compiles_without_a_graph_break(parts, v):
+    x, weight, bias, vectors = problem(9, parts, v=v)
     torch._dynamo.reset()
     compiled = torch.compile(
-        lambda x, *v: operator.linear(x, weight, bias, [Vectors(*v)]), backend="aot_eager", fullgraph=True
+        lambda x, *parts: operator.linear(x, weight, bias, [Vectors(*parts, v)]), backend="aot_eager", fullgraph=True
     )
     torch.testing.assert_close(compiled(x, *vectors[:3]), operator.linear(x, weight, bias, [vectors]))
 

@@ -14,11 +14,13 @@ PARTS = [set(c) for size in (1, 2, 3) for c in itertools.combinations(("b", "bet
 
 @pytest.mark.parametrize("parts", PARTS, ids=lambda p: "+".join(sorted(p)))
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_merged_layer_and_delta_equal_the_adapted_layer(parts, with_bias):
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_merged_layer_and_delta_equal_the_adapted_layer(parts, with_bias, count):
     torch.manual_seed(0)
     x, weight = torch.randn(2, 9, K, dtype=torch.float64), torch.randn(D, K, dtype=torch.float64)
     bias = torch.randn(D, dtype=torch.float64) if with_bias else None
-    vectors = Vectors(**{part: torch.randn(D, dtype=torch.float64) for part in sorted(parts)})
+    v = None if count == 1 else torch.randn(count, K, dtype=torch.float64)
+    vectors = Vectors(**{part: torch.randn(D, dtype=torch.float64) for part in sorted(parts)}, v=v)
     expected = operator.linear(x, weight, bias, [vectors])
     new_weight, new_bias = merged(weight, bias, [vectors])
     torch.testing.assert_close(F.linear(x, new_weight, new_bias), expected)
