@@ -5,13 +5,17 @@ import argparse
 from onelora_vision.cli.inputs import add_device, add_on_bad_image, require_path
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.metrics import FEATURES
+from onelora_vision.metrics.statistics_file import has_images, has_statistics
 from onelora_vision.training.results import read_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "onelora fid REF GEN [--features …] | onelora fid compare A B"
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="two sets of images: folders or npz files, real first"
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="two sets of images: folders or npz files, real first; the real ones also as published statistics (npz)",
     )
     parser.add_argument("--features", default="inception", help=", ".join(FEATURES))
     parser.add_argument("--fid_weights", "--fid-weights", help="weights of inception or dinov2: a file, or download")
@@ -39,12 +43,17 @@ def measure_sets(args: argparse.Namespace) -> dict:
         require_path(path)
     from onelora_vision.data.image_sets import ImageSet
     from onelora_vision.metrics.dinov2 import MODEL
-    from onelora_vision.metrics.features import cached_features, open_features
-    from onelora_vision.metrics.generative import collect, compare
+    from onelora_vision.metrics.features import cached_features, open_features, published_features
+    from onelora_vision.metrics.generative import collect, compare, inception_score
     from onelora_vision.runtime.device import choose_device
     from onelora_vision.runtime.progress import progress_bar
 
-    reference, generated = (ImageSet(path, args.on_bad_image) for path in args.paths)
+    real_path, made_path = args.paths
+    is_published = has_statistics(real_path)
+    if is_published and args.features != "inception":
+        raise InputError(f"{real_path}: statistics of InceptionV3's features; they need --features inception")
+    generated = ImageSet(made_path, args.on_bad_image)
+    reference = None if is_published and not has_images(real_path) else ImageSet(real_path, args.on_bad_image)
     features = open_features(args.features, args.fid_weights, args.fid_timm_model or MODEL)
     features.to(choose_device(args.device))
 
@@ -58,16 +67,24 @@ def measure_sets(args: argparse.Namespace) -> dict:
 
             return collect(features, watched())
 
-    parts = [*reference.hashes, args.on_bad_image]
-    real, made = cached_features(parts, features, lambda: measured(reference)), measured(generated)
+    real = None
+    if reference is not None:
+        parts = [*reference.hashes, args.on_bad_image]
+        real = cached_features(parts, features, lambda: measured(reference))
+    if is_published:
+        real = published_features(real_path, features, real)
+    made = measured(generated)
+    metrics = compare(made, real, features.name)
+    if made.logits is not None and not features.class_names:
+        metrics["inception_score"] = inception_score(made.logits)
     return {
-        "reference": args.paths[0],
+        "reference": real_path,
         "reference_images": len(real),
-        "generated": args.paths[1],
+        "generated": made_path,
         "generated_images": len(made),
         "features": features.name,
         "weights_hash": features.weights_hash,
-        "metrics": compare(made, real, features.name),
+        "metrics": metrics,
     }
 
 
@@ -100,7 +117,8 @@ def show(result: dict, args: argparse.Namespace) -> None:
         print(result["protocol"])
         return
     print(f"{result['generated_images']:,} images of {result['generated']}")
-    print(f"against {result['reference_images']:,} of {result['reference']}")
+    count = f"{result['reference_images']:,}" if result["reference_images"] else "the statistics"
+    print(f"against {count} of {result['reference']}")
     for name, value in result["metrics"].items():
         print(f"{name:<24}{value:>14.6g}")
     print(f"features {result['features']}, weights {result['weights_hash']}")

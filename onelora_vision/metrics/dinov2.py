@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from onelora_vision.errors import InputError, one_line
-from onelora_vision.metrics.generative import Features, weights_hash
+from onelora_vision.metrics.generative import Features, FeatureSet, weights_hash
 from onelora_vision.metrics.inception import DOWNLOAD
 from onelora_vision.storage.weights import read_weights
 
@@ -58,8 +58,8 @@ class DinoFeatures(Features):
         self.mean, self.std = (torch.tensor(value)[:, None, None] for value in (mean, std))
 
     @torch.no_grad()
-    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def __call__(self, images: torch.Tensor) -> FeatureSet:
         device = next(self.model.parameters()).device
         images = (images * 255).round().to(device) / 255
         images = F.interpolate(images, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
-        return self.model((images - self.mean.to(device)) / self.std.to(device)), None
+        return FeatureSet(self.model((images - self.mean.to(device)) / self.std.to(device)))

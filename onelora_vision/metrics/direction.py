@@ -4,8 +4,23 @@ from collections.abc import Iterable, Mapping
 
 from onelora_vision.backbones.table import TASKS
 
-_LOWER = ("fd_", "fid", "kid", "rmse", "abs_rel", "sq_rel", "log10", "silog", "nll", "ece", "loss", "perplexity")
-_HIGHER = ("top", "precision", "recall", "coverage", "density", "delta", "class_accuracy", "accuracy", "exact_match")
+_LOWER = (
+    "fd_",
+    "fid",
+    "sfid",
+    "kid",
+    "rmse",
+    "abs_rel",
+    "sq_rel",
+    "log10",
+    "silog",
+    "nll",
+    "ece",
+    "loss",
+    "perplexity",
+)
+_HIGHER = ("top", "precision", "recall", "coverage", "density", "delta", "class_accuracy", "accuracy", "exact_match",
+           "inception_score")  # fmt: skip
 
 
 def main_metric(task: str, names: Iterable[str]) -> str | None:

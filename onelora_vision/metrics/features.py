@@ -2,8 +2,10 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -11,10 +13,12 @@ from onelora_vision.errors import InputError, nearest
 from onelora_vision.metrics.dinov2 import MODEL, DinoFeatures
 from onelora_vision.metrics.generative import EmbeddedFeatures, Features, FeatureSet
 from onelora_vision.metrics.inception import InceptionFeatures
+from onelora_vision.metrics.statistics_file import read_statistics
 from onelora_vision.storage.cache import combined_hash, default_cache, dispensable
 from onelora_vision.storage.files import atomic_file
 
 FEATURES = ("embedded", "inception", "dinov2")
+_LAYOUT = "2"  # of the kept files: with logits and spatial features
 
 
 def open_features(name: str, weights: str | Path | None = None, timm_model: str = MODEL) -> Features:
@@ -48,7 +52,7 @@ def cached_features(
         images: what the images depend on: their hashes, and how they are read, cut and scaled.
         features: the model that measures; its name and weights belong to the key.
     """
-    parts = [*images, features.name, features.weights_hash]
+    parts = [*images, features.name, features.weights_hash, _LAYOUT]
     with dispensable():
         path = _cache_file(parts)
         if path.exists():
@@ -56,8 +60,22 @@ def cached_features(
     found = compute()
     if write:
         with dispensable(), atomic_file(_cache_file(parts)) as temporary:
-            save_file({"features": found.features.contiguous()}, temporary)
+            save_file({name: tensor.contiguous() for name, tensor in found.tensors().items()}, temporary)
     return found
+
+
+def published_features(path: str | Path, features: Features, images: FeatureSet | None = None) -> FeatureSet:
+    """A reference of which statistics were published, with the features of its ``images`` where it has some.
+
+    Raises:
+        InputError: the file holds none, or those of other features.
+    """
+    known = read_statistics(path)
+    if len(known["known"].mean) != features.dim:
+        raise InputError(
+            f"{path}: statistics of {len(known['known'].mean)} features, but {features.name} has {features.dim}"
+        )
+    return replace(images or FeatureSet(torch.empty(0, features.dim)), **known)
 
 
 def _cache_file(parts: Sequence[str]) -> Path:
@@ -66,6 +84,6 @@ def _cache_file(parts: Sequence[str]) -> Path:
 
 def _read(path: Path) -> FeatureSet:
     try:
-        return FeatureSet(load_file(path)["features"])
-    except (SafetensorError, KeyError) as error:
+        return FeatureSet(**load_file(path))
+    except (SafetensorError, TypeError) as error:
         raise OSError(f"{path} is damaged ({error})") from error

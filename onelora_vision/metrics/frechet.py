@@ -20,6 +20,13 @@ class FeatureStatistics:
         self.mean = torch.zeros(dim, dtype=torch.float64)
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64)
 
+    @classmethod
+    def known(cls, mean: torch.Tensor, covariance: torch.Tensor) -> "FeatureStatistics":
+        """Statistics that were published as a mean (D,) and a covariance (D, D), of a number of images that is not known."""
+        found = cls(len(mean))
+        found.count, found.mean, found.scatter = 2, mean.double(), covariance.double()
+        return found
+
     @property
     def covariance(self) -> torch.Tensor:
         """Unbiased covariance (D, D).

@@ -39,8 +39,8 @@ class Features(ABC):
     class_names: Sequence[str] = ()
 
     @abstractmethod
-    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Images (N, 3, H, W) in [0, 1] -> features (N, dim), and logits (N, classes) or None."""
+    def __call__(self, images: torch.Tensor) -> "FeatureSet":
+        """What the model says of images (N, 3, H, W) in [0, 1]."""
 
     def to(self, device: torch.device | str) -> "Features":
         """Move the network."""
@@ -60,8 +60,8 @@ class EmbeddedFeatures(Features):
         self.weights_hash = weights_hash(self.model)
 
     @torch.no_grad()
-    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.model(images.to(self.model.head.weight))
+    def __call__(self, images: torch.Tensor) -> "FeatureSet":
+        return FeatureSet(*self.model(images.to(self.model.head.weight)))
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -78,47 +78,69 @@ class FeatureSet:
     """What a model says of a set of images.
 
     Attributes:
-        features: (N, D), fp32 on CPU. logits: (N, classes), or None where the model does not classify.
+        features: (N, D), fp32 on CPU.
+        logits: (N, classes), or None where the model does not classify.
+        spatial: (N, S) features that keep their place in the image, or None where the model gives none.
+        known, known_spatial: statistics of features and spatial features that were published; None: those of the images.
     """
 
     features: torch.Tensor
     logits: torch.Tensor | None = None
+    spatial: torch.Tensor | None = None
+    known: FeatureStatistics | None = None
+    known_spatial: FeatureStatistics | None = None
 
     def __len__(self) -> int:
         return len(self.features)
 
     @functools.cached_property
     def statistics(self) -> FeatureStatistics:
-        """Mean and covariance, in float64."""
-        statistics = FeatureStatistics(self.features.shape[1])
-        for part in self.features.split(1000):
-            statistics.update(part)
-        return statistics
+        """Mean and covariance of the features, in float64."""
+        return self.known or _statistics_of(self.features)
+
+    @functools.cached_property
+    def spatial_statistics(self) -> FeatureStatistics | None:
+        """Mean and covariance of the spatial features, in float64, if there are any."""
+        return self.known_spatial or (None if self.spatial is None else _statistics_of(self.spatial))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What there is of each image, by name."""
+        found = {name: getattr(self, name) for name in ("features", "logits", "spatial")}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def on_cpu(self) -> "FeatureSet":
+        """The same in fp32 on the CPU."""
+        return FeatureSet(**{name: tensor.float().cpu() for name, tensor in self.tensors().items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence["FeatureSet"]) -> "FeatureSet":
+        """One set of the images of all ``parts``, of which there is at least one, in their order."""
+        names = parts[0].tensors()
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     @classmethod
     def interleaved(cls, parts: Sequence["FeatureSet"]) -> "FeatureSet":
         """One set in the images' order, of which part ``r`` of ``n`` holds the images r, r + n, r + 2n, …"""
-        total, logits = sum(len(part) for part in parts), None
-        features = torch.empty(total, parts[0].features.shape[1])
-        for rank, part in enumerate(parts):
-            features[rank :: len(parts)] = part.features
-        if parts[0].logits is not None:
-            logits = torch.empty(total, parts[0].logits.shape[1])
+        total, found = sum(len(part) for part in parts), {}
+        for name, first in parts[0].tensors().items():
+            found[name] = torch.empty(total, *first.shape[1:])
             for rank, part in enumerate(parts):
                 if len(part):
-                    logits[rank :: len(parts)] = part.logits
-        return cls(features, logits)
+                    found[name][rank :: len(parts)] = getattr(part, name)
+        return cls(**found)
+
+
+def _statistics_of(features: torch.Tensor) -> FeatureStatistics:
+    statistics = FeatureStatistics(features.shape[1])
+    for part in features.split(1000):
+        statistics.update(part)
+    return statistics
 
 
 def collect(features: Features, batches: Iterable[torch.Tensor]) -> FeatureSet:
     """The features of images that come in batches (n, 3, H, W) in [0, 1], none of which is kept."""
-    values, logits = [torch.empty(0, features.dim)], []
-    for images in batches:
-        value, scores = features(images)
-        values.append(value.float().cpu())
-        if scores is not None:
-            logits.append(scores.float().cpu())
-    return FeatureSet(torch.cat(values), torch.cat(logits) if logits else None)
+    found = [features(images).on_cpu() for images in batches]
+    return FeatureSet.joined(found) if found else FeatureSet(torch.empty(0, features.dim))
 
 
 def measure(
@@ -133,15 +155,31 @@ def compare(generated: FeatureSet, reference: FeatureSet, name: str) -> dict[str
     """All figures of generated images against real ones, by the features called ``name``, in one pass over them.
 
     ``fd_<name>``; ``kid_<name>`` and its deviation over subsets ``kid_<name>_std``; and by nearest neighbours
-    ``precision_``, ``recall_``, ``density_`` and ``coverage_<name>``, which are left out for six images or fewer.
+    ``precision_``, ``recall_``, ``density_`` and ``coverage_<name>``, which are left out for six images or fewer. Where
+    the model gives spatial features, ``sfid`` (Nash et al. 2021, arXiv 2103.03841). Of a reference of which statistics
+    alone are known there are the distances only.
     """
     figures = {f"fd_{name}": frechet_distance(generated.statistics, reference.statistics)}
+    if generated.spatial_statistics and reference.spatial_statistics:
+        figures["sfid"] = frechet_distance(generated.spatial_statistics, reference.spatial_statistics)
+    if len(reference) == 0:
+        return figures
     figures[f"kid_{name}"], figures[f"kid_{name}_std"] = kernel_distance(generated.features, reference.features)
     if min(len(generated), len(reference)) > MIN_NEIGHBOURS:
         pairs = precision_recall, density_coverage
         values = [value for pair in pairs for value in pair(generated.features, reference.features)]
         figures |= {f"{kind}_{name}": v for kind, v in zip(("precision", "recall", "density", "coverage"), values)}
     return figures
+
+
+def inception_score(logits: torch.Tensor, part: int = 5000) -> float:
+    """``exp E KL(p(y|x) | p(y))`` of logits (N, classes), the mean over parts of images (Salimans et al. 2016,
+    arXiv 1606.03498); higher is better, and a model that repeats one good picture of each class has a high one, too."""
+    scores = []
+    for block in logits.double().log_softmax(-1).split(part):
+        marginal = block.exp().mean(0).log()
+        scores.append((block.exp() * (block - marginal)).sum(-1).mean().exp())
+    return torch.stack(scores).mean().item()
 
 
 def class_accuracy(
@@ -177,7 +215,7 @@ def autoencoder_floor(
     for part in images.split(batch_size):
         pixels = (part * 2 - 1).to(parameter.device, parameter.dtype)
         decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
-        statistics.update(features((decoded.float() / 2 + 0.5).clamp(0, 1).cpu())[0])
+        statistics.update(features((decoded.float() / 2 + 0.5).clamp(0, 1).cpu()).features)
     return frechet_distance(statistics, reference)
 
 

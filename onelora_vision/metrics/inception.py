@@ -1,4 +1,8 @@
-"""InceptionV3 as FID means it: TensorFlow's weights of 2015, its resize and its pooling, from torch-fidelity."""
+"""InceptionV3 as FID means it: TensorFlow's weights of 2015, its resize and its pooling, from torch-fidelity.
+
+The spatial features are those of ADM's evaluation (arXiv 2105.05233): the first 7 channels of TensorFlow's ``mixed_6/conv``,
+17 x 17 x 7 values in this order. The logits are without bias, as ADM and torch-fidelity take them for the Inception Score.
+"""
 
 import io
 from pathlib import Path
@@ -6,19 +10,22 @@ from pathlib import Path
 import torch
 
 from onelora_vision.errors import InputError
-from onelora_vision.metrics.generative import Features, weights_hash
+from onelora_vision.metrics.generative import Features, FeatureSet, weights_hash
 from onelora_vision.runtime.extras import require
 from onelora_vision.storage.weights import read_weights
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 SOURCE = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
 
+LAST, LOGITS, SPATIAL_CHANNELS = "2048", "logits_unbiased", 7
 #: As a file name: fetch the weights first.
 DOWNLOAD = "download"
 
 
 class InceptionFeatures(Features):
     """The pooled features of the Fréchet Inception distance: 2048 of them, or an earlier layer's.
+
+    With the 2048 come the spatial features and the logits.
 
     Args:
         weights: a ``.pth`` or ``.safetensors`` file; by default where torch keeps what it downloads, to which
@@ -31,7 +38,7 @@ class InceptionFeatures(Features):
 
     name = "inception"
 
-    def __init__(self, weights: str | Path | None = None, layer: str = "2048"):
+    def __init__(self, weights: str | Path | None = None, layer: str = LAST):
         require("torch_fidelity", "metrics", "FID")
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -42,17 +49,27 @@ class InceptionFeatures(Features):
         tensors.seek(0)
         try:
             self.model = FeatureExtractorInceptionV3(
-                "inception-v3-compat", [layer], feature_extractor_weights_path=tensors
+                "inception-v3-compat",
+                [layer, LOGITS] if layer == LAST else [layer],
+                feature_extractor_weights_path=tensors,
             )
         except RuntimeError as error:
             raise InputError(f"{path}: not the weights of FID's InceptionV3; take {SOURCE}") from error
         self.dim = int(layer)
         self.weights_hash = weights_hash(self.model)
+        self._spatial: torch.Tensor | None = None
+        if layer == LAST:
+            self.model.Mixed_6d.branch1x1.conv.register_forward_hook(self._keep_spatial)
+
+    def _keep_spatial(self, module, args, output: torch.Tensor) -> None:
+        self._spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
     @torch.no_grad()
-    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def __call__(self, images: torch.Tensor) -> FeatureSet:
         device = next(self.model.parameters()).device
-        return self.model((images * 255).round().to(device, torch.uint8))[0], None
+        answers = self.model((images * 255).round().to(device, torch.uint8))
+        spatial, self._spatial = self._spatial, None
+        return FeatureSet(*answers, spatial=spatial)
 
 
 def _find(weights: str | Path | None) -> Path:

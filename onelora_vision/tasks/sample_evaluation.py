@@ -29,8 +29,10 @@ from onelora_vision.metrics.generative import (
     class_accuracy,
     collect,
     compare,
+    inception_score,
     weights_hash,
 )
+from onelora_vision.metrics.parts import SIZE, KeptParts
 from onelora_vision.plots.pictures import save_comparison, save_curves
 from onelora_vision.runtime.progress import progress, progress_bar
 from onelora_vision.storage.files import write_json
@@ -112,11 +114,8 @@ def measure_reference(
     if not isinstance(dataset, ClassImageDataset):
         found = compute()
         return Reference(found, split, floor=autoencoder_floor(vae, dataset.images(), found.statistics, features))
-    if features.class_names:  # logits are not kept
-        found = compute()
-    else:
-        parts = [*content_hashes(dataset.source), str(dataset.transform)]
-        found = cached_features(parts, features, compute, accelerator.is_main_process)
+    parts = [*content_hashes(dataset.source), str(dataset.transform)]
+    found = cached_features(parts, features, compute, accelerator.is_main_process)
     return Reference(found, split, f"center {dataset.transform.resolution}", "box+bicubic")
 
 
@@ -193,20 +192,45 @@ class SampleEvaluator:
         """The metrics of `metrics.generative.compare`, where the features' model classifies also ``class_accuracy``
         (a share, 0 to 1), and the autoencoder's floor where it is known."""
         labels = [index % len(self.class_names) for index in range(self.num_samples)]
-        seeds = [seeding.mix(self.seed, index) for index in range(self.num_samples)]
-        own = slice(accelerator.process_index, None, accelerator.num_processes)
-        hidden = not accelerator.is_main_process
         features = self.features.to(accelerator.device)
-        with progress_bar(len(labels[own]), desc=desc, unit="image", leave=False, hidden=hidden) as bar:
-            images = bar_over(bar, self.sampler(model, labels[own], seeds[own], accelerator.autocast))
-            found = _of_all(collect(features, images), features, accelerator)
+        parts = KeptParts(self._key(model), accelerator.process_index, accelerator.num_processes)
+        shares = list(parts.shares(self.num_samples))
+        total, hidden = sum(map(len, shares)), not accelerator.is_main_process
+        with progress_bar(total, desc=desc, unit="image", leave=False, hidden=hidden) as bar:
+
+            def measured(share: list[int]) -> FeatureSet:
+                seeds = [seeding.mix(self.seed, index) for index in share]
+                images = self.sampler(model, [labels[index] for index in share], seeds, accelerator.autocast)
+                return collect(features, bar_over(bar, images))
+
+            if len(shares) == 1:
+                own = measured(shares[0])
+            else:
+                own = FeatureSet.joined(list(self._in_parts(parts, shares, measured, bar)))
+            found = _of_all(own, features, accelerator)
+        parts.clear()
         metrics = compare(found, self.reference.features, features.name)
-        if found.logits is not None:
-            known = features.class_names
-            metrics["class_accuracy"] = class_accuracy(found.logits, labels, self.class_names, known)
+        if features.class_names:
+            metrics["class_accuracy"] = class_accuracy(found.logits, labels, self.class_names, features.class_names)
+        elif found.logits is not None:
+            metrics["inception_score"] = inception_score(found.logits)
         if self.reference.floor is not None:
             metrics[f"fd_{features.name}_floor"] = self.reference.floor
         return metrics
+
+    def _key(self, model: nn.Module) -> str:
+        """What the features of the samples depend on; costs nothing where they are one part, which is not kept."""
+        if self.num_samples <= SIZE:
+            return ""
+        return "\n".join([self.protocol.line(), weights_hash(model), *self.class_names])
+
+    @staticmethod
+    def _in_parts(parts: KeptParts, shares: list[list[int]], measured: Callable, bar) -> Iterator[FeatureSet]:
+        for number, share in enumerate(shares):
+            before = bar.n
+            yield parts.get(number * SIZE, functools.partial(measured, share))
+            if bar.n == before:  # it was kept
+                bar.update(len(share))
 
 
 def bar_over(bar, batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:

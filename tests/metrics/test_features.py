@@ -76,7 +76,7 @@ def test_inception_loads_safely_and_says_what_is_missing(inception_file, tmp_pat
     images = torch.rand(1, 3, 20, 20)
     first, second = InceptionFeatures(inception_file, "64"), open_features("inception", as_safetensors)
     assert first.weights_hash == second.weights_hash and (first.dim, second.dim) == (64, 2048)
-    assert first(images)[0].shape == (1, 64)
+    assert first(images).features.shape == (1, 64)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     with pytest.raises(InputError, match=r"hub/checkpoints/weights-inception.*download https"):
         open_features("inception")
@@ -109,7 +109,7 @@ def test_dinov2_is_timms_with_its_own_preprocessing(tmp_path, folders):
     mean, std = (torch.tensor(model.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
     with torch.no_grad():
         expected = model((pixels - mean) / std)
-    torch.testing.assert_close(features(images[:2])[0], expected)
+    torch.testing.assert_close(features(images[:2]).features, expected)
     with pytest.raises(InputError, match=r"fid_weights None.*huggingface.co/timm"):
         DinoFeatures()
     with pytest.raises(InputError, match="cannot be loaded into timm's test_vit2"):

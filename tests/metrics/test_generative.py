@@ -28,7 +28,7 @@ class MeanColor(Features):
 
     def __call__(self, images):
         means = images.mean((2, 3))
-        return means, means
+        return FeatureSet(means, means)
 
 
 def colored(channel: int, count: int, seed: int = 0) -> torch.Tensor:

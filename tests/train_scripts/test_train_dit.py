@@ -139,7 +139,7 @@ class SmallFeatures(Features):
     name, dim, weights_hash, class_names, model = "inception", 3, "small", (), torch.nn.Identity()
 
     def __call__(self, images):
-        return images.mean((2, 3)), None
+        return FeatureSet(images.mean((2, 3)))
 
 
 def test_samples_are_measured_and_guidance_is_swept(dit_folder, food101, tmp_path, monkeypatch):

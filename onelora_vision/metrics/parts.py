@@ -1,0 +1,59 @@
+"""The features of an evaluation part by part, kept until it is done: one that is interrupted resumes where it was."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from onelora_vision.metrics.generative import FeatureSet
+from onelora_vision.storage.cache import combined_hash, default_cache, dispensable
+from onelora_vision.storage.files import atomic_file
+
+#: Images of a part.
+SIZE = 1000
+
+
+@dataclass(frozen=True)
+class KeptParts:
+    """The parts of one process, in the user's cache.
+
+    Attributes:
+        key: what the features depend on. rank, processes: the process, and of how many; each has its own share of a part.
+    """
+
+    key: str
+    rank: int = 0
+    processes: int = 1
+
+    @property
+    def folder(self) -> Path:
+        """Where they are kept; raises `OSError` where there is no place for them."""
+        return default_cache() / "samples" / combined_hash([self.key])[:16]
+
+    def _file(self, start: int) -> Path:
+        return self.folder / f"{start:07d}-{self.rank}-of-{self.processes}.safetensors"
+
+    def shares(self, count: int) -> Iterator[list[int]]:
+        """The numbers of this process's images of each part, of ``count`` images in all."""
+        for start in range(0, count, SIZE):
+            yield [i for i in range(start, min(start + SIZE, count)) if i % self.processes == self.rank]
+
+    def get(self, start: int, compute: Callable[[], FeatureSet]) -> FeatureSet:
+        """The part that begins with image ``start``, kept from an earlier start of the evaluation or computed and kept."""
+        with dispensable((OSError, SafetensorError, TypeError)):
+            if self._file(start).exists():
+                return FeatureSet(**load_file(self._file(start)))
+        found = compute()
+        with dispensable(), atomic_file(self._file(start)) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in found.tensors().items()}, temporary)
+        return found
+
+    def clear(self) -> None:
+        """Delete the parts of this process, when the evaluation is done."""
+        with contextlib.suppress(OSError):
+            for file in self.folder.glob(f"*-{self.rank}-of-{self.processes}.safetensors"):
+                file.unlink()
+            self.folder.rmdir()
