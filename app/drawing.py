@@ -12,7 +12,7 @@ from onelora_vision.backbones.dit import DiTBase, class_ids
 from onelora_vision.diffusion.sampling import decode, denoise
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
-from onelora_vision.inference.generation import trained_settings
+from onelora_vision.inference.generation import check_guidance, trained_settings
 from onelora_vision.inference.record import SampleRecord, UsedAdapter
 from onelora_vision.plots.pictures import save_sample
 from onelora_vision.storage.files import atomic_file
@@ -37,6 +37,7 @@ class Request:
         classes: names; each is drawn ``num_images`` times, the k-th with the noise of ``seed + k``.
         base: name of the base; empty for the one that the enabled adapters were trained on.
         compare: draw with the base alone too.
+        guidance_base: guide away from the frozen base instead of the adapted model's null class.
     """
 
     classes: tuple[str, ...]
@@ -47,6 +48,7 @@ class Request:
     guidance: float = 2.5
     base: str = ""
     compare: bool = True
+    guidance_base: bool = False
 
     def __post_init__(self):
         if not self.classes:
@@ -120,13 +122,15 @@ class Drawer:
     def _draw(self, session: Session, request: Request) -> Iterator[Drawing]:
         mix, folder = session.mix(TASK), session.output()
         settings = sampling_settings(mix.info, request)
+        settings.require_effect("Guidance")
+        require_guidable(mix, settings)
         variants = {BASE: mix.without_adapters()} if request.compare or not mix.terms else {}
         variants |= {ADAPTED: mix} if mix.terms else {}
         state = Drawing(0, settings.steps * len(variants), "loading")
         yield state
         views = {name: view_for(self.bases, variant, request) for name, variant in variants.items()}
         for number, (variant, view) in enumerate(views.items()):
-            for step, images in draw_steps(view, request, settings):
+            for step, images in draw_steps(self.bases, mix, view, request, settings):
                 state = replace(state, done=number * settings.steps + step + 1)
                 state.text = f"{variant}: step {step + 1} of {settings.steps}"
                 if images is not None:
@@ -160,16 +164,32 @@ def sampling_settings(info: AdapterInfo, request: Request) -> SamplingSettings:
         settings = trained_settings(info)
     except (TypeError, ValueError):  # a file may say anything
         settings = SamplingSettings()
-    return replace(settings, sampler=request.sampler, steps=request.steps, guidance_scale=request.guidance)
+    settings = replace(settings, sampler=request.sampler, steps=request.steps, guidance_scale=request.guidance)
+    return replace(settings, guidance_base=request.guidance_base)
+
+
+def require_guidable(mix: Mix, settings: SamplingSettings) -> None:
+    """Refuse to guide what an adapter of the mix does by itself.
+
+    Raises:
+        InputError: see `check_guidance`.
+    """
+    for entry, weight in mix.terms:
+        if weight:
+            check_guidance(entry.adapter.info, settings, "Guidance")
 
 
 def draw_steps(
-    view: DiTBase, request: Request, settings: SamplingSettings
+    bases: Bases, mix: Mix, view: DiTBase, request: Request, settings: SamplingSettings
 ) -> Iterator[tuple[int, torch.Tensor | None]]:
-    """Yield the number of each step with images (N, 3, H, W) of the last step and of some before it, else None."""
+    """Yield the number of each step with images (N, 3, H, W) of the last step and of some before it, else None.
+
+    Guidance from the base asks a view of the base alone: switching the mix's view off would change what others draw.
+    """
     labels = class_ids(request.names(), view.class_names)
+    base = bases.view(mix.without_adapters(), request.base).model if settings.uses_base else None
     every = max(1, -(-settings.steps // PREVIEWS))
-    for step in denoise(view.model, dict(view.scheduler.config), labels, request.seeds(), settings):
+    for step in denoise(view.model, dict(view.scheduler.config), labels, request.seeds(), settings, base):
         is_last = step.number == settings.steps - 1
         shown = step.x if is_last else step.clean if step.number % every == every - 1 else None
         yield step.number, None if shown is None else decode(view.vae, shown)

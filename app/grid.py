@@ -14,6 +14,7 @@ from onelora_vision.storage.outputs import NOTE_PREFIX
 
 from .bases import Bases
 from .drawing import (
+    ADAPTED,
     BASE,
     TASK,
     Drawing,
@@ -22,6 +23,7 @@ from .drawing import (
     draw_steps,
     ended,
     record_of,
+    require_guidable,
     sampling_settings,
     view_for,
 )
@@ -30,7 +32,8 @@ from .runs import State
 from .sessions import WEIGHT_LIMIT, Session
 
 MAX_CELLS = 36
-AXES = ("adapter weight", "guidance", "steps", "adapter", "seed")
+AXES = ("adapter weight", "guidance", "guidance from", "steps", "adapter", "seed")
+SOURCES = (ADAPTED, BASE)  # of "guidance from"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ def parse_axis(session: Session, name: str, text: str) -> Axis:
             if part not in known:
                 raise InputError(f"adapter axis: no adapter {part[:60]!r}{nearest(part, known, 'adapter')}")
         return Axis(name, tuple(parts or known))
+    if name == "guidance from":
+        for part in parts:
+            if part not in SOURCES:
+                raise InputError(f"guidance from: {part[:60]!r} is unknown{nearest(part, SOURCES, 'source')}")
+        return Axis(name, tuple(parts or SOURCES))
     if name not in AXES:
         raise InputError(f"axis {name[:40]!r}{nearest(name, AXES, 'axis')}")
     if not parts:
@@ -93,6 +101,8 @@ class GridDrawer:
         folder, images = session.output(), []
         cells = [_cell(session, request, {x.name: right, y.name: down}) for down in y.values for right in x.values]
         yield Drawing(0, total, "loading")
+        for mix, changed in cells:
+            require_guidable(mix, sampling_settings(mix.info, changed))
         for mix in {mix.fingerprint: mix for mix, _ in cells}.values():
             view_for(self.bases, mix, request)
         for number, (mix, changed) in enumerate(cells):
@@ -100,7 +110,7 @@ class GridDrawer:
             state = Drawing(number, total, f"cell {number + 1} of {total}", adapted=sheet)
             yield state
             view, settings = view_for(self.bases, mix, request), sampling_settings(mix.info, changed)
-            for _, drawn in draw_steps(view, changed, settings):  # noqa: B007 - the last ones
+            for _, drawn in draw_steps(self.bases, mix, view, changed, settings):  # noqa: B007 - the last ones
                 yield state
             images.append(tile(drawn, changed.num_images))
         mix, picture = session.mix(TASK), folder / "grid.png"
@@ -127,6 +137,8 @@ def _cell(session: Session, request: Request, values: dict) -> tuple[Mix, Reques
             raise InputError(f"adapter weight {weight:g}: must be from {-WEIGHT_LIMIT:g} to {WEIGHT_LIMIT:g}")
         mix = mix.at_weight(weight)
     fields = {key: values[key] for key in ("guidance", "steps", "seed") if key in values}
+    if "guidance from" in values:
+        fields["guidance_base"] = values["guidance from"] == BASE
     return mix, replace(request, **fields)
 
 

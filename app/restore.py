@@ -66,6 +66,7 @@ def _request_of(record: SampleRecord, where: str) -> Request:
             guidance=settings.guidance_scale,
             base=str(given.get("base", "")),
             compare=bool(given.get("compare", True)),
+            guidance_base=settings.guidance_base,
         )
     except InputError:
         raise

@@ -17,7 +17,7 @@ from onelora_vision.data.classes.formats import EMBEDDED, ignored_by
 from onelora_vision.training.class_data import ClassDataOptions
 from onelora_vision.training.command_line import check_command_line, parse_config
 from onelora_vision.training.config import Schedule, TrainingConfig, option
-from onelora_vision.training.sampling_options import SamplingOptions
+from onelora_vision.training.loss_options import LossOptions
 
 # Flags without effect on the embedded job, whose pictures are drawn at the model's size.
 EMBEDDED_IGNORES = {"max_train_samples", "resolution", "center_crop", "random_flip", "cache_latents", "latents_dir"}
@@ -52,7 +52,7 @@ class DataOptions(ClassDataOptions):
 
 
 @dataclass(kw_only=True)
-class DiTConfig(SamplingOptions, DataOptions, ModelOptions, TrainingConfig):
+class DiTConfig(LossOptions, DataOptions, ModelOptions, TrainingConfig):
     """Settings of this script; the defaults run the embedded job."""
 
     output_dir: str = option("output/dit", "folder for checkpoints, adapter and results", may_change=True)
@@ -74,7 +74,7 @@ class DiTConfig(SamplingOptions, DataOptions, ModelOptions, TrainingConfig):
         self._require("fid_num_samples", self.fid_num_samples == 0 or self.fid_num_samples >= 2, "0, or at least 2")
         self._require("num_validation_images", self.num_validation_images >= 0, "0 or more")
         self._require("max_train_samples", self.max_train_samples is None or self.max_train_samples >= 1, "at least 1")
-        self.sampling()  # refuses what cannot be sampled with
+        self.loss_settings()  # refuses what cannot be trained or sampled with
         self.swept_scales()
 
 
@@ -90,6 +90,7 @@ from onelora_vision.data.classes.formats import open_split
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import EncodedImages, LatentDataset, cache_latents
 from onelora_vision.data.synthetic.digits import HandwrittenDigits
+from onelora_vision.diffusion.guidance import require_base
 from onelora_vision.errors import MissingSplit, listed
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.metrics.features import open_features
@@ -163,6 +164,7 @@ def make_evaluator(config: DiTConfig, base: DiTBase, sampler: ImageSampler, acce
         seed=config.seed,
         precision="fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
         ema=config.use_ema,
+        distillation=config.guidance_distillation,
     )
 
 
@@ -206,6 +208,9 @@ def train(config: DiTConfig, run: Run) -> dict:
     dataset = open_data(config, base, "train", augments=True)
     take_classes(base, dataset.class_names, config, accelerator)
     model = apply_method(base.model, config.method, base.adaptation(), **config.method_options)
+    sampling, loss = config.sampling(), config.loss_settings()
+    if sampling.uses_base or loss.guidance_distillation:
+        require_base(model)
     print_plan(config, model, len(dataset), accelerator)
     if config.dry_run:
         return {}
@@ -214,7 +219,7 @@ def train(config: DiTConfig, run: Run) -> dict:
     base.vae.to(accelerator.device)
     model.to(accelerator.device)
     training = as_it_is(dataset)
-    sampler = ImageSampler(base.vae, dict(base.scheduler.config), config.sampling(), config.eval_batch_size)
+    sampler = ImageSampler(base.vae, dict(base.scheduler.config), sampling, config.eval_batch_size)
     picture = make_picture(config, base, sampler, training)
     watched = watched_images(config, base, training, accelerator)
     with run.phase("measuring the real images"):
@@ -235,8 +240,9 @@ def train(config: DiTConfig, run: Run) -> dict:
     # Train, evaluate, save
     settings = {name: getattr(config, name) for name in ("fuse_qkv", "stock_numerics")}
     protocol = evaluator.protocol.line() if evaluator else "not measured"
-    info = describe(run, base, dataset, config.dataset_name, protocol, **settings, sampling=vars(config.sampling()))
+    info = describe(run, base, dataset, config.dataset_name, protocol, **settings, sampling=vars(sampling))
     info.null_class = base.model.null_class
+    info.extra["training"] |= loss.facts()
     task = GenerationTask(
         model,
         vae,
@@ -247,6 +253,7 @@ def train(config: DiTConfig, run: Run) -> dict:
         info,
         picture,
         config.swept_scales(),
+        loss,
     )
     return run_job(run, task, dataset, watched=watched)
 

@@ -19,6 +19,7 @@ START = hint("Choose classes and press Draw: the base and your mix of adapters d
 AXIS_VALUES = {
     "adapter weight": "0, 0.5, 1, 1.5",
     "guidance": "1, 2.5, 4",
+    "guidance from": "adapted, base",
     "steps": "5, 10, 20",
     "adapter": "",
     "seed": "0, 1, 2",
@@ -48,6 +49,12 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
             scale=2,
         )
         compare = gr.Checkbox(True, label="Draw the base's pictures too", container=True)
+        from_base = gr.Checkbox(
+            False,
+            label="Guidance from the base",
+            info="Away from what the base draws without a class, not from what the mix does",
+            container=True,
+        )
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", elem_id="draw")
         cancel = gr.Button("Cancel", elem_id="cancel")
@@ -57,13 +64,13 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
         of_base = gr.Gallery(label="Base", elem_id="of-base", elem_classes="drawn", min_width=280, **options)
         of_mix = gr.Gallery(label="Adapted", elem_id="of-mix", elem_classes="drawn", min_width=280, **options)
     everything = gr.DownloadButton("Download all", interactive=False, elem_id="download-all")
-    settings = [classes, seed, is_random, number, steps, sampler, guidance, base, compare]
+    settings = [classes, seed, is_random, number, steps, sampler, guidance, base, compare, from_base]
 
-    def request_of(classes, seed, is_random, number, steps, sampler, guidance, base, compare) -> Request:
+    def request_of(classes, seed, is_random, number, steps, sampler, guidance, base, compare, from_base) -> Request:
         seed = random.randrange(MAX_SEED // 2) if is_random else int(seed or 0)
-        return Request(
-            tuple(classes or ()), seed, int(number), sampler, int(steps), float(guidance), base or "", compare
-        )
+        numbers = {"seed": seed, "num_images": int(number), "steps": int(steps), "guidance": float(guidance)}
+        switches = {"compare": compare, "guidance_base": from_base}
+        return Request(tuple(classes or ()), sampler=sampler, base=base or "", **numbers, **switches)
 
     ticket = gr.State(0)
 
@@ -80,7 +87,7 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
     outputs = [progress, of_base, of_mix, everything, seed]
     announced = announce(draw, cancel, ticket, runs)
     announced.then(run, [ticket, *settings], outputs, api_name="draw", trigger_mode="multiple", **MODEL)
-    _restore(studio, panel, [classes, seed, is_random, number, steps, sampler, guidance, base, compare])
+    _restore(studio, panel, settings)
     _grid(studio, settings, request_of)
 
     @toasts(studio, "Classes unknown")
@@ -139,7 +146,7 @@ def _restore(studio: Studio, panel: AdapterPanel, settings: list) -> None:
         wanted, names = found.request, studio.drawer.classes(session, found.request.base)
         kept = gr.update(choices=names, value=[name for name in wanted.classes if name in names])
         values = [kept, wanted.seed, False, wanted.num_images, wanted.steps, wanted.sampler, wanted.guidance]
-        return [None, version + 1, changed + 1, *values, wanted.base, wanted.compare]
+        return [None, version + 1, changed + 1, *values, wanted.base, wanted.compare, wanted.guidance_base]
 
     state = [panel.version, panel.changed]
     file.upload(restored, [file, *state], [file, *state, *settings], api_name="restore", show_progress="minimal")
@@ -163,10 +170,8 @@ def _grid(studio: Studio, settings: list, request_of) -> None:
 
     @toasts(studio, "Not drawn")
     def run(request: gr.Request, number: int, *values):
-        *axes, classes, seed, is_random, number_of, steps, sampler, guidance, base, compare = values
-        session = studio.session(request.session_hash)
+        session, axes, wanted = studio.session(request.session_hash), values[:4], request_of(*values[4:])
         x, y = parse_axis(session, axes[0], axes[1]), parse_axis(session, axes[2], axes[3])
-        wanted = request_of(classes, seed, is_random, number_of, steps, sampler, guidance, base, compare)
         for drawing in studio.grid_drawer.draw(session, wanted, x, y, number):
             shown = _shown(drawing), str(drawing.adapted[0].image) if drawing.adapted else None, _download(drawing)
             yield [gr.skip()] * len(shown) if drawing.state is State.SUPERSEDED else shown

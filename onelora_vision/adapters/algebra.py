@@ -210,6 +210,8 @@ def _info(items: Sequence[Term]) -> AdapterInfo:
         for item in items
     ]
     extra = {**first.extra, "blend": recipe}
+    if distilled := [value for item in items if (value := item.adapter.info.guidance_distillation)]:
+        extra["training"] = {**first.extra.get("training", {}), "guidance_distillation": max(distilled)}
     if items[0].blocks:
         extra["blend_blocks"] = {str(block): factor for block, factor in sorted(items[0].blocks.items())}
     mark = next((i.adapter.info.base_fingerprint for i in items if i.adapter.info.base_fingerprint), "")

@@ -118,6 +118,13 @@ class AdapterInfo:
     data: str = ""
     license: str = ""
 
+    @property
+    def guidance_distillation(self) -> float | None:
+        """The guidance that the adapter was trained towards (see `diffusion.guidance.distilled_target`), if any."""
+        facts = self.extra.get("training")
+        value = facts.get("guidance_distillation") if isinstance(facts, dict) else None
+        return value if type(value) in (int, float) and 1 < value < 2 else None
+
     def to_header(self) -> dict[str, str]:
         """``onelora.*`` strings for a safetensors header, each value as JSON."""
         values = {f.name: getattr(self, f.name) for f in dataclass_fields(self)}

@@ -54,6 +54,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance_scale", "--guidance-scale", type=float, help="classifier-free guidance scale; 1: no guidance"
     )
     sampling.add_argument(
+        "--guidance_base",
+        "--guidance-base",
+        action="store_true",
+        default=None,
+        help="guide away from the frozen base instead of the adapted model's null class",
+    )
+    sampling.add_argument(
+        "--no_guidance_base",
+        "--no-guidance-base",
+        dest="guidance_base",
+        action="store_false",
+        help="guide away from the adapted model's null class",
+    )
+    sampling.add_argument(
         "--guidance_channels", "--guidance-channels", type=int, help="guide only the first N latent channels"
     )
     sampling.add_argument(
@@ -80,7 +94,7 @@ def run(args: argparse.Namespace) -> dict:
     given = {name: value for name, value in given.items() if value is not None}
     if "guidance_interval" in given:
         given["guidance_interval"] = parse_numbers(args.guidance_interval, "--guidance_interval", count=2)
-    SamplingSettings(**given)  # refuses what cannot be sampled with
+    SamplingSettings(**given).require_effect()  # refuses what cannot be sampled with
     adapter = require_adapter(args.adapter)
     from onelora_vision.backbones.dit import DiTBase, class_ids
     from onelora_vision.inference.loading import load_adapted
@@ -96,6 +110,10 @@ def run(args: argparse.Namespace) -> dict:
     labels = [label for label in ids for _ in range(args.num_images)]
     seeds = [args.seed + number for _ in ids for number in range(args.num_images)]
     settings = dataclasses.replace(generator.settings, **given)
+    if not args.without_adapter:
+        generator.check(settings, "--guidance_scale")
+    if args.guidance_base:
+        settings.require_effect()
     record = SampleRecord(settings, (UsedAdapter(str(args.adapter)),), adapted=not args.without_adapter)
     names = [generator.class_names[label] for label in ids]
     drawn = {
@@ -209,7 +227,7 @@ def _write_grid(pixels, names: list[str], seeds: list[int], record: SampleRecord
     left_out = [f"{count} of {len(names):,} classes"] * (count < len(names))
     left_out += [f"{MOST_COLUMNS} of {len(seeds):,} seeds"] * (len(seeds) > MOST_COLUMNS)
     settings = record.settings
-    how = f"{settings.sampler}, {settings.steps} steps, guidance {settings.guidance_scale:g}"
+    how = f"{settings.sampler}, {settings.steps} steps, {settings.guidance_text()}"
     panels = {"adapted" if record.adapted else "base": images[rows, :MOST_COLUMNS]}
     columns = [f"seed {seed}" for seed in seeds[:MOST_COLUMNS]]
     with ledger.writing_file(GRID) as temporary:

@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import nn
 
 from onelora_vision import seeding
+from onelora_vision.diffusion.guidance import GuidedModel
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
 
@@ -82,6 +83,7 @@ def denoise(
     labels: Sequence[int],
     seeds: Sequence[int],
     settings: SamplingSettings = SamplingSettings(),
+    base: nn.Module | None = None,
 ) -> Iterator[Step]:
     """`sample_latents` step by step, for previews and progress; whoever stops asking stops the sampling."""
     config, parameter = transformer.config, next(transformer.parameters())
@@ -89,6 +91,7 @@ def denoise(
     learned = transformer.out_channels == 2 * channels
     if (settings.guidance_channels or 0) > channels:
         raise InputError(f"guidance_channels={settings.guidance_channels}: the latents have {channels} channels")
+    predict = GuidedModel(transformer, settings, base)
     scheduler = make_scheduler(settings.sampler, scheduler_config, learned)
     set_timesteps(scheduler, settings.steps, device)
     x = seeding.randn(seeds, (channels, config.sample_size, config.sample_size)).to(device)
@@ -98,8 +101,7 @@ def denoise(
     horizon = scheduler.config.num_train_timesteps
     for number, t in enumerate(scheduler.timesteps):
         low, high = settings.guidance_interval
-        guided = settings.guidance_scale != 1 and low * horizon <= t < high * horizon
-        output = _predict(transformer, x.to(dtype), t, labels, settings if guided else None).float()
+        output = predict(x.to(dtype), t, labels, guided=bool(low * horizon <= t < high * horizon)).float()
         if settings.sampler != "ddpm":
             output = output[:, :channels]
         result = scheduler.step(output, t, x, **extra)
@@ -115,32 +117,18 @@ def sample_latents(
     labels: Sequence[int],
     seeds: Sequence[int],
     settings: SamplingSettings = SamplingSettings(),
+    base: nn.Module | None = None,
 ) -> torch.Tensor:
     """Latents (N, C, H, W) of classes ``labels``, one per seed, on the transformer's device.
 
     Args:
         transformer: a `DiT`, or a PEFT model around one, in eval mode.
         scheduler_config: config of the scheduler the model was trained with.
+        base: the frozen base for ``settings.guidance_base``, see `diffusion.guidance.GuidedModel`.
     """
-    for step in denoise(transformer, scheduler_config, labels, seeds, settings):
+    for step in denoise(transformer, scheduler_config, labels, seeds, settings, base):
         x = step.x
     return x
-
-
-def _predict(transformer, x, t, labels, guidance: SamplingSettings | None) -> torch.Tensor:
-    timesteps = t.expand(len(x))
-    if guidance is None:
-        return transformer(x, timestep=timesteps, class_labels=labels).sample
-    null = torch.full_like(labels, transformer.null_class)
-    output = transformer(
-        torch.cat([x, x]), timestep=torch.cat([timesteps, timesteps]), class_labels=torch.cat([labels, null])
-    ).sample
-    conditional, unconditional = output.chunk(2)
-    channels = guidance.guidance_channels or x.shape[1]
-    guided = unconditional[:, :channels] + guidance.guidance_scale * (
-        conditional[:, :channels] - unconditional[:, :channels]
-    )
-    return torch.cat([guided, conditional[:, channels:]], dim=1)
 
 
 @torch.no_grad()

@@ -4,8 +4,12 @@ Pure functions over the noise schedule's ``betas``; tensors only. Latents are (N
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
+
+from onelora_vision import seeding
+from onelora_vision.diffusion.loss_settings import LossSettings
 
 
 class NoiseSchedule:
@@ -58,20 +62,43 @@ def training_losses(
     xt: torch.Tensor,
     noise: torch.Tensor,
     t: torch.Tensor,
+    target: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Losses of each sample, shape (N,): ``mse`` of the noise half, and with a learned variance ``vlb``, in bits.
 
     ``output`` (N, C or 2C, H, W) is the network's answer to ``xt`` at ``t``. Both halves are taken to fp32. The mean is
     stopped in the variational bound, so that it trains the variance alone (Nichol & Dhariwal, section 3.1). DiT's loss
-    is mse + vlb.
+    is mse + vlb. ``target`` (N, C, H, W) is what the noise half is compared with, by default ``noise``.
     """
     channels = x0.shape[1]
     output = output.float()
     predicted = output[:, :channels]
-    losses = {"mse": (predicted - noise).square().flatten(1).mean(1)}
+    losses = {"mse": (predicted - (noise if target is None else target)).square().flatten(1).mean(1)}
     if output.shape[1] == 2 * channels:
         losses["vlb"] = _variational_bound(schedule, predicted.detach(), output[:, channels:], x0, xt, t)
     return losses
+
+
+def min_snr_weights(schedule: NoiseSchedule, t: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Weights (N,) of the losses of samples at ``t``: min(SNR, γ) / SNR (Hang et al. 2023, arXiv 2303.09556).
+
+    SNR = ᾱ_t / (1 - ᾱ_t). This is the form for a network that predicts the noise: timesteps with little noise, whose
+    errors are hardly seen, count less.
+    """
+    ratio = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
+    return (ratio.clamp(max=gamma) / ratio)[t.cpu()].to(t.device, torch.float32)
+
+
+def draw_timesteps(seeds: Sequence[int], stream: int, count: int, settings: LossSettings) -> torch.Tensor:
+    """Timesteps (N,) in 0 … ``count`` - 1, each from its own sample's seed.
+
+    ``logit_normal`` (Esser et al. 2024, arXiv 2403.03206, section 3.1) is the distribution of 1 / (1 + exp(-u)) for a
+    normal u; it was proposed for times in [0, 1], which are the share of the schedule here.
+    """
+    if settings.timestep_sampling == "uniform":
+        return (seeding.rand(seeds, stream) * count).long()
+    normal = settings.logit_mean + settings.logit_std * seeding.randn(seeds, (), stream)
+    return (normal.sigmoid() * count).long().clamp(max=count - 1)  # a sigmoid can be rounded to 1
 
 
 def _variational_bound(schedule, predicted, v, x0, xt, t) -> torch.Tensor:

@@ -38,6 +38,8 @@ class SamplingSettings:
         guidance_scale: 1 means none (arXiv 2207.12598).
         guidance_channels: guide only the first so many latent channels; the original DiT guides 3 of 4. ``None``: all.
         guidance_interval: guide only at timesteps t with low <= t/T < high (arXiv 2404.07724).
+        guidance_base: guide away from the frozen base instead of the adapted model's own null class (arXiv 2504.01521),
+            see `diffusion.guidance`.
     """
 
     sampler: str = "dpm++"
@@ -45,6 +47,7 @@ class SamplingSettings:
     guidance_scale: float = 1.5
     guidance_channels: int | None = None
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_base: bool = False
 
     def __post_init__(self):
         if self.sampler not in SAMPLERS:
@@ -55,11 +58,33 @@ class SamplingSettings:
             raise InputError(f"guidance_scale={self.guidance_scale!r}: must be a finite number; 1 means no guidance")
         if self.guidance_channels is not None and not _is_count(self.guidance_channels):
             raise InputError(f"guidance_channels={self.guidance_channels!r}: guide at least 1 channel, or all (null)")
+        if not isinstance(self.guidance_base, bool):
+            raise InputError(f"guidance_base={self.guidance_base!r}: must be true or false")
         interval = self.guidance_interval
         if not (isinstance(interval, tuple) and len(interval) == 2 and all(map(_is_number, interval))):
             raise InputError(f"guidance_interval={interval!r}: must be two numbers, such as 0.1,0.8")
         if not 0 <= interval[0] < interval[1] <= 1:
             raise InputError(f"guidance_interval={interval}: needs 0 <= low < high <= 1")
+
+    @property
+    def uses_base(self) -> bool:
+        """Whether the base has a part in the samples: at a scale of 1 nothing is guided."""
+        return self.guidance_base and self.guidance_scale != 1
+
+    def require_effect(self, flag: str = "--guidance_scale") -> None:
+        """Refuse guidance from the base that was asked for at a scale of 1; ``flag`` names the scale in the message.
+
+        Raises:
+            InputError: it would have no effect.
+        """
+        if self.guidance_base and not self.uses_base:
+            raise InputError(
+                f"guidance from the base has no effect with {flag} 1: give another scale, or leave it out"
+            )
+
+    def guidance_text(self) -> str:
+        """The guidance in words, for captions: ``guidance 2.5 from the base``."""
+        return f"guidance {self.guidance_scale:g}{' from the base' if self.uses_base else ''}"
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:

@@ -2,12 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from peft import PeftModel
 
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.dit import DiTBase, class_ids
+from onelora_vision.diffusion.guidance import require_base
 from onelora_vision.diffusion.sampling import iter_samples
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
@@ -34,6 +36,16 @@ class Generator:
     def class_names(self) -> list[str]:
         return self.base.class_names
 
+    def check(self, settings: SamplingSettings, flag: str = "guidance_scale") -> None:
+        """Refuse settings that the adapter cannot be sampled with; ``flag`` names the scale in the message.
+
+        Raises:
+            InputError: see `check_guidance` and `diffusion.guidance.require_base`.
+        """
+        check_guidance(self.info, settings, flag)
+        if settings.uses_base:
+            require_base(self.model)
+
     def sample(
         self,
         classes: Sequence[str | int],
@@ -45,10 +57,12 @@ class Generator:
     ) -> torch.Tensor:
         """Images (N, 3, H, W) in [0, 1], one for each class name (or number) and seed.
 
-        ``adapted=False`` draws what the base would, on the same noise.
+        ``adapted=False`` draws what the base would, on the same noise. ``settings`` with ``guidance_base`` guide away
+        from the base; its own pictures are guided by its own null class then, as ever.
 
         Raises:
-            InputError: for a class that the adapter does not have, or seeds that are not as many as classes.
+            InputError: for a class that the adapter does not have, seeds that are not as many as classes, or guidance
+                that the adapter does not take (see `check`).
         """
         if isinstance(classes, str) or not len(classes):
             raise InputError("sample takes a list of classes and one seed for each, such as ['pie'], seeds=[0]")
@@ -65,6 +79,9 @@ class Generator:
     ) -> Iterator[torch.Tensor]:
         """The images of `sample` batch by batch, (n, 3, H, W)."""
         labels, schedule = class_ids(classes, self.class_names), dict(self.base.scheduler.config)
+        settings = settings or self.settings
+        if adapted:
+            self.check(settings)
         with contextlib.nullcontext() if adapted else self.model.disable_adapter():
             yield from iter_samples(
                 self.model,
@@ -72,7 +89,7 @@ class Generator:
                 schedule,
                 labels,
                 list(seeds),
-                settings or self.settings,
+                settings,
                 batch_size=batch_size,
             )
 
@@ -80,7 +97,25 @@ class Generator:
 def trained_settings(info: AdapterInfo) -> SamplingSettings:
     """How an adapter's own evaluation sampled, as its file says; the library's defaults where it says nothing.
 
+    One that was trained towards guidance is sampled without.
+
     Raises:
         InputError: the file says what no setting can be.
     """
-    return SamplingSettings.from_record(info.extra.get("sampling") or {})
+    settings = SamplingSettings.from_record(info.extra.get("sampling") or {})
+    if info.guidance_distillation:
+        return replace(settings, guidance_scale=1.0, guidance_base=False)
+    return settings
+
+
+def check_guidance(info: AdapterInfo, settings: SamplingSettings, flag: str = "guidance_scale") -> None:
+    """Refuse to guide what an adapter has learned to do by itself; ``flag`` names the scale in the message.
+
+    Raises:
+        InputError: the adapter was trained with ``--guidance_distillation``, and ``settings`` guide it again.
+    """
+    if info.guidance_distillation and (settings.guidance_scale != 1 or settings.guidance_base):
+        raise InputError(
+            f"this adapter was trained with guidance_distillation {info.guidance_distillation:g} and is guided already: "
+            f"it needs {flag} 1, without guidance from the base"
+        )

@@ -93,6 +93,7 @@ def _read_settings(record: dict) -> SamplingSettings:
         guidance_scale=float(record["guidance_scale"]),
         guidance_channels=None if channels is None else int(channels),
         guidance_interval=(float(low), float(high)),
+        guidance_base=record.get("guidance_base", False),
     )
 
 

@@ -230,6 +230,8 @@ class Protocol:
         precision: of the network while they were made. vae: hash of the autoencoder's weights.
         seed: of the samples. ema: whether averaged weights were sampled.
         features, weights_hash: the model that measured.
+        guidance_base: whether the base guided. guidance_distillation: the guidance that the model was trained towards;
+            1: none. The line names these two where they are not the default, so lines from before there were any hold.
     """
 
     generated: int
@@ -248,10 +250,14 @@ class Protocol:
     ema: bool
     features: str
     weights_hash: str
+    guidance_base: bool = False
+    guidance_distillation: float = 1.0
 
     def line(self) -> str:
-        """All fields in one line, ``name=value``."""
-        return " ".join(f"{name}={value}" for name, value in dataclasses.asdict(self).items())
+        """The fields in one line, ``name=value``; those at their default are left out."""
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        values = dataclasses.asdict(self)
+        return " ".join(f"{name}={values[name]}" for name, default in fields.items() if values[name] != default)
 
     @classmethod
     def parse(cls, line: str) -> "Protocol":
@@ -261,13 +267,17 @@ class Protocol:
             InputError: the line is not a protocol.
         """
         fields = dataclasses.fields(cls)
-        pattern = " ".join(f"{field.name}=(.*)" for field in fields)
-        found = re.fullmatch(pattern, line)
+        always = [field.name for field in fields if field.default is dataclasses.MISSING]
+        optional = "".join(rf"(?: {field.name}=(\S+))?" for field in fields[len(always) :])
+        found = re.fullmatch(
+            " ".join(f"{name}=(.*)" for name in always[:-1]) + rf" {always[-1]}=(\S*){optional}", line
+        )
         if not found:
             raise InputError(f"not a protocol of a Fréchet distance: {line[:120]!r}")
         kinds = {bool: lambda text: text == "True", int: int, float: float, str: str}
+        given = [(field, text) for field, text in zip(fields, found.groups()) if text is not None]
         try:
-            return cls(*(kinds[field.type](text) for field, text in zip(fields, found.groups())))
+            return cls(**{field.name: kinds[field.type](text) for field, text in given})
         except ValueError as error:
             raise InputError(f"a damaged protocol ({error}): {line[:120]!r}") from None
 

@@ -12,8 +12,10 @@ from onelora_vision import seeding
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.data.latents import posterior
 from onelora_vision.data.stream import SampleRef
+from onelora_vision.diffusion.guidance import base_prediction, distilled_target
+from onelora_vision.diffusion.loss_settings import LossSettings
 from onelora_vision.diffusion.sampling import make_scheduler
-from onelora_vision.diffusion.schedule import NoiseSchedule, training_losses
+from onelora_vision.diffusion.schedule import NoiseSchedule, draw_timesteps, min_snr_weights, training_losses
 from onelora_vision.metrics.direction import changes
 from onelora_vision.tasks.base import FOR_THE_CARD, Task
 from onelora_vision.tasks.sample_evaluation import SampleEvaluator, SamplePicture, lent, sweep_guidance
@@ -59,6 +61,7 @@ class GenerationTask(Task):
         scaling_factor: makes latents of unit size; by default the autoencoder's.
         info: what the adapter's files say about it.
         picture: what is drawn after evaluations and at the end. scales: of guidance, to evaluate at in the end.
+        loss: how the training's loss is taken; the validation loss is always the plain one.
     """
 
     def __init__(
@@ -72,9 +75,10 @@ class GenerationTask(Task):
         info: AdapterInfo | None = None,
         picture: SamplePicture | None = None,
         scales: Sequence[float] = (),
+        loss: LossSettings = LossSettings(),
     ):
         super().__init__(model, info)
-        self.picture, self.scales = picture, scales
+        self.picture, self.scales, self.loss = picture, scales, loss
         self.vae = vae.requires_grad_(False).eval() if vae is not None else None
         self.scaling_factor = scaling_factor or vae.config.scaling_factor
         self.class_dropout_prob = class_dropout_prob
@@ -96,22 +100,38 @@ class GenerationTask(Task):
         seeds = batch["seed"].tolist()
         dropped = (seeding.rand(seeds, DROPOUT) < self.class_dropout_prob).to(batch["label"].device)
         labels = torch.where(dropped, self.null_class, batch["label"])
-        losses = self._losses(batch, (seeding.rand(seeds, TIMESTEP) * len(self.schedule)).long(), labels)
+        t = draw_timesteps(seeds, TIMESTEP, len(self.schedule), self.loss)
+        losses = self._losses(batch, t, labels, self.loss)
         return {"loss": sum(losses.values()), **{name: loss.detach() for name, loss in losses.items()}}
 
     def validation_loss(self, batch: dict) -> torch.Tensor:
-        """The loss with all classes kept, and timesteps spread evenly over the schedule."""
+        """The plain loss with all classes kept, and timesteps spread evenly over the schedule."""
         count = len(batch["seed"])
         t = ((torch.arange(count) + 0.5) / count * len(self.schedule)).long()
-        return sum(self._losses(batch, t, batch["label"]).values())
+        return sum(self._losses(batch, t, batch["label"], LossSettings()).values())
 
-    def _losses(self, batch: dict, t: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _losses(
+        self, batch: dict, t: torch.Tensor, labels: torch.Tensor, settings: LossSettings
+    ) -> dict[str, torch.Tensor]:
         x0 = self.latents(batch)
-        t = t.to(x0.device)
+        t, labels = t.to(x0.device), labels.to(x0.device)
         noise = seeding.randn(batch["seed"].tolist(), x0.shape[1:], NOISE).to(x0.device)
         xt = self.schedule.add_noise(x0, noise, t)
-        output = self.model(xt, timestep=t, class_labels=labels.to(x0.device)).sample
-        return {name: loss.mean() for name, loss in training_losses(self.schedule, output, x0, xt, noise, t).items()}
+        # The base first, whose activations are gone when those for the backward pass are kept.
+        base = base_prediction(self.adapted, xt, t) if settings.guidance_distillation else None
+        output = self.model(xt, timestep=t, class_labels=labels).sample
+        target = noise if base is None else self._guided(noise, output, base, t, labels, settings)
+        losses = training_losses(self.schedule, output, x0, xt, noise, t, target)
+        if settings.snr_gamma is not None:
+            losses["mse"] = losses["mse"] * min_snr_weights(self.schedule, t, settings.snr_gamma)
+        return {name: loss.mean() for name, loss in losses.items()}
+
+    def _guided(self, noise, output, base, t, labels, settings: LossSettings) -> torch.Tensor:
+        """The target of `distilled_target`, for samples with a class and a timestep within the guided interval."""
+        low, high = (bound * len(self.schedule) for bound in settings.guidance_interval)
+        applies = (labels != self.null_class) & (low <= t) & (t < high)
+        scale, channels = settings.guidance_distillation, settings.guidance_channels
+        return distilled_target(noise, output, base, scale, channels, applies)
 
     def evaluate(self, loader, accelerator) -> dict[str, float]:
         """The evaluator's metrics for samples of the model; ``loader`` is not used."""

@@ -147,7 +147,8 @@ class SampleEvaluator:
         sampler: how the images are made. class_names: of the model.
         features: what the images are measured with. reference: the real images.
         num_samples: images to make; image ``i`` is of class ``i % classes`` and has the seed ``mix(seed, i)``.
-        precision: of the network while they are made. ema: whether its weights are the average. Both for the protocol.
+        precision: of the network while they are made. ema: whether its weights are the average. distillation: the
+            guidance that it was trained towards. All three for the protocol.
     """
 
     sampler: ImageSampler
@@ -158,6 +159,7 @@ class SampleEvaluator:
     seed: int = 0
     precision: str = "fp32"
     ema: bool = False
+    distillation: float | None = None
 
     @property
     def protocol(self) -> Protocol:
@@ -180,6 +182,8 @@ class SampleEvaluator:
             ema=self.ema,
             features=self.features.name,
             weights_hash=self.features.weights_hash,
+            guidance_base=settings.uses_base,
+            guidance_distillation=self.distillation or 1.0,
         )
 
     def at_guidance(self, scale: float) -> "SampleEvaluator":
@@ -292,7 +296,7 @@ class SamplePicture:
             name: images.unflatten(0, (-1, self.num_images)) for name, images in (("base", base), (title, adapted))
         }
         used = self.sampler.settings
-        how = f"samples on the same noise; {used.sampler}, {used.steps} steps, guidance {used.guidance_scale}"
+        how = f"samples on the same noise; {used.sampler}, {used.steps} steps, {used.guidance_text()}"
         caption = "\n".join(filter(None, (metrics, how)))
         if for_the_card is not None:
             save_comparison(for_the_card, panels, self.names, caption)

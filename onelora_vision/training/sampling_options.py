@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from onelora_vision.diffusion.settings import SamplingSettings, parse_numbers
 from onelora_vision.training.config import option
 
+GUIDANCE_SCALE = 4.0  # where neither a flag nor the training says otherwise
 DINOV2 = "vit_large_patch14_dinov2.lvd142m"
 
 
@@ -17,7 +18,10 @@ class SamplingOptions:
 
     sampler: Literal["ddim", "dpm++", "ddpm"] = option("dpm++", "sampler of the evaluation and the picture")
     num_inference_steps: int = option(12, "denoising steps of the sampler")
-    guidance_scale: float = option(4.0, "classifier-free guidance scale; 1: no guidance")
+    guidance_scale: float | None = option(
+        None, "guidance scale; 1: no guidance (default: 4, or 1 with --guidance_distillation)"
+    )
+    guidance_base: bool = option(False, "guide away from the frozen base instead of the adapted model's null class")
     guidance_channels: int | None = option(None, "number of guided latent channels; 3 in the original (default: all)")
     guidance_interval: str = option("0,1", "guide only this share of the timesteps, such as 0.1,0.8")
     guidance_scales: str | None = option(None, "scales to evaluate at in the end, such as 1.0,1.5,2.0, with a plot")
@@ -33,11 +37,20 @@ class SamplingOptions:
     )
     num_validation_images: int = option(4, "images of each class in the picture")
 
-    def sampling(self) -> SamplingSettings:
+    def sampling(self, default_scale: float = GUIDANCE_SCALE) -> SamplingSettings:
+        """How to sample, with guidance at ``default_scale`` where no flag says otherwise.
+
+        Raises:
+            InputError: a flag out of range or without effect.
+        """
         interval = parse_numbers(self.guidance_interval, "--guidance_interval", count=2)
-        return SamplingSettings(
-            self.sampler, self.num_inference_steps, self.guidance_scale, self.guidance_channels, interval
+        scale = default_scale if self.guidance_scale is None else self.guidance_scale
+        settings = SamplingSettings(
+            self.sampler, self.num_inference_steps, scale, self.guidance_channels, interval, self.guidance_base
         )
+        if all(swept == 1 for swept in self.swept_scales()):
+            settings.require_effect()
+        return settings
 
     def swept_scales(self) -> tuple[float, ...]:
         return parse_numbers(self.guidance_scales, "--guidance_scales") if self.guidance_scales else ()

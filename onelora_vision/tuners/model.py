@@ -35,6 +35,8 @@ class StrictTuner(BaseTuner):
     * Mixed batches (``adapter_names=``) work for every layer and every wholly trained module.
     """
 
+    #: Unlike PEFT's tuners, of which some leave ``adapter_names`` unread.
+    takes_mixed_batches = True
     target_module_mapping: dict[str, list[str]] = {}
     _targets: Targets | None = None  # of the config that is being injected
 

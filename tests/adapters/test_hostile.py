@@ -490,7 +490,7 @@ def test_attaching_hands_no_expression_of_a_file_to_python(originals, tmp_path, 
     "sampling",
     [{"steps": "x"}, {"steps": 0}, {"steps": 10**9}, {"steps": True}, {"guidance_scale": None}, {"sampler": ["ddim"]},
      {"guidance_scale": "nan"}, {"guidance_channels": 0}, {"guidance_interval": "a"}, {"guidance_interval": [0, 1, 2]},
-     {"guidance_interval": [0.5, "b"]}, {"sampler": "magic"}],
+     {"guidance_interval": [0.5, "b"]}, {"guidance_base": 1}, {"sampler": "magic"}],
 )  # fmt: skip
 def test_settings_that_nothing_can_be_sampled_with_are_refused_on_reading(tmp_path, sampling):
     adapter = make_adapter(tmp_path / "a", "diffusers")

@@ -1,9 +1,10 @@
+import copy
 import dataclasses
 
 import pytest
 import torch
 
-from onelora_vision.backbones.dit import DiTBase
+from onelora_vision.backbones.dit import DiTBase, dit_adaptation
 from onelora_vision.diffusion.sampling import (
     denoise,
     iter_samples,
@@ -15,6 +16,7 @@ from onelora_vision.diffusion.sampling import (
 from onelora_vision.diffusion.schedule import NoiseSchedule
 from onelora_vision.diffusion.settings import SAMPLERS, SamplingSettings
 from onelora_vision.errors import InputError
+from onelora_vision.methods.apply import apply_method
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,24 @@ def test_guidance_channels_and_interval(base):
     assert not torch.allclose(everything, three, atol=1e-4)
     none, empty = latents(base, [1], [0], guidance_scale=1.0), latents(base, [1], [0], guidance_interval=(0.9995, 1.0))
     torch.testing.assert_close(none, empty)
+
+
+@pytest.mark.parametrize("method", ["onelora", "lora"])
+def test_guidance_from_the_base_is_that_of_two_models(base, method):
+    """Step by step as by the adapted model and the base next to each other, within the interval and outside of it."""
+    adapted = apply_method(copy.deepcopy(base.model), method, dit_adaptation(base.model)).eval()
+    for number, parameter in enumerate(p for p in adapted.parameters() if p.requires_grad):
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    config = dict(base.scheduler.config)
+    settings = SamplingSettings("ddim", 4, 2.5, guidance_interval=(0.0, 0.7), guidance_base=True)
+    found = sample_latents(adapted, config, [1, 2], [10, 11], settings)
+    torch.testing.assert_close(
+        found, sample_latents(adapted, config, [1, 2], [10, 11], settings, base.model), rtol=1e-3, atol=1e-3
+    )
+    own = sample_latents(adapted, config, [1, 2], [10, 11], dataclasses.replace(settings, guidance_base=False))
+    assert not torch.allclose(found, own, atol=1e-2)
+    with pytest.raises(InputError, match="no adapter that can be switched off"):
+        sample_latents(base.model, config, [1], [10], settings)
 
 
 def test_ddim_step_is_the_closed_form(base):

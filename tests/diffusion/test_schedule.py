@@ -3,9 +3,13 @@ import math
 import pytest
 import torch
 
+from onelora_vision import seeding
+from onelora_vision.diffusion.loss_settings import LossSettings
 from onelora_vision.diffusion.schedule import (
     NoiseSchedule,
     discretized_gaussian_log_likelihood,
+    draw_timesteps,
+    min_snr_weights,
     normal_kl,
     training_losses,
 )
@@ -75,3 +79,44 @@ def test_without_learned_variance_there_is_no_bound(schedule):
     losses = training_losses(schedule, noise + 1, noise, noise, noise, torch.tensor([5, 6]))
     assert set(losses) == {"mse"}
     torch.testing.assert_close(losses["mse"], torch.ones(2))
+
+
+def test_the_noise_half_is_compared_with_a_target_and_the_bound_is_not(schedule):
+    x0, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([200, 900])
+    xt = schedule.add_noise(x0, noise, t)
+    output = torch.cat([noise, torch.zeros_like(noise)], 1)
+    plain = training_losses(schedule, output, x0, xt, noise, t)
+    aimed = training_losses(schedule, output, x0, xt, noise, t, noise + 2)
+    torch.testing.assert_close(aimed["mse"], torch.full((2,), 4.0))
+    assert torch.equal(aimed["vlb"], plain["vlb"])
+
+
+def test_min_snr_weights_are_the_papers_for_predicted_noise(schedule):
+    """min(SNR, 5) / SNR: 1 where the noise outweighs the image five times less, and SNR's inverse before."""
+    t = torch.tensor([0, 100, 400, 999])
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[t]
+    ratio = alpha_bar / (1 - alpha_bar)
+    weights = min_snr_weights(schedule, t, 5.0)
+    assert weights.dtype == torch.float32 and ratio[1] > 5 > ratio[2]
+    torch.testing.assert_close(weights, torch.minimum(ratio, torch.tensor(5.0)).div(ratio).float())
+    assert weights[0] == pytest.approx(5e-4, rel=1e-3) and torch.equal(weights[2:], torch.ones(2))
+    assert torch.equal(min_snr_weights(schedule, t, 1e9), torch.ones(4))
+
+
+def test_timesteps_are_drawn_from_each_samples_own_seed():
+    seeds = list(range(4000))
+    for settings in (LossSettings(), LossSettings(timestep_sampling="logit_normal")):
+        t = draw_timesteps(seeds, 12, 1000, settings)
+        assert t.dtype == torch.int64 and t.min() >= 0 and t.max() <= 999
+        assert torch.equal(draw_timesteps(seeds[100:103], 12, 1000, settings), t[100:103])
+    assert torch.equal(draw_timesteps(seeds, 12, 1000, LossSettings()), (seeding.rand(seeds, 12) * 1000).long())
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (1.0, 0.5)])
+def test_logit_normal_timesteps_have_normal_logits(mean, std):
+    settings = LossSettings(timestep_sampling="logit_normal", logit_mean=mean, logit_std=std)
+    logits = ((draw_timesteps(range(4000), 12, 1000, settings) + 0.5) / 1000).logit()
+    assert logits.mean().item() == pytest.approx(mean, abs=0.05)
+    assert logits.std().item() == pytest.approx(std, rel=0.05)
+    extreme = LossSettings(timestep_sampling="logit_normal", logit_mean=100.0)
+    assert torch.equal(draw_timesteps([1], 12, 1000, extreme), torch.tensor([999]))

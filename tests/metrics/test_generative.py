@@ -120,15 +120,20 @@ PROTOCOL = Protocol(
 
 
 def test_the_protocol_line_holds_every_field():
-    line = PROTOCOL.line()
+    guided = dataclasses.replace(PROTOCOL, guidance_base=True, guidance_distillation=1.5)
+    line = guided.line()
     assert "\n" not in line
-    assert all(f"{name}={value}" in line for name, value in dataclasses.asdict(PROTOCOL).items())
+    assert all(f"{name}={value}" in line for name, value in dataclasses.asdict(guided).items())
+    assert line == f"{PROTOCOL.line()} guidance_base=True guidance_distillation=1.5"  # as before there was any
 
 
 def test_the_line_is_read_back():
     assert Protocol.parse(PROTOCOL.line()) == PROTOCOL
     odd = dataclasses.replace(PROTOCOL, split="my steps=3 photos/test", ema=True)
     assert Protocol.parse(odd.line()) == odd
+    for fields in ({"guidance_base": True}, {"guidance_distillation": 1.5}, {"split": "a guidance_base=True/test"}):
+        guided = dataclasses.replace(odd, **fields)
+        assert Protocol.parse(guided.line()) == guided
     with pytest.raises(InputError, match="not a protocol"):
         Protocol.parse("not measured")
     with pytest.raises(InputError, match="damaged"):
@@ -139,3 +144,7 @@ def test_unlike_protocols_are_not_compared():
     PROTOCOL.require_comparable(dataclasses.replace(PROTOCOL, seed=1))
     with pytest.raises(InputError, match=r"steps 20 and 50; guidance 1\.5 and 4\.0"):
         PROTOCOL.require_comparable(dataclasses.replace(PROTOCOL, steps=50, guidance=4.0))
+    with pytest.raises(InputError, match="guidance_base False and True"):
+        PROTOCOL.require_comparable(dataclasses.replace(PROTOCOL, guidance_base=True))
+    with pytest.raises(InputError, match=r"guidance_distillation 1\.5 and 1\.0"):
+        dataclasses.replace(PROTOCOL, guidance_distillation=1.5).require_comparable(PROTOCOL)

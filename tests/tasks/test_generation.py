@@ -4,8 +4,11 @@ import torch
 from onelora_vision import seeding
 from onelora_vision.backbones.dit import DiTBase, dit_adaptation
 from onelora_vision.data.latents import posterior
+from onelora_vision.diffusion.guidance import base_alone
+from onelora_vision.diffusion.loss_settings import LossSettings
+from onelora_vision.diffusion.schedule import min_snr_weights
 from onelora_vision.methods.apply import apply_method
-from onelora_vision.tasks.generation import DROPOUT, GenerationTask, LazyLatents
+from onelora_vision.tasks.generation import DROPOUT, NOISE, TIMESTEP, GenerationTask, LazyLatents
 from onelora_vision.tasks.sample_evaluation import examples
 
 
@@ -78,6 +81,64 @@ def test_the_validation_loss_keeps_the_classes_and_spreads_the_timesteps(task, m
     assert torch.equal(first, second) and first.isfinite()
     assert torch.equal(seen[0], torch.arange(16) % 3)
     assert times[0].diff().unique().numel() <= 2 and times[0][0] < 50 and times[0][-1] > 950
+
+
+def parts_of_the_loss(task, given):
+    """Noised latents, noise, timesteps, the labels that are trained, and the outputs of the model and of its base."""
+    seeds = given["seed"].tolist()
+    x0, noise = task.latents(given), seeding.randn(seeds, (4, 8, 8), NOISE)
+    t = (seeding.rand(seeds, TIMESTEP) * 1000).long()
+    labels = torch.where(seeding.rand(seeds, DROPOUT) < 0.5, task.null_class, given["label"])
+    xt = task.schedule.add_noise(x0, noise, t)
+    with torch.no_grad():
+        output = task.model(xt, timestep=t, class_labels=labels).sample
+        with base_alone(task.model):
+            base = task.model(xt, timestep=t, class_labels=torch.full_like(labels, task.null_class)).sample
+    return noise, t, labels, output[:, :4], base[:, :4]
+
+
+def shaken(task):
+    for number, parameter in enumerate(p for p in task.model.parameters() if p.requires_grad):
+        noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+        parameter.data += 0.1 * noise
+    return task
+
+
+def test_distillation_guides_the_target_of_samples_with_a_class_in_the_interval(task):
+    given = batch(list(range(12)))
+    noise, t, labels, output, base = parts_of_the_loss(shaken(task), given)
+    plain = task.forward(given)
+    torch.testing.assert_close(plain["mse"], (output - noise).square().mean())
+    task.loss = LossSettings(guidance_distillation=1.5, guidance_interval=(0.0, 0.6))
+    guided = (labels != task.null_class) & (t < 600)
+    assert 2 < guided.sum() < 10
+    target = noise + 0.5 * guided.view(-1, 1, 1, 1) * (output - base)
+    losses = task.forward(given)
+    torch.testing.assert_close(losses["mse"], (output - target).square().mean())
+    assert torch.equal(losses["vlb"], plain["vlb"])
+    losses["loss"].backward()
+    gradients = [p.grad for p in task.model.parameters() if p.requires_grad]
+    assert len(gradients) == 17 and all(g is not None and torch.isfinite(g).all() for g in gradients)
+
+
+def test_min_snr_weighs_the_noise_and_leaves_the_bound_alone(task):
+    given = batch(list(range(12)))
+    noise, t, _, output, _ = parts_of_the_loss(shaken(task), given)
+    plain = task.forward(given)
+    task.loss = LossSettings(snr_gamma=5.0)
+    losses = task.forward(given)
+    weighted = (output - noise).square().flatten(1).mean(1) * min_snr_weights(task.schedule, t, 5.0)
+    torch.testing.assert_close(losses["mse"], weighted.mean())
+    assert losses["mse"] < plain["mse"] and torch.equal(losses["vlb"], plain["vlb"])
+
+
+def test_the_validation_loss_is_the_plain_one_whatever_is_trained(task):
+    given = batch(list(range(8)))
+    with torch.no_grad():
+        plain = shaken(task).validation_loss(given)
+        task.loss = LossSettings(5.0, "logit_normal", 1.0, 1.0, 1.5)
+        assert torch.equal(task.validation_loss(given), plain)
+        assert not torch.equal(task.forward(given)["loss"], plain)
 
 
 class Pictures(torch.utils.data.Dataset):

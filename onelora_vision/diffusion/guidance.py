@@ -1,0 +1,188 @@
+"""Guidance: which predictions of a model are mixed at a step, when it is sampled and when it is trained.
+
+Classifier-free guidance (arXiv 2207.12598) mixes two predictions of one model, with the class y and with the null class ∅:
+
+    ε = ε_θ(x, ∅) + s (ε_θ(x, y) - ε_θ(x, ∅))
+
+Guidance from the base (Domain Guidance, arXiv 2504.01521) takes the second one from the frozen base, which has seen more
+images than the few that the adapter was trained on:
+
+    ε = ε_base(x, ∅) + s (ε_θ(x, y) - ε_base(x, ∅))
+
+The base is the model without its adapter. Modules that the adapter trains whole, such as the label table, are the base's
+there, and ∅ is the base's own null class. `distilled_target` moves this guidance into the training loss.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from onelora_vision.diffusion.settings import SamplingSettings
+from onelora_vision.errors import InputError
+
+
+class GuidedModel:
+    """A model together with its guidance: what samplers ask for a prediction.
+
+    With guidance from the base, both predictions come out of one forward pass where every layer of the adapter takes
+    mixed batches, as 1LoRA's do: b is 0 for the base's half. With any other method the adapter is switched off for a
+    second pass; that changes the model for its length, so no other thread may use it meanwhile.
+
+    Args:
+        model: a `DiT`, or a PEFT model around one.
+        settings: whose scale, channels and ``guidance_base`` are used.
+        base: the frozen base, fitted to the same classes, if it is at hand as a model of its own; ``model`` is then only
+            called. Not used without ``settings.guidance_base``.
+
+    Raises:
+        InputError: guidance without a null class, or from a base that cannot be had apart (see `require_base`).
+    """
+
+    def __init__(self, model: nn.Module, settings: SamplingSettings, base: nn.Module | None = None):
+        self.model, self.settings, self.base = model, settings, base
+        self._predict_both = self._own
+        if settings.guidance_scale != 1:
+            require_null_class(model)
+        if not settings.uses_base or _is_switched_off(model):  # without its adapter, the model is the base
+            return
+        if base is not None:
+            require_null_class(base)
+            self._predict_both = self._with_other
+            return
+        require_base(model)
+        is_mixed = getattr(model.base_model, "takes_mixed_batches", False) and len(model.active_adapters) == 1
+        self._predict_both = self._mixed if is_mixed else self._switching
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, guided: bool = True) -> Tensor:
+        """The prediction for latents (N, C, H, W) at the timestep ``t`` (scalar) with ``labels`` (N,): (N, C or 2C, H, W).
+
+        Only the first ``guidance_channels`` of the C are guided; a learned variance is that of the class.
+
+        Args:
+            guided: False gives the prediction for the class alone.
+        """
+        if not guided or self.settings.guidance_scale == 1:
+            return self.model(x, timestep=t.expand(len(x)), class_labels=labels).sample
+        conditional, unconditional = self._predict_both(x, t.expand(len(x)), labels)
+        channels, scale = self.settings.guidance_channels or x.shape[1], self.settings.guidance_scale
+        offset = conditional[:, :channels] - unconditional[:, :channels]
+        return torch.cat([unconditional[:, :channels] + scale * offset, conditional[:, channels:]], dim=1)
+
+    def _own(self, x: Tensor, timesteps: Tensor, labels: Tensor, **options) -> tuple[Tensor, Tensor]:
+        null = torch.full_like(labels, self.model.null_class)
+        output = self.model(
+            torch.cat([x, x]),
+            timestep=torch.cat([timesteps, timesteps]),
+            class_labels=torch.cat([labels, null]),
+            **options,
+        ).sample
+        return output.chunk(2)
+
+    def _mixed(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        names = [self.model.active_adapters[0]] * len(x) + ["__base__"] * len(x)  # PEFT's name for no adapter
+        return self._own(x, timesteps, labels, adapter_names=names)
+
+    def _switching(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        conditional = self.model(x, timestep=timesteps, class_labels=labels).sample
+        return conditional, base_prediction(self.model, x, timesteps)
+
+    def _with_other(self, x: Tensor, timesteps: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        null = torch.full_like(labels, self.base.null_class)
+        both = (self.model, labels), (self.base, null)
+        return tuple(model(x, timestep=timesteps, class_labels=y).sample for model, y in both)
+
+
+@torch.no_grad()
+def base_prediction(model: PeftModel, x: Tensor, timesteps: Tensor) -> Tensor:
+    """What the frozen base alone predicts for latents (N, C, H, W) at ``timesteps`` (N,) with its null class."""
+    null = torch.full(timesteps.shape, model.null_class, dtype=torch.long, device=x.device)
+    with base_alone(model):
+        return model(x, timestep=timesteps, class_labels=null).sample
+
+
+@contextlib.contextmanager
+def base_alone(model: PeftModel) -> Iterator[None]:
+    """The model without its adapter for a block; what is trained and what is frozen stays so (not so in PEFT)."""
+    trains = [parameter.requires_grad for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, is_trained in zip(model.parameters(), trains):
+            parameter.requires_grad_(is_trained)
+
+
+def require_base(model: nn.Module) -> None:
+    """Refuse a model whose base cannot be had by switching the adapter off.
+
+    Raises:
+        InputError: no adapter is there to switch off, it is merged into the weights, or its method has changed the base.
+    """
+    where = "guidance from the base needs the base without the adapter, but"
+    if not isinstance(model, PeftModel):
+        raise InputError(
+            f"{where} this model has no adapter that can be switched off: attach one instead of merging it"
+        )
+    if any(isinstance(module, BaseTunerLayer) and module.merged for module in model.modules()):
+        raise InputError(f"{where} the adapter is merged into its weights: call unmerge_adapter() first")
+    if getattr(model, "initial_values", None):
+        init = model.active_peft_config.init_lora_weights
+        raise InputError(
+            f"{where} init_lora_weights={init} takes its first values out of the base while it trains: sample the saved "
+            "adapter, a plain LoRA, with guidance from the base instead"
+        )
+    bias = getattr(model.active_peft_config, "bias", "none")
+    if bias != "none":
+        raise InputError(f"{where} bias={bias} trains the base's own biases: use an adapter with bias none")
+    require_null_class(model)
+
+
+def require_null_class(model: nn.Module) -> None:
+    """Refuse a model that knows no class "none".
+
+    Raises:
+        InputError: its label table has no row after those of the classes.
+    """
+    null, table = (getattr(model, name, None) for name in ("null_class", "label_table"))
+    rows = getattr(table, "weight", None)  # the tables of a bank are the adapters' own
+    if null is None or (rows is not None and len(rows) <= null):
+        raise InputError(
+            "guidance needs a null class, which this model's label table does not have: use guidance_scale 1"
+        )
+
+
+def _is_switched_off(model: nn.Module) -> bool:
+    layers = [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    return bool(layers) and all(layer.disable_adapters for layer in layers)
+
+
+def distilled_target(
+    noise: Tensor, conditional: Tensor, unconditional: Tensor, scale: float, channels: int | None, applies: Tensor
+) -> Tensor:
+    """The target of a prediction that learns to be guided from the base by itself (DogFit, arXiv 2508.05685).
+
+    For the samples and channels that are guided
+
+        ε* = ε + (s - 1) sg(ε_θ(x_t, y) - ε_base(x_t, ∅))
+
+    with sg for "no gradient". At the optimum of this loss ε_θ = E[ε*], which is guidance from the base at the scale
+    1 / (2 - s): an s of 1.5 ends at 2, and with s >= 2 there is no optimum, the target runs away from the model.
+
+    The authors' code takes ε_θ of the offset from the running average of the weights; here it is the prediction that is
+    being trained. The average lags behind, which changes the way to the optimum and not the optimum.
+
+    Args:
+        noise: (N, C, H, W), the ε that was added.
+        conditional, unconditional: ε_θ(x_t, y) and ε_base(x_t, ∅), (N, C or 2C, H, W).
+        scale: s. channels: how many of the C are guided; None: all.
+        applies: (N,) bool, which samples are guided; of the others the target is the noise.
+    """
+    channels = channels or noise.shape[1]
+    offset = (conditional[:, :channels] - unconditional[:, :channels]).detach().to(noise.dtype)
+    weights = (scale - 1) * applies.to(noise.device, noise.dtype).view(-1, *[1] * (noise.ndim - 1))
+    return torch.cat([noise[:, :channels] + weights * offset, noise[:, channels:]], dim=1)

@@ -1,0 +1,66 @@
+"""The flags that change the training loss of a generator, and what follows from them for its samples."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from onelora_vision.diffusion.loss_settings import LossSettings
+from onelora_vision.diffusion.settings import SamplingSettings
+from onelora_vision.errors import InputError
+from onelora_vision.training.config import option
+from onelora_vision.training.sampling_options import GUIDANCE_SCALE, SamplingOptions
+
+
+@dataclass(kw_only=True)
+class LossOptions(SamplingOptions):
+    """How the loss is taken; without these flags it is DiT's own."""
+
+    group: ClassVar[str] = "optimization"
+
+    snr_gamma: float | None = option(
+        None, "weight the noise's loss by min(SNR, gamma) / SNR (min-SNR); 5 in the paper (default: all alike)"
+    )
+    timestep_sampling: Literal["uniform", "logit_normal"] = option(
+        "uniform", "distribution of the training's timesteps"
+    )
+    logit_mean: float = option(0.0, "mean of logit_normal; above 0: more noise")
+    logit_std: float = option(1.0, "standard deviation of logit_normal")
+    guidance_distillation: float | None = option(
+        None,
+        "train towards guidance from the base at the scale 1 / (2 - VALUE), so that sampling needs none (DogFit); "
+        "between 1 and 2, 1.5 in the paper's code (default: off)",
+    )
+
+    def sampling(self, default_scale: float = GUIDANCE_SCALE) -> SamplingSettings:
+        """How to sample; a model that was trained towards guidance is sampled without.
+
+        Raises:
+            InputError: a flag out of range or without effect, or guidance in both the training and the sampling.
+        """
+        if self.guidance_distillation is None:
+            return super().sampling(default_scale)
+        twice = {
+            "guidance_base": self.guidance_base,
+            "guidance_scale": self.guidance_scale not in (None, 1),
+            "guidance_scales": any(scale != 1 for scale in self.swept_scales()),
+        }
+        for flag, is_guided in twice.items():
+            if is_guided:
+                raise InputError(f"--{flag} with --guidance_distillation would guide twice: leave one of them out")
+        return super().sampling(1.0)
+
+    def loss_settings(self) -> LossSettings:
+        """The settings of the loss; it is guided where the flags of the sampling say.
+
+        Raises:
+            InputError: a flag out of range or without effect.
+        """
+        sampling = self.sampling()
+        return LossSettings(
+            self.snr_gamma,
+            self.timestep_sampling,
+            self.logit_mean,
+            self.logit_std,
+            self.guidance_distillation,
+            sampling.guidance_channels,
+            sampling.guidance_interval,
+        )
