@@ -143,6 +143,14 @@ def test_lora_and_mora_sum_exactly(method, tmp_path):
     assert any(change.abs().max() > 1e-3 for change in changes_a.values())
 
 
+def test_a_blend_is_guided_by_itself_if_one_of_its_adapters_is(tmp_path):
+    a, b = (make_adapter(tmp_path / name, seed=seed, whole=False) for name, seed in (("a", 1), ("b", 2)))
+    assert blend([(a, 0.5), (b, 0.5)]).info.guidance_distillation is None
+    b.info.extra = {"training": {"guidance_distillation": 1.5, "seed": 3}}
+    assert blend([(a, 0.5), (b, 0.5)]).info.guidance_distillation == 1.5
+    assert blend([(b, 0.5), (a, 0.5)]).info.extra["training"] == {"guidance_distillation": 1.5, "seed": 3}
+
+
 def test_what_does_not_blend_is_refused_with_the_reason(tmp_path):
     def adapter(name, *args, change=None, **kwargs):
         made = make_adapter(tmp_path / name, *args, **kwargs)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from onelora_vision.adapters.file import save_adapter
+from onelora_vision.adapters.file import read_adapter, save_adapter, write_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.dit import DiTBase, dit_adaptation
 from onelora_vision.cli import sample
@@ -80,6 +80,39 @@ def test_the_base_alone_and_bad_input(onelora, adapter, tmp_path):
     }.items():
         code, _, error = onelora(*common, *flags)
         assert code == 2 and message in error
+
+
+def test_the_base_guides_and_the_pictures_say_so(onelora, adapter, tmp_path):
+    common = ("sample", adapter, "--num_images", 1, "--device", "cpu", "--steps", 2)
+    guided = (*common, "--guidance_scale", 2.5, "--guidance_base")
+    code, result, _ = onelora(*guided, "-o", tmp_path / "a", "--json")
+    assert code == 0 and result["settings"]["guidance_base"] is True
+    image = Image.open(tmp_path / "a" / "0000-00000.png")
+    assert json.loads(image.text["onelora.settings"])["guidance_base"] is True
+    assert onelora(*guided, "--no_guidance_base", "-o", tmp_path / "b")[0] == 0
+    assert not np.array_equal(np.array(image), np.array(Image.open(tmp_path / "b" / "0000-00000.png")))
+    code, _, error = onelora(*guided, "-o", tmp_path / "b")
+    assert code == 2 and "holds samples of another request (guidance_base differ)" in error
+    code, _, error = onelora(*common, "--guidance_base", "--guidance_scale", 1, "-o", tmp_path / "c")
+    assert code == 2 and "no effect with --guidance_scale 1" in error and not (tmp_path / "c").exists()
+
+
+def test_what_an_adapter_was_evaluated_with_is_the_default_and_its_guidance_is_not_doubled(onelora, adapter, tmp_path):
+    trained = read_adapter(adapter)
+    trained.info.extra = {"sampling": {"steps": 2, "guidance_scale": 2.5, "guidance_base": True}}
+    write_adapter(trained.config, trained.tensors, trained.info, tmp_path / "guided")
+    common = ("--num_images", 1, "--device", "cpu", "--json")
+    code, result, _ = onelora("sample", tmp_path / "guided", "-o", tmp_path / "a", *common)
+    assert code == 0 and result["settings"]["guidance_base"] is True
+    trained.info.extra["training"] = {"guidance_distillation": 1.5}
+    write_adapter(trained.config, trained.tensors, trained.info, tmp_path / "distilled")
+    distilled = ("sample", tmp_path / "distilled", *common)
+    code, result, _ = onelora(*distilled, "-o", tmp_path / "b")
+    assert code == 0 and result["settings"]["guidance_scale"] == 1 and result["settings"]["guidance_base"] is False
+    for flags in (("--guidance_scale", 2), ("--guidance_base",)):
+        code, _, error = onelora(*distilled, "-o", tmp_path / "c", *flags)
+        assert code == 2 and "is guided already: it needs --guidance_scale 1" in error
+        assert not (tmp_path / "c").exists()
 
 
 def test_the_grid_is_not_a_sample(onelora, adapter, tmp_path, monkeypatch):

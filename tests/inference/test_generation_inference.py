@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from onelora_vision.adapters.file import save_adapter
+from onelora_vision.adapters.file import read_adapter, save_adapter, write_adapter
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.base import fingerprint
 from onelora_vision.backbones.dit import DiTBase, dit_adaptation
@@ -49,6 +51,32 @@ def test_loads_with_its_base_classes_and_settings(adapter):
     assert images.shape == (2, 3, 16, 16) and images.min() >= 0 and images.max() <= 1
     assert torch.equal(generator.sample(["pie"], seeds=[2]), generator.sample([0], seeds=[2]))
     assert not torch.allclose(generator.sample(["pie"], seeds=[2], adapted=False), images[1:], atol=1e-3)
+
+
+def test_the_base_guides_the_adapter_and_its_own_pictures_as_ever(adapter):
+    generator, own = load_adapted(adapter), SamplingSettings("ddim", 3, 2.5)
+    from_base = replace(own, guidance_base=True)
+    images = generator.sample(["pie", "sushi"], [1, 2], from_base)
+    assert not torch.allclose(images, generator.sample(["pie", "sushi"], [1, 2], own), atol=1e-2)
+    alone = (generator.sample(["pie", "sushi"], [1, 2], settings, adapted=False) for settings in (from_base, own))
+    torch.testing.assert_close(*alone)
+    torch.testing.assert_close(generator.sample(["pie", "sushi"], [1, 2], from_base), images)
+    generator.model.merge_adapter()
+    with pytest.raises(InputError, match="merged into its weights"):
+        generator.sample(["pie"], [1], from_base)
+
+
+def test_an_adapter_trained_towards_guidance_is_not_guided_again(adapter, tmp_path):
+    trained = read_adapter(adapter)
+    trained.info.extra |= {"training": {"guidance_distillation": 1.5}, "sampling": {"guidance_scale": 4.0, "steps": 2}}
+    place = write_adapter(trained.config, trained.tensors, trained.info, tmp_path / "a")
+    generator = load_adapted(place)
+    assert generator.settings == SamplingSettings(guidance_scale=1.0, steps=2)
+    assert generator.sample(["pie"], [1]).shape == (1, 3, 16, 16)
+    for change in ({"guidance_scale": 2.0}, {"guidance_base": True}):
+        with pytest.raises(InputError, match="with guidance_distillation 1"):
+            generator.sample(["pie"], [1], replace(generator.settings, **change))
+    assert len(generator.sample(["pie"], [1], SamplingSettings(steps=2), adapted=False)) == 1
 
 
 def test_the_single_file_is_enough(adapter, dit_folder, tmp_path):

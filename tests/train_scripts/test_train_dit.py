@@ -175,6 +175,67 @@ def test_samples_are_measured_and_guidance_is_swept(dit_folder, food101, tmp_pat
     assert again["metrics"] == results["metrics"]
 
 
+def test_the_base_guides_the_samples_that_are_measured(dit_folder, food101, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_dit, "open_features", lambda *_: SmallFeatures())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    measured = {"max_train_steps": 2, "fid_features": "inception", "fid_num_samples": 4, "learning_rate": 1}
+    flags = {**measured, "guidance_scale": 2.5, "guidance_base": "true", "guidance_scales": "1,2.5"}
+    assert run(*arguments(dit_folder, food101, tmp_path / "out", **flags)) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert Protocol.parse(results["protocol"]).guidance_base and results["config"]["guidance_base"] is True
+    rows = json.loads((tmp_path / "out" / "guidance.json").read_text())
+    assert [Protocol.parse(row["protocol"]).guidance_base for row in rows] == [False, True]
+    assert rows[1]["metrics"] == pytest.approx(results["metrics"]["after"])
+    adapter = read_adapter(tmp_path / "out" / "adapter")
+    assert adapter.info.extra["sampling"]["guidance_base"] is True
+    assert "guidance_base=True" in (tmp_path / "out" / "adapter" / "README.md").read_text()
+    flags["guidance_base"] = "false"
+    assert run(*arguments(dit_folder, food101, tmp_path / "own", **flags)) == 0
+    own = json.loads((tmp_path / "own" / "results.json").read_text())
+    assert own["metrics"]["before"] == results["metrics"]["before"]  # the base guides itself
+    assert own["metrics"]["after"] != results["metrics"]["after"]
+    with pytest.raises(InputError, match="guidance_base"):
+        Protocol.parse(own["protocol"]).require_comparable(Protocol.parse(results["protocol"]))
+
+
+@pytest.mark.parametrize("method", ["onelora", "lora"])
+def test_a_run_with_all_changes_of_the_loss_resumes_bit_for_bit(dit_folder, food101, tmp_path, method):
+    flags = {
+        "method": method,
+        "guidance_distillation": 1.5,
+        "snr_gamma": 5,
+        "timestep_sampling": "logit_normal",
+        "logit_mean": 0.5,
+        "num_validation_images": 0,
+        "gradient_accumulation_steps": 2,
+    }
+    output = tmp_path / "out"
+    assert run(*arguments(dit_folder, food101, output, **flags)) == 0
+    results = json.loads((output / "results.json").read_text())
+    info = read_adapter(output / "adapter").info
+    assert info.guidance_distillation == 1.5 and info.extra["sampling"]["guidance_scale"] == 1
+    assert results["config"]["snr_gamma"] == 5 and results["config"]["guidance_distillation"] == 1.5
+    card = (output / "adapter" / "README.md").read_text()
+    assert "| guidance distillation | 1.5 |" in card and "| timesteps | logit-normal, mean 0.5, deviation 1 |" in card
+    unbroken = (output / "adapter" / "adapter_model.safetensors").read_bytes()
+    for name in ("checkpoint-4", "adapter"):
+        (output / name).rename(tmp_path / f"first-{name}")
+    assert run(*arguments(dit_folder, food101, output, resume_from_checkpoint="latest", **flags)) == 0
+    assert (output / "adapter" / "adapter_model.safetensors").read_bytes() == unbroken
+    without = {name: value for name, value in flags.items() if name != "guidance_distillation"}
+    assert run(*arguments(dit_folder, food101, tmp_path / "plain", **without)) == 0
+    assert losses(tmp_path / "plain") != losses(output)
+
+
+def test_a_base_that_an_initialisation_has_changed_cannot_guide(dit_folder, food101, tmp_path, capsys):
+    (tmp_path / "pissa.yaml").write_text("peft_type: LORA\nr: 2\ninit_lora_weights: pissa\n")
+    for flags in ({"guidance_base": "true"}, {"guidance_distillation": 1.5}):
+        flags = {**flags, "peft_config": tmp_path / "pissa.yaml"}
+        assert run(*arguments(dit_folder, food101, tmp_path / "out", **flags)) == 2
+        assert "init_lora_weights=pissa takes its first values out of the base" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_home_folder_that_cannot_be_written_costs_no_results(dit_folder, food101, tmp_path, monkeypatch, caplog):
     """Neither the latents nor the features of the real images can be kept; both are computed all the same."""
     monkeypatch.setattr(train_dit, "open_features", lambda *_: SmallFeatures())

@@ -29,7 +29,10 @@ def pictures(tmp_path_factory):
     return root
 
 
-def launch(processes: int, dit_folder, pictures, output):
+CHANGED_LOSS = {"guidance_distillation": 1.5, "snr_gamma": 5, "timestep_sampling": "logit_normal"}
+
+
+def launch(processes: int, dit_folder, pictures, output, **changed):
     flags = {
         "pretrained_model_name_or_path": dit_folder,
         "dataset_name": "imagefolder",
@@ -50,6 +53,7 @@ def launch(processes: int, dit_folder, pictures, output):
         "fid_num_samples": 7,
         "eval_batch_size": 3,
         "report_to": "none",
+        **changed,
     }
     command = [
         ROOT / "train_scripts/train_dit.py",
@@ -65,9 +69,10 @@ def launch(processes: int, dit_folder, pictures, output):
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(dit_folder, pictures, tmp_path):
-    history, results, reference = launch(1, dit_folder, pictures, tmp_path / "one")
-    history2, results2, reference2 = launch(2, dit_folder, pictures, tmp_path / "two")
+@pytest.mark.parametrize("changed", [{}, CHANGED_LOSS], ids=["plain", "changed loss"])
+def test_two_processes_do_what_one_does(dit_folder, pictures, tmp_path, changed):
+    history, results, reference = launch(1, dit_folder, pictures, tmp_path / "one", **changed)
+    history2, results2, reference2 = launch(2, dit_folder, pictures, tmp_path / "two", **changed)
     for name in ("loss", "mse", "vlb", "grad_norm"):
         assert history2[name] == pytest.approx(history[name], rel=1e-4), name
     torch.testing.assert_close(reference2, reference, rtol=1e-4, atol=1e-4)
