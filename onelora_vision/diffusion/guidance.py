@@ -48,7 +48,7 @@ class GuidedModel:
         self._predict_both = self._own
         if settings.guidance_scale != 1:
             require_null_class(model)
-        if not settings.uses_base or _is_switched_off(model):  # without its adapter, the model is the base
+        if not settings.uses_base or base is model or _is_switched_off(model):  # the model is the base
             return
         if base is not None:
             require_null_class(base)

@@ -19,6 +19,7 @@ from onelora_vision.adapters.file import read_adapter
 from onelora_vision.cli.main import main as onelora
 
 DRAW = [["2"], 3, False, 1, 2, "dpm++", 2.5, "", True]  # classes, seed, random, images, steps, sampler, …
+FROM_BASE = [*DRAW, True]  # what comes last may be left out
 
 
 @pytest.fixture
@@ -46,9 +47,9 @@ def add(client, file, weight=1.0):
     return row["name"]
 
 
-def draw(client):
+def draw(client, wanted=DRAW):
     """What ``/draw`` ends in: pixels of base and adapted, and the files."""
-    _, base, adapted, *_ = client.predict(*DRAW, api_name="/draw")
+    _, base, adapted, *_ = client.predict(*wanted, api_name="/draw")
     files = [[Path(item["image"]) for item in gallery] for gallery in (base, adapted)]
     return [[np.asarray(Image.open(file)) for file in part] for part in files], files
 
@@ -70,6 +71,13 @@ def test_draw_save_the_mix_and_restore(client, address, make_adapter, tmp_path):
     add(other, mix)
     assert np.array_equal(draw(other)[0][1][0], adapted[0])
     other.close()
+
+
+def test_the_base_guides_over_the_api_and_comes_back_from_the_picture(client, make_adapter):
+    add(client, make_adapter("generation", 2))
+    own, (guided, files) = draw(client)[0], draw(client, FROM_BASE)
+    assert np.array_equal(own[0][0], guided[0][0]) and not np.array_equal(own[1][0], guided[1][0])
+    assert client.predict(handle_file(files[1][0]), api_name="/restore")[-1] is True
 
 
 def test_users_at_the_same_time_get_the_pictures_they_get_alone(address, make_adapter, tmp_path):

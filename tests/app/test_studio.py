@@ -1,6 +1,7 @@
 """The app without its page: what it draws is what the library draws, for every user alone."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,62 @@ def test_base_and_adapted_pictures_are_the_librarys_with_every_method(studio, se
         expected = pixels(generator.sample(["2", "2"], [3, 4], SETTINGS, adapted=is_adapted))
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
     assert not np.array_equal(base[0], adapted[0])
+
+
+@pytest.mark.parametrize("method", ["onelora", "lora"])
+def test_the_base_guides_the_mix_and_no_view_is_changed_for_it(studio, session, make_adapter, method):
+    file = make_adapter("generation", 6, method)
+    use(studio, session, file)
+    wanted = replace(REQUEST, guidance_base=True)
+    drawing = studio.drawer.draw(session, wanted)
+    views = set()
+    for state in drawing:  # noqa: B007 - the last one
+        mix = session.mix("generation")
+        layers = [m for m in studio.bases.view(mix).model.modules() if hasattr(m, "disable_adapters")]
+        views |= {layer.disable_adapters for layer in layers}
+    assert views == {False}
+    generator, settings = load_adapted(file), replace(SETTINGS, guidance_base=True)
+    for part, is_adapted in ((state.base, False), (state.adapted, True)):
+        expected = pixels(generator.sample(["2", "2"], [3, 4], settings, adapted=is_adapted))
+        for picture, other in zip(part, expected, strict=True):
+            found = np.asarray(Image.open(picture.image)).astype(int)
+            assert np.abs(found - other).max() <= 2  # two batches in the place of one
+    own = last(studio.drawer.draw(session, REQUEST))[1]
+    assert not np.array_equal(own[0], np.asarray(Image.open(state.adapted[0].image)))
+    assert restore(session, state.adapted[0].image).request == wanted
+
+
+def test_guidance_that_has_no_effect_or_is_doubled_is_refused(studio, session, make_adapter):
+    with pytest.raises(InputError, match="no effect with Guidance 1: give another scale"):
+        last(studio.drawer.draw(session, replace(REQUEST, guidance=1, guidance_base=True)))
+    distilled = read_adapter(make_adapter("generation", 7))
+    distilled.info.extra = {"training": {"guidance_distillation": 1.5}}
+    use(
+        studio,
+        session,
+        write_adapter(distilled.config, distilled.tensors, distilled.info, session.output() / "d.safetensors"),
+    )
+    assert len(session.own) == 1
+    with pytest.raises(InputError, match="is guided already: it needs Guidance 1"):
+        last(studio.drawer.draw(session, REQUEST))
+    assert len(last(studio.drawer.draw(session, replace(REQUEST, guidance=1)))[1]) == 2
+    x, y = parse_axis(session, "guidance", "1"), parse_axis(session, "seed", "3")
+    assert [*studio.grid_drawer.draw(session, REQUEST, x, y)][-1].done == 1
+    with pytest.raises(InputError, match="is guided already"):
+        last(studio.grid_drawer.draw(session, REQUEST, parse_axis(session, "guidance", "1, 2"), y))
+
+
+def test_a_grid_compares_what_guides(studio, session, adapters):
+    use(studio, session, adapters[0])
+    x, y = parse_axis(session, "guidance from", ""), parse_axis(session, "guidance", "1, 3")
+    assert x.values == ("adapted", "base")
+    *states, end = studio.grid_drawer.draw(session, Request(("2",), steps=2), x, y)
+    assert end.done == 4 and np.asarray(Image.open(end.archive)).size
+    preview = np.asarray(Image.open(states[-1].adapted[0].image)).astype(int)  # three of the cells, and a blank one
+    first, second = preview[:32, :32], preview[:32, 34:66]
+    assert np.abs(first - second).max() <= 1  # a scale of 1 guides nothing
+    with pytest.raises(InputError, match="guidance from: 'bse' is unknown; did you mean 'base'"):
+        parse_axis(session, "guidance from", "bse")
 
 
 def test_users_at_the_same_time_get_the_pictures_they_get_alone(studio, adapters):

@@ -64,6 +64,7 @@ def test_a_base_at_hand_is_asked_and_the_model_only_called():
     found = guided(model, FROM_BASE, base)
     assert passes == [2]
     close(found, expected(model, base))
+    assert torch.equal(guided(base, FROM_BASE, base), guided(base, SamplingSettings(guidance_scale=2.5)))
 
 
 def test_several_active_adapters_are_switched_off_together():
