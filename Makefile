@@ -60,4 +60,4 @@ bench:
 	@for name in $(BENCHMARKS); do echo; echo "## benchmarks.$$name"; $(PYTHON) -m benchmarks.$$name || exit 1; done
 
 bench-quick:
-	@for name in $(BENCHMARKS) dit_xl2; do echo; echo "## benchmarks.$$name"; $(PYTHON) -m benchmarks.$$name --quick || exit 1; done
+	@for name in $(BENCHMARKS) dit_xl2 guidance; do echo; echo "## benchmarks.$$name"; $(PYTHON) -m benchmarks.$$name --quick || exit 1; done

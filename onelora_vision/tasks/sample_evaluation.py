@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -186,9 +187,9 @@ class SampleEvaluator:
             guidance_distillation=self.distillation or 1.0,
         )
 
-    def at_guidance(self, scale: float) -> "SampleEvaluator":
-        """The same evaluation at another guidance scale."""
-        settings = dataclasses.replace(self.sampler.settings, guidance_scale=scale)
+    def sampling(self, **changes: Any) -> "SampleEvaluator":
+        """The same evaluation with other `SamplingSettings`, such as ``guidance_scale=2.0``."""
+        settings = dataclasses.replace(self.sampler.settings, **changes)
         return dataclasses.replace(self, sampler=dataclasses.replace(self.sampler, settings=settings))
 
     @torch.no_grad()
@@ -250,7 +251,7 @@ def sweep_guidance(
     """Evaluate at each guidance scale; written as ``guidance.json``, with its protocols, and drawn as ``guidance.png``."""
     rows = []
     for scale in scales:
-        scaled = evaluator.at_guidance(scale)
+        scaled = evaluator.sampling(guidance_scale=scale)
         metrics = scaled(model, accelerator, f"guidance {scale:g}")
         rows.append({"guidance_scale": scale, "metrics": metrics, "protocol": scaled.protocol.line()})
     if accelerator.is_main_process:
