@@ -150,6 +150,15 @@ def _layers() -> None:
     takes(check_adapters_to_merge, "module", "adapter_names")
 
 
+@relies_on("peft", "_disable_adapters", "diffusion/guidance.py", "the base guides and is had by this switch")
+def _switch() -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    for kind in (BaseTunerLayer, AuxiliaryTrainingWrapper):
+        assert "self._disable_adapters" in inspect.getsource(kind.disable_adapters.fget)
+
+
 @relies_on("peft", "ModulesToSaveWrapper", "tuners/whole.py", "wholly trained modules and mixed batches")
 def _whole_modules() -> None:
     from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
