@@ -18,7 +18,7 @@ from onelora_vision.backbones.dit import DiTBase
 from onelora_vision.diffusion.sampling import sample
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
-from onelora_vision.metrics.generative import Features, Protocol
+from onelora_vision.metrics.generative import Features, FeatureSet, Protocol
 from train_scripts import train_dit
 
 ROOT = Path(__file__).parents[2]
