@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from onelora_vision.data.classes.formats import EMBEDDED, ignored_by
+from onelora_vision.errors import InputError
 from onelora_vision.training.class_data import ClassDataOptions
 from onelora_vision.training.command_line import check_command_line, parse_config
 from onelora_vision.training.config import Schedule, TrainingConfig, option
@@ -72,6 +73,10 @@ class DiTConfig(LossOptions, DataOptions, ModelOptions, TrainingConfig):
         self._require("class_dropout_prob", 0 <= self.class_dropout_prob < 1, "in [0, 1)")
         self._require("validation_fraction", 0 <= self.validation_fraction < 1, "in [0, 1)")
         self._require("fid_num_samples", self.fid_num_samples == 0 or self.fid_num_samples >= 2, "0, or at least 2")
+        if self.fid_reference and self.fid_features != "inception":
+            raise InputError(
+                "--fid_reference holds statistics of Inception features: it needs --fid_features inception"
+            )
         self._require("num_validation_images", self.num_validation_images >= 0, "0 or more")
         self._require("max_train_samples", self.max_train_samples is None or self.max_train_samples >= 1, "at least 1")
         self.loss_settings()  # refuses what cannot be trained or sampled with
@@ -97,7 +102,13 @@ from onelora_vision.metrics.features import open_features
 from onelora_vision.metrics.generative import weights_hash
 from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.tasks.generation import GenerationTask, LazyLatents
-from onelora_vision.tasks.sample_evaluation import ImageSampler, SampleEvaluator, SamplePicture, measure_reference
+from onelora_vision.tasks.sample_evaluation import (
+    ImageSampler,
+    SampleEvaluator,
+    SamplePicture,
+    measure_reference,
+    published_reference,
+)
 from onelora_vision.training.description import describe
 from onelora_vision.training.job import run_job
 from onelora_vision.training.report import print_plan
@@ -153,13 +164,17 @@ def make_evaluator(config: DiTConfig, base: DiTBase, sampler: ImageSampler, acce
     if wanted == "none" or config.fid_num_samples == 0:
         return None
     features = open_features(wanted, config.fid_weights, config.fid_timm_model)
-    dataset, name = open_data(config, base, config.fid_split), f"{config.dataset_name}/{config.fid_split}"
-    loading = (config.eval_batch_size, config.dataloader_num_workers)
+    if config.fid_reference:
+        reference = published_reference(features, config.fid_reference)
+    else:
+        dataset, name = open_data(config, base, config.fid_split), f"{config.dataset_name}/{config.fid_split}"
+        loading = (config.eval_batch_size, config.dataloader_num_workers)
+        reference = measure_reference(features, dataset, name, accelerator, base.vae, *loading)
     return SampleEvaluator(
         sampler,
         base.class_names,
         features,
-        measure_reference(features, dataset, name, accelerator, base.vae, *loading),
+        reference,
         config.fid_num_samples,
         seed=config.seed,
         precision="fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,

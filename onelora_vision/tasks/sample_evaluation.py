@@ -17,11 +17,11 @@ from torch.utils.data import Dataset, Subset
 
 from onelora_vision import seeding
 from onelora_vision.data.classes.dataset import ClassImageDataset
-from onelora_vision.data.content import content_hashes
+from onelora_vision.data.content import content_hash, content_hashes
 from onelora_vision.data.stream import evaluation_loader
 from onelora_vision.diffusion.sampling import iter_samples
 from onelora_vision.diffusion.settings import SamplingSettings
-from onelora_vision.metrics.features import cached_features
+from onelora_vision.metrics.features import cached_features, published_features
 from onelora_vision.metrics.generative import (
     Features,
     FeatureSet,
@@ -118,6 +118,17 @@ def measure_reference(
     parts = [*content_hashes(dataset.source), str(dataset.transform)]
     found = cached_features(parts, features, compute, accelerator.is_main_process)
     return Reference(found, split, f"center {dataset.transform.resolution}", "box+bicubic")
+
+
+def published_reference(features: Features, path: str | Path) -> Reference:
+    """A reference of which statistics were published (see `metrics.statistics_file`).
+
+    Raises:
+        InputError: the file holds none, or those of other features.
+    """
+    return Reference(
+        published_features(path, features), f"{Path(path).name}-{content_hash(path)[:8]}", "its own", "its own"
+    )
 
 
 def reference_features(

@@ -31,6 +31,9 @@ class SamplingOptions:
     fid_weights: str | None = option(None, "weights of inception or dinov2: a file, or 'download'", may_change=True)
     fid_timm_model: str = option(DINOV2, "timm model of dinov2")
     fid_split: Literal["test", "validation", "train"] = option("test", "real images that samples are compared with")
+    fid_reference: str | None = option(
+        None, "npz file with published statistics of Inception features, in place of --fid_split", may_change=True
+    )
     fid_num_samples: int = option(500, "samples per evaluation; 0: no evaluation")
     validation_classes: str | None = option(
         None, "classes in the picture, with commas (default: ten, spread over all)"
