@@ -14,10 +14,10 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 
 from accelerate import Accelerator
 
-from benchmarks.study_report import spread
 from onelora_vision.adapters.container import WEIGHTS_FILE
 from onelora_vision.data.content import content_hash
 from onelora_vision.diffusion.loss_settings import LossSettings
@@ -158,9 +158,17 @@ def table(groups: dict[tuple[str, float], list[Point]]) -> list[str]:
     for (guide, scale), members in groups.items():
         distilled = Protocol.parse(members[0].protocol).guidance_distillation
         shown = f"{scale:g}" if guide != DISTILLED else f"{distilled:g} in training"
-        cells = [spread(_values(members, name), factor, digits) for name, (_, factor, digits) in METRICS.items()]
+        cells = [_spread(_values(members, name), factor, digits) for name, (_, factor, digits) in METRICS.items()]
         rows.append([guide, shown, "1" if scale == 1 else "2", *cells])
     return markdown_lines(head, rows)
+
+
+def _spread(values: Sequence[float | None], factor: float, digits: int) -> str:
+    """Mean ± sample standard deviation."""
+    if not values or None in values:
+        return "–"
+    shown = f"{factor * mean(values):.{digits}f}"
+    return f"{shown} ± {factor * stdev(values):.{digits}f}" if len(values) > 1 else shown
 
 
 def _values(members: Sequence[Point], name: str) -> list[float | None]:
