@@ -74,8 +74,8 @@ class Bases:
             InputError: a folder or hub id that this app was not started with: a stranger's file does not choose what
                 is opened or downloaded.
         """
-        if name in ("", embedded.name_of(task)):
-            return embedded.name_of(task)
+        if name in ("", *embedded.names_of(task)):
+            return name or embedded.name_of(task)
         if name in self.folders:
             return str(self.folders[name])
         if (found := Path(name).expanduser()).is_absolute() and found.resolve() in self.folders.values():
@@ -84,7 +84,7 @@ class Bases:
             if name not in self._fetched:
                 self._fetched[name] = str(self._fetch(name))
             return self._fetched[name]
-        shown, known = one_line(name, 100), listed([embedded.name_of(task), *self.folders])
+        shown, known = one_line(name, 100), listed([*embedded.names_of(task), *self.folders])
         if HUB_ID.fullmatch(name) or _is_timm_name(name):
             raise InputError(
                 f"base {shown!r} is not downloaded by this app (bases here: {known}); its operator can allow it with "

@@ -10,7 +10,7 @@ import torch
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.dit import DiTBase, class_ids
 from onelora_vision.diffusion.sampling import decode, denoise
-from onelora_vision.diffusion.settings import SamplingSettings
+from onelora_vision.diffusion.settings import AUTO, SAMPLERS, SamplingSettings
 from onelora_vision.errors import InputError
 from onelora_vision.inference.generation import check_guidance, trained_settings
 from onelora_vision.inference.record import SampleRecord, UsedAdapter
@@ -35,6 +35,7 @@ class Request:
 
     Attributes:
         classes: names; each is drawn ``num_images`` times, the k-th with the noise of ``seed + k``.
+        sampler: one of the base's own, or ``auto`` for the first of them.
         base: name of the base; empty for the one that the enabled adapters were trained on.
         compare: draw with the base alone too.
         guidance_base: guide away from the frozen base instead of the adapted model's null class.
@@ -43,7 +44,7 @@ class Request:
     classes: tuple[str, ...]
     seed: int = 0
     num_images: int = 1
-    sampler: str = "dpm++"
+    sampler: str = AUTO
     steps: int = 20
     guidance: float = 2.5
     base: str = ""
@@ -107,6 +108,16 @@ class Drawer:
         mix = session.mix(TASK)
         return list(mix.info.class_names or self.bases.view(mix.without_adapters(), base).class_names)
 
+    def samplers(self, session: Session, base: str = "") -> list[str]:
+        """The samplers of the base that is drawn with: ``auto``, and those of its objective."""
+        mix = session.mix(TASK)
+        if mix.terms and not base:  # an adapter's file says what its base predicts; none of old said anything else
+            said = str(mix.info.extra.get("objective", ""))
+            objective = next((name for name in SAMPLERS if said.startswith(name)), "epsilon")
+        else:
+            objective = self.bases.base(mix.without_adapters().info, base).objective.name
+        return [AUTO, *SAMPLERS[objective]]
+
     def draw(self, session: Session, request: Request, ticket: int = 0) -> Iterator[Drawing]:
         """Draw step by step; the last `Drawing` has every picture as a file and all of them in an archive.
 
@@ -129,6 +140,7 @@ class Drawer:
         state = Drawing(0, settings.steps * len(variants), "loading")
         yield state
         views = {name: view_for(self.bases, variant, request) for name, variant in variants.items()}
+        settings = settings.resolved(next(iter(views.values())).objective.name)
         for number, (variant, view) in enumerate(views.items()):
             for step, images in draw_steps(self.bases, mix, view, request, settings):
                 state = replace(state, done=number * settings.steps + step + 1)
@@ -189,7 +201,7 @@ def draw_steps(
     labels = class_ids(request.names(), view.class_names)
     base = bases.view(mix.without_adapters(), request.base).model if settings.uses_base else None
     every = max(1, -(-settings.steps // PREVIEWS))
-    for step in denoise(view.model, dict(view.scheduler.config), labels, request.seeds(), settings, base):
+    for step in denoise(view.model, view.schedule, labels, request.seeds(), settings, base):
         is_last = step.number == settings.steps - 1
         shown = step.x if is_last else step.clean if step.number % every == every - 1 else None
         yield step.number, None if shown is None else decode(view.vae, shown)

@@ -104,17 +104,19 @@ class GridDrawer:
         for mix, changed in cells:
             require_guidable(mix, sampling_settings(mix.info, changed))
         for mix in {mix.fingerprint: mix for mix, _ in cells}.values():
-            view_for(self.bases, mix, request)
+            objective = view_for(self.bases, mix, request).objective.name
         for number, (mix, changed) in enumerate(cells):
             sheet = _save_preview(folder / f"preview-{number}.png", images, x, y)
             state = Drawing(number, total, f"cell {number + 1} of {total}", adapted=sheet)
             yield state
-            view, settings = view_for(self.bases, mix, request), sampling_settings(mix.info, changed)
+            view = view_for(self.bases, mix, request)
+            settings = sampling_settings(mix.info, changed).resolved(objective)
             for _, drawn in draw_steps(self.bases, mix, view, changed, settings):  # noqa: B007 - the last ones
                 yield state
             images.append(tile(drawn, changed.num_images))
         mix, picture = session.mix(TASK), folder / "grid.png"
-        record = record_of(request, sampling_settings(mix.info, request), mix, adapted=True)
+        settings = sampling_settings(mix.info, request).resolved(objective)
+        record = record_of(request, settings, mix, adapted=True)
         axes = {"x": asdict(x), "y": asdict(y)}
         _save_grid(picture, images, x, y, replace(record, request={**record.request, **axes}))
         shown = [Picture(picture, f"{y.name} by {x.name}")]

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from onelora_vision import embedded
 from onelora_vision.adapters.container import WEIGHTS_FILE
 from onelora_vision.adapters.file import write_adapter
 from onelora_vision.adapters.hub import fetch_adapter
@@ -66,9 +67,9 @@ class Studio:
     def session(self, key: str | None) -> Session:
         return self.sessions.get(key)
 
-    def base_names(self) -> list[str]:
-        """Bases that can be chosen by name."""
-        return list(self.bases.folders)
+    def base_names(self, task: str) -> list[str]:
+        """Bases that can be chosen by name: those of the package for a task, and the app's folders."""
+        return [*embedded.names_of(task), *self.bases.folders]
 
     def public(self, value):
         """A text, or the texts in lists and dicts, without paths of this server."""

@@ -139,6 +139,23 @@ def dit_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def sit_folder(dit_folder, tmp_path_factory):
+    """`dit_folder` as a SiT, with lively weights: the same tensors, a velocity, and a time that ends at the image."""
+    from onelora_vision.backbones.dit import DiTBase, save_pipeline
+    from onelora_vision.backbones.dit_original import ORIGINALS
+
+    base = DiTBase.load(dit_folder)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in base.model.parameters():  # adaLN-Zero's zero start would make every class alike
+            parameter += 0.05 * torch.randn_like(parameter)
+    base.scheduler = ORIGINALS["sit"].scheduler()
+    folder = tmp_path_factory.mktemp("hub") / "tiny-sit"
+    save_pipeline(base, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_depth_anything():
     """Makes a Depth Anything of 4 blocks, width 16, patch 4, 16 x 16 pixels with lively random weights: call it."""
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config

@@ -224,6 +224,20 @@ def _dit_parts() -> None:
 
 
 @relies_on(
+    "diffusers",
+    "FlowMatchEulerDiscreteScheduler's config",
+    "diffusion/flow.py",
+    "it marks a base that predicts velocity",
+)
+def _flow_match() -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    config = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, invert_sigmas=True).config
+    assert config["invert_sigmas"] is True and config["num_train_timesteps"] == 1
+    assert config["shift"] == 1 and not config["use_dynamic_shifting"]
+
+
+@relies_on(
     "diffusers", "calls on adapted layers", "tuners/base.py: LinearAdapter", "adapter weights through pipelines"
 )
 def _diffusers_scales() -> None:

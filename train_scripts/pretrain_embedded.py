@@ -1,11 +1,12 @@
 """Make the small bases that ship in onelora_vision/embedded: ``python train_scripts/pretrain_embedded.py TARGET``.
 
-Targets: vae, features, dit (needs vae), depth, vit. Two CPU cores take minutes, for dit about 35. Every image and every
+Targets: vae, features, dit and sit (need vae), depth, vit. Two CPU cores take minutes, for dit about 35. Every image and every
 number drawn depends on the seed and the step alone. Matrix products run in bfloat16 where the CPU has instructions for it, weights are kept in fp32 and
 saved in fp16.
 """
 
 import math
+import shutil
 from pathlib import Path
 
 import torch
@@ -132,14 +133,11 @@ def pretrain_features(output: Path, steps: int | None, seed: int, start_from_shi
 
 def pretrain_dit(output: Path, steps: int | None, seed: int) -> None:
     """A class-conditional DiT of printed glyphs (epsilon prediction, linear schedule of 1,000 steps)."""
-    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
+    from diffusers import DDIMScheduler
 
     from onelora_vision.backbones.dit_network import DiT
 
-    folder = output / "dit"
-    if not (folder / "vae").is_dir():
-        raise InputError(f"{folder / 'vae'}: no autoencoder there; run the target vae first")
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
+    vae = load_vae(output)
     scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False, set_alpha_to_one=False)
     means, stds, labels = encode_glyphs(vae, seed, count=80_000)
     model = DiT(
@@ -169,9 +167,73 @@ def pretrain_dit(output: Path, steps: int | None, seed: int) -> None:
 
     checkpoint = output / "dit-training.pt"
     average = fit(model, loss_at, steps or 14_000, learning_rate=1.2e-3, ema_decay=0.999, checkpoint=checkpoint)
-    pipeline = DiTPipeline(average.eval().to_stock().half(), vae.half(), scheduler)
+    save_pipeline_of_glyphs(average, vae, scheduler, output / "dit")  # where its autoencoder is already
+    checkpoint.unlink(missing_ok=True)
+
+
+def load_vae(output: Path) -> nn.Module:
+    """The autoencoder that the target vae made, in fp32."""
+    from diffusers import AutoencoderKL
+
+    folder = output / "dit" / "vae"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no autoencoder there; run the target vae first")
+    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
+
+
+def save_pipeline_of_glyphs(model: nn.Module, vae: nn.Module, scheduler, folder: Path) -> None:
+    """Write a pipeline that draws glyphs, in fp16."""
+    from diffusers import DiTPipeline
+
+    pipeline = DiTPipeline(model.eval().to_stock().half(), vae.half(), scheduler)
     pipeline.register_to_config(id2label=dict(enumerate(CLASS_NAMES)))
-    pipeline.save_pretrained(folder)  # where its autoencoder is already
+    pipeline.save_pretrained(folder)
+
+
+def pretrain_sit(output: Path, steps: int | None, seed: int) -> None:
+    """A class-conditional SiT of printed glyphs: the velocity of a straight line, by SiT's time; about 10 minutes.
+
+    Smaller than the DiT, for the package's size: so are its weights, which keep the 8 significant bits of a bfloat16,
+    and its autoencoder is the DiT's.
+    """
+    from onelora_vision.backbones.dit_network import DiT
+    from onelora_vision.backbones.dit_original import ORIGINALS
+    from onelora_vision.diffusion.objective import objective_of
+
+    vae = load_vae(output)
+    scheduler = ORIGINALS["sit"].scheduler()
+    flow = objective_of({"_class_name": type(scheduler).__name__, **scheduler.config})
+    means, stds, labels = encode_glyphs(vae, seed, count=20_000)
+    model = DiT(
+        num_attention_heads=4,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        num_layers=4,
+        patch_size=2,
+        sample_size=8,
+        num_embeds_ada_norm=len(CLASS_NAMES),
+    )
+    initialize_dit(model)
+    model.fuse_qkv()
+
+    def loss_at(step: int, size: int = 128) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(mix(seed, step))
+        chosen = torch.randint(len(labels), (size,), generator=draw)
+        noise = torch.randn(size, 4, 8, 8, generator=draw)
+        latents = means[chosen].float() + stds[chosen].float() * torch.randn(noise.shape, generator=draw)
+        t = flow.times((torch.arange(size) + torch.rand(size, generator=draw)) / size)  # as for the DiT
+        dropped = torch.rand(size, generator=draw) < 0.1
+        noisy = flow.noised(latents, noise, t)
+        output = model(noisy, flow.timestep(t), labels[chosen].where(~dropped, model.null_class)).sample
+        return flow.losses(output, latents, noisy, noise, t)["mse"].mean()
+
+    checkpoint = output / "sit-training.pt"
+    average = fit(model, loss_at, steps or 10_000, learning_rate=2e-3, ema_decay=0.999, checkpoint=checkpoint)
+    for parameter in average.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    save_pipeline_of_glyphs(average, vae, scheduler, output / "sit")
+    shutil.rmtree(output / "sit" / "vae")  # `embedded.autoencoder_of` knows where it is
     checkpoint.unlink(missing_ok=True)
 
 
@@ -324,6 +386,7 @@ TARGETS = {
     "vae": pretrain_vae,
     "features": pretrain_features,
     "dit": pretrain_dit,
+    "sit": pretrain_sit,
     "depth": pretrain_depth,
     "vit": pretrain_vit,
 }

@@ -1,4 +1,4 @@
-"""Fine-tune a class-conditional DiT with 1LoRA or one of its peers.
+"""Fine-tune a class-conditional DiT or SiT with 1LoRA or one of its peers.
 
 Without arguments it runs the embedded job: a small DiT that draws printed characters learns handwritten digits,
 MNIST's, in minutes on two CPU cores and without network. Settings for real models are in train_scripts/configs/dit/.
@@ -11,7 +11,7 @@ Examples:
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from onelora_vision.data.classes.formats import EMBEDDED, ignored_by
 from onelora_vision.errors import InputError
@@ -28,7 +28,12 @@ EMBEDDED_IGNORES = {"max_train_samples", "resolution", "center_crop", "random_fl
 class ModelOptions:
     group: ClassVar[str] = "model and method"
 
-    pretrained_model_name_or_path: str = option(EMBEDDED, "DiT pipeline: a folder, a hub id, or 'embedded'")
+    pretrained_model_name_or_path: str = option(
+        EMBEDDED, "DiT or SiT pipeline: a folder, a hub id, 'embedded' or 'embedded/sit'"
+    )
+    objective: Literal["auto", "epsilon", "velocity"] = option(
+        "auto", "what the base predicts, which its scheduler says; another value than its own is refused"
+    )
     revision: str | None = option(None, "revision of the hub repository")
     variant: str | None = option(None, "variant of the weights, such as fp16")
     cache_dir: str | None = option(
@@ -96,6 +101,7 @@ from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import EncodedImages, LatentDataset, cache_latents
 from onelora_vision.data.synthetic.digits import HandwrittenDigits
 from onelora_vision.diffusion.guidance import require_base
+from onelora_vision.diffusion.latents import LatentScale
 from onelora_vision.errors import MissingSplit, listed
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.metrics.features import open_features
@@ -119,7 +125,23 @@ from onelora_vision.training.validation_loss import WatchedSamples
 def load_base(config: DiTConfig) -> DiTBase:
     options = {"revision": config.revision, "variant": config.variant, "cache_dir": config.cache_dir}
     place = config.pretrained_model_name_or_path
-    return base_class("generation", place).load(place, **options, stock_numerics=config.stock_numerics)
+    base = base_class("generation", place).load(place, **options, stock_numerics=config.stock_numerics)
+    if config.objective not in ("auto", base.objective.name):
+        raise InputError(
+            f"--objective {config.objective}: {place} was trained to predict {base.objective}, as its scheduler says; "
+            "leave --objective out, or convert the checkpoint again with the right --model"
+        )
+    return base
+
+
+def check_objective(config: DiTConfig, base: DiTBase) -> None:
+    """Refuse settings that are for bases of another objective, before the data is read."""
+    objective = base.objective.name
+    config.sampling().resolved(objective)
+    if config.snr_gamma is not None and objective != "epsilon":
+        raise InputError(
+            f"--snr_gamma weighs the loss of bases that predict the noise, but this one predicts the {objective}: leave it out"
+        )
 
 
 def take_classes(base: DiTBase, class_names: list[str], config: DiTConfig, accelerator) -> None:
@@ -220,6 +242,7 @@ def train(config: DiTConfig, run: Run) -> dict:
 
     # Base with the data's classes, and the adapter
     base = load_base(config)
+    check_objective(config, base)
     dataset = open_data(config, base, "train", augments=True)
     take_classes(base, dataset.class_names, config, accelerator)
     model = apply_method(base.model, config.method, base.adaptation(), **config.method_options)
@@ -234,7 +257,7 @@ def train(config: DiTConfig, run: Run) -> dict:
     base.vae.to(accelerator.device)
     model.to(accelerator.device)
     training = as_it_is(dataset)
-    sampler = ImageSampler(base.vae, dict(base.scheduler.config), sampling, config.eval_batch_size)
+    sampler = ImageSampler(base.vae, base.schedule, sampling, config.eval_batch_size)
     picture = make_picture(config, base, sampler, training)
     watched = watched_images(config, base, training, accelerator)
     with run.phase("measuring the real images"):
@@ -254,17 +277,18 @@ def train(config: DiTConfig, run: Run) -> dict:
 
     # Train, evaluate, save
     settings = {name: getattr(config, name) for name in ("fuse_qkv", "stock_numerics")}
+    settings |= {"objective": str(base.objective), "sampling": vars(sampler.settings)}
     protocol = evaluator.protocol.line() if evaluator else "not measured"
-    info = describe(run, base, dataset, config.dataset_name, protocol, **settings, sampling=vars(sampling))
+    info = describe(run, base, dataset, config.dataset_name, protocol, **settings)
     info.null_class = base.model.null_class
     info.extra["training"] |= loss.facts()
     task = GenerationTask(
         model,
         vae,
-        dict(base.scheduler.config),
+        base.schedule,
         config.class_dropout_prob,
         evaluator,
-        base.vae.config.scaling_factor,
+        LatentScale.of(base.vae),
         info,
         picture,
         config.swept_scales(),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from onelora_vision.diffusion.settings import SAMPLERS
+from onelora_vision.diffusion.settings import SAMPLER_NAMES
 
 from ..drawing import MAX_SEED, TASK, Drawing, Picture, Request
 from ..grid import AXES, parse_axis
@@ -40,9 +40,9 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
         steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", min_width=200)
         guidance = gr.Slider(0, 10, defaults.guidance, step=0.1, label="Guidance", min_width=200)
     with gr.Accordion("More settings", open=False), gr.Row():
-        sampler = gr.Dropdown(list(SAMPLERS), value=defaults.sampler, label="Sampler", min_width=120)
+        sampler = gr.Dropdown(list(SAMPLER_NAMES), value=defaults.sampler, label="Sampler", min_width=120)
         base = gr.Dropdown(
-            [("as the adapters name it", ""), *studio.base_names()],
+            [("as the adapters name it", ""), *studio.base_names(TASK)],
             value="",
             label="Base: a folder of this app, or a hub id that it allows",
             allow_custom_value=True,
@@ -91,16 +91,18 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
     _grid(studio, settings, request_of)
 
     @toasts(studio, "Classes unknown")
-    def choices(current: list[str] | None, base: str, request: gr.Request):
+    def choices(current: list[str] | None, chosen: str, base: str, request: gr.Request):
         session = studio.session(request.session_hash)
         names = studio.drawer.classes(session, base or "")
         kept = [name for name in current or [] if name in names] or names[:4]
         mix = str(session.mix(TASK))
         info = f"Mix: {mix}" if mix else "No adapter is enabled: the base draws alone"
-        return gr.update(choices=names, value=kept, info=info)
+        fitting = studio.drawer.samplers(session, base or "")
+        of_base = gr.update(choices=fitting, value=chosen if chosen in fitting else fitting[0])
+        return gr.update(choices=names, value=kept, info=info), of_base
 
     when = [page.load, panel.changed.change, base.change]
-    gr.on(when, choices, [classes, base], classes, api_visibility="private", **QUICK)
+    gr.on(when, choices, [classes, sampler, base], [classes, sampler], api_visibility="private", **QUICK)
 
 
 def _shown(drawing: Drawing) -> str:
@@ -145,7 +147,8 @@ def _restore(studio: Studio, panel: AdapterPanel, settings: list) -> None:
             toast(gr.Info, "Restored", "Settings and adapters are those of the picture.")
         wanted, names = found.request, studio.drawer.classes(session, found.request.base)
         kept = gr.update(choices=names, value=[name for name in wanted.classes if name in names])
-        values = [kept, wanted.seed, False, wanted.num_images, wanted.steps, wanted.sampler, wanted.guidance]
+        sampler = gr.update(choices=studio.drawer.samplers(session, wanted.base), value=wanted.sampler)
+        values = [kept, wanted.seed, False, wanted.num_images, wanted.steps, sampler, wanted.guidance]
         return [None, version + 1, changed + 1, *values, wanted.base, wanted.compare, wanted.guidance_base]
 
     state = [panel.version, panel.changed]

@@ -109,6 +109,9 @@ def _check_alike(items: Sequence[Term]) -> None:
             raise InputError(f"{where}: one is for {first.info.task!r}, the other for {other.info.task!r}")
         if first.info.class_names != other.info.class_names:
             raise InputError(f"{where}: {_classes_differ(first.info.class_names, other.info.class_names)}")
+        trained = [info.extra.get("objective") for info in (first.info, other.info)]
+        if all(trained) and trained[0] != trained[1]:
+            raise InputError(f"{where}: one was trained to predict {trained[0]}, the other {trained[1]}")
         for key in _settings_of(first.info.task):
             if first.info.extra.get(key) != other.info.extra.get(key):
                 values = f"{first.info.extra.get(key)!r} and {other.info.extra.get(key)!r}"

@@ -36,7 +36,7 @@ def _settings(info: AdapterInfo, names: tuple[str, ...]) -> dict:
 
 
 def require_same_base(info: AdapterInfo, path: str | Path, base: Base) -> None:
-    """Refuse a base that an adapter was not trained on, or that prepares its pictures in another way by now.
+    """Refuse a base that an adapter was not trained on, or that is used in another way by now.
 
     Args:
         info, path: what the adapter's file says, and where it is.
@@ -48,6 +48,8 @@ def require_same_base(info: AdapterInfo, path: str | Path, base: Base) -> None:
             f"{path}: trained on another base than {base.source} (fingerprint {expected}, found {found}); the file "
             f"names {info.base!r}"
         )
+    if reason := other_objective(info, base):
+        raise InputError(f"{path}: {reason}")
     before, now = info.extra.get("preprocessing"), base.preprocessing
     if not (isinstance(before, dict) and now):
         return
@@ -57,3 +59,14 @@ def require_same_base(info: AdapterInfo, path: str | Path, base: Base) -> None:
                 f"{path}: trained on pictures with {one_line(key, 40)} {one_line(before[key], 100)}, but "
                 f"{base.source} makes them with {one_line(now[key], 100)}; use the base with the preprocessing it had"
             )
+
+
+def other_objective(info: AdapterInfo, base: Base) -> str:
+    """Why an adapter does not belong on ``base`` by what it was trained to predict; empty if it does, or does not say.
+
+    The weights of DiT, SiT and REPA have the same names and shapes; only the scheduler tells them apart.
+    """
+    trained, found = info.extra.get("objective"), base.objective
+    if not trained or found is None or trained == str(found):
+        return ""
+    return f"trained to predict {one_line(trained, 60)}, but {base.source or 'the base'} predicts {found}"

@@ -102,8 +102,11 @@ def _elsewhere(info, kind: Kind, config: dict) -> list[str]:
     merged = TASKS[info.task].merged
     library = info.extra.get("host", {}).get("library")
     loading = merged.get(library, next(iter(merged.values())))
+    unless = ""
+    if str(info.extra.get("objective", "")).startswith("velocity"):
+        unless = " (diffusers loads it, but its `DiTPipeline` cannot sample a network that predicts the velocity)"
     parts.append(
-        f"Merged into the weights, without an adapter library:\n\n{_shell('merged', 'merged')}\n\n{_code(loading)}"
+        f"Merged into the weights, without an adapter library{unless}:\n\n{_shell('merged', 'merged')}\n\n{_code(loading)}"
     )
     return parts
 
@@ -134,7 +137,7 @@ def _host_call(info) -> str:
 
 def _embedded_note(info) -> list[str]:
     """Which folder stands for the name of a base that ships with the package."""
-    if info.base != embedded.name_of(info.task):
+    if info.base not in embedded.names_of(info.task):
         return []
     folder = Path(embedded.resolve(info.task, info.base)).relative_to(embedded.FOLDER.parent)
     name, place = f"`{_text(info.base)}`", f"`onelora_vision/{folder.as_posix()}`"
@@ -194,6 +197,8 @@ def _training(info) -> str:
 def _provenance(info) -> str:
     versions = listed((f"{name} {version}" for name, version in info.versions.items()), 20)
     lines = [f"- base: {_span(info.base)}", f"- base fingerprint: {_span(info.base_fingerprint)}"]
+    if objective := info.extra.get("objective"):
+        lines.append(f"- the base predicts {_text(objective, 100)}")
     if versions:
         lines.append(f"- written with {_text(versions)}")
     return "## Provenance\n\n" + "\n".join(lines)

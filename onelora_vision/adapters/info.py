@@ -67,7 +67,7 @@ def _is_host_call(call: dict) -> bool:
 
 _SETTINGS = {
     **dict.fromkeys(("fuse_qkv", "stock_numerics"), lambda value: isinstance(value, bool)),
-    "architecture": _is_text,
+    **dict.fromkeys(("architecture", "objective"), _is_text),
     "resolution": _is_resolution,
     "max_depth": lambda value: type(value) in (int, float) and 0 < value < 1e6,
     **dict.fromkeys(("sampling", "exported", "training"), _is_dict),

@@ -8,7 +8,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from onelora_vision.adapters.bases import load_base
+from onelora_vision.adapters.bases import load_base, other_objective
 from onelora_vision.adapters.container import CONFIG_FILE
 from onelora_vision.adapters.file import Adapter, read_adapter
 from onelora_vision.adapters.kinds import Kind, kind_of
@@ -153,6 +153,8 @@ def _on_base(adapter: Adapter, layout: Layout, place: str | Path) -> list[dict]:
     if expected and expected != found:
         text = f"{place} is another base: fingerprint {found}, trained on {expected} ({adapter.info.base})"
         findings.append(_finding("base", text))
+    if reason := other_objective(adapter.info, base):
+        findings.append(_finding("objective", reason))
     linears = {name for name, module in base.model.named_modules() if isinstance(module, nn.Linear)}
     inside = {name for name in linears if block_of(name) is not None}
     if layout.layers and (bare := sorted(inside - set(layout.layers) - set(layout.whole))):

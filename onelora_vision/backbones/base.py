@@ -119,6 +119,11 @@ class Base(ABC):
         return [self.model]
 
     @property
+    def objective(self) -> object | None:
+        """What the network was trained to predict, for a task that has several; an adapter's file records ``str`` of it."""
+        return None
+
+    @property
     def preprocessing(self) -> dict[str, Any]:
         """How the base makes its inputs from pictures, as JSON has it, where an adapter's file records that."""
         return {}

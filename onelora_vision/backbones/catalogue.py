@@ -5,6 +5,7 @@
 
 import torch
 
+from onelora_vision import embedded
 from onelora_vision.backbones.base import Base
 from onelora_vision.backbones.config_file import config_of
 from onelora_vision.backbones.table import all_rows, row_of
@@ -15,14 +16,16 @@ def describe(name_or_path: str, num_classes: int | None = None, fuse_qkv: bool =
     """Build a backbone without weights.
 
     Args:
-        name_or_path: a name of `NAMED`, a timm name, a folder or a hub id (whose config alone is fetched).
+        name_or_path: a name of `NAMED`, ``embedded/sit`` and the like, a timm name, a folder or a hub id (whose config
+            alone is fetched).
         num_classes: classes of the head or label table (default: as the model has them).
         fuse_qkv: join q, k, v where the host keeps them apart, as the paper's fused counts have it.
 
     Raises:
         InputError: for a name that nobody knows.
     """
-    config = NAMED.get(name_or_path) or config_of(name_or_path) or _timm_config(name_or_path)
+    place = embedded.folder_of(name_or_path) or name_or_path
+    config = NAMED.get(name_or_path) or config_of(place) or _timm_config(name_or_path)
     family = row_of(config).base_class()
     with torch.device("meta"):
         try:
@@ -51,8 +54,8 @@ def _close(name: str, known: list[str]) -> str:
     return hint if "did you mean" in hint else f"; built-in names: {', '.join(NAMED)}"
 
 
-def _dit(depth: int, heads: int, width: int, patch: int) -> dict:
-    """A DiT on 32 x 32 latents (arXiv 2212.09748, table 1)."""
+def _dit(depth: int, heads: int, width: int, patch: int, out_channels: int = 8) -> dict:
+    """A DiT on 32 x 32 latents (arXiv 2212.09748, table 1). SiT's network is the same, REPA's has 4 output channels."""
     return {
         "_class_name": "DiTTransformer2DModel",
         "num_layers": depth,
@@ -61,7 +64,7 @@ def _dit(depth: int, heads: int, width: int, patch: int) -> dict:
         "patch_size": patch,
         "sample_size": 32,
         "in_channels": 4,
-        "out_channels": 8,
+        "out_channels": out_channels,
     }
 
 
@@ -88,7 +91,13 @@ def _depth_anything(width: int, depth: int, heads: int, neck: list[int], fusion:
 
 _DIT_SIZES = {"s": (12, 6, 64), "b": (12, 12, 64), "l": (24, 16, 64), "xl": (28, 16, 72)}
 NAMED: dict[str, dict] = {
-    **{f"dit-{name}-{patch}": _dit(*size, patch) for name, size in _DIT_SIZES.items() for patch in (2, 4, 8)},
+    **{
+        f"{kind}-{name}-{patch}": _dit(*size, patch)
+        for kind in ("dit", "sit")
+        for name, size in _DIT_SIZES.items()
+        for patch in (2, 4, 8)
+    },
+    **{f"repa-{name}-2": _dit(*_DIT_SIZES[name], 2, out_channels=4) for name in ("b", "l", "xl")},
     "vit-b-16": {"model_type": "vit", "num_labels": 1000},  # ViTConfig's defaults are ViT-B/16 at 224 pixels
     "vit-l-16": {
         "model_type": "vit",

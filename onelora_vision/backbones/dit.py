@@ -1,11 +1,11 @@
-"""A DiT pipeline as a base: the network, its autoencoder and schedule, loaded, fitted to new classes and saved."""
+"""A DiT or SiT pipeline as a base: the network, its autoencoder and scheduler, loaded, fitted to new classes and saved."""
 
 import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel, SchedulerMixin
@@ -17,6 +17,8 @@ from onelora_vision.backbones.base import Adaptation, Base, norms_with_parameter
 from onelora_vision.backbones.class_names import Matches
 from onelora_vision.backbones.dit_names import LABEL_TABLE
 from onelora_vision.backbones.dit_network import DiT
+from onelora_vision.diffusion.flow import Flow
+from onelora_vision.diffusion.objective import Epsilon, objective_of
 from onelora_vision.errors import InputError, nearest, one_line
 from onelora_vision.runtime.hub import expect_hub
 from onelora_vision.storage.outputs import folder_output
@@ -47,7 +49,9 @@ def dit_adaptation(model: DiT) -> Adaptation:
 
 @dataclass(kw_only=True)
 class DiTBase(Base):
-    """A DiT pipeline: the network, its autoencoder and noise schedule, and the names of its classes.
+    """A DiT pipeline: the network, its autoencoder and scheduler, and the names of its classes.
+
+    SiT and REPA have DiT's network and another objective, which the scheduler tells (see `objective`).
 
     Attributes:
         own_table: the label table (classes + 1, D) that the network was loaded with.
@@ -84,7 +88,8 @@ class DiTBase(Base):
         expect_hub(source)
         try:
             with _quiet():
-                pipeline = DiTPipeline.from_pretrained(source, revision=revision, variant=variant, cache_dir=cache_dir)
+                where = {"revision": revision, "variant": variant, "cache_dir": cache_dir}
+                pipeline = DiTPipeline.from_pretrained(source, **where, **_shared_parts(source))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             reason = one_line(error, 300)
             raise InputError(
@@ -94,7 +99,12 @@ class DiTBase(Base):
             raise InputError(f"{source}: its transformer is a {type(pipeline.transformer).__name__}, not a DiT")
         model = DiT.from_stock(pipeline.transformer, stock_numerics=stock_numerics)
         names = _class_names(pipeline, model.num_classes)
-        return cls(model=model, vae=pipeline.vae, scheduler=pipeline.scheduler, class_names=names, source=source)
+        base = cls(model=model, vae=pipeline.vae, scheduler=pipeline.scheduler, class_names=names, source=source)
+        try:
+            str(base.objective)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
+        return base
 
     @classmethod
     def from_config(cls, config: dict, num_classes: int | None = None, fuse_qkv: bool = False) -> Self:
@@ -115,6 +125,20 @@ class DiTBase(Base):
         if fuse_qkv:
             self.model.fuse_qkv()
 
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """The scheduler's config with the name of its class: what `diffusion` takes for the base's objective."""
+        return {"_class_name": type(self.scheduler).__name__, **self.scheduler.config}
+
+    @property
+    def objective(self) -> Epsilon | Flow | None:
+        """What the network predicts; None for a network without a scheduler.
+
+        Raises:
+            InputError: the scheduler is of no objective that is known here.
+        """
+        return None if self.scheduler is None else objective_of(self.schedule)
+
     def adaptation(self) -> Adaptation:
         return dit_adaptation(self.model)
 
@@ -126,11 +150,10 @@ class DiTBase(Base):
         shape = (batch, config.in_channels, config.sample_size, config.sample_size)
         latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         labels = (torch.arange(batch) - 1) % (config.num_embeds_ada_norm + 1)  # the null class first
-        return {
-            "hidden_states": latents,
-            "timestep": torch.linspace(50, 850, batch).long(),
-            "class_labels": labels,
-        }
+        times, objective = torch.linspace(50, 850, batch).long(), self.objective
+        if isinstance(objective, Flow):
+            times = objective.timestep(times / 1000)
+        return {"hidden_states": latents, "timestep": times, "class_labels": labels}
 
     def networks(self) -> list[nn.Module]:
         return [self.model, self.vae]
@@ -175,6 +198,12 @@ def _quiet():
         diffusers_logging.enable_progress_bar()
 
 
+def _shared_parts(source: str) -> dict[str, AutoencoderKL]:
+    """What a pipeline that ships with the package has in another one's folder."""
+    folder = embedded.autoencoder_of(source)
+    return {} if folder is None else {"vae": AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)}
+
+
 def _class_names(pipeline: DiTPipeline, num_classes: int) -> list[str]:
     """One name per class: ``id2label`` of the pipeline's config, or the class's number where it has none."""
     id2label = pipeline.config.get("id2label") or {}
@@ -196,6 +225,7 @@ def save_pipeline(
 
     Stock diffusers samples it with its own timestep frequencies and, for other than 1000 classes, with a wrong null
     class (its pipeline fixes it at 1000): use `onelora_vision.diffusion.sampling.sample`, or guidance_scale=1 there.
+    Of a base that predicts the velocity it loads the parts, and its pipeline cannot sample.
 
     Raises:
         InputError: the place is taken (see `outputs`), by something else than a pipeline that is to be overwritten.

@@ -1,24 +1,30 @@
-"""Checkpoints of the original DiT (facebookresearch/DiT) to and from `backbones.dit_network.DiT`, value for value.
+"""Checkpoints of the original DiT (facebookresearch/DiT), SiT and REPA to and from `backbones.dit_network.DiT`, value for value.
 
 The original joins q, k and v into one layer and stores its positions; everything else is a matter of names
-(`backbones.dit_names`).
+(`backbones.dit_names`). SiT (arXiv 2401.08740) and REPA (arXiv 2410.06940, 2504.10483) have the same tensors. What sets
+them apart is what their network was trained to predict, which no file of theirs says: see `Original`.
 """
 
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from safetensors.torch import save_file
 
 from onelora_vision.backbones.dit import DiTBase
 from onelora_vision.backbones.dit_names import facebook_module
 from onelora_vision.backbones.dit_network import DiT
+from onelora_vision.diffusion.flow import Flow
 from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.runtime.hub import expect_hub
 from onelora_vision.storage.files import torch_save
 from onelora_vision.storage.outputs import file_output, mark_zip
+from onelora_vision.storage.safetensors_file import SafetensorsFile
 from onelora_vision.storage.weights import read_weights
 
 POSITIONS = "pos_embed"
@@ -27,29 +33,88 @@ HEADS = {(28, 1152): 16, (24, 1024): 16, (12, 768): 12, (12, 384): 6}
 _TABLE, _PATCHES, _LAST = "y_embedder.embedding_table.weight", "x_embedder.proj.weight", "final_layer.linear.weight"
 _DIMENSIONS = {_PATCHES: 4, POSITIONS: 3, _TABLE: 2, _LAST: 2}
 _MAX_BLOCKS = 512
+_KIND = "onelora.kind"  # key of a safetensors header
+#: Of REPA's training alone: the heads that aligned the features.
+_PROJECTORS = "projectors."
+#: REPA-E normalises latents by the running statistics of a BatchNorm2d.
+_MEAN, _VARIANCE, _BATCHES = "bn.running_mean", "bn.running_var", "bn.num_batches_tracked"
+
+
+class Original(NamedTuple):
+    """Whose checkpoint it is.
+
+    Attributes:
+        title: its name. scheduler: makes the scheduler that stands for its objective.
+    """
+
+    title: str
+    scheduler: Callable[[], SchedulerMixin]
+
+
+def _noise_schedule() -> SchedulerMixin:
+    """DiT's: 1000 linear steps (arXiv 2212.09748, section 4)."""
+    return DDIMScheduler(1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
+
+
+def _flow(*, ends_at_image: bool) -> SchedulerMixin:
+    """A straight line whose time, from 0 to 1, is the network's timestep as it is."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, invert_sigmas=ends_at_image)
+
+
+#: By the values of ``onelora convert --model``. SiT's time begins at the noise, REPA's at the image.
+ORIGINALS = {
+    "dit": Original("DiT", _noise_schedule),
+    "sit": Original("SiT", lambda: _flow(ends_at_image=True)),
+    "repa": Original("REPA", lambda: _flow(ends_at_image=False)),
+}
 
 
 def read_original(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of an original checkpoint: ``.safetensors``, or ``.pt`` read without running what it may hold.
 
-    Of a training checkpoint the averaged weights are taken, as the original's sampling does.
+    Of a training checkpoint the averaged weights are taken, as the original's sampling does, or else the others.
 
     Raises:
         InputError: it cannot be read, or is no DiT.
     """
-    state = read_weights(path, inside=("ema",))
+    state = read_weights(path, inside=("ema", "model"))
     if not {_PATCHES, _TABLE, POSITIONS} <= state.keys():
         raise InputError(f"{path}: not an original DiT checkpoint: it has no x_embedder, y_embedder and pos_embed")
     return state
 
 
+def original_of(path: str | Path, state: dict[str, torch.Tensor], wanted: str | None = None) -> str:
+    """Whose checkpoint a file is, a key of `ORIGINALS`: what is ``wanted``, what it says, or DiT's.
+
+    Raises:
+        InputError: it holds REPA's tensors and DiT's is wanted, or nothing is and its name is not DiT's.
+    """
+    is_repa = any(key.startswith((_PROJECTORS, "bn.")) for key in state)
+    if is_repa and wanted == "dit":
+        raise InputError(f"{path}: holds tensors that only REPA's checkpoints have: leave --model out, or give repa")
+    if wanted or is_repa:
+        return wanted or "repa"
+    if Path(path).suffix == ".safetensors":
+        title = SafetensorsFile(str(path)).strings.get(_KIND)
+        if name := next((name for name, original in ORIGINALS.items() if original.title == title), None):
+            return name
+    if re.search(r"(?<![a-z])(sit|repa)(?![a-z])", Path(path).name.lower()):
+        raise InputError(
+            f"{path}: the tensors of DiT, SiT and REPA are the same, and by its name it is not DiT's: say whose it is "
+            "with --model sit, repa or dit"
+        )
+    return "dit"
+
+
 def from_original(state: dict[str, torch.Tensor], num_heads: int | None = None) -> DiT:
     """The model of an original state dict, in fp32; it takes over the tensors that are fp32 already.
+
+    REPA's projectors and statistics are left out.
 
     Raises:
         InputError: the number of heads is needed and not given, or the tensors are not those of a DiT.
     """
-    state = dict(state)
+    state = {key: value for key, value in state.items() if not key.startswith((_PROJECTORS, "bn."))}
     config = _config(state, num_heads)
     positions = state.pop(POSITIONS)
     with init_empty_weights(include_buffers=False):
@@ -83,8 +148,30 @@ def to_original(model: DiT) -> dict[str, torch.Tensor]:
     return {POSITIONS: model.pos_embed.pos_embed.detach().clone(), **state}
 
 
-def save_original(state: dict[str, torch.Tensor], path: str | Path, *, overwrite: bool = False) -> None:
-    """Write an original state dict as ``.safetensors`` or ``.pt``.
+def state_of(base: DiTBase) -> tuple[str, dict[str, torch.Tensor]]:
+    """Whose checkpoint a base is when it goes back (a key of `ORIGINALS`), and its tensors: those of the network, and of
+    a REPA-E the statistics of its latents.
+
+    Raises:
+        InputError: the time of its scheduler is neither SiT's nor REPA's.
+    """
+    state, name = to_original(base.model), "dit"
+    if isinstance(base.objective, Flow):
+        if base.objective.scale != 1:
+            raise InputError(f"{base.source}: predicts {base.objective}; the time of SiT and REPA is from 0 to 1")
+        name = "sit" if base.objective.data_at else "repa"
+    mean, std = base.vae.config.latents_mean, base.vae.config.latents_std
+    if name == "repa" and mean is not None and std is not None:
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
+        state[_MEAN], state[_VARIANCE] = mean.float(), (std / base.vae.config.scaling_factor).square().float()
+        state[_BATCHES] = torch.zeros((), dtype=torch.int64)
+    return name, state
+
+
+def save_original(
+    state: dict[str, torch.Tensor], path: str | Path, *, title: str = "DiT", overwrite: bool = False
+) -> None:
+    """Write an original state dict as ``.safetensors``, whose header says the ``title`` of its `Original`, or ``.pt``.
 
     Raises:
         InputError: another ending, or the place is taken (see `outputs`).
@@ -95,7 +182,7 @@ def save_original(state: dict[str, torch.Tensor], path: str | Path, *, overwrite
             torch_save(state, temporary)
             mark_zip(temporary)
         else:
-            save_file({key: value.contiguous() for key, value in state.items()}, temporary, {"onelora.kind": "DiT"})
+            save_file({key: value.contiguous() for key, value in state.items()}, temporary, {_KIND: title})
 
 
 def check_original_name(path: str | Path) -> Path:
@@ -105,17 +192,26 @@ def check_original_name(path: str | Path) -> Path:
     return Path(path)
 
 
-def original_base(path: str | Path, vae: str | Path, class_names: list[str] | None, num_heads: int | None) -> DiTBase:
+def original_base(
+    path: str | Path,
+    vae: str | Path,
+    class_names: list[str] | None,
+    num_heads: int | None,
+    original: str | None = None,
+) -> DiTBase:
     """An original checkpoint with an autoencoder, as a base that can be saved as a pipeline and fine-tuned.
 
     Args:
+        original: whose it is, a key of `ORIGINALS` (default: see `original_of`).
         vae: folder (or hub id) of an ``AutoencoderKL``, such as stabilityai/sd-vae-ft-ema.
         class_names: one for each class; by default ImageNet's for 1000 classes, else numbers.
 
     Raises:
         InputError: the checkpoint, the autoencoder or the number of names is wrong.
     """
-    model = from_original(read_original(path), num_heads)
+    state = read_original(path)
+    original = original_of(path, state, original)
+    model = from_original(state, num_heads)
     names = class_names or _default_names(model.num_classes)
     if len(names) != model.num_classes:
         raise InputError(f"{len(names)} class names for the {model.num_classes} classes of {path}")
@@ -124,9 +220,30 @@ def original_base(path: str | Path, vae: str | Path, class_names: list[str] | No
         autoencoder = AutoencoderKL.from_pretrained(vae)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"--vae {vae}: no autoencoder there ({one_line(error)})") from error
-    # DiT's schedule: 1000 linear steps (arXiv 2212.09748, section 4).
-    scheduler = DDIMScheduler(1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    if autoencoder.config.latent_channels != model.config.in_channels:
+        raise InputError(
+            f"--vae {vae}: its latents have {autoencoder.config.latent_channels} channels, those of {path} "
+            f"{model.config.in_channels}"
+        )
+    _set_statistics(autoencoder, state, path)
+    scheduler = ORIGINALS[original].scheduler()
     return DiTBase(model=model, vae=autoencoder, scheduler=scheduler, class_names=names, source=str(path))
+
+
+def _set_statistics(vae: AutoencoderKL, state: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Give the autoencoder the statistics by which a REPA-E network takes its latents, if the checkpoint has them."""
+    mean, variance = state.get(_MEAN), state.get(_VARIANCE)
+    if mean is None and variance is None:
+        return
+    channels = vae.config.latent_channels
+    if any(v is None or v.shape != (channels,) or not v.is_floating_point() for v in (mean, variance)):
+        raise InputError(
+            f"{path}: its statistics of the latents ({_MEAN}, {_VARIANCE}) are not of {channels} channels"
+        )
+    if variance.min() <= 0:
+        raise InputError(f"{path}: {_VARIANCE} holds a variance that is not above 0")
+    mean, std = mean.double().tolist(), variance.double().sqrt().tolist()
+    vae.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=1.0)
 
 
 def _original_key(key: str) -> str:

@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--without_adapter", "--without-adapter", action="store_true", help="draw with the base model alone"
     )
     sampling = parser.add_argument_group("sampling", "By default the settings that the adapter was evaluated with.")
-    sampling.add_argument("--sampler", help="ddim, dpm++ or ddpm")
+    sampling.add_argument(
+        "--sampler", help="dpm++, ddim or ddpm of a DiT; heun, euler or sde of a SiT; auto: the first of its own"
+    )
     sampling.add_argument("--steps", type=int, help="denoising steps")
     sampling.add_argument(
         "--guidance_scale", "--guidance-scale", type=float, help="classifier-free guidance scale; 1: no guidance"
@@ -109,7 +111,7 @@ def run(args: argparse.Namespace) -> dict:
     ids = list(dict.fromkeys(class_ids(chosen, generator.class_names)))
     labels = [label for label in ids for _ in range(args.num_images)]
     seeds = [args.seed + number for _ in ids for number in range(args.num_images)]
-    settings = dataclasses.replace(generator.settings, **given)
+    settings = dataclasses.replace(generator.settings, **given).resolved(generator.base.objective.name)
     if not args.without_adapter:
         generator.check(settings, "--guidance_scale")
     if args.guidance_base:

@@ -14,7 +14,7 @@ class LossSettings:
 
     Attributes:
         snr_gamma: weight the noise's loss by min(SNR, γ) / SNR (arXiv 2303.09556), see `schedule.min_snr_weights`.
-        timestep_sampling: ``uniform``, or ``logit_normal`` (arXiv 2403.03206), see `schedule.draw_timesteps`.
+        timestep_sampling: ``uniform``, or ``logit_normal`` (arXiv 2403.03206), see `schedule.draw_shares`.
         logit_mean, logit_std: of the normal distribution behind ``logit_normal``.
         guidance_distillation: train towards guidance from the base (DogFit, arXiv 2508.05685), see
             `guidance.distilled_target`. More than 1, which is none, and less than 2, from where there is no optimum.

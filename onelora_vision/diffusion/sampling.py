@@ -10,62 +10,16 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import nn
 
 from onelora_vision import seeding
+from onelora_vision.diffusion.flow import Flow, integrate
 from onelora_vision.diffusion.guidance import GuidedModel
+from onelora_vision.diffusion.latents import LatentScale
+from onelora_vision.diffusion.objective import objective_of
+from onelora_vision.diffusion.schedulers import make_scheduler, set_timesteps
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
-
-
-class SpacedDDIM(DDIMScheduler):
-    """DDIM with η = 0 (Song et al. 2020, arXiv 2010.02502, equation 12) from each visited timestep to the next.
-
-    diffusers' own goes back by T // steps whatever timestep it visits next, so the two part where that does not divide
-    the schedule evenly.
-    """
-
-    def step(self, output: torch.Tensor, t: torch.Tensor, x: torch.Tensor) -> DDIMSchedulerOutput:
-        """From x_t (N, C, H, W) and the predicted noise to x at the next timestep, or to x_0 after the last."""
-        index = int((self.timesteps == t).nonzero())
-        following = self.timesteps[index + 1 : index + 2].cpu()
-        now = self.alphas_cumprod[t.cpu()]
-        then = self.alphas_cumprod[following].squeeze() if len(following) else torch.ones(())
-        x0 = (x - (1 - now).sqrt() * output) / now.sqrt()
-        return DDIMSchedulerOutput(then.sqrt() * x0 + (1 - then).sqrt() * output, x0)
-
-
-def make_scheduler(sampler: str, base_config: dict, learned_variance: bool):
-    """diffusers' scheduler for a sampler name, on the noise schedule that the model was trained with."""
-    base = {key: base_config[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")}
-    base["trained_betas"] = base_config.get("trained_betas")
-    if sampler == "ddim":
-        return SpacedDDIM(**base)
-    if sampler == "dpm++":
-        return DPMSolverMultistepScheduler(**base, algorithm_type="dpmsolver++", timestep_spacing="linspace")
-    variance = "learned_range" if learned_variance else "fixed_small"
-    return DDPMScheduler(**base, clip_sample=False, variance_type=variance)
-
-
-def set_timesteps(scheduler, steps: int, device: torch.device | str = "cpu") -> None:
-    """Choose the timesteps of a sampler: DDIM's and DDPM's evenly from T - 1 to 0, as the original DiT's, rounded.
-
-    Raises:
-        InputError: more steps than the schedule has timesteps.
-    """
-    total = scheduler.config.num_train_timesteps
-    if steps > total:
-        raise InputError(f"steps={steps}: the noise schedule has {total} timesteps")
-    if isinstance(scheduler, DPMSolverMultistepScheduler):
-        scheduler.set_timesteps(steps, device=device)
-        return
-    timesteps = torch.linspace(total - 1, 0, steps, dtype=torch.float64).round().long()
-    if isinstance(scheduler, DDPMScheduler):
-        scheduler.set_timesteps(timesteps=timesteps.tolist(), device=device)
-    else:
-        scheduler.timesteps = timesteps.to(device)
 
 
 class Step(NamedTuple):
@@ -88,15 +42,26 @@ def denoise(
     """`sample_latents` step by step, for previews and progress; whoever stops asking stops the sampling."""
     config, parameter = transformer.config, next(transformer.parameters())
     channels, device, dtype = config.in_channels, parameter.device, parameter.dtype
-    learned = transformer.out_channels == 2 * channels
+    objective = objective_of(scheduler_config)
+    settings = settings.resolved(objective.name)
     if (settings.guidance_channels or 0) > channels:
         raise InputError(f"guidance_channels={settings.guidance_channels}: the latents have {channels} channels")
     predict = GuidedModel(transformer, settings, base)
-    scheduler = make_scheduler(settings.sampler, scheduler_config, learned)
-    set_timesteps(scheduler, settings.steps, device)
     x = seeding.randn(seeds, (channels, config.sample_size, config.sample_size)).to(device)
     labels = torch.as_tensor(labels, device=device)
     noise = seeding.generators(seeds, stream=1)  # of stochastic samplers
+    if isinstance(objective, Flow):
+
+        def velocity(x: torch.Tensor, t: float, is_guided: bool) -> torch.Tensor:
+            timestep = torch.tensor(objective.timestep(t), device=device)
+            output = predict(x.to(dtype), timestep, labels, guided=is_guided).float()
+            return objective.velocity(output[:, :channels])
+
+        for number, after in enumerate(integrate(velocity, x, settings, noise)):
+            yield Step(number, *after)
+        return
+    scheduler = make_scheduler(settings.sampler, scheduler_config, transformer.out_channels == 2 * channels)
+    set_timesteps(scheduler, settings.steps, device)
     extra = {"generator": noise} if settings.sampler == "ddpm" else {}
     horizon = scheduler.config.num_train_timesteps
     for number, t in enumerate(scheduler.timesteps):
@@ -123,7 +88,7 @@ def sample_latents(
 
     Args:
         transformer: a `DiT`, or a PEFT model around one, in eval mode.
-        scheduler_config: config of the scheduler the model was trained with.
+        scheduler_config: config of the scheduler the model was trained with, see `objective.objective_of`.
         base: the frozen base for ``settings.guidance_base``, see `diffusion.guidance.GuidedModel`.
     """
     for step in denoise(transformer, scheduler_config, labels, seeds, settings, base):
@@ -135,7 +100,7 @@ def sample_latents(
 def decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
     """Images (N, 3, H, W) in [0, 1], fp32 on CPU, of latents scaled to unit size."""
     parameter = next(vae.parameters())
-    images = vae.decode(latents.to(parameter.device, parameter.dtype) / vae.config.scaling_factor).sample
+    images = vae.decode(LatentScale.of(vae).restore(latents.to(parameter.device, parameter.dtype))).sample
     return (images.float() / 2 + 0.5).clamp(0, 1).cpu()
 
 

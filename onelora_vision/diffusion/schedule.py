@@ -89,16 +89,16 @@ def min_snr_weights(schedule: NoiseSchedule, t: torch.Tensor, gamma: float) -> t
     return (ratio.clamp(max=gamma) / ratio)[t.cpu()].to(t.device, torch.float32)
 
 
-def draw_timesteps(seeds: Sequence[int], stream: int, count: int, settings: LossSettings) -> torch.Tensor:
-    """Timesteps (N,) in 0 … ``count`` - 1, each from its own sample's seed.
+def draw_shares(seeds: Sequence[int], stream: int, settings: LossSettings) -> torch.Tensor:
+    """Shares (N,) in [0, 1) of the way from an image to noise, each from its own sample's seed.
 
     ``logit_normal`` (Esser et al. 2024, arXiv 2403.03206, section 3.1) is the distribution of 1 / (1 + exp(-u)) for a
-    normal u; it was proposed for times in [0, 1], which are the share of the schedule here.
+    normal u; it was proposed for times in [0, 1], and of a schedule with timesteps it is the share that is so distributed.
     """
     if settings.timestep_sampling == "uniform":
-        return (seeding.rand(seeds, stream) * count).long()
+        return seeding.rand(seeds, stream)
     normal = settings.logit_mean + settings.logit_std * seeding.randn(seeds, (), stream)
-    return (normal.sigmoid() * count).long().clamp(max=count - 1)  # a sigmoid can be rounded to 1
+    return normal.sigmoid().clamp(max=1 - 2**-24)  # it can be rounded to 1
 
 
 def _variational_bound(schedule, predicted, v, x0, xt, t) -> torch.Tensor:

@@ -1,14 +1,17 @@
 """How to sample a diffusion model, as settings that are checked without anything slow being imported."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from onelora_vision.errors import InputError, nearest
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 10_000
-SAMPLERS = ("ddim", "dpm++", "ddpm")
+#: Samplers by what a base's network predicts (see `objective`); the first is the default.
+SAMPLERS = {"epsilon": ("dpm++", "ddim", "ddpm"), "velocity": ("heun", "euler", "sde")}
+AUTO = "auto"  # the default sampler of the base's objective
+SAMPLER_NAMES = (AUTO, *(name for names in SAMPLERS.values() for name in names))
 
 
 def parse_numbers(text: str, flag: str, count: int | None = None) -> tuple[float, ...]:
@@ -32,17 +35,20 @@ class SamplingSettings:
     """How to sample; the defaults are DiT's usual evaluation setting with a short sampler.
 
     Attributes:
-        sampler: ``ddim`` (η = 0, deterministic), ``dpm++`` (DPM-Solver++ 2M, deterministic), or ``ddpm`` (ancestral,
-            with the learned variance where the network has one: the original's sampler).
+        sampler: of bases that predict the noise ``ddim`` (η = 0, deterministic), ``dpm++`` (DPM-Solver++ 2M,
+            deterministic), or ``ddpm`` (ancestral, with the learned variance where the network has one: the original's
+            sampler); of bases that predict the velocity ``euler``, ``heun`` or ``sde`` (see `flow.integrate`). ``auto``
+            is the first of the base's in `SAMPLERS`.
         steps: denoising steps.
         guidance_scale: 1 means none (arXiv 2207.12598).
         guidance_channels: guide only the first so many latent channels; the original DiT guides 3 of 4. ``None``: all.
-        guidance_interval: guide only at timesteps t with low <= t/T < high (arXiv 2404.07724).
+        guidance_interval: guide only at timesteps t with low <= t/T < high (arXiv 2404.07724); of bases that predict the
+            velocity, whose t is from 0 to 1, with low <= t <= high.
         guidance_base: guide away from the frozen base instead of the adapted model's own null class (arXiv 2504.01521),
             see `diffusion.guidance`.
     """
 
-    sampler: str = "dpm++"
+    sampler: str = AUTO
     steps: int = 20
     guidance_scale: float = 1.5
     guidance_channels: int | None = None
@@ -50,8 +56,9 @@ class SamplingSettings:
     guidance_base: bool = False
 
     def __post_init__(self):
-        if self.sampler not in SAMPLERS:
-            raise InputError(f"sampler={self.sampler!r} is unknown{nearest(str(self.sampler), SAMPLERS, 'sampler')}")
+        if self.sampler not in SAMPLER_NAMES:
+            hint = nearest(str(self.sampler), SAMPLER_NAMES, "sampler")
+            raise InputError(f"sampler={self.sampler!r} is unknown{hint}")
         if not _is_count(self.steps):
             raise InputError(f"steps={self.steps!r}: a sampler needs at least 1 step, and at most {MAX_STEPS}")
         if not _is_number(self.guidance_scale):
@@ -85,6 +92,22 @@ class SamplingSettings:
     def guidance_text(self) -> str:
         """The guidance in words, for captions: ``guidance 2.5 from the base``."""
         return f"guidance {self.guidance_scale:g}{' from the base' if self.uses_base else ''}"
+
+    def resolved(self, objective: str) -> Self:
+        """The settings for a base of ``objective``, a key of `SAMPLERS`: its default sampler in the place of ``auto``.
+
+        Raises:
+            InputError: the sampler is for bases of another objective.
+        """
+        own = SAMPLERS[objective]
+        if self.sampler == AUTO:
+            return replace(self, sampler=own[0])
+        if self.sampler not in own:
+            raise InputError(
+                f"sampler {self.sampler!r} is not for this base, which predicts {objective}: choose {', '.join(own)}, "
+                f"or {AUTO}"
+            )
+        return self
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:

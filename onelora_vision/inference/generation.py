@@ -24,7 +24,8 @@ class Generator:
     """
 
     def __init__(self, base: DiTBase, info: AdapterInfo):
-        self.base, self.info, self.settings = base, info, trained_settings(info)
+        self.base, self.info = base, info
+        self.settings = trained_settings(info).resolved(base.objective.name)
         base.vae.to(next(base.model.parameters()).device).eval()
 
     @property
@@ -78,7 +79,7 @@ class Generator:
         batch_size: int = 64,
     ) -> Iterator[torch.Tensor]:
         """The images of `sample` batch by batch, (n, 3, H, W)."""
-        labels, schedule = class_ids(classes, self.class_names), dict(self.base.scheduler.config)
+        labels = class_ids(classes, self.class_names)
         settings = settings or self.settings
         if adapted:
             self.check(settings)
@@ -86,7 +87,7 @@ class Generator:
             yield from iter_samples(
                 self.model,
                 self.base.vae,
-                schedule,
+                self.base.schedule,
                 labels,
                 list(seeds),
                 settings,

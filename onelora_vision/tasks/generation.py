@@ -13,9 +13,10 @@ from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.data.latents import posterior
 from onelora_vision.data.stream import SampleRef
 from onelora_vision.diffusion.guidance import base_prediction, distilled_target
+from onelora_vision.diffusion.latents import LatentScale
 from onelora_vision.diffusion.loss_settings import LossSettings
-from onelora_vision.diffusion.sampling import make_scheduler
-from onelora_vision.diffusion.schedule import NoiseSchedule, draw_timesteps, min_snr_weights, training_losses
+from onelora_vision.diffusion.objective import objective_of
+from onelora_vision.diffusion.schedule import draw_shares, min_snr_weights
 from onelora_vision.metrics.direction import changes
 from onelora_vision.tasks.base import FOR_THE_CARD, Task
 from onelora_vision.tasks.sample_evaluation import SampleEvaluator, SamplePicture, lent, sweep_guidance
@@ -49,16 +50,16 @@ class LazyLatents(Dataset):
 
 
 class GenerationTask(Task):
-    """DiT's training: noise a latent, predict the noise, and with a learned variance the variance too.
+    """Training of a DiT or SiT: noise a latent, and predict what the base's objective asks for.
 
     Args:
         model: a `DiT` with adapters.
         vae: the frozen autoencoder; images in, latents out. ``None`` where batches hold latents already.
-        scheduler_config: config of the noise schedule the base was trained with.
+        scheduler_config: config of the scheduler the base was trained with, which says its objective.
         class_dropout_prob: share of samples whose label becomes the null class, for classifier-free guidance. One
             draw per sample, from the sample's own seed.
         evaluator: called with the model by `evaluate`; ``None`` for a task that is only trained.
-        scaling_factor: makes latents of unit size; by default the autoencoder's.
+        scale: makes latents of unit size; by default the autoencoder's.
         info: what the adapter's files say about it.
         picture: what is drawn after evaluations and at the end. scales: of guidance, to evaluate at in the end.
         loss: how the training's loss is taken; the validation loss is always the plain one.
@@ -71,7 +72,7 @@ class GenerationTask(Task):
         scheduler_config: dict,
         class_dropout_prob: float = 0.1,
         evaluator: SampleEvaluator | None = None,
-        scaling_factor: float | None = None,
+        scale: LatentScale | None = None,
         info: AdapterInfo | None = None,
         picture: SamplePicture | None = None,
         scales: Sequence[float] = (),
@@ -80,11 +81,11 @@ class GenerationTask(Task):
         super().__init__(model, info)
         self.picture, self.scales, self.loss = picture, scales, loss
         self.vae = vae.requires_grad_(False).eval() if vae is not None else None
-        self.scaling_factor = scaling_factor or vae.config.scaling_factor
+        self.scale = scale or LatentScale.of(vae)
         self.class_dropout_prob = class_dropout_prob
         self.null_class = model.null_class
         self.evaluator = evaluator
-        self.schedule = NoiseSchedule(make_scheduler("ddpm", scheduler_config, False).betas)
+        self.objective = objective_of(scheduler_config)
 
     def latents(self, batch: dict) -> torch.Tensor:
         """Latents (N, C, h, w), fp32 and of unit size, drawn from the posteriors of a batch's images.
@@ -93,21 +94,21 @@ class GenerationTask(Task):
         """
         mean, std = posterior(self.vae, batch["image"]) if "image" in batch else (batch["mean"], batch["std"])
         noise = seeding.randn(batch["seed"].tolist(), mean.shape[1:], LATENT).to(mean.device)
-        return (mean + std * noise) * self.scaling_factor
+        return self.scale.normalize(mean + std * noise)
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        """``loss`` (= mse + vlb where the variance is learned) of ``batch``: image or mean and std, label, seed."""
+        """``loss`` (= mse + vlb where a variance is learned) of ``batch``: image or mean and std, label, seed."""
         seeds = batch["seed"].tolist()
         dropped = (seeding.rand(seeds, DROPOUT) < self.class_dropout_prob).to(batch["label"].device)
         labels = torch.where(dropped, self.null_class, batch["label"])
-        t = draw_timesteps(seeds, TIMESTEP, len(self.schedule), self.loss)
+        t = self.objective.times(draw_shares(seeds, TIMESTEP, self.loss))
         losses = self._losses(batch, t, labels, self.loss)
         return {"loss": sum(losses.values()), **{name: loss.detach() for name, loss in losses.items()}}
 
     def validation_loss(self, batch: dict) -> torch.Tensor:
-        """The plain loss with all classes kept, and timesteps spread evenly over the schedule."""
+        """The plain loss with all classes kept, and times spread evenly."""
         count = len(batch["seed"])
-        t = ((torch.arange(count) + 0.5) / count * len(self.schedule)).long()
+        t = self.objective.times((torch.arange(count) + 0.5) / count)
         return sum(self._losses(batch, t, batch["label"], LossSettings()).values())
 
     def _losses(
@@ -116,22 +117,28 @@ class GenerationTask(Task):
         x0 = self.latents(batch)
         t, labels = t.to(x0.device), labels.to(x0.device)
         noise = seeding.randn(batch["seed"].tolist(), x0.shape[1:], NOISE).to(x0.device)
-        xt = self.schedule.add_noise(x0, noise, t)
+        objective, channels = self.objective, x0.shape[1]
+        xt, time, target = objective.noised(x0, noise, t), objective.timestep(t), objective.target(x0, noise)
         # The base first, whose activations are gone when those for the backward pass are kept.
-        base = base_prediction(self.adapted, xt, t) if settings.guidance_distillation else None
-        output = self.model(xt, timestep=t, class_labels=labels).sample
-        target = noise if base is None else self._guided(noise, output, base, t, labels, settings)
-        losses = training_losses(self.schedule, output, x0, xt, noise, t, target)
+        base = base_prediction(self.adapted, xt, time) if settings.guidance_distillation else None
+        output = self.model(xt, timestep=time, class_labels=labels).sample
+        if base is not None:
+            predictions = (objective.predicted(answer, channels) for answer in (output, base))
+            target = self._guided(target, *predictions, t, labels, settings)
+        losses = objective.losses(output, x0, xt, noise, t, target)
         if settings.snr_gamma is not None:
-            losses["mse"] = losses["mse"] * min_snr_weights(self.schedule, t, settings.snr_gamma)
+            losses["mse"] = losses["mse"] * min_snr_weights(objective.schedule, t, settings.snr_gamma)
         return {name: loss.mean() for name, loss in losses.items()}
 
-    def _guided(self, noise, output, base, t, labels, settings: LossSettings) -> torch.Tensor:
-        """The target of `distilled_target`, for samples with a class and a timestep within the guided interval."""
-        low, high = (bound * len(self.schedule) for bound in settings.guidance_interval)
-        applies = (labels != self.null_class) & (low <= t) & (t < high)
+    def _guided(self, target, conditional, unconditional, t, labels, settings: LossSettings) -> torch.Tensor:
+        """The target of `distilled_target`, for samples with a class and a time within the guided interval."""
+        (low, high), share = settings.guidance_interval, self.objective.share(t)
+        applies = (labels != self.null_class) & (low <= share) & (share < high)
         scale, channels = settings.guidance_distillation, settings.guidance_channels
-        return distilled_target(noise, output, base, scale, channels, applies)
+        return distilled_target(target, conditional, unconditional, scale, channels, applies)
+
+    def identity(self) -> dict[str, str]:
+        return super().identity() | {"objective": str(self.objective)}
 
     def evaluate(self, loader, accelerator) -> dict[str, float]:
         """The evaluator's metrics for samples of the model; ``loader`` is not used."""

@@ -19,6 +19,7 @@ from onelora_vision import seeding
 from onelora_vision.data.classes.dataset import ClassImageDataset
 from onelora_vision.data.content import content_hash, content_hashes
 from onelora_vision.data.stream import evaluation_loader
+from onelora_vision.diffusion.objective import objective_of
 from onelora_vision.diffusion.sampling import iter_samples
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.metrics.features import cached_features, published_features
@@ -55,14 +56,18 @@ class ImageSampler:
 
     Attributes:
         vae: the autoencoder, which is on the model's device while images are made.
-        scheduler_config: of the noise schedule the model was trained with.
-        settings: of the sampler. batch_size: images at a time.
+        scheduler_config: of the scheduler the model was trained with, which says its objective.
+        settings: of the sampler, with the objective's own in the place of ``auto``. batch_size: images at a time.
     """
 
     vae: nn.Module
     scheduler_config: dict
     settings: SamplingSettings
     batch_size: int = 64
+
+    def __post_init__(self):
+        settings = self.settings.resolved(objective_of(self.scheduler_config).name)
+        object.__setattr__(self, "settings", settings)  # frozen
 
     def __call__(
         self,

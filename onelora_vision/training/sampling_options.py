@@ -16,7 +16,11 @@ class SamplingOptions:
 
     group: ClassVar[str] = "evaluation"
 
-    sampler: Literal["ddim", "dpm++", "ddpm"] = option("dpm++", "sampler of the evaluation and the picture")
+    sampler: Literal["auto", "dpm++", "ddim", "ddpm", "heun", "euler", "sde"] = option(
+        "auto",
+        "sampler of the evaluation and the picture: dpm++, ddim or ddpm of a DiT; heun, euler or sde of a SiT (auto: the "
+        "first of its own)",
+    )
     num_inference_steps: int = option(12, "denoising steps of the sampler")
     guidance_scale: float | None = option(
         None, "guidance scale; 1: no guidance (default: 4, or 1 with --guidance_distillation)"

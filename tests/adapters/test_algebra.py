@@ -158,7 +158,7 @@ def test_what_does_not_blend_is_refused_with_the_reason(tmp_path):
             setattr(made.info, key, value)
         return made
 
-    plain = adapter("plain")
+    plain = adapter("plain", change={"extra": {"objective": "epsilon"}})
     cases = [
         (adapter("random", compression="random"), r"different compressions .* sum and random-0"),
         (adapter("lora", method="lora"), "one is ONELORA, the other LORA"),
@@ -167,6 +167,10 @@ def test_what_does_not_blend_is_refused_with_the_reason(tmp_path):
         (adapter("fewer", change={"class_names": ["a"]}), "3 classes, the other 1"),
         (adapter("task", change={"task": "depth"}), "one is for 'classification'"),
         (adapter("sized", change={"extra": {"resolution": 64}}), "resolution is None and 64"),
+        (
+            adapter("sit", change={"extra": {"objective": "velocity, image at t=1"}}),
+            "trained to predict epsilon, the other velocity",
+        ),
         (adapter("nobase", change={"base": "x", "base_fingerprint": ""}), "their fingerprints cannot be compared"),
     ]
     for other, message in cases:

@@ -39,6 +39,13 @@ def test_says_how_to_load_in_each_ecosystem(tmp_path):
     assert "timm.create_model" in card_of(tmp_path / "v", "timm")
 
 
+def test_says_what_the_base_predicts(tmp_path):
+    text = card_of(tmp_path / "a", "diffusers", extra={"objective": "velocity, image at t=1"})
+    assert "- the base predicts velocity, image at t=1" in text
+    assert "`DiTPipeline` cannot sample a network that predicts the velocity" in text
+    assert "cannot sample" not in card_of(tmp_path / "b", "diffusers", extra={"objective": "epsilon"})
+
+
 def fields_of(text):
     return yaml.safe_load(text.split("---")[1])
 

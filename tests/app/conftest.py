@@ -31,14 +31,16 @@ PLACES = {"generation": "embedded", "depth": "embedded/depth", "classification":
 def make_adapter(tmp_path_factory):
     """Write an adapter with random values for an embedded base: ``make("generation", seed=1, method="lora")``."""
 
-    def make(task, seed=1, method="onelora", class_names=("1", "2", "A"), place=None, size=0.05):
-        info = AdapterInfo(task, find_method(method).name, PLACES[task])
+    def make(task, seed=1, method="onelora", class_names=("1", "2", "A"), place=None, size=0.05, base=None):
+        info = AdapterInfo(task, find_method(method).name, base or PLACES[task])
         if task == "depth":
             info.extra = {"max_depth": 40}
         else:
             info.class_names = list(class_names)
         base = load_base(info)
         info.base_fingerprint = base.fingerprint()
+        if base.objective is not None:
+            info.extra["objective"] = str(base.objective)
         model = apply_method(base.model, method, ADAPTATIONS[task](base.model), seed=seed)
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():

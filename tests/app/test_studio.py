@@ -309,6 +309,26 @@ def test_a_picture_brings_its_settings_and_adapters_back(studio, session, adapte
     assert restore(stranger, end.adapted[0].image).missing == [first, second]
 
 
+def test_a_velocity_base_is_drawn_by_samplers_of_its_own(studio, session, make_adapter):
+    wanted = Request(("2",), seed=3, steps=2, base="embedded/sit")
+    assert studio.base_names("generation") == ["embedded", "embedded/sit"]
+    assert studio.drawer.samplers(session) == ["auto", "dpm++", "ddim", "ddpm"]
+    assert studio.drawer.samplers(session, "embedded/sit") == ["auto", "heun", "euler", "sde"]
+    *_, end = studio.drawer.draw(session, wanted)
+    assert restore(session, end.base[0].image).request == replace(wanted, sampler="heun")
+    with pytest.raises(InputError, match="'ddim' is not for this base"):
+        list(studio.drawer.draw(session, replace(wanted, sampler="ddim")))
+    use(studio, session, make_adapter("generation", 1, base="embedded/sit"))
+    assert studio.drawer.samplers(session) == ["auto", "heun", "euler", "sde"]
+    steps, seeds = (parse_axis(session, name, text) for name, text in (("steps", "1, 2"), ("seed", "3")))
+    *_, grid = studio.grid_drawer.draw(session, replace(wanted, base=""), steps, seeds)
+    assert restore(session, grid.adapted[0].image).request.sampler == "heun"
+    use(studio, session, make_adapter("generation", 1))
+    assert studio.drawer.samplers(session) == ["auto", "dpm++", "ddim", "ddpm"]
+    with pytest.raises(InputError, match="trained on another base"):
+        list(studio.drawer.draw(session, wanted))
+
+
 @pytest.mark.parametrize(
     ("notes", "message"),
     [

@@ -1,4 +1,6 @@
 import copy
+import json
+import shutil
 
 import pytest
 import torch
@@ -35,6 +37,15 @@ def test_equals_the_original_bit_for_bit_and_stock_diffusers_does_not(stock_dit,
     model.set_numerics(stock=True)
     assert torch.equal(model(*inputs).sample, stock_output)
     assert (stock_output - expected).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_equals_the_original_at_times_between_0_and_1(stock_dit, inputs):
+    """SiT's: the time is not scaled before its sines and cosines."""
+    weights = {**stock_dit.state_dict(), "positions": stock_dit.pos_embed.pos_embed}
+    x, t, labels = inputs[0], torch.tensor([0.0, 0.3, 0.96, 1.0]), inputs[2]
+    expected = ReferenceDiT(weights, heads=2, depth=2, out_channels=8)(x, t, labels)
+    assert torch.equal(DiT.from_stock(copy.deepcopy(stock_dit))(x, t, labels).sample, expected)
 
 
 def test_has_one_embedder_and_the_papers_counts():
@@ -118,6 +129,20 @@ def test_embedders_trained_apart_are_refused(stock_dit):
         stock_dit.transformer_blocks[1].norm1.emb.timestep_embedder.linear_2.bias += 1
     with pytest.raises(InputError, match=r"transformer_blocks\.1\.norm1\.emb\.timestep_embedder\.linear_2\.bias"):
         DiT.from_stock(stock_dit)
+
+
+def test_a_scheduler_of_no_known_objective_is_refused_by_name(dit_folder, tmp_path):
+    shutil.copytree(dit_folder, tmp_path / "other")
+    place = tmp_path / "other" / "scheduler" / "scheduler_config.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "prediction_type": "v_prediction"}))
+    with pytest.raises(InputError, match="other: its scheduler says prediction_type 'v_prediction'"):
+        DiTBase.load(tmp_path / "other")
+
+
+def test_the_example_has_times_of_the_objective(sit_folder, dit_folder):
+    assert DiTBase.load(dit_folder).example()["timestep"].tolist() == [50, 450, 850]
+    times = DiTBase.load(sit_folder).example()["timestep"]
+    torch.testing.assert_close(times, torch.tensor([0.95, 0.55, 0.15]))
 
 
 def test_a_folder_without_a_pipeline_is_refused_by_name(tmp_path):

@@ -10,10 +10,13 @@ from onelora_vision.backbones.dit import DiTBase, save_pipeline
 from onelora_vision.backbones.dit_original import (
     from_original,
     original_base,
+    original_of,
     read_original,
     save_original,
+    state_of,
     to_original,
 )
+from onelora_vision.diffusion.latents import LatentScale
 from onelora_vision.errors import InputError
 
 WIDTH, DEPTH, HEADS, PATCH, SIDE, CLASSES = 32, 2, 2, 2, 4, 5
@@ -193,6 +196,99 @@ def test_what_cannot_be_converted_is_named(state, dit_folder, tmp_path):
         original_base(tmp_path / "model.safetensors", tmp_path, None, HEADS)
     with pytest.raises(InputError, match="2 class names for the 5 classes"):
         original_base(tmp_path / "model.safetensors", dit_folder / "vae", ["a", "b"], HEADS)
+
+
+def without_variance(state):
+    """The last layer cut to the channels of the velocity, as REPA's network has it."""
+    cut = {
+        key: value.unflatten(0, (PATCH**2, 8))[:, :4].flatten(0, 1)
+        for key, value in state.items()
+        if "r.linear" in key
+    }
+    return {**state, **cut}
+
+
+@pytest.mark.parametrize(("original", "data_at", "channels"), [("sit", 1, 8), ("repa", 0, 4)])
+def test_sit_and_repa_are_bases_that_go_back_exactly(state, dit_folder, tmp_path, original, data_at, channels):
+    published = without_variance(state) if original == "repa" else state
+    trained = {**published, "projectors.0.0.weight": torch.zeros(3, WIDTH)} if original == "repa" else published
+    whole = {
+        "ema": trained,
+        "model": {"x": torch.zeros(1)},
+        "opt": {},
+        "args": argparse.Namespace(cfg=0.1),
+        "steps": 3,
+    }
+    torch.save(whole, tmp_path / "0400000.pt")
+    base = original_base(
+        tmp_path / "0400000.pt", dit_folder / "vae", None, HEADS, None if original == "repa" else "sit"
+    )
+    save_pipeline(base, tmp_path / "pipeline")
+    again = DiTBase.load(tmp_path / "pipeline")
+    assert (again.objective.name, again.objective.data_at, again.objective.scale) == ("velocity", data_at, 1)
+    assert again.model.out_channels == channels
+    x, t, y = torch.randn(3, 4, 8, 8), torch.tensor([0.0, 0.4, 1.0]), torch.tensor([0, 4, 5])
+    if original == "sit":  # t is not scaled before its sines and cosines
+        with torch.no_grad():
+            torch.testing.assert_close(
+                again.model(x, t, y).sample, original_forward(state, x, t, y), rtol=1e-5, atol=1e-5
+            )
+    name, back = state_of(again)
+    assert name == original and back.keys() == published.keys()
+    assert all(torch.equal(back[key], value) for key, value in published.items())
+
+
+def test_a_checkpoint_with_nothing_but_the_plain_weights_is_read(state, tmp_path):
+    torch.save({"model": state, "opt": {}}, tmp_path / "x.pt")
+    assert read_original(tmp_path / "x.pt").keys() == state.keys()
+
+
+def test_the_statistics_of_repa_e_scale_its_latents(state, dit_folder, tmp_path):
+    mean, variance = torch.tensor([0.1, -0.2, 0.3, 1.5]), torch.tensor([4.0, 0.3, 30.0, 1.7])
+    statistics = {"bn.running_mean": mean, "bn.running_var": variance, "bn.num_batches_tracked": torch.tensor(7)}
+    torch.save({"ema": {**state, **statistics}}, tmp_path / "repae.pt")
+    save_pipeline(original_base(tmp_path / "repae.pt", dit_folder / "vae", None, HEADS), tmp_path / "pipeline")
+    base = DiTBase.load(tmp_path / "pipeline")
+    z = torch.randn(2, 4, 3, 3)
+    shaped = [v.reshape(4, 1, 1) for v in (mean, variance)]
+    torch.testing.assert_close(LatentScale.of(base.vae).normalize(z), (z - shaped[0]) * shaped[1].rsqrt())
+    name, back = state_of(base)
+    assert name == "repa" and back["bn.running_mean"].equal(mean) and back["bn.running_var"].equal(variance)
+    for change, message in {
+        ("bn.running_var", torch.ones(3)): "not of 4 channels",
+        ("bn.running_var", torch.zeros(4)): "not above 0",
+        ("bn.running_mean", torch.zeros(4, dtype=torch.int64)): "not of 4 channels",
+    }.items():
+        torch.save({"ema": {**state, **statistics, **dict([change])}}, tmp_path / "bad.pt")
+        with pytest.raises(InputError, match=message):
+            original_base(tmp_path / "bad.pt", dit_folder / "vae", None, HEADS)
+
+
+def test_whose_a_checkpoint_is_is_said_or_seen_or_asked_for(state, dit_folder, tmp_path):
+    assert original_of("DiT-XL-2-256x256.pt", state) == original_of("positions.pt", state) == "dit"
+    assert original_of("x.pt", {**state, "projectors.0.0.bias": torch.zeros(1)}) == "repa"
+    assert original_of("SiT-XL-2-256.pt", state, "sit") == "sit"
+    for name in ("SiT-XL-2-256x256.pt", "my_repa-400k.pt", "sit.pt"):
+        with pytest.raises(InputError, match=f"{name}: the tensors of DiT, SiT and REPA are the same.*--model"):
+            original_of(name, state)
+    with pytest.raises(InputError, match="only REPA's checkpoints have"):
+        original_of("x.pt", {**state, "bn.running_mean": torch.zeros(4)}, "dit")
+    for title, name in {"DiT": "dit", "SiT": "sit", "REPA": "repa"}.items():
+        save_original(state, tmp_path / "sit.safetensors", title=title, overwrite=True)
+        assert original_of(tmp_path / "sit.safetensors", state) == name
+    base = original_base(tmp_path / "sit.safetensors", dit_folder / "vae", None, HEADS)
+    base.scheduler.register_to_config(num_train_timesteps=1000)
+    with pytest.raises(InputError, match="times 1000; the time of SiT and REPA is from 0 to 1"):
+        state_of(base)
+
+
+def test_an_autoencoder_of_other_latents_is_refused(state, tmp_path):
+    from diffusers import AutoencoderKL
+
+    AutoencoderKL(latent_channels=2, block_out_channels=(4,), norm_num_groups=2).save_pretrained(tmp_path / "vae")
+    save_original(state, tmp_path / "x.pt")
+    with pytest.raises(InputError, match=r"its latents have 2 channels, those of .*x\.pt 4"):
+        original_base(tmp_path / "x.pt", tmp_path / "vae", None, HEADS)
 
 
 def test_imagenets_names_go_with_a_thousand_classes():

@@ -52,6 +52,7 @@ def test_the_family_of_an_embedded_base_is_known_without_the_hub(monkeypatch):
     monkeypatch.setattr(config_file, "_from_hub", lambda repository: pytest.fail(f"asked the hub for {repository}"))
     assert base_class("depth", "embedded/depth").__name__ == "DepthAnythingBase"
     assert base_class("generation", embedded.DIT).__name__ == "DiTBase"
+    assert base_class("generation", "embedded/sit").__name__ == "DiTBase"
     assert config_file.config_of(embedded.DIT)["_class_name"] == "DiTTransformer2DModel"
 
 

@@ -85,6 +85,17 @@ def test_every_number_of_the_table_stands_in_the_documentation():
     assert missing == []
 
 
+@pytest.mark.parametrize(
+    ("name", "millions"), [("sit-s-2", 33), ("sit-b-2", 130), ("sit-l-2", 458), ("sit-xl-2", 675), ("repa-xl-2", 675)]
+)
+def test_sits_published_sizes(name, millions):
+    """SiT (arXiv 2401.08740), table 1: the sizes of DiT. REPA's last layer has no second half."""
+    total = count(name, "full")["total_parameters"]
+    assert round(total / 1e6) == millions
+    if name == "repa-xl-2":
+        assert total == count("sit-xl-2", "full")["total_parameters"] - 4 * 4 * (1152 + 1)
+
+
 def test_lora_on_qkv_alone():
     """The paper's LoRA (QKV) rows: 786,432 for 7B and 1,228,800 for 13B."""
     for name, values in (("llama-2-7b", 786_432), ("llama-2-13b", 1_228_800)):
@@ -147,6 +158,7 @@ def test_folders_are_read_by_their_config(dit_folder, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 64}')
     assert len(describe(str(tmp_path)).adaptation().target_modules) == 7
     assert "llama-2-13b" in NAMED
+    assert describe("embedded/sit").model.num_classes == 36 and describe("embedded/depth").adaptation().target_modules
 
 
 @pytest.mark.parametrize(("folder", "load"), [(embedded.VIT, ViTBase.load), (embedded.DIT, DiTBase.load)])

@@ -23,6 +23,21 @@ def test_there_and_back(onelora, dit_folder, tmp_path):
     assert all(torch.equal(again[key], value) for key, value in read_original(tmp_path / "original.pt").items())
 
 
+def test_a_sit_keeps_its_objective_on_the_way_there_and_back(onelora, sit_folder, tmp_path):
+    code, text, _ = onelora("convert", sit_folder, tmp_path / "SiT.safetensors")
+    assert code == 0 and "predicts velocity, image at t=1" in text
+    common = ("--vae", sit_folder / "vae", "--num_heads", 2)
+    assert onelora("convert", tmp_path / "SiT.safetensors", tmp_path / "again", *common)[0] == 0
+    assert str(DiTBase.load(tmp_path / "again").objective) == "velocity, image at t=1"
+    onelora("convert", sit_folder, tmp_path / "SiT.pt")  # which cannot say whose it is
+    code, _, error = onelora("convert", tmp_path / "SiT.pt", tmp_path / "unknown", *common)
+    assert code == 2 and "--model sit, repa or dit" in error and not (tmp_path / "unknown").exists()
+    code, result, _ = onelora("convert", tmp_path / "SiT.pt", tmp_path / "repa", *common, "--model", "repa", "--json")
+    assert code == 0 and result["objective"] == "velocity, image at t=0"
+    code, _, error = onelora("convert", sit_folder, tmp_path / "x.pt", "--model", "sit")
+    assert code == 2 and "is a pipeline, whose scheduler says it" in error
+
+
 def test_bad_input_is_one_line(onelora, dit_folder, tmp_path):
     onelora("convert", dit_folder, tmp_path / "original.pt")
     for arguments, message in {

@@ -56,6 +56,14 @@ def test_another_base_and_one_that_does_not_fit(tmp_path):
     assert checks(examine(tmp_path / "a", tmp_path / "nothing")) == ["base"]
 
 
+def test_a_base_that_predicts_something_else_is_found(sit_folder, tmp_path):
+    adapter = trained_on(str(sit_folder), "diffusers", tmp_path / "a", extra={"objective": "velocity, image at t=1"})
+    assert checks(examine(tmp_path / "a", sit_folder)) == []
+    adapter.info.extra["objective"] = "epsilon"
+    write_adapter(adapter.config, adapter.tensors, adapter.info, tmp_path / "b")
+    assert checks(examine(tmp_path / "b", sit_folder)) == ["objective"]
+
+
 def test_layers_that_the_base_passes_by_are_found(tmp_path, monkeypatch):
     from onelora_vision.adapters import inspection
     from onelora_vision.backbones.vit import ViTBase

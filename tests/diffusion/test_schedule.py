@@ -8,7 +8,7 @@ from onelora_vision.diffusion.loss_settings import LossSettings
 from onelora_vision.diffusion.schedule import (
     NoiseSchedule,
     discretized_gaussian_log_likelihood,
-    draw_timesteps,
+    draw_shares,
     min_snr_weights,
     normal_kl,
     training_losses,
@@ -106,17 +106,17 @@ def test_min_snr_weights_are_the_papers_for_predicted_noise(schedule):
 def test_timesteps_are_drawn_from_each_samples_own_seed():
     seeds = list(range(4000))
     for settings in (LossSettings(), LossSettings(timestep_sampling="logit_normal")):
-        t = draw_timesteps(seeds, 12, 1000, settings)
+        t = (draw_shares(seeds, 12, settings) * 1000).long()
         assert t.dtype == torch.int64 and t.min() >= 0 and t.max() <= 999
-        assert torch.equal(draw_timesteps(seeds[100:103], 12, 1000, settings), t[100:103])
-    assert torch.equal(draw_timesteps(seeds, 12, 1000, LossSettings()), (seeding.rand(seeds, 12) * 1000).long())
+        assert torch.equal((draw_shares(seeds[100:103], 12, settings) * 1000).long(), t[100:103])
+    assert torch.equal(draw_shares(seeds, 12, LossSettings()), seeding.rand(seeds, 12))
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (1.0, 0.5)])
 def test_logit_normal_timesteps_have_normal_logits(mean, std):
     settings = LossSettings(timestep_sampling="logit_normal", logit_mean=mean, logit_std=std)
-    logits = ((draw_timesteps(range(4000), 12, 1000, settings) + 0.5) / 1000).logit()
+    logits = draw_shares(range(4000), 12, settings).logit()
     assert logits.mean().item() == pytest.approx(mean, abs=0.05)
     assert logits.std().item() == pytest.approx(std, rel=0.05)
     extreme = LossSettings(timestep_sampling="logit_normal", logit_mean=100.0)
-    assert torch.equal(draw_timesteps([1], 12, 1000, extreme), torch.tensor([999]))
+    assert 0.999 < draw_shares([1], 12, extreme) < 1

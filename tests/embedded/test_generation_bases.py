@@ -28,10 +28,11 @@ def handwriting():
 
 
 def test_the_weights_are_small_and_fp16():
-    files = [file for folder in (embedded.DIT, embedded.FEATURES) for file in folder.rglob("*") if file.is_file()]
+    folders = embedded.DIT, embedded.SIT, embedded.FEATURES
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 8e6
     weights = [file for file in files if file.suffix == ".safetensors"]
-    assert len(weights) == 3
+    assert len(weights) == 4
     for file in weights:
         with safe_open(file, "pt") as tensors:
             assert {tensors.get_slice(name).get_dtype() for name in tensors.keys()} == {"F16"}  # noqa: SIM118
@@ -70,12 +71,13 @@ def test_the_autoencoder_keeps_handwriting_and_its_latents_have_unit_size(vae, h
     assert latents.std().item() == pytest.approx(1, abs=0.1)
 
 
-def test_samples_show_the_class_that_was_asked_for():
-    base = DiTBase.load(embedded.DIT)
-    assert base.class_names == CLASS_NAMES
+@pytest.mark.parametrize(("name", "predicts"), [("embedded", "epsilon"), ("embedded/sit", "velocity, image at t=1")])
+def test_samples_show_the_class_that_was_asked_for(name, predicts):
+    base = DiTBase.load(name)
+    assert base.class_names == CLASS_NAMES and str(base.objective) == predicts
     labels = list(range(36))
     settings = SamplingSettings(steps=12, guidance_scale=2.0)
-    images = sample(base.model, base.vae, base.scheduler.config, labels, range(36), settings)
+    images = sample(base.model, base.vae, base.schedule, labels, range(36), settings)
     features = EmbeddedFeatures()
     logits = measure(features, images)[1]
     assert class_accuracy(logits, labels, CLASS_NAMES, features.class_names) >= 0.75

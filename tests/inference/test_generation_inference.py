@@ -71,7 +71,7 @@ def test_an_adapter_trained_towards_guidance_is_not_guided_again(adapter, tmp_pa
     trained.info.extra |= {"training": {"guidance_distillation": 1.5}, "sampling": {"guidance_scale": 4.0, "steps": 2}}
     place = write_adapter(trained.config, trained.tensors, trained.info, tmp_path / "a")
     generator = load_adapted(place)
-    assert generator.settings == SamplingSettings(guidance_scale=1.0, steps=2)
+    assert generator.settings == SamplingSettings("dpm++", guidance_scale=1.0, steps=2)
     assert generator.sample(["pie"], [1]).shape == (1, 3, 16, 16)
     for change in ({"guidance_scale": 2.0}, {"guidance_base": True}):
         with pytest.raises(InputError, match="with guidance_distillation 1"):
@@ -84,6 +84,29 @@ def test_the_single_file_is_enough(adapter, dit_folder, tmp_path):
     alone.write_bytes((adapter / "adapter_model.safetensors").read_bytes())
     expected = load_adapted(adapter).sample(["waffles"], seeds=[3])
     assert torch.equal(load_adapted(alone, base=dit_folder).sample(["waffles"], seeds=[3]), expected)
+
+
+def test_a_velocity_base_draws_by_its_own_sampler_and_an_adapter_stays_with_its_objective(sit_folder, tmp_path):
+    from onelora_vision.backbones.dit import save_pipeline
+    from onelora_vision.backbones.dit_original import ORIGINALS
+
+    base = DiTBase.load(sit_folder).fit(["pie", "sushi"])
+    extra = {"objective": str(base.objective)}
+    info = AdapterInfo("generation", "onelora", str(sit_folder), base.fingerprint(), ["pie", "sushi"], 2, extra=extra)
+    model = apply_method(base.model, "onelora", base.adaptation())
+    adapter = save_adapter(model, tmp_path / "a", info)
+    generator = load_adapted(adapter, device="cpu")
+    assert generator.settings.sampler == "heun"
+    images = generator.sample(["pie"], seeds=[2], settings=SamplingSettings(steps=3))
+    assert torch.equal(images, generator.sample(["pie"], seeds=[2], settings=SamplingSettings("heun", steps=3)))
+    with pytest.raises(InputError, match="'ddim' is not for this base"):
+        generator.sample(["pie"], seeds=[2], settings=SamplingSettings("ddim", steps=3))
+    for original, predicts in {"dit": "epsilon", "repa": "velocity, image at t=0"}.items():
+        other = DiTBase.load(sit_folder)  # the same weights, as another checkpoint
+        other.scheduler = ORIGINALS[original].scheduler()
+        save_pipeline(other, tmp_path / original)
+        with pytest.raises(InputError, match=f"trained to predict velocity, image at t=1, but .* predicts {predicts}"):
+            load_adapted(adapter, base=tmp_path / original, device="cpu")
 
 
 def test_another_base_is_refused(adapter, dit_folder, tmp_path):

@@ -72,9 +72,9 @@ def test_latents_are_drawn_from_the_posterior_and_scaled(task):
 def test_the_validation_loss_keeps_the_classes_and_spreads_the_timesteps(task, monkeypatch):
     seen, times = [], []
     embedder = task.model.get_base_model().conditioning.class_embedder
-    original, add_noise = embedder.forward, task.schedule.add_noise
+    original, noised = embedder.forward, task.objective.noised
     monkeypatch.setattr(embedder, "forward", lambda labels: seen.append(labels) or original(labels))
-    monkeypatch.setattr(task.schedule, "add_noise", lambda x0, noise, t: times.append(t) or add_noise(x0, noise, t))
+    monkeypatch.setattr(task.objective, "noised", lambda x0, noise, t: times.append(t) or noised(x0, noise, t))
     fixed = batch(list(range(16)))
     with torch.no_grad():
         first, second = task.validation_loss(fixed), task.validation_loss(fixed)
@@ -89,7 +89,7 @@ def parts_of_the_loss(task, given):
     x0, noise = task.latents(given), seeding.randn(seeds, (4, 8, 8), NOISE)
     t = (seeding.rand(seeds, TIMESTEP) * 1000).long()
     labels = torch.where(seeding.rand(seeds, DROPOUT) < 0.5, task.null_class, given["label"])
-    xt = task.schedule.add_noise(x0, noise, t)
+    xt = task.objective.schedule.add_noise(x0, noise, t)
     with torch.no_grad():
         output = task.model(xt, timestep=t, class_labels=labels).sample
         with base_alone(task.model):
@@ -127,7 +127,7 @@ def test_min_snr_weighs_the_noise_and_leaves_the_bound_alone(task):
     plain = task.forward(given)
     task.loss = LossSettings(snr_gamma=5.0)
     losses = task.forward(given)
-    weighted = (output - noise).square().flatten(1).mean(1) * min_snr_weights(task.schedule, t, 5.0)
+    weighted = (output - noise).square().flatten(1).mean(1) * min_snr_weights(task.objective.schedule, t, 5.0)
     torch.testing.assert_close(losses["mse"], weighted.mean())
     assert losses["mse"] < plain["mse"] and torch.equal(losses["vlb"], plain["vlb"])
 
@@ -139,6 +139,41 @@ def test_the_validation_loss_is_the_plain_one_whatever_is_trained(task):
         task.loss = LossSettings(5.0, "logit_normal", 1.0, 1.0, 1.5)
         assert torch.equal(task.validation_loss(given), plain)
         assert not torch.equal(task.forward(given)["loss"], plain)
+
+
+def test_a_velocity_base_is_trained_on_its_own_loss(sit_folder):
+    base = DiTBase.load(sit_folder)
+    base.model.set_classes(["a", "b", "c"], generator=torch.Generator().manual_seed(0))
+    task = GenerationTask(
+        apply_method(base.model, "onelora", dit_adaptation(base.model)).train(), base.vae, base.schedule
+    )
+    output = task.forward(batch([1, 2, 3, 4]))
+    assert set(output) == {"loss", "mse"} and task.identity()["objective"] == "velocity, image at t=1"
+    output["loss"].backward()
+    b = dict(task.model.named_parameters())["base_model.model.proj_out_2.onelora_b.default"].grad.view(2, 2, 8)
+    assert b[..., :4].any() and not b[..., 4:].any()  # of 2C channels the second half trains nothing
+    with torch.no_grad():
+        first, second = task.validation_loss(batch([1, 2])), task.validation_loss(batch([1, 2]))
+    assert torch.equal(first, second) and first.isfinite()
+
+
+def test_a_velocity_base_is_trained_towards_guidance_by_its_velocity(sit_folder):
+    base = DiTBase.load(sit_folder)
+    base.model.set_classes(["a", "b", "c"], generator=torch.Generator().manual_seed(0))
+    model = apply_method(base.model, "onelora", dit_adaptation(base.model)).train()
+    task = shaken(GenerationTask(model, base.vae, base.schedule, 0.0, loss=LossSettings(guidance_distillation=1.5)))
+    given = batch(list(range(6)))
+    seeds = given["seed"].tolist()
+    x0, noise, t = task.latents(given), seeding.randn(seeds, (4, 8, 8), NOISE), seeding.rand(seeds, TIMESTEP)
+    share = t.view(-1, 1, 1, 1)
+    xt = (1 - share) * x0 + share * noise
+    with torch.no_grad():
+        ours = -model(xt, timestep=1 - t, class_labels=given["label"]).sample[:, :4]  # this folder's image is at t = 1
+        with base_alone(model):
+            null = torch.full_like(given["label"], task.null_class)
+            theirs = -model(xt, timestep=1 - t, class_labels=null).sample[:, :4]
+    expected = (ours - (noise - x0 + 0.5 * (ours - theirs))).square().mean()
+    torch.testing.assert_close(task.forward(given)["mse"].detach(), expected)
 
 
 class Pictures(torch.utils.data.Dataset):

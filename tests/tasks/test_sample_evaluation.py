@@ -44,7 +44,7 @@ def evaluator(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "SIZE", 10)
     monkeypatch.setattr(Drawn, "left", None)
     monkeypatch.setattr(Drawn, "drawn", 0)
-    sampler = Drawn(torch.nn.Linear(1, 1), {}, SamplingSettings(), 1)
+    sampler = Drawn(torch.nn.Linear(1, 1), {"beta_schedule": "linear"}, SamplingSettings(), 1)
     reference = Reference(FeatureSet(torch.rand(20, 3, generator=torch.Generator().manual_seed(0))), "set/test")
     return SampleEvaluator(sampler, ["a", "b"], Means(), reference, 35)
 

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -50,3 +51,19 @@ def test_a_dit_is_saved_beside_its_autoencoder_as_a_base_that_loads(tmp_path, mo
     base = DiTBase.load(tmp_path / "dit")
     assert base.class_names == pretrain_embedded.CLASS_NAMES and base.image_size == 32
     assert not (tmp_path / "dit-training.pt").exists()
+
+
+def test_a_sit_is_saved_without_its_autoencoder_which_is_the_dits(tmp_path, monkeypatch):
+    shutil.copytree(embedded.DIT / "vae", tmp_path / "dit" / "vae")
+    encode = pretrain_embedded.encode_glyphs
+    monkeypatch.setattr(pretrain_embedded, "encode_glyphs", lambda vae, seed, count: encode(vae, seed, 1000))
+    pretrain_embedded.pretrain_sit(tmp_path, 1, 0)
+    assert sorted(path.name for path in (tmp_path / "sit").iterdir()) == [
+        "model_index.json", "scheduler", "transformer",
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "sit" / "model_index.json").read_text())["vae"] == ["diffusers", "AutoencoderKL"]
+    monkeypatch.setattr(embedded, "SIT", tmp_path / "sit")
+    base = DiTBase.load(tmp_path / "sit")
+    assert base.class_names == pretrain_embedded.CLASS_NAMES and base.image_size == 32
+    assert base.schedule == DiTBase.load("embedded/sit").schedule
+    assert all(torch.equal(value, value.bfloat16().float()) for value in base.model.parameters())

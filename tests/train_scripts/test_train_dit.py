@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -114,6 +115,26 @@ def test_a_user_fine_tunes_a_pipeline_folder_on_food101_resumes_and_samples(dit_
     settings = SamplingSettings(steps=2)
     images = sample(model, base.vae, dict(base.scheduler.config), [0, 2], [1, 2], settings)
     assert images.shape == (2, 3, 16, 16) and torch.isfinite(images).all()
+
+
+def test_a_sit_is_fine_tuned_and_sampled_by_its_own_objective(sit_folder, food101, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(train_dit, "open_features", lambda *_: SmallFeatures())
+    flags = {"fid_features": "inception", "fid_num_samples": 4, "objective": "velocity", "guidance_scale": 1.5}
+    assert run(*arguments(sit_folder, food101, tmp_path / "out", **flags)) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert Protocol.parse(results["protocol"]).sampler == "heun"
+    assert results["identity"]["objective"] == "velocity, image at t=1"
+    assert results["validation_loss"]["last"] < results["validation_loss"]["first"]
+    info = read_adapter(tmp_path / "out" / "adapter").info
+    assert info.extra["objective"] == "velocity, image at t=1" and info.extra["sampling"]["sampler"] == "heun"
+    assert "predicts velocity" in (tmp_path / "out" / "adapter" / "README.md").read_text()
+    for wrong, message in {
+        "objective": ("epsilon", "--objective epsilon: .* was trained to predict velocity, image at t=1"),
+        "sampler": ("ddim", "'ddim' is not for this base, which predicts velocity: choose heun, euler, sde"),
+    }.items():
+        assert run(*arguments(sit_folder, food101, tmp_path / "no", **{wrong: message[0]})) == 2
+        assert re.search(message[1], capsys.readouterr().err) and not (tmp_path / "no").exists()
 
 
 def losses(output) -> list[float]:
@@ -318,6 +339,8 @@ def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food1
         ({"learnin_rate": 1}, "learning_rate"),
         ({"guidance_scale": "much"}, "guidance_scale"),
         ({"sampler": "plms"}, "sampler"),
+        ({"sampler": "heun"}, "'heun' is not for this base, which predicts epsilon"),
+        ({"objective": "velocity"}, "was trained to predict epsilon"),
         ({"validation_classes": "pizza"}, "pizza"),
         ({"fid_features": "embedded"}, "does not know the classes"),
         ({"fid_features": "dinov2"}, "--fid_weights"),
