@@ -11,6 +11,7 @@ from onelora_vision.adapters.bases import load_base
 from onelora_vision.adapters.export import export
 from onelora_vision.adapters.file import read_adapter, write_adapter
 from onelora_vision.adapters.importing import import_adapter
+from onelora_vision.backbones.dit import DiTBase
 from onelora_vision.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("forked_reloads")
@@ -61,6 +62,18 @@ def test_peft_loads_the_lora_without_us_and_it_comes_back(bases, host, method, o
     same_tensors(again.tensors, adapter.tensors)
     assert again.info.class_names == adapter.info.class_names
     assert (again.info.method, again.info.base_fingerprint) == (method, adapter.info.base_fingerprint)
+
+
+def test_a_velocity_base_stays_one_when_it_is_merged_and_its_lora_comes_back(sit_folder, tmp_path):
+    extra = {"objective": "velocity, image at t=1"}
+    adapter = trained_on(str(sit_folder), "diffusers", tmp_path / "a", extra=extra)
+    result = export(adapter.path, "merged", tmp_path / "merged")
+    assert result["error"] < 1e-5 and result["effect"] > 1e-3
+    assert str(DiTBase.load(tmp_path / "merged").objective) == extra["objective"]
+    export(adapter.path, "peft-lora", tmp_path / "lora")
+    again = import_adapter(tmp_path / "lora")
+    same_tensors(again.tensors, adapter.tensors)
+    assert again.info.extra["objective"] == extra["objective"]
 
 
 def test_diffusers_loads_the_lora_and_the_label_table_beside_it(bases, tmp_path):

@@ -359,7 +359,7 @@ def test_a_grid_draws_each_pair_of_values(studio, session, adapters):
     *states, end = studio.grid_drawer.draw(session, Request(("2",), steps=2), x, y)
     assert [state.done for state in states] == sorted(state.done for state in states)
     assert {state.done for state in states} == set(range(6)) and end.done == end.total == 6
-    assert restore(session, end.archive).request == Request(("2",), steps=2)
+    assert restore(session, end.archive).request == Request(("2",), steps=2, sampler="dpm++")
     adapter_axis = parse_axis(session, "adapter", "")
     assert adapter_axis.values[0] == "base" and next(iter(session.own)) in adapter_axis.values
     grid = studio.grid_drawer.draw(
