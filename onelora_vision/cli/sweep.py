@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from onelora_vision.cli.output import a_path
+from onelora_vision.data.classes.formats import BENCHMARKS
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.runtime.command import Parser
 from onelora_vision.sweep.arms import Arm
@@ -30,11 +31,11 @@ def main(argv: list[str]) -> int:
         parser().print_help()
         return 0
     args, flags = _parsed(argv)
-    if args.task == "classification" and _flag(flags, "dataset_name") == "vtab":
-        return _sweep_vtab(args, flags)
+    if args.task == "classification" and _flag(flags, "dataset_name") in BENCHMARKS:
+        return _sweep_benchmark(_flag(flags, "dataset_name"), args, flags)
     sweep = _checked(args, flags)
     if args.dry_run:
-        return _say_plan(sweep, args)
+        return _say_plan({"": sweep}, args)
     _show(sweep, _run(sweep, args), args)
     return 0
 
@@ -64,20 +65,25 @@ def _parsed(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return args, flags
 
 
-def _sweep_vtab(args: argparse.Namespace, flags: list[str]) -> int:
-    from onelora_vision.sweep.vtab import sweep_tasks, tasks_in
+def _sweep_benchmark(name: str, args: argparse.Namespace, flags: list[str]) -> int:
+    """A sweep for each task of a benchmark that is in its folder."""
+    from onelora_vision.sweep import benchmarks
 
     folder, root = Path(args.output_dir), _flag(flags, "data_dir")
     if root is None:
-        raise InputError("--dataset_name vtab needs --data_dir: the folder that the tasks are in")
+        raise InputError(f"--dataset_name {name} needs --data_dir: the folder that the tasks are in")
     sweeps = {}
-    for task in tasks_in(Path(root)):
+    for task in benchmarks.tasks_in(benchmarks.BENCHMARKS[name], Path(root)):
         own = argparse.Namespace(**{**vars(args), "output_dir": str(folder / task)})
-        sweeps[task] = _checked(own, _with_flag(flags, "dataset_name", f"vtab/{task}"))
+        sweeps[task] = _checked(own, _with_flag(flags, "dataset_name", f"{name}/{task}"))
     if args.dry_run:
-        return max(_say_plan(sweep, args) for sweep in sweeps.values())
-    path = sweep_tasks(sweeps, folder, lambda sweep: _run(sweep, args))
-    print(path.read_text(encoding="utf-8"))
+        return _say_plan({f"{task}/": sweep for task, sweep in sweeps.items()}, args)
+    path = benchmarks.sweep_tasks(name, sweeps, folder, lambda sweep: _run(sweep, args))
+    if args.json:
+        rows = {task: benchmarks.rows_of(sweep) for task, sweep in sweeps.items()}
+        print(json.dumps({"folder": str(folder), "rows": rows}, indent=2))
+    else:
+        print(path.read_text(encoding="utf-8"))
     return 0
 
 
@@ -173,6 +179,7 @@ _OWN = frozenset(
 
 def _checked(args: argparse.Namespace, flags: list[str]):
     """The sweep, whose flags and methods the script itself has checked."""
+    from onelora_vision.sweep.benchmarks import benchmark_of
     from onelora_vision.sweep.plan import SCRIPTS, VALIDATION, Run, Sweep
 
     if args.task not in SCRIPTS:
@@ -182,7 +189,8 @@ def _checked(args: argparse.Namespace, flags: list[str]):
     rates = None if args.learning_rates == "auto" else _numbers(args.learning_rates, float, "--learning_rates")
     seeds = _numbers(args.seeds, int, "--seeds")
     sweep = Sweep(Path(args.output_dir), args.task, _listed(args.methods), seeds, rates, args.metric, flags)
-    sweep.joins_validation = (_flag(flags, "dataset_name") or "").startswith("vtab/")
+    benchmark = benchmark_of(_flag(flags, "dataset_name")) if args.task == "classification" else None
+    sweep.joins_validation = benchmark is not None and benchmark.joins_validation
     sweep.more_metrics = _listed(args.more_metrics)
     sections = {title: [Arm.parse(name).name for name in names] for title, names in args.sections.items()}
     sections = {title: [name for name in names if name in sweep.arms] for title, names in sections.items()}
@@ -234,15 +242,15 @@ def _places(args: argparse.Namespace) -> tuple[int, list[str]]:
     return args.workers or len(devices) or max(1, (os.cpu_count() or 1) // 2), devices
 
 
-def _say_plan(sweep, args: argparse.Namespace) -> int:
-    missing = [run.name for run in sweep.missing()]
+def _say_plan(sweeps: dict, args: argparse.Namespace) -> int:
+    """Print what is missing of sweeps, by what goes before the names of their runs."""
+    missing = [f"{before}{run.name}" for before, sweep in sweeps.items() for run in sweep.missing()]
     if args.json:
         print(json.dumps({"missing": missing}, indent=2))
         return 0
     print("\n".join(missing))
-    more = (
-        "" if all(sweep.best_trial(method) for method in sweep.methods) else ", and those that their outcome asks for"
-    )
+    are_known = all(sweep.best_trial(method) for sweep in sweeps.values() for method in sweep.methods)
+    more = "" if are_known else ", and those that their outcome asks for"
     print(f"{len(missing)} runs{more}", file=sys.stderr)
     return 0
 

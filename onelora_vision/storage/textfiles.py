@@ -38,3 +38,15 @@ def named_file(folder: Path, name: str) -> Path:
     """The file that a text file names, relative to ``folder``; backslashes separate folders unless such a file exists."""
     path = folder / name
     return path if "\\" not in name or path.exists() else folder / name.replace("\\", "/")
+
+
+def file_below(folder: Path, name: str) -> Path:
+    """`named_file`, for names from strangers.
+
+    Raises:
+        InputError: the name leads out of ``folder``.
+    """
+    path = named_file(folder, name)
+    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
+        raise InputError(f"{one_line(name)}: this file is listed, but lies outside of {one_line(folder)}")
+    return path

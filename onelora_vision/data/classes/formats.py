@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 #: Name of the data set that needs no folder.
 EMBEDDED = "embedded"
-VTAB = "vtab"  # vtab/TASK
 SPLITS = ("train", "validation", "test")
 _HUB_ONLY = frozenset({"image_column", "label_column", "cache_dir"})
 
@@ -56,6 +55,11 @@ FORMATS = {
     "oxford_iiit_pet": ClassFormat(_reader("torchvision", "oxford_iiit_pet")),
     "imagefolder": ClassFormat(_reader("folders", "imagefolder"), _HUB_ONLY | {"download"}),
 }
+#: Benchmarks of several tasks, each of which is a data set ``BENCHMARK/TASK``; their ``open`` takes the ``task``, too.
+BENCHMARKS = {
+    name: ClassFormat(_reader(name, name), _HUB_ONLY | {"download", "validation_fraction"})
+    for name in ("vtab", "fgvc")
+}
 
 
 def ignored_by(dataset_name: str) -> frozenset[str]:
@@ -66,11 +70,10 @@ def ignored_by(dataset_name: str) -> frozenset[str]:
 
 def format_of(dataset_name: str) -> ClassFormat | None:
     """How a data set of ours is opened; None for one of the `datasets` package."""
-    family, _, task = dataset_name.partition("/")
-    if family == VTAB and task:
-        return ClassFormat(
-            functools.partial(_reader("vtab", "vtab"), task=task), _HUB_ONLY | {"download", "validation_fraction"}
-        )
+    benchmark, _, task = dataset_name.partition("/")
+    if benchmark in BENCHMARKS:
+        found = BENCHMARKS[benchmark]
+        return found._replace(open=functools.partial(found.open, task=task))
     return FORMATS.get(dataset_name)
 
 
@@ -88,8 +91,8 @@ def open_class_images(
     """Open a data set by name.
 
     Args:
-        dataset_name: a key of `FORMATS` ("embedded" is 5,000 MNIST digits and needs no folder), ``vtab/TASK``, or the id
-            or local folder of a data set for the `datasets` package.
+        dataset_name: a key of `FORMATS` ("embedded" is 5,000 MNIST digits and needs no folder), ``vtab/TASK`` or
+            ``fgvc/NAME``, or the id or local folder of a data set for the `datasets` package.
         data_dir: the data set's folder or the folder above it. For imagefolder: class folders, or train/ and
             test/ (or val/) with class folders in them.
         split: "train", "validation" (where the data set has one in addition to its test split) or "test".

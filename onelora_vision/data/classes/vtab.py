@@ -8,7 +8,7 @@ from pathlib import Path
 from onelora_vision.data.classes.images import ClassImages
 from onelora_vision.data.images import shown
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.storage.textfiles import named_file, read_lines
+from onelora_vision.storage.textfiles import file_below, read_lines
 
 #: The tasks by group, as tables of VTAB have them.
 GROUPS = {
@@ -26,7 +26,8 @@ def vtab(root: Path, split: str, *, task: str, download: bool, seed: int) -> Cla
     """One task; its classes are numbers.
 
     Raises:
-        InputError: no such task or list, a line that is not ``path label``, or a class that is not in the training split.
+        InputError: no such task or list, a line that is not ``path label``, or names a file outside the task's folder or a
+            class that is not in the training split.
     """
     if task not in TASKS:
         raise InputError(f"vtab/{task}: no such task{nearest(task, TASKS, 'task')}")
@@ -38,8 +39,13 @@ def vtab(root: Path, split: str, *, task: str, download: bool, seed: int) -> Cla
     pairs = _lines(folder / _LISTS[split])
     if beyond := next((label for _, label in pairs if label >= len(names)), None):
         raise InputError(f"{shown(folder / _LISTS[split])}: class {beyond}, but training has 0 to {len(names) - 1}")
-    files = [str(named_file(folder, path)) for path, _ in pairs]
+    files = [str(file_below(folder, path)) for path, _ in pairs]
     return ClassImages(files, [label for _, label in pairs], names, name=f"vtab/{task}", split=split)
+
+
+def tasks_in(root: Path) -> list[str]:
+    """The tasks of which ``root`` has lists, in the order of tables."""
+    return [task for task in TASKS if (root / task / _LISTS["train"]).is_file()]
 
 
 def _lines(path: Path) -> list[tuple[str, int]]:

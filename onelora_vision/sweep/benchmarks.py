@@ -1,0 +1,103 @@
+"""Benchmarks of several tasks as a whole: a sweep for each of the tasks that are there, and one table with the means."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from onelora_vision.data.classes import fgvc, vtab
+from onelora_vision.errors import InputError
+from onelora_vision.plots.tables import markdown_lines
+from onelora_vision.storage.files import atomic_file
+from onelora_vision.sweep.plan import Sweep, claim
+from onelora_vision.sweep.report import rows_of
+
+
+class Benchmark(NamedTuple):
+    """A benchmark of `data.classes.formats.BENCHMARKS`.
+
+    Attributes:
+        title: what people call it. tasks: all of its tasks, in the order of tables.
+        tasks_in: those that are in a folder.
+        lists: what each task's folder has in it, for messages.
+        groups: tasks whose means the table has, too; the last mean is then that of the groups' means.
+        joins_validation: whether the final runs train on the validation split, too.
+    """
+
+    title: str
+    tasks: Sequence[str]
+    tasks_in: Callable[[Path], list[str]]
+    lists: str
+    groups: Mapping[str, Sequence[str]]
+    joins_validation: bool
+
+
+BENCHMARKS = {
+    "vtab": Benchmark("VTAB-1k", vtab.TASKS, vtab.tasks_in, "train800.txt", vtab.GROUPS, joins_validation=True),
+    # VPT's own code trains the final models of FGVC on the training split alone.
+    "fgvc": Benchmark("FGVC", tuple(fgvc.DATASETS), fgvc.tasks_in, "train.json", {}, joins_validation=False),
+}
+
+
+def benchmark_of(dataset_name: str | None) -> Benchmark | None:
+    """The benchmark that a data set is, or is a task of."""
+    return BENCHMARKS.get((dataset_name or "").partition("/")[0])
+
+
+def tasks_in(benchmark: Benchmark, folder: Path) -> list[str]:
+    """The tasks that are in ``folder``, in the order of tables.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = benchmark.tasks_in(folder)
+    if not found:
+        raise InputError(
+            f"{folder}: no folder of a task of {benchmark.title} with {benchmark.lists} in it "
+            f"({', '.join(benchmark.tasks)})"
+        )
+    return found
+
+
+def sweep_tasks(name: str, sweeps: Mapping[str, Sweep], folder: Path, run: Callable[[Sweep], None]) -> Path:
+    """``run`` each sweep of the benchmark ``name``, and write ``table.md`` with what is there after each; its path.
+
+    Raises:
+        InputError: ``folder`` holds something else. What ``run`` raises.
+    """
+    path = folder / "table.md"
+    claim(folder, {"tasks": name})
+    for sweep in sweeps.values():
+        run(sweep)
+        with atomic_file(path) as temporary:
+            temporary.write_text(table(BENCHMARKS[name], sweeps), encoding="utf-8")
+    return path
+
+
+def table(benchmark: Benchmark, sweeps: Mapping[str, Sweep]) -> str:
+    """Test figures in percent: a row per method, a column per task, then the means of the groups, if any, and one mean."""
+    figures = {task: {row["method"]: row["test_mean"] for row in rows_of(sweep)} for task, sweep in sweeps.items()}
+    methods = list(dict.fromkeys(method for sweep in sweeps.values() for method in sweep.methods))
+    heads = ["method", *sweeps, *benchmark.groups, "mean of groups" if benchmark.groups else "mean"]
+    lines = markdown_lines(heads, (_row(benchmark, method, figures) for method in methods))
+    note = (
+        f"{len(sweeps)} of {len(benchmark.tasks)} tasks. A mean is of the tasks that are there, and empty where one of "
+        "them is missing."
+    )
+    return "\n".join(lines) + f"\n\n{note}\n"
+
+
+def _row(benchmark: Benchmark, method: str, figures: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    mine = {task: found.get(method) for task, found in figures.items()}
+    groups = [[mine[task] for task in group if task in mine] for group in benchmark.groups.values()]
+    means = [_mean(values) for values in groups]
+    known = [mean for mean, values in zip(means, groups) if values] if groups else [*mine.values()]
+    return [method, *(_percent(value) for value in (*mine.values(), *means, _mean(known)))]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return statistics.fmean(values) if values and None not in values else None
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
