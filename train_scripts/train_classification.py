@@ -14,12 +14,13 @@ Examples:
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from onelora_vision.data.classes.formats import EMBEDDED, ignored_by
+from onelora_vision.data.classes.formats import EMBEDDED, GLYPHS, ignored_by, needs_folder
 from onelora_vision.errors import InputError, listed
 from onelora_vision.methods.names import find_method
 from onelora_vision.training.class_data import ClassDataOptions
 from onelora_vision.training.command_line import check_command_line, parse_config
 from onelora_vision.training.config import Schedule, TrainingConfig, option
+from onelora_vision.training.retention_options import OldData, RetentionOptions
 
 
 @dataclass(kw_only=True)
@@ -67,8 +68,10 @@ class SplitOptions:
 
 
 @dataclass(kw_only=True)
-class ClassificationConfig(SplitOptions, DataOptions, ModelOptions, TrainingConfig):
+class ClassificationConfig(SplitOptions, RetentionOptions, DataOptions, ModelOptions, TrainingConfig):
     """Settings of the script; the defaults run the embedded job."""
+
+    old_data = OldData("classification", GLYPHS, "imagefolder", ignored_by, needs_folder)
 
     output_dir: str = option("output/classification", "folder for checkpoints, adapter and results", may_change=True)
     train_batch_size: int = option(32, "samples per step and process, before gradient accumulation", may_change=True)
@@ -80,7 +83,8 @@ class ClassificationConfig(SplitOptions, DataOptions, ModelOptions, TrainingConf
 
     def __post_init__(self):
         super().__post_init__()
-        self._refuse_ignored(ignored_by(self.dataset_name), "dataset_name", self.dataset_name)
+        ignored = self.ignored_flags(ignored_by(self.dataset_name))
+        self._refuse_ignored(ignored, "dataset_name", self.dataset_name)
         for name in ("drop_path", "reprob", "smoothing", "validation_fraction"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         self._require("crop_scale", 0 < self.crop_scale <= 1, "in (0, 1]")
@@ -105,7 +109,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from peft import PeftModel
 
-from onelora_vision.backbones.base import enable_gradient_checkpointing, norms_with_parameters
+from onelora_vision.backbones.base import OwnParts, enable_gradient_checkpointing, norms_with_parameters
 from onelora_vision.backbones.table import base_class
 from onelora_vision.backbones.vit import ViTBase
 from onelora_vision.data.classes.dataset import ClassImageDataset
@@ -115,7 +119,8 @@ from onelora_vision.data.stream import evaluation_loader
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.storage.files import write_json
-from onelora_vision.tasks.classification import ClassificationTask
+from onelora_vision.tasks.classification import ClassificationTask, classifier_retention
+from onelora_vision.tasks.retention import SEED, Retention
 from onelora_vision.training.description import describe
 from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.job import run_job
@@ -145,8 +150,8 @@ def open_images(config: ClassificationConfig) -> tuple[ClassImages, ClassImages 
     return training, validation, validation
 
 
-def load_base(config: ClassificationConfig, class_names: list[str]) -> ViTBase:
-    """The pre-trained classifier with a head for ``class_names``."""
+def load_base(config: ClassificationConfig, class_names: list[str]) -> tuple[ViTBase, OwnParts | None]:
+    """The pre-trained classifier with a head for ``class_names``, and the head that it came with if that is needed."""
     place = config.pretrained_model_name_or_path
     base = base_class("classification", place).load(
         place,
@@ -156,7 +161,8 @@ def load_base(config: ClassificationConfig, class_names: list[str]) -> ViTBase:
     )
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(base.model)
-    return base.fit(class_names, seed=config.seed, fresh=config.fresh_head, fuse_qkv=config.fuse_qkv)
+    own = base.own_parts() if config.retention else None
+    return base.fit(class_names, seed=config.seed, fresh=config.fresh_head, fuse_qkv=config.fuse_qkv), own
 
 
 def adapt(base: ViTBase, config: ClassificationConfig) -> PeftModel:
@@ -193,12 +199,25 @@ def make_evaluation_loader(images: ClassImages, base: ViTBase, config: Classific
     return accelerator.prepare(evaluation_loader(dataset, config.eval_batch_size, config.dataloader_num_workers))
 
 
+def make_retention(
+    base: ViTBase, own: OwnParts, model: PeftModel, config: ClassificationConfig, accelerator: Accelerator
+) -> Retention:
+    """What measures the base's own classes on its old data."""
+    source = {**config.data_source, "dataset_name": config.retention_dataset, "data_dir": config.retention_dir}
+    images = open_class_images(split="test", cache_dir=config.cache_dir, **source)
+    if config.retention_samples is not None:
+        images = images.drawn(config.retention_samples, SEED)
+    loader = partial(make_evaluation_loader, base=base, config=config, accelerator=accelerator)
+    return classifier_retention(base, own, model, images, loader)
+
+
 def train(config: ClassificationConfig, run: Run) -> dict:
     """One run, from the config to its results."""
     accelerator = run.accelerator
     training, validation, test = open_images(config)
-    base = load_base(config, training.class_names)
+    base, own = load_base(config, training.class_names)
     model = adapt(base, config).to(accelerator.device)
+    retention = make_retention(base, own, model, config, accelerator) if own else None
     sizes = {images.split: len(images) for images in (training, validation, test) if images is not None}
     shown = ", ".join(f"{count:,} of {split}" for split, count in sizes.items())
     accelerator.print(f"{len(base.class_names)} classes ({listed(base.class_names, 8)}); images: {shown}")
@@ -215,9 +234,9 @@ def train(config: ClassificationConfig, run: Run) -> dict:
     dataset = ClassImageDataset(training, training_transform(base, config), config.on_bad_image)
     loader = partial(make_evaluation_loader, base=base, config=config, accelerator=accelerator)
     if validation is None:
-        return run_job(run, task, dataset, loader(test))
+        return run_job(run, task, dataset, loader(test), retention=retention)
     watched = WatchedSamples(ClassImageDataset(validation, base.transform, config.on_bad_image))
-    return run_job(run, task, dataset, loader(test), loader(validation), watched)
+    return run_job(run, task, dataset, loader(test), loader(validation), watched, retention)
 
 
 def run_seeds(config: ClassificationConfig) -> dict:

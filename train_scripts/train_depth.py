@@ -14,10 +14,11 @@ Examples:
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from onelora_vision.data.depth.formats import FORMATS, find_format, open_frames
+from onelora_vision.data.depth.formats import FORMATS, find_format, needs_folder, open_frames
 from onelora_vision.errors import InputError, MissingSplit
 from onelora_vision.training.command_line import check_command_line, parse_config
 from onelora_vision.training.config import Schedule, TrainingConfig, option
+from onelora_vision.training.retention_options import OldData, RetentionOptions
 
 EMBEDDED = "embedded/depth"
 
@@ -89,8 +90,10 @@ class EvaluationDataOptions:
 
 
 @dataclass(kw_only=True)
-class DepthConfig(EvaluationDataOptions, LossOptions, DataOptions, ModelOptions, TrainingConfig):
+class DepthConfig(EvaluationDataOptions, RetentionOptions, LossOptions, DataOptions, ModelOptions, TrainingConfig):
     """Settings of the script; the defaults run the embedded job."""
+
+    old_data = OldData("depth", "rooms", "jsonl", lambda name: find_format(name).ignores, needs_folder)
 
     output_dir: str = option("output/depth", "folder for checkpoints, adapter and results", may_change=True)
     max_train_steps: int | None = option(400, "optimizer steps; overrides --num_train_epochs", may_change=True)
@@ -109,7 +112,7 @@ class DepthConfig(EvaluationDataOptions, LossOptions, DataOptions, ModelOptions,
         self.dataset_name = self.dataset_name or ("jsonl" if self.train_data_dir else "streets")
         train_name, eval_name = self.dataset_names
         ignored, eval_ignored = find_format(train_name).ignores, find_format(eval_name).ignores
-        ignored_by_both = {"on_bad_image"} & ignored & eval_ignored
+        ignored_by_both = self.ignored_flags(frozenset({"on_bad_image"}) & ignored & eval_ignored)
         self._refuse_ignored({f"train_{flag}" for flag in ignored} | ignored_by_both, "dataset_name", train_name)
         self._refuse_ignored({f"eval_{flag}" for flag in eval_ignored}, "eval_dataset_name", eval_name)
 
@@ -127,7 +130,7 @@ import math
 from accelerate import Accelerator
 from peft import PeftModel
 
-from onelora_vision.backbones.base import enable_gradient_checkpointing
+from onelora_vision.backbones.base import OwnParts, enable_gradient_checkpointing
 from onelora_vision.backbones.depth import DepthBase
 from onelora_vision.backbones.table import base_class
 from onelora_vision.data.depth.caps import Caps, caps_by_name
@@ -135,7 +138,8 @@ from onelora_vision.data.depth.dataset import DepthDataset, InputSize
 from onelora_vision.data.stream import evaluation_loader
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.runtime.command import exits_cleanly
-from onelora_vision.tasks.depth import DepthTask
+from onelora_vision.tasks.depth import DepthTask, depth_retention
+from onelora_vision.tasks.retention import SEED, Retention
 from onelora_vision.training.description import describe
 from onelora_vision.training.job import run_job
 from onelora_vision.training.report import print_plan
@@ -147,20 +151,23 @@ def train(config: DepthConfig, run: Run) -> dict:
     """One run, from the config to its results."""
     accelerator = run.accelerator
     base = load_base(config)
+    own = base.own_parts() if config.retention else None
     base.fit(**fitting_head(base, config, accelerator), fuse_qkv=config.fuse_qkv)
     model = adapt(base, config).to(accelerator.device)
     size = InputSize.parse(base.resolution(config.resolution), base.patch_size)
     train_data, eval_data = open_data(config, base, size)
+    retention = make_retention(config, base, own, model, size, accelerator) if own else None
     print_plan(config, model, len(train_data), accelerator)
     if config.dry_run:
         return {}
 
     settings = {"max_depth": base.max_depth, "resolution": config.resolution, "fuse_qkv": config.fuse_qkv}
-    info = describe(run, base, train_data, config.dataset_name, protocol(config, eval_data, size), **settings)
+    how = protocol(config.dataset_names[1], eval_split(config), eval_data, size, config.loss == "ssi")
+    info = describe(run, base, train_data, config.dataset_name, how, **settings)
     losses = (config.loss, config.silog_lambda, config.silog_factor, config.gradient_weight)
     task = DepthTask(model, base, eval_data.caps, *losses, info, (eval_data, config.num_validation_images))
     loader = accelerator.prepare(evaluation_loader(eval_data, config.eval_batch_size, config.dataloader_num_workers))
-    return run_job(run, task, train_data, loader, loader, watched_frames(config, base, size))
+    return run_job(run, task, train_data, loader, loader, watched_frames(config, base, size), retention)
 
 
 def load_base(config: DepthConfig) -> DepthBase:
@@ -254,14 +261,28 @@ def eval_split(config: DepthConfig) -> str:
     return config.eval_split or FORMATS[config.dataset_names[1]].eval_split
 
 
-def protocol(config: DepthConfig, data: DepthDataset, size: InputSize) -> str:
-    """How the figures are measured, in one line."""
-    caps, name = data.caps, config.dataset_names[1]
-    shape = f"{size.height}x{size.width}" if size.width else f"shorter side {size.height}"
-    aligned = ", scale and shift aligned per image" if config.loss == "ssi" else ""
+def make_retention(
+    config: DepthConfig, base: DepthBase, own: OwnParts, model: PeftModel, size: InputSize, accelerator: Accelerator
+) -> Retention:
+    """What measures the base's depth on its old data, within the base's own range."""
+    name, split = config.retention_dataset, FORMATS[config.retention_dataset].eval_split
+    frames = open_frames(name, config.retention_dir, split)
+    with base.with_own_parts(own):
+        is_metric, far = base.is_metric, base.max_depth
+    caps = caps_by_name(FORMATS[name].caps) if FORMATS[name].caps else Caps(1e-3, float(far or 100))
+    count, on_bad_image = config.retention_samples, config.on_bad_image
+    data = DepthDataset(frames, caps, size, limit=count, drawn_by=SEED, on_bad_image=on_bad_image)
+    loader = accelerator.prepare(evaluation_loader(data, config.eval_batch_size, config.dataloader_num_workers))
+    return depth_retention(base, own, model, data, loader, protocol(name, split, data, size, not is_metric))
+
+
+def protocol(name: str, split: str, data: DepthDataset, size: InputSize, aligned: bool) -> str:
+    """How the figures of a data set are measured, in one line."""
+    caps, shape = data.caps, f"{size.height}x{size.width}" if size.width else f"shorter side {size.height}"
+    alignment = ", scale and shift aligned per image" if aligned else ""
     return (
-        f"{name} {eval_split(config)}, {len(data)} images, {caps.near:g}-{caps.far:g} m, crop {caps.crop}, "
-        f"input {shape}, prediction resized to the truth and clamped{aligned}, mean over images"
+        f"{name} {split}, {len(data)} images, {caps.near:g}-{caps.far:g} m, crop {caps.crop}, "
+        f"input {shape}, prediction resized to the truth and clamped{alignment}, mean over images"
     )
 
 

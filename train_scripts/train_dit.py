@@ -13,13 +13,15 @@ Examples:
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from onelora_vision.data.classes.formats import EMBEDDED, ignored_by
+from onelora_vision.data.classes.formats import EMBEDDED, GLYPHS, ignored_by, needs_folder
 from onelora_vision.errors import InputError
 from onelora_vision.training.class_data import ClassDataOptions
 from onelora_vision.training.command_line import check_command_line, parse_config
 from onelora_vision.training.config import Schedule, TrainingConfig, option
 from onelora_vision.training.loss_options import LossOptions
+from onelora_vision.training.retention_options import OldData, RetentionOptions
 
+RETENTION_SAMPLES = 360  # ten of each class of the embedded base
 # Flags without effect on the embedded job, whose pictures are drawn at the model's size.
 EMBEDDED_IGNORES = {"max_train_samples", "resolution", "center_crop", "random_flip", "cache_latents", "latents_dir"}
 
@@ -58,8 +60,10 @@ class DataOptions(ClassDataOptions):
 
 
 @dataclass(kw_only=True)
-class DiTConfig(LossOptions, DataOptions, ModelOptions, TrainingConfig):
+class DiTConfig(LossOptions, RetentionOptions, DataOptions, ModelOptions, TrainingConfig):
     """Settings of this script; the defaults run the embedded job."""
+
+    old_data = OldData("generation", GLYPHS, "imagefolder", ignored_by, needs_folder)
 
     output_dir: str = option("output/dit", "folder for checkpoints, adapter and results", may_change=True)
     train_batch_size: int = option(64, "samples per step and process, before gradient accumulation", may_change=True)
@@ -69,10 +73,15 @@ class DiTConfig(LossOptions, DataOptions, ModelOptions, TrainingConfig):
     head_learning_rate: float | None = option(2e-2, "peak learning rate of the label table")
     lr_scheduler: Schedule = option("cosine", "learning rate schedule")
     lr_warmup_steps: int = option(20, "optimizer steps of linear warm-up")
+    retention_samples: int | None = option(
+        None,
+        f"samples of the base's own classes that measure retention (default: {RETENTION_SAMPLES})",
+        may_change=True,
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        ignored = ignored_by(self.dataset_name) - {"cache_dir"}  # which is the model's here
+        ignored = self.ignored_flags(ignored_by(self.dataset_name)) - {"cache_dir"}  # which is the model's here
         ignored |= EMBEDDED_IGNORES if self.dataset_name == EMBEDDED else set()
         self._refuse_ignored(ignored, "dataset_name", self.dataset_name)
         self._require("class_dropout_prob", 0 <= self.class_dropout_prob < 1, "in [0, 1)")
@@ -82,6 +91,15 @@ class DiTConfig(LossOptions, DataOptions, ModelOptions, TrainingConfig):
             raise InputError(
                 "--fid_reference holds statistics of Inception features: it needs --fid_features inception"
             )
+        if self.retention:
+            self._require(
+                "retention_samples", self.retention_samples is None or self.retention_samples >= 2, "at least 2"
+            )
+            if self.fid_features == "none" or (self.fid_features == "auto" and not self.is_base_embedded):
+                raise InputError(
+                    "--retention measures samples: choose their features with --fid_features (inception and dinov2 need "
+                    "--fid_weights)"
+                )
         self._require("num_validation_images", self.num_validation_images >= 0, "0 or more")
         self._require("max_train_samples", self.max_train_samples is None or self.max_train_samples >= 1, "at least 1")
         self.loss_settings()  # refuses what cannot be trained or sampled with
@@ -92,11 +110,13 @@ if __name__ == "__main__":
     check_command_line(DiTConfig, __doc__)  # before the imports that take seconds
 
 
-from onelora_vision.backbones.base import enable_gradient_checkpointing
+from peft import PeftModel
+
+from onelora_vision.backbones.base import OwnParts, enable_gradient_checkpointing
 from onelora_vision.backbones.dit import DiTBase, class_ids
 from onelora_vision.backbones.table import base_class
 from onelora_vision.data.classes.dataset import ClassImageDataset
-from onelora_vision.data.classes.formats import open_split
+from onelora_vision.data.classes.formats import open_class_images, open_split
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import EncodedImages, LatentDataset, cache_latents
 from onelora_vision.data.synthetic.digits import HandwrittenDigits
@@ -107,7 +127,8 @@ from onelora_vision.methods.apply import apply_method
 from onelora_vision.metrics.features import open_features
 from onelora_vision.metrics.generative import weights_hash
 from onelora_vision.runtime.command import exits_cleanly
-from onelora_vision.tasks.generation import GenerationTask, LazyLatents
+from onelora_vision.tasks.generation import GenerationTask, LazyLatents, generator_retention
+from onelora_vision.tasks.retention import Retention
 from onelora_vision.tasks.sample_evaluation import (
     ImageSampler,
     SampleEvaluator,
@@ -199,10 +220,34 @@ def make_evaluator(config: DiTConfig, base: DiTBase, sampler: ImageSampler, acce
         reference,
         config.fid_num_samples,
         seed=config.seed,
-        precision="fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
+        precision=precision_of(accelerator),
         ema=config.use_ema,
         distillation=config.guidance_distillation,
     )
+
+
+def precision_of(accelerator) -> str:
+    """What the network computes in while it samples."""
+    return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+
+
+def make_retention(
+    config: DiTConfig,
+    base: DiTBase,
+    own: OwnParts,
+    model: PeftModel,
+    sampler: ImageSampler,
+    evaluator: SampleEvaluator | None,
+    accelerator,
+) -> Retention:
+    """What measures samples of the base's own classes against its old data."""
+    source = {**config.data_source, "dataset_name": config.retention_dataset, "data_dir": config.retention_dir}
+    images = open_class_images(split="test", **source)
+    data = ClassImageDataset(images, SquareCrop(base.image_size), config.on_bad_image)
+    name = "embedded" if config.fid_features == "auto" else config.fid_features
+    features = evaluator.features if evaluator else open_features(name, config.fid_weights, config.fid_timm_model)
+    count, workers = config.retention_samples or RETENTION_SAMPLES, config.dataloader_num_workers
+    return generator_retention(base, own, model, sampler, features, data, count, precision_of(accelerator), workers)
 
 
 def shown_classes(config: DiTConfig, base: DiTBase) -> list[int]:
@@ -243,6 +288,7 @@ def train(config: DiTConfig, run: Run) -> dict:
     # Base with the data's classes, and the adapter
     base = load_base(config)
     check_objective(config, base)
+    own = base.own_parts() if config.retention else None
     dataset = open_data(config, base, "train", augments=True)
     take_classes(base, dataset.class_names, config, accelerator)
     model = apply_method(base.model, config.method, base.adaptation(), **config.method_options)
@@ -262,6 +308,7 @@ def train(config: DiTConfig, run: Run) -> dict:
     watched = watched_images(config, base, training, accelerator)
     with run.phase("measuring the real images"):
         evaluator = make_evaluator(config, base, sampler, accelerator)
+    retention = make_retention(config, base, own, model, sampler, evaluator, accelerator) if own else None
 
     # Data: images, or their latents, which leave the autoencoder to the evaluations
     vae = base.vae
@@ -294,7 +341,7 @@ def train(config: DiTConfig, run: Run) -> dict:
         config.swept_scales(),
         loss,
     )
-    return run_job(run, task, dataset, watched=watched)
+    return run_job(run, task, dataset, watched=watched, retention=retention)
 
 
 @exits_cleanly

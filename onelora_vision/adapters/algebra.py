@@ -212,7 +212,7 @@ def _info(items: Sequence[Term]) -> AdapterInfo:
         {"adapter": item.adapter.path.name, "weight": item.weight, "method": item.adapter.info.method}
         for item in items
     ]
-    extra = {**first.extra, "blend": recipe}
+    extra = {key: value for key, value in first.extra.items() if key != "retention"} | {"blend": recipe}
     if distilled := [value for item in items if (value := item.adapter.info.guidance_distillation)]:
         extra["training"] = {**first.extra.get("training", {}), "guidance_distillation": max(distilled)}
     if items[0].blocks:

@@ -181,7 +181,9 @@ def _metrics(info) -> str:
     if not rows:
         return ""
     table = "\n".join(["| | before | after |", "|---|---|---|", *rows])
-    return f"## Measured\n\n{table}" + (f"\n\nProtocol: {_text(info.protocol)}" if info.protocol else "")
+    protocols = {"Protocol": info.protocol, "Retention": info.extra.get("retention")}
+    lines = [f"{title}: {_text(text)}" for title, text in protocols.items() if isinstance(text, str) and text]
+    return "\n\n".join(["## Measured", table, *lines])
 
 
 def _training(info) -> str:

@@ -8,7 +8,7 @@ import yaml
 
 from onelora_vision.backbones.table import TASKS
 from onelora_vision.errors import one_line
-from onelora_vision.metrics.direction import is_beside
+from onelora_vision.metrics.direction import is_beside, is_retention
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 #: Licences that the hub knows by name; others are ``other`` with a name.
@@ -121,12 +121,14 @@ def _hub_base(info) -> str | None:
 
 
 def _model_index(info, dataset: str) -> list[dict] | None:
-    """The metrics after training, in the hub's form; it needs a task, a data set and a metric."""
+    """The metrics after training, in the hub's form; it needs a task, a data set and a metric of that data set."""
     after = info.metrics.get("after", {})
     metrics = [
         {"type": one_line(name, 60), "value": value}
         for name, value in (after.items() if isinstance(after, dict) else ())
-        if type(value) in (int, float) and math.isfinite(value) and not is_beside(str(name))
+        if type(value) in (int, float)
+        and math.isfinite(value)
+        and not (is_beside(str(name)) or is_retention(str(name)))
     ]
     if info.task not in TASKS or not metrics:
         return None

@@ -1,9 +1,10 @@
 """What a base model is: a network, what its task needs besides, and where the methods act on it."""
 
+import contextlib
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from onelora_vision.errors import InputError, one_line
+from onelora_vision.tuners.whole import substituted
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,21 @@ class Adaptation:
     target_modules: list[str]
     norm_modules: list[str] = field(default_factory=list)
     whole_modules: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class OwnParts:
+    """What `Base.fit` replaces or changes for other data, as it was loaded.
+
+    Attributes:
+        modules: copies of `Base.replaced_modules`, by full name.
+        config: of the network, with its classes and its range of depths; None where the host keeps none.
+        class_names: of the head or label table among the modules.
+    """
+
+    modules: dict[str, nn.Module]
+    config: Any = None
+    class_names: list[str] | None = None
 
 
 @dataclass(kw_only=True)
@@ -95,6 +112,29 @@ class Base(ABC):
     @abstractmethod
     def replaced_modules(self) -> list[str]:
         """Modules that training replaces or trains whole: the label table, the head."""
+
+    def own_parts(self) -> OwnParts:
+        """The parts that `fit` will replace or change, to be called before it."""
+        modules = {name: copy.deepcopy(self.model.get_submodule(name)) for name in self.replaced_modules()}
+        for module in modules.values():
+            module.eval().requires_grad_(False)
+        return OwnParts(modules, copy.deepcopy(getattr(self.model, "config", None)), self.class_names)
+
+    @contextlib.contextmanager
+    def with_own_parts(self, own: OwnParts) -> Iterator[None]:
+        """The network with its ``own`` parts again for a block, wherever an adapter has put others; all that has been
+        trained outside of these parts stays as it is."""
+        device, config = next(self.model.parameters()).device, getattr(self.model, "config", None)
+        with substituted(self.model, {name: module.to(device) for name, module in own.modules.items()}):
+            self._take_config(own.config)
+            try:
+                yield
+            finally:
+                self._take_config(config)
+
+    def _take_config(self, config: Any) -> None:
+        if config is not None:
+            self.model.config = config
 
     @abstractmethod
     def example(self, batch: int = 3, seed: int = 0) -> dict[str, Tensor]:

@@ -145,6 +145,9 @@ class DiTBase(Base):
     def replaced_modules(self) -> list[str]:
         return [LABEL_TABLE]
 
+    def _take_config(self, config: dict) -> None:
+        self.model.register_to_config(num_embeds_ada_norm=config["num_embeds_ada_norm"])
+
     def example(self, batch: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:
         config = self.model.config
         shape = (batch, config.in_channels, config.sample_size, config.sample_size)

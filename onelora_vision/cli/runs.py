@@ -11,7 +11,7 @@ from onelora_vision.backbones.table import TASKS
 from onelora_vision.cli.inputs import require_path
 from onelora_vision.cli.output import a_path, add_overwrite
 from onelora_vision.errors import InputError
-from onelora_vision.metrics.direction import arrow
+from onelora_vision.metrics.direction import RETENTION, arrow
 from onelora_vision.storage.outputs import check_file, file_output
 from onelora_vision.training.results import duration, find_runs, shown_metric, sorted_runs, verdict
 
@@ -30,12 +30,13 @@ _HEADS = (
     "metric",
     "before",
     "after",
+    "retention",
     "val. loss",
     "time",
     "seed",
     "phase",
 )
-_RIGHT = {"rate", "parameters", "before", "after", "val. loss", "time", "seed"}
+_RIGHT = {"rate", "parameters", "before", "after", "retention", "val. loss", "time", "seed"}
 _PICTURES = ("samples", "pictures", "predictions", "loss")  # the first that a run has is its thumbnail
 _MOST_THUMBNAILS = 500
 
@@ -70,15 +71,15 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def show(result: dict, args: argparse.Namespace) -> None:
-    rows = [_HEADS, *(_cells(row) for row in result["runs"])]
-    if len(rows) == 1:
+    if not result["runs"]:
         print(f"{result['folder']}: no runs")
         return
+    heads = _heads(result["runs"])
+    rows = [heads, *([_cells(row)[head] for head in heads] for row in result["runs"])]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         cells = (
-            cell.rjust(width) if head in _RIGHT else cell.ljust(width)
-            for head, cell, width in zip(_HEADS, row, widths)
+            cell.rjust(width) if head in _RIGHT else cell.ljust(width) for head, cell, width in zip(heads, row, widths)
         )
         print("  ".join(cells).rstrip())
     if note := _note(result["runs"]):
@@ -87,9 +88,15 @@ def show(result: dict, args: argparse.Namespace) -> None:
         print(f"\n{result['html']}")
 
 
-def _cells(row: dict) -> tuple[str, ...]:
-    metric = row["metric"]
-    return (
+def _heads(rows: list[dict]) -> list[str]:
+    """The columns of a table; that of the old data is there if a run has measured any."""
+    return [head for head in _HEADS if head != "retention" or any(row["retention"] for row in rows)]
+
+
+def _cells(row: dict) -> dict[str, str]:
+    """A run as texts, by column."""
+    metric, (kept, *change) = row["metric"], row["retention"] or ("", None, None)
+    cells = (
         row["path"],
         row["task"],
         row["method"],
@@ -98,11 +105,13 @@ def _cells(row: dict) -> tuple[str, ...]:
         f"{metric} {arrow(metric)}".strip() if metric else "",
         shown_metric(row["before"]) if row["before"] is not None else "",
         shown_metric(row["after"]) if row["after"] is not None else "",
+        f"{kept.removeprefix(RETENTION)} {arrow(kept)} {' → '.join(map(shown_metric, change))}" if kept else "",
         "" if row["validation_loss"] is None else shown_metric(row["validation_loss"]),
         duration(row["seconds"]),
         str(row["seed"]),
         row["phase"],
     )
+    return dict(zip(_HEADS, cells))
 
 
 def _note(rows: list[dict]) -> str:
@@ -118,7 +127,7 @@ def _write_page(rows: list[dict], args: argparse.Namespace) -> None:
     from onelora_vision.plots.html import render
 
     target = Path(os.path.realpath(args.html)).parent
-    kinds = [(head, "number" if head in _RIGHT else "text") for head in _HEADS]
+    kinds = [(head, "number" if head in _RIGHT else "text") for head in _heads(rows)]
     page = render(
         "runs.html",
         folder=str(args.folder),
@@ -138,14 +147,16 @@ def _page_row(row: dict, kinds: list[tuple[str, str]], folder: str, target: Path
         "val. loss": row["validation_loss"],
         "before": row["before"],
         "after": row["after"],
+        "retention": row["retention"] and row["retention"][-1],
         "time": row["seconds"],
         "seed": row["seed"],
     }
-    cells = []
-    for (head, kind), text in zip(kinds, _cells(row)):
-        value = values.get(head, text)
-        good = verdict(row["metric"], row["before"], row["after"]) if head == "after" and row["metric"] else ""
-        cells.append({"text": text, "kind": kind, "value": "" if value is None else value, "verdict": good})
+    changes = {"after": (row["metric"], row["before"], row["after"]), "retention": row["retention"]}
+    cells, texts = [], _cells(row)
+    for head, kind in kinds:
+        value, change = values.get(head, texts[head]), changes.get(head)
+        good = verdict(*change) if change and change[0] else ""
+        cells.append({"text": texts[head], "kind": kind, "value": "" if value is None else value, "verdict": good})
     report = row["report"] and quote(os.path.relpath(os.path.realpath(row["report"]), target))
     thumbnail = _thumbnail(Path(folder) / row["path"]) if number < _MOST_THUMBNAILS else None
     return {"cells": cells, "link": report, "thumbnail": thumbnail, "unfinished": row["phase"] != "complete"}

@@ -21,11 +21,18 @@ _LOWER = (
 )
 _HIGHER = ("top", "precision", "recall", "coverage", "density", "delta", "class_accuracy", "accuracy", "exact_match",
            "inception_score")  # fmt: skip
+#: What begins the names of metrics of the base's old data; the rest is a metric's usual name.
+RETENTION = "retention_"
+
+
+def is_retention(name: str) -> bool:
+    """Whether ``name`` says what is left of what the base could do, and nothing about the new task."""
+    return name.startswith(RETENTION)
 
 
 def main_metric(task: str, names: Iterable[str]) -> str | None:
     """Which of a run's metrics ``names`` says most about it: of a task that is not known the first; None of none."""
-    names = list(names)
+    names = [name for name in names if not is_retention(name)]
     known = TASKS[task].metrics if task in TASKS else ()
     return next((name for name in known if name in names), names[0] if names else None)
 
@@ -39,6 +46,7 @@ def changes(metrics: Mapping[str, Mapping[str, float | None]], most: int = 4) ->
 
 def higher_is_better(name: str) -> bool | None:
     """Whether a greater value of the metric ``name`` is the better one; None for a metric that is not known."""
+    name = name.removeprefix(RETENTION)
     if name.startswith(_LOWER):
         return False
     return True if name.startswith(_HIGHER) else None

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from onelora_vision.data.classes import fgvc, vtab
 from onelora_vision.errors import InputError
+from onelora_vision.metrics.direction import is_retention
 from onelora_vision.plots.tables import markdown_lines
 from onelora_vision.storage.files import atomic_file
 from onelora_vision.sweep.plan import Sweep, claim
-from onelora_vision.sweep.report import rows_of
+from onelora_vision.sweep.report import further_metrics, rows_of
 
 
 class Benchmark(NamedTuple):
@@ -75,11 +76,17 @@ def sweep_tasks(name: str, sweeps: Mapping[str, Sweep], folder: Path, run: Calla
 
 
 def table(benchmark: Benchmark, sweeps: Mapping[str, Sweep]) -> str:
-    """Test figures in percent: a row per method, a column per task, then the means of the groups, if any, and one mean."""
-    figures = {task: {row["method"]: row["test_mean"] for row in rows_of(sweep)} for task, sweep in sweeps.items()}
+    """Test figures in percent: a row per method, a column per task, then the means of the groups, if any, and one mean.
+
+    If the runs measure the base's old data, the mean of that over the tasks comes last.
+    """
+    rows = {task: {row["method"]: row for row in rows_of(sweep)} for task, sweep in sweeps.items()}
     methods = list(dict.fromkeys(method for sweep in sweeps.values() for method in sweep.methods))
-    heads = ["method", *sweeps, *benchmark.groups, "mean of groups" if benchmark.groups else "mean"]
-    lines = markdown_lines(heads, (_row(benchmark, method, figures) for method in methods))
+    kept = list(
+        dict.fromkeys(filter(is_retention, (name for sweep in sweeps.values() for name in further_metrics(sweep))))
+    )
+    heads = ["method", *sweeps, *benchmark.groups, "mean of groups" if benchmark.groups else "mean", *kept]
+    lines = markdown_lines(heads, (_row(benchmark, method, rows, kept) for method in methods))
     note = (
         f"{len(sweeps)} of {len(benchmark.tasks)} tasks. A mean is of the tasks that are there, and empty where one of "
         "them is missing."
@@ -87,12 +94,14 @@ def table(benchmark: Benchmark, sweeps: Mapping[str, Sweep]) -> str:
     return "\n".join(lines) + f"\n\n{note}\n"
 
 
-def _row(benchmark: Benchmark, method: str, figures: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    mine = {task: found.get(method) for task, found in figures.items()}
-    groups = [[mine[task] for task in group if task in mine] for group in benchmark.groups.values()]
+def _row(benchmark: Benchmark, method: str, rows: Mapping[str, Mapping[str, dict]], kept: Sequence[str]) -> list[str]:
+    mine = {task: found.get(method, {}) for task, found in rows.items()}
+    figures = {task: row.get("test_mean") for task, row in mine.items()}
+    groups = [[figures[task] for task in group if task in figures] for group in benchmark.groups.values()]
     means = [_mean(values) for values in groups]
-    known = [mean for mean, values in zip(means, groups) if values] if groups else [*mine.values()]
-    return [method, *(_percent(value) for value in (*mine.values(), *means, _mean(known)))]
+    known = [mean for mean, values in zip(means, groups) if values] if groups else [*figures.values()]
+    left = [_mean([row.get("more", {}).get(name, (None, None))[0] for row in mine.values()]) for name in kept]
+    return [method, *(_percent(value) for value in (*figures.values(), *means, _mean(known), *left))]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from onelora_vision.metrics.direction import arrow, higher_is_better
+from onelora_vision.metrics.direction import arrow, higher_is_better, is_retention
 from onelora_vision.plots.figures import saved_figure
 from onelora_vision.plots.html import embedded_picture, render
 from onelora_vision.plots.tables import markdown_lines
 from onelora_vision.storage.files import atomic_file
 from onelora_vision.sweep.plan import Sweep
+from onelora_vision.training.results import shown_metric
 
 TABLE, CSV, PAGE = "table.md", "table.csv", "index.html"
 PLOTS = {
@@ -31,9 +32,9 @@ COLUMNS = ("method", "learning_rate", "inside", "adapter_parameters", "trainable
 def rows_of(sweep: Sweep) -> list[dict[str, Any]]:
     """A row per arm whose rate is known, the best first; ``test_mean`` and ``test_std`` are over the seeds done.
 
-    ``more`` has mean and standard deviation of the sweep's further metrics on the test split, by name.
+    ``more`` has mean and standard deviation of the table's further metrics after the training, by name.
     """
-    rows = []
+    rows, further = [], further_metrics(sweep)
     for name in sweep.arms:
         best = sweep.best_trial(name)
         finals = [result for run in sweep.finals(name) if (result := sweep.result(run)) and "failed" not in result]
@@ -54,7 +55,7 @@ def rows_of(sweep: Sweep) -> list[dict[str, Any]]:
                 "seeds": len(finals),
                 "seconds_per_step": statistics.median(result["seconds_per_step"] for result in runs),
                 "peak_memory_bytes": max(result["peak_memory_bytes"] for result in runs),
-                "more": {more: _spread(finals, more) for more in sweep.more_metrics},
+                "more": {more: _spread(finals, more) for more in further},
             }
         )
     is_higher = bool(higher_is_better(metric_of(sweep) or ""))
@@ -70,8 +71,20 @@ def _spread(results: Sequence[dict], metric: str) -> tuple[float | None, float |
 
 def metric_of(sweep: Sweep) -> str | None:
     """The metric that counts, once a run is done."""
+    done = _first_result(sweep)
+    return sweep.metric_of(done) if done else sweep.metric
+
+
+def further_metrics(sweep: Sweep) -> list[str]:
+    """The other metrics in the table: those that were asked for, and of the base's old data all that is measured."""
+    done = _first_result(sweep)
+    measured = filter(is_retention, done["metrics"]["after"]) if done else ()
+    return list(dict.fromkeys([*sweep.more_metrics, *measured]))
+
+
+def _first_result(sweep: Sweep) -> dict | None:
     done = (sweep.result(run) for run in sweep.runs())
-    return next((sweep.metric_of(result) for result in done if result and "failed" not in result), sweep.metric)
+    return next((result for result in done if result and "failed" not in result), None)
 
 
 def write_report(sweep: Sweep) -> list[dict[str, Any]]:
@@ -119,7 +132,7 @@ def shown_spread(mean: float | None, std: float | None) -> str:
 def heads_of(sweep: Sweep) -> list[str]:
     """The heads of the table."""
     metric = metric_of(sweep)
-    more = [f"{name} {arrow(name)}" for name in sweep.more_metrics]
+    more = [f"{name} {arrow(name)}" for name in further_metrics(sweep)]
     return ["method", "rate", "values", f"validation {metric} {arrow(metric)}", f"test {metric} {arrow(metric)}", *more,
             "seeds", "s / step", "peak MB"]  # fmt: skip
 
@@ -135,6 +148,9 @@ def note_of(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
         parts.append("x@y: x at the rate that was best for y.")
     if any(not row["inside"] for row in rows):
         parts.append("(edge): no rate beyond it was tried, so a better one may lie there.")
+    for name in filter(is_retention, further_metrics(sweep)):
+        before = _first_result(sweep)["metrics"]["before"].get(name)
+        parts.append(f"Before the training {name} is {shown_metric(before)}.")
     if failed:
         parts.append(f"{len(failed)} runs gave no numbers: their rates are too great.")
     if missing:
@@ -159,7 +175,7 @@ def _sections(sweep: Sweep) -> list[tuple[str, Collection[str]]]:
 
 def _csv(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     stream = io.StringIO()
-    more = [f"{name}_{what}" for name in sweep.more_metrics for what in ("mean", "std")]
+    more = [f"{name}_{what}" for name in further_metrics(sweep) for what in ("mean", "std")]
     writer = csv.DictWriter(stream, [*COLUMNS, *more], lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for row in rows:

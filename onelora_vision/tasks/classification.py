@@ -2,14 +2,17 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from peft import PeftModel
 
 from onelora_vision.adapters.info import AdapterInfo
+from onelora_vision.backbones.base import Base, OwnParts
 from onelora_vision.backbones.vit_heads import logits_of
 from onelora_vision.data.classes.images import ClassImages
 from onelora_vision.errors import InputError
@@ -20,6 +23,7 @@ from onelora_vision.plots.predictions import Answer, Judged, save_predictions
 from onelora_vision.seeding import mix, seeded
 from onelora_vision.storage.files import write_json
 from onelora_vision.tasks.base import Task
+from onelora_vision.tasks.retention import Retention, own_rows
 
 SHOWN = 24  # images in the picture
 
@@ -122,6 +126,30 @@ class ClassificationTask(Task):
         draw_report(*found, self.class_names, folder)
         if self.shown is not None:
             draw_predictions(*found, self.class_names, self.shown, folder / "predictions.png", self.info.metrics)
+
+
+def classifier_retention(
+    base: Base, own: OwnParts, model: PeftModel, images: ClassImages, loader: Callable[[ClassImages], Iterable]
+) -> Retention:
+    """``top1`` among the base's own classes.
+
+    Args:
+        images: the old data, whose classes are the base's (see `own_rows`). loader: makes batches of them.
+
+    Raises:
+        InputError: the base has no head of its own, or lacks a class.
+    """
+    outputs = min((head.out_features for head in own.modules.values()), default=0)
+    rows = own_rows(images.class_names, own.class_names, outputs)
+    names = own.class_names or [str(row) for row in range(outputs)]
+    known = replace(images, labels=[rows[label] for label in images.labels], class_names=names)
+    task = ClassificationTask(model, names)
+
+    def evaluate(accelerator: Accelerator) -> dict[str, float]:
+        return {"top1": task.evaluate(loader(known), accelerator)["top1"]}
+
+    protocol = f"{len(images):,} images of {images.name} {images.split}, among the base's own {outputs:,} classes"
+    return Retention(base, own, protocol, images.identity(), evaluate)
 
 
 def draw_predictions(

@@ -1,12 +1,15 @@
 """Monocular depth: a loss in metres (or, for relative depth, up to scale and shift) and the field's metrics."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 
 from onelora_vision.adapters.info import AdapterInfo
+from onelora_vision.backbones.base import OwnParts
 from onelora_vision.backbones.depth import DepthBase
 from onelora_vision.data.depth.caps import Caps
 from onelora_vision.data.depth.dataset import DepthDataset
@@ -15,6 +18,7 @@ from onelora_vision.metrics.direction import changes
 from onelora_vision.plots.depth import ComparedDepth, save_depth_comparison
 from onelora_vision.tasks.base import Task
 from onelora_vision.tasks.depth_losses import gradient_matching, scale_and_shift_invariant, silog
+from onelora_vision.tasks.retention import Retention
 
 
 class DepthTask(Task):
@@ -105,3 +109,19 @@ def compared(
         aligned = align_scale_and_shift(resized_depth(prediction, *depth.shape[1:]), depth, valid)
         return aligned.clamp(caps.near, caps.far)
     return as_evaluated(prediction, *depth.shape[1:], caps.near, caps.far)
+
+
+def depth_retention(
+    base: DepthBase, own: OwnParts, model: PeftModel, data: DepthDataset, loader: Iterable, protocol: str
+) -> Retention:
+    """``abs_rel`` within the base's own range; of a base of relative depth after alignment.
+
+    Args:
+        data: the old data. loader: batches of it. protocol: how it is measured.
+    """
+    task = DepthTask(model, base, data.caps)
+
+    def evaluate(accelerator: Accelerator) -> dict[str, float]:
+        return {"abs_rel": task.evaluate(loader, accelerator)["abs_rel"]}
+
+    return Retention(base, own, protocol, data.identity(), evaluate)

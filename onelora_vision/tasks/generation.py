@@ -1,15 +1,20 @@
 """Class-conditional image generation with a latent diffusion transformer."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import Dataset
 
 from onelora_vision import seeding
 from onelora_vision.adapters.info import AdapterInfo
+from onelora_vision.backbones.base import OwnParts
+from onelora_vision.backbones.dit import DiTBase
+from onelora_vision.data.classes.dataset import ClassImageDataset
 from onelora_vision.data.latents import posterior
 from onelora_vision.data.stream import SampleRef
 from onelora_vision.diffusion.guidance import base_prediction, distilled_target
@@ -18,8 +23,17 @@ from onelora_vision.diffusion.loss_settings import LossSettings
 from onelora_vision.diffusion.objective import objective_of
 from onelora_vision.diffusion.schedule import draw_shares, min_snr_weights
 from onelora_vision.metrics.direction import changes
+from onelora_vision.metrics.generative import Features
 from onelora_vision.tasks.base import FOR_THE_CARD, Task
-from onelora_vision.tasks.sample_evaluation import SampleEvaluator, SamplePicture, lent, sweep_guidance
+from onelora_vision.tasks.retention import SEED, Retention, own_rows
+from onelora_vision.tasks.sample_evaluation import (
+    ImageSampler,
+    SampleEvaluator,
+    SamplePicture,
+    lent,
+    measure_reference,
+    sweep_guidance,
+)
 
 # Independent uses of one sample's seed.
 LATENT, NOISE, TIMESTEP, DROPOUT = 10, 11, 12, 13
@@ -157,3 +171,57 @@ class GenerationTask(Task):
         if accelerator.is_main_process:
             (folder / FOR_THE_CARD).mkdir()
             self.draw(folder / "samples.png", step, folder / FOR_THE_CARD / "samples.png")
+
+
+def generator_retention(
+    base: DiTBase,
+    own: OwnParts,
+    model: PeftModel,
+    sampler: ImageSampler,
+    features: Features,
+    data: ClassImageDataset,
+    count: int,
+    precision: str = "fp32",
+    num_workers: int = 0,
+) -> Retention:
+    """``fd_<features>`` of samples to the real images of the old data, and ``class_accuracy`` where the features have a
+    classifier that knows the classes.
+
+    Args:
+        sampler, features: how samples are made and measured; precision: of the network while they are made.
+        data: the old data, whose classes are the base's (see `own_rows`); num_workers: processes that read it.
+        count: samples to make, as many of each class; if there are more classes, as many of these, spread over all.
+
+    Raises:
+        InputError: the base lacks a class.
+    """
+    rows = own_rows(data.class_names, own.class_names, len(own.class_names))
+    classes = [number * len(rows) // count for number in range(count)] if count < len(rows) else range(len(rows))
+    names, real = [data.class_names[number] for number in classes], f"{data.source.name}/{data.source.split}"
+
+    @functools.cache
+    def evaluator(accelerator: Accelerator) -> SampleEvaluator:
+        loading = (sampler.batch_size, num_workers)
+        return SampleEvaluator(
+            sampler,
+            names,
+            features,
+            measure_reference(features, data, real, accelerator, sampler.vae, *loading),
+            count,
+            SEED,
+            precision,
+            rows=[rows[number] for number in classes],
+            judges_classes=set(names) <= set(features.class_names),
+        )
+
+    def evaluate(accelerator: Accelerator) -> dict[str, float]:
+        found = evaluator(accelerator)(model, accelerator, "sampling the base's classes")
+        return {name: found[name] for name in (f"fd_{features.name}", "class_accuracy") if name in found}
+
+    used = sampler.settings
+    guidance = f"guidance {used.guidance_scale:g}{' from the base' * used.uses_base}"
+    protocol = (
+        f"{count:,} samples of {len(names):,} of the base's own classes, {used.sampler}, {used.steps} steps, {guidance}, "
+        f"{precision}, and {len(data):,} images of {real}, features {features.name} {features.weights_hash}"
+    )
+    return Retention(base, own, protocol, data.identity(), evaluate)

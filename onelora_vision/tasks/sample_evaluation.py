@@ -161,11 +161,13 @@ class SampleEvaluator:
     are those of one process.
 
     Attributes:
-        sampler: how the images are made. class_names: of the model.
+        sampler: how the images are made.
+        class_names: the classes to make images of. rows: their numbers in the model; None: 0, 1, 2, …
         features: what the images are measured with. reference: the real images.
         num_samples: images to make; image ``i`` is of class ``i % classes`` and has the seed ``mix(seed, i)``.
         precision: of the network while they are made. ema: whether its weights are the average. distillation: the
             guidance that it was trained towards. All three for the protocol.
+        judges_classes: whether the features' classifier, if they have one, says how many images show their class.
     """
 
     sampler: ImageSampler
@@ -177,6 +179,8 @@ class SampleEvaluator:
     precision: str = "fp32"
     ema: bool = False
     distillation: float | None = None
+    rows: Sequence[int] | None = None
+    judges_classes: bool = True
 
     @property
     def protocol(self) -> Protocol:
@@ -212,7 +216,8 @@ class SampleEvaluator:
     def __call__(self, model: nn.Module, accelerator: Accelerator, desc: str = "sampling") -> dict[str, float]:
         """The metrics of `metrics.generative.compare`, where the features' model classifies also ``class_accuracy``
         (a share, 0 to 1), and the autoencoder's floor where it is known."""
-        labels = [index % len(self.class_names) for index in range(self.num_samples)]
+        classes = [index % len(self.class_names) for index in range(self.num_samples)]
+        labels = classes if self.rows is None else [self.rows[number] for number in classes]
         features = self.features.to(accelerator.device)
         parts = KeptParts(self._key(model), accelerator.process_index, accelerator.num_processes)
         shares = list(parts.shares(self.num_samples))
@@ -231,9 +236,9 @@ class SampleEvaluator:
             found = _of_all(own, features, accelerator)
         parts.clear()
         metrics = compare(found, self.reference.features, features.name)
-        if features.class_names:
-            metrics["class_accuracy"] = class_accuracy(found.logits, labels, self.class_names, features.class_names)
-        elif found.logits is not None:
+        if features.class_names and self.judges_classes:
+            metrics["class_accuracy"] = class_accuracy(found.logits, classes, self.class_names, features.class_names)
+        elif found.logits is not None and not features.class_names:
             metrics["inception_score"] = inception_score(found.logits)
         if self.reference.floor is not None:
             metrics[f"fd_{features.name}_floor"] = self.reference.floor
@@ -243,7 +248,7 @@ class SampleEvaluator:
         """What the features of the samples depend on; costs nothing where they are one part, which is not kept."""
         if self.num_samples <= SIZE:
             return ""
-        return "\n".join([self.protocol.line(), weights_hash(model), *self.class_names])
+        return "\n".join([self.protocol.line(), weights_hash(model), *self.class_names, *map(str, self.rows or ())])
 
     @staticmethod
     def _in_parts(parts: KeptParts, shares: list[list[int]], measured: Callable, bar) -> Iterator[FeatureSet]:

@@ -15,8 +15,8 @@ class ClassDataOptions:
 
     dataset_name: str | None = option(
         None,
-        "embedded (handwritten digits), imagefolder, cifar10, cifar100, food101, flowers102, oxford_iiit_pet, vtab/TASK, fgvc/NAME, or "
-        "a hub data set (default: imagefolder with --data_dir, else embedded)",
+        "embedded (handwritten digits), glyphs (printed characters), imagefolder, cifar10, cifar100, food101, flowers102, "
+        "oxford_iiit_pet, vtab/TASK, fgvc/NAME, or a hub data set (default: imagefolder with --data_dir, else embedded)",
     )
     data_dir: str | None = option(None, "folder of the data set", may_change=True)
     download: bool = option(False, "download the data set into --data_dir if it is not there", may_change=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from onelora_vision.adapters.card import loading_code
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.table import TASKS
-from onelora_vision.metrics.direction import arrow, is_beside, main_metric
+from onelora_vision.metrics.direction import RETENTION, arrow, is_beside, is_retention, main_metric
 from onelora_vision.plots.html import embedded_picture, render
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.results import duration, shown_metric, verdict
@@ -53,6 +53,7 @@ def render_report(results: dict, folder: Path, info: AdapterInfo, config: Traini
         ],
         best_step=best["step"],
         protocol=results["protocol"],
+        retention=results.get("retention") and f"{RETENTION}*: {results['retention']}",
         pictures=_shown(folder, _PICTURES),
         curves=_shown(folder, _CURVES[is_held_out(results)]),
         loading=loading_code(info, str(adapter)),
@@ -68,15 +69,17 @@ def render_report(results: dict, folder: Path, info: AdapterInfo, config: Traini
 def _cards(results: dict) -> list[tuple[str, str]]:
     before, after = (results["metrics"][when] for when in ("before", "after"))
     main = main_metric(results["task"], after)
-    cards = [
+    shown = [name for name in (main, next(filter(is_retention, after), None)) if name is not None]
+    figures = [
+        (f"{name} {arrow(name)}".strip(), f"{shown_metric(before.get(name))} → {shown_metric(after[name])}")
+        for name in shown
+    ]
+    return [
+        *figures,
         ("trained parameters", f"{results['trainable_parameters']:,}"),
         ("steps", f"{results['steps']:,}"),
         ("time", duration(results["seconds_total"])),
     ]
-    if main is None:
-        return cards
-    values = f"{shown_metric(before.get(main))} → {shown_metric(after[main])}"
-    return [(f"{main} {arrow(main)}".strip(), values), *cards]
 
 
 def _row(name: str, before: float | None, after: float | None, best: float | None) -> dict[str, str]:

@@ -14,7 +14,9 @@ from torch.utils.data import Dataset
 from onelora_vision.adapters.file import read_adapter, require_readable
 from onelora_vision.data.stream import identity_of
 from onelora_vision.errors import InputError, nearest
+from onelora_vision.metrics.direction import is_retention
 from onelora_vision.tasks.base import FOR_THE_CARD, Task
+from onelora_vision.tasks.retention import Retention
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.evaluation import evaluate, evaluating
 from onelora_vision.training.html_report import REPORT, render_report
@@ -34,6 +36,7 @@ def run_job(
     test_loader=None,
     validation_loader=None,
     watched: WatchedSamples | None = None,
+    retention: Retention | None = None,
 ) -> dict:
     """Take a task through all phases of a run (`record.PHASES`).
 
@@ -42,21 +45,25 @@ def run_job(
         test_loader: what the metrics before and after are of, handed to ``task.evaluate``.
         validation_loader: what evaluations during training are of, and the best adapter is chosen by.
         watched: samples on some of which the validation loss is measured.
+        retention: measures what the base still knows, next to the metrics before and after.
 
     Returns the content of ``results.json``.
 
     Raises:
         InputError, TrainingError, Stopped: see `loop.train` and `setup.Run.phase`.
     """
-    accelerator, seed = run.accelerator, run.config.seed
+    accelerator = run.accelerator
+    if retention is not None:
+        task.info.extra["retention"] = retention.protocol
     with run.phase("preparing the run"):
         if run.config.peft_config:
             require_readable(task.adapted.active_peft_config)
-        record = Record.open(run, task, task.identity() | identity_of(dataset))
+        old_data = {"old data": retention.identity} if retention else {}
+        record = Record.open(run, task, task.identity() | identity_of(dataset) | old_data)
         record.held_out = watched is None or watched.held_out
     with run.phase("measuring the base"):
         if not record.has("baseline"):
-            record.before = evaluate(task, test_loader, accelerator, seed)
+            record.before = _measured(run, task, test_loader, retention)
             record.save_details("before", task.details)
             record.reach("baseline")
         _check_metric(run.config, record.before)
@@ -72,9 +79,9 @@ def run_job(
     run.kept = f"the trained adapter is in {Path(run.config.output_dir) / 'adapter'}"
     with run.phase("measuring the result"):
         if not record.has("evaluated"):
-            record.after = evaluate(task, test_loader, accelerator, seed)
+            record.after = _measured(run, task, test_loader, retention)
             record.save_details("after", task.details)
-            record.best = _best(run, task, record, test_loader, validation_loader)
+            record.best = _best(run, task, record, test_loader, validation_loader, retention)
             record.reach("evaluated")
     task.info.metrics = {"before": record.before, "after": record.after}
     with run.phase("drawing"):
@@ -96,24 +103,39 @@ def run_job(
     return record.content()
 
 
+def _measured(run: Run, task: Task, loader, retention: Retention | None) -> dict[str, float]:
+    """The metrics of the task as it is, and of what the base still knows."""
+    return evaluate(task, loader, run.accelerator, run.config.seed) | _retained(run, task, retention)
+
+
+def _retained(run: Run, task: Task, retention: Retention | None) -> dict[str, float]:
+    if retention is None:
+        return {}
+    with evaluating(task, run.accelerator, run.config.seed):
+        return retention(run.accelerator)
+
+
 def _check_metric(config: TrainingConfig, metrics: dict[str, float]) -> None:
-    """Refuse a metric to choose the best adapter by that the task does not measure, before anything is trained."""
-    name = config.metric_for_best_model
-    if name is not None and name not in metrics:
-        raise InputError(f"--metric_for_best_model {name} is not evaluated here{nearest(name, metrics, 'metric')}")
+    """Refuse a metric to choose the best adapter by that evaluations do not measure, before anything is trained."""
+    name, known = config.metric_for_best_model, [name for name in metrics if not is_retention(name)]
+    if name is not None and name not in known:
+        raise InputError(f"--metric_for_best_model {name} is not evaluated here{nearest(name, known, 'metric')}")
 
 
-def _best(run: Run, task: Task, record: Record, test_loader, validation_loader) -> dict | None:
+def _best(
+    run: Run, task: Task, record: Record, test_loader, validation_loader, retention: Retention | None
+) -> dict | None:
     """The metrics of the best adapter on the test data, with its step; they are written into its own card, too."""
     summary = record.summary
     if summary.best_step is None:
         return None
-    folder = run.folder.path / "best"
-    if validation_loader is test_loader:
-        return {"step": summary.best_step, "metrics": dict(summary.evaluations)[summary.best_step]}
+    known = dict(summary.evaluations)[summary.best_step] if validation_loader is test_loader else None
+    if known is not None and retention is None:
+        return {"step": summary.best_step, "metrics": known}
     last = {name: parameter.detach().clone() for name, parameter in trained_parameters(task.adapted).items()}
-    set_peft_model_state_dict(task.adapted, read_adapter(folder).tensors)
-    metrics = evaluate(task, test_loader, run.accelerator, run.config.seed)
+    set_peft_model_state_dict(task.adapted, read_adapter(run.folder.path / "best").tensors)
+    metrics = known or evaluate(task, test_loader, run.accelerator, run.config.seed)
+    metrics = metrics | _retained(run, task, retention)
     task.info.metrics = {"before": record.before, "after": metrics}
     run.save_adapter(task, "best")
     task.adapted.load_state_dict(last, strict=False)

@@ -131,6 +131,7 @@ class Record:
             "best": self.best and {**self.best, "metrics": finite(self.best["metrics"])},
             "validation_loss": _first_and_last(summary.validation_losses, self.held_out) if summary else None,
             "protocol": self.task.info.protocol,
+            "retention": self.task.info.extra.get("retention"),
             "steps": summary.steps if summary else 0,
             "skipped_steps": summary.skipped_steps if summary else 0,
             "best_step": summary.best_step if summary else None,

@@ -15,7 +15,7 @@ from torch import nn
 from onelora_vision.backbones.table import TASKS
 from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import head_parameters
-from onelora_vision.metrics.direction import arrow
+from onelora_vision.metrics.direction import RETENTION, arrow
 from onelora_vision.plots.figures import saved_figure
 from onelora_vision.storage.outputs import Ledger
 from onelora_vision.training.config import TrainingConfig
@@ -145,6 +145,8 @@ def print_outcome(results: dict, output_dir: str | Path) -> None:
     if after:
         width = max(len(name) for name in after)
         print(f"\n{results['protocol']}")
+        if results.get("retention"):
+            print(f"{RETENTION}*: {results['retention']}")
         print(" " * (width + 3) + "".join(f" {title:>10}" for title in columns))
         for name in after:
             cells = "".join(f" {_shown(metrics.get(name)):>10}" for metrics in columns.values())

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onelora_vision.errors import InputError, nearest, one_line
-from onelora_vision.metrics.direction import arrow, higher_is_better, main_metric
+from onelora_vision.metrics.direction import arrow, higher_is_better, is_retention, main_metric
 from onelora_vision.storage.safetensors_file import parse_json
 
 PHASES = ("started", "baseline", "trained", "evaluated", "drawn", "complete")
@@ -126,6 +126,7 @@ def _numbers(metrics: dict) -> dict[str, float | None]:
 def sorted_runs(runs: list[dict], metric: str | None = None) -> list[dict]:
     """Runs, the best first, each with ``metric``, ``before`` and ``after``: of ``metric``, or of its task's main one.
 
+    ``retention`` is what a run measured of the base's old data, as (name, before, after); None where it did not.
     Without ``metric`` runs of a task are together. Runs that lack the metric come last.
 
     Raises:
@@ -138,7 +139,9 @@ def sorted_runs(runs: list[dict], metric: str | None = None) -> list[dict]:
     for run in runs:
         before, after = (run["metrics"][when] for when in ("before", "after"))
         name = metric or main_metric(run["task"], [*after, *before])
-        rows.append({**run, "metric": name, "before": before.get(name), "after": after.get(name)})
+        kept = next(filter(is_retention, [*after, *before]), None)
+        kept = kept and (kept, before.get(kept), after.get(kept))
+        rows.append({**run, "metric": name, "before": before.get(name), "after": after.get(name), "retention": kept})
     return sorted(rows, key=lambda row: ("" if metric else row["task"], *_rank(row), row["path"]))
 
 

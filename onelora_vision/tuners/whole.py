@@ -1,6 +1,7 @@
 """Modules that an adapter trains and saves whole, with parameters in fp32 on a base of any precision."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -88,3 +89,34 @@ def _state_of(module: nn.Module) -> list[tuple[int, int]]:
 def version_of(tensor: torch.Tensor) -> int:
     """How often a tensor was changed in place; inference tensors do not count."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+@contextlib.contextmanager
+def substituted(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """``modules`` in the places of those of the same names for a block.
+
+    Args:
+        model: with or without an adapter inside.
+        modules: by full names in the model without an adapter. In a module that is trained whole, the place is in the
+            trained copy, which computes; a module that is trained whole itself is taken out with its copies.
+    """
+    former: list[tuple[nn.Module, str, nn.Module]] = []
+    try:
+        for name, module in modules.items():
+            parent, attribute = _place_of(model, name)
+            former.append((parent, attribute, getattr(parent, attribute)))
+            setattr(parent, attribute, module)
+        yield
+    finally:
+        for parent, attribute, module in reversed(former):
+            setattr(parent, attribute, module)
+
+
+def _place_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds the module ``name`` when the model computes, and under what name."""
+    *path, attribute = name.split(".")
+    for step in path:
+        model = model.get_submodule(step)
+        if isinstance(model, ModulesToSaveWrapper) and model.active_adapters and not model.disable_adapters:
+            model = model.modules_to_save[model.active_adapters[0]]
+    return model, attribute

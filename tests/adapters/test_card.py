@@ -46,6 +46,15 @@ def test_says_what_the_base_predicts(tmp_path):
     assert "cannot sample" not in card_of(tmp_path / "b", "diffusers", extra={"objective": "epsilon"})
 
 
+def test_metrics_of_the_old_data_are_on_the_card_but_not_those_of_the_data_set(tmp_path):
+    metrics = {"before": {"top1": 0.5, "retention_top1": 0.9}, "after": {"top1": 0.7, "retention_top1": 0.6}}
+    extra = {"retention": "100 *old* images"}
+    text = card_of(tmp_path / "a", "timm", metrics=metrics, protocol="50 images", extra=extra)
+    assert "| retention_top1 | 0.9 | 0.6 |" in text and "Retention: 100 \\*old\\* images" in text
+    (index,) = fields_of(text)["model-index"]
+    assert [metric["type"] for metric in index["results"][0]["metrics"]] == ["top1"]
+
+
 def fields_of(text):
     return yaml.safe_load(text.split("---")[1])
 

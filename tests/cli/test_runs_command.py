@@ -59,6 +59,21 @@ def test_runs_are_filtered_sorted_and_given_as_json(onelora, folder):
     assert "no runs" in onelora("runs", folder / "first" / "..", "--task", "generation")[1]
 
 
+def test_a_column_says_what_is_left_of_the_old_data_where_a_run_measured_it(onelora, folder, tmp_path):
+    assert "retention" not in onelora("runs", folder)[1]
+    file = folder / "first" / "results.json"
+    results = json.loads(file.read_text())
+    for when, value in (("before", 0.9), ("after", 0.6)):
+        results["metrics"][when]["retention_top1"] = value
+    file.write_text(json.dumps(results))
+    lines = [re.split(r"\s{2,}", line) for line in onelora("runs", folder)[1].splitlines()]
+    assert "retention" in lines[0] and "top1 ↑ 0.9 → 0.6" in lines[2]
+    _, found, _ = onelora("runs", folder, "--sort", "retention_top1", "--json")
+    assert found["runs"][0]["path"] == "first" and found["runs"][0]["after"] == 0.6
+    assert onelora("runs", folder, "--html", tmp_path / "runs.html")[0] == 0
+    assert 'class="number bad" data-value="0.6">top1 ↑ 0.9 → 0.6<' in (tmp_path / "runs.html").read_text()
+
+
 def test_metrics_of_unlike_protocols_are_pointed_out(onelora, folder):
     assert "Not all metrics compare" not in onelora("runs", folder)[1]
     file = folder / "first" / "results.json"

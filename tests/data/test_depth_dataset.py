@@ -130,3 +130,14 @@ def test_a_frame_without_depth_is_an_error_or_replaced_by_the_next(caplog):
     assert len(caplog.messages) == 1 and "skipped: d1.npy" in caplog.messages[0]
     with pytest.raises(InputError, match="none of its 1 images"):
         DepthDataset(given[1:2], CAPS, size, on_bad_image="skip")[0]
+
+
+def test_a_limit_keeps_the_first_frames_or_drawn_ones():
+    def kept(**options):
+        data = DepthDataset(frames(count=9), CAPS, InputSize.parse(8, 4), **options)
+        return [data[index]["path"] for index in range(len(data))]
+
+    assert kept(limit=3) == ["d0.npy", "d1.npy", "d2.npy"]
+    drawn = kept(limit=3, drawn_by=0)
+    assert len(set(drawn)) == 3 and drawn == sorted(drawn) == kept(limit=3, drawn_by=0) != kept(limit=3)
+    assert kept(drawn_by=0) == kept() and len(kept(limit=20)) == 9

@@ -1,4 +1,4 @@
-from onelora_vision.metrics.direction import changes, main_metric
+from onelora_vision.metrics.direction import arrow, changes, is_retention, main_metric
 
 
 def test_the_main_metric_is_the_task_s_or_the_first():
@@ -15,3 +15,10 @@ def test_changes_have_arrows_and_leave_out_what_has_no_direction():
     }
     assert changes(metrics) == "top1 ↑ 0.5 → 0.75, ece ↓ 0.25 → 0.125"
     assert changes(metrics, most=1) == "top1 ↑ 0.5 → 0.75" and changes({}) == ""
+
+
+def test_metrics_of_the_old_data_have_the_direction_of_their_metric_and_are_never_the_main_one():
+    assert [arrow(f"retention_{name}") for name in ("top1", "abs_rel", "fd_dinov2", "class_accuracy")] == [*"↑↓↓↑"]
+    assert is_retention("retention_top1") and not is_retention("top1")
+    assert main_metric("generation", ["retention_fd_embedded"]) is None
+    assert main_metric("new", ["retention_top1", "x"]) == "x"

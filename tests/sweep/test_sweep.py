@@ -50,6 +50,24 @@ def test_each_methods_rates_are_widened_until_the_best_lies_inside(tmp_path):
     assert "| onelora | 0.003 | 100 | 0.9 | 0.805 ± 0.0071 | 2 | 0.1 | 1 |" in (tmp_path / "table.md").read_text()
 
 
+def test_what_is_left_of_the_old_data_is_a_column_if_it_is_measured(tmp_path, capsys):
+    sweep = sweep_in(tmp_path, ["lora"], rates=[1e-1], flags=["--retention=true"])
+    runner.run_all(sweep, workers=1)
+    (row,) = write_report(sweep)
+    assert row["more"] == {"retention_top1": (pytest.approx(0.55), pytest.approx(0.1 / 2**0.5))}
+    table = (tmp_path / "table.md").read_text()
+    assert "| test top1 ↑ | retention_top1 ↑ | seeds |" in table and "| 0.55 ± 0.071 | 2 |" in table
+    assert "Before the training retention_top1 is 0.9." in table
+    (line,) = csv.DictReader((tmp_path / "table.csv").read_text().splitlines())
+    assert float(line["retention_top1_mean"]) == pytest.approx(0.55)
+    assert '<th class="number">retention_top1 ↑</th>' in (tmp_path / "index.html").read_text()
+    plain = sweep_in(tmp_path / "plain", ["lora"], rates=[1e-1])
+    runner.run_all(plain, workers=1)
+    write_report(plain)
+    assert "retention" not in (tmp_path / "plain" / "table.md").read_text()
+    assert "retention" not in (tmp_path / "plain" / "table.csv").read_text()
+
+
 def test_given_rates_are_kept_and_an_edge_is_named(tmp_path):
     sweep = sweep_in(tmp_path, ["lora"], rates=[3e-2, 1e-2])
     runner.run_all(sweep, workers=1)

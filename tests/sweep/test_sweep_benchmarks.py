@@ -56,14 +56,17 @@ def test_fgvc_has_the_mean_of_its_data_sets_and_trains_on_its_training_split_alo
     root, output = write_fgvc(tmp_path / "data", ("CUB_200_2011", "Stanford-cars")), tmp_path / "out"
     code, planned, _ = run(command_for("fgvc", root, output, "--dry_run"), capsys)
     assert code == 0 and "StanfordCars/onelora/lr-0.01/validation-seed-0" in planned.splitlines()
-    code, printed, complaint = run(command_for("fgvc", root, output, "--json"), capsys)
+    retention = ("--retention", "--retention_samples=36")
+    code, printed, complaint = run(command_for("fgvc", root, output, *retention, "--json"), capsys)
     assert code == 0, complaint
     found = json.loads(printed)["rows"]
     assert list(found) == ["CUB_200_2011", "StanfordCars"]
     heads, *rows = rows_in(output)
-    assert heads == ["method", "CUB_200_2011", "StanfordCars", "mean"] and len(rows) == 1
+    assert heads == ["method", "CUB_200_2011", "StanfordCars", "mean", "retention_top1"] and len(rows) == 1
     for row in rows:
         assert float(row[3]) == pytest.approx((float(row[1]) + float(row[2])) / 2, abs=0.11)
+        kept = [found[task][0]["more"]["retention_top1"][0] for task in found]
+        assert float(row[4]) == pytest.approx(100 * sum(kept) / 2, abs=0.06)
     assert "2 of 5 tasks" in (output / "table.md").read_text()
     (final,) = (output / "StanfordCars" / "runs" / "onelora").glob("*/test-seed-0/config.yaml")
     assert "train_on_validation: false" in final.read_text()

@@ -1,15 +1,28 @@
 import pytest
 import torch
+from accelerate import Accelerator
 
 from onelora_vision import seeding
 from onelora_vision.backbones.dit import DiTBase, dit_adaptation
+from onelora_vision.data.classes.dataset import ClassImageDataset
+from onelora_vision.data.classes.formats import open_class_images
+from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.latents import posterior
 from onelora_vision.diffusion.guidance import base_alone
 from onelora_vision.diffusion.loss_settings import LossSettings
 from onelora_vision.diffusion.schedule import min_snr_weights
+from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.methods.apply import apply_method
-from onelora_vision.tasks.generation import DROPOUT, NOISE, TIMESTEP, GenerationTask, LazyLatents
-from onelora_vision.tasks.sample_evaluation import examples
+from onelora_vision.metrics.generative import EmbeddedFeatures
+from onelora_vision.tasks.generation import (
+    DROPOUT,
+    NOISE,
+    TIMESTEP,
+    GenerationTask,
+    LazyLatents,
+    generator_retention,
+)
+from onelora_vision.tasks.sample_evaluation import ImageSampler, examples
 
 
 @pytest.fixture
@@ -204,3 +217,21 @@ def test_examples_are_of_the_classes_asked_for_and_blank_where_there_are_too_few
     found = examples(Pictures(), [2, 0], 2)
     assert torch.equal(found[0], images[[3, 4]]) and torch.equal(found[1, 0], images[0])
     assert found[1, 1].isnan().all()
+
+
+@pytest.mark.parametrize(("count", "classes"), [(36, 36), (12, 12)])
+def test_samples_of_the_base_s_own_classes_are_measured_with_its_own_label_table(count, classes, fresh_accelerate):
+    base = DiTBase.load("embedded")
+    own = base.own_parts()
+    base.fit(["3", "new"])
+    model = apply_method(base.model, "onelora", base.adaptation())
+    with torch.no_grad():
+        model.label_table.weight.zero_()  # of the new classes
+    sampler = ImageSampler(base.vae, dict(base.scheduler.config), SamplingSettings(steps=4, guidance_scale=4.0))
+    data = ClassImageDataset(open_class_images("glyphs", split="test").drawn(72), SquareCrop(32))
+    retention = generator_retention(base, own, model, sampler, EmbeddedFeatures(), data, count)
+    assert f"{count} samples of {classes} of the base's own classes, dpm++, 4 steps" in retention.protocol
+    metrics = retention(Accelerator(cpu=True))
+    assert metrics.keys() == {"retention_fd_embedded", "retention_class_accuracy"}
+    assert metrics["retention_class_accuracy"] > 0.8 and model.null_class == 2
+    assert retention(Accelerator(cpu=True)) == metrics

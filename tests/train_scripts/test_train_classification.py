@@ -2,6 +2,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -129,13 +130,76 @@ def test_a_user_trains_on_a_folder_and_predicts_with_the_adapter(base, cifar, tm
     assert right / len(test) == pytest.approx(results["metrics"]["after"]["top1"])
 
 
+@pytest.fixture(scope="module")
+def old_images(tmp_path_factory):
+    """Ten noisy images of each of the base's five classes, which it does not name."""
+    root, rng = tmp_path_factory.mktemp("old") / "old", np.random.default_rng(1)
+    for name in "abcde":
+        (root / name).mkdir(parents=True)
+        for number in range(10):
+            Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(root / name / f"{number}.png")
+    return root
+
+
+def trained_tensors(output):
+    return read_adapter(output / "adapter").tensors
+
+
+@pytest.mark.parametrize("method", ["onelora", "head"])
+def test_what_is_left_of_the_base_s_own_classes_is_measured_and_changes_nothing(
+    base, cifar, old_images, tmp_path, method
+):
+    flags = {"method": method, "crop_scale": 0.5, "head_learning_rate": 0.1, "learning_rate": 0.3}
+    assert run(*arguments(base, cifar, tmp_path / "plain", **flags)) == 0
+    old = {"retention": "true", "retention_dir": old_images}
+    assert run(*arguments(base, cifar, tmp_path / "out", **flags, **old)) == 0
+    results, plain = results_of(tmp_path / "out"), results_of(tmp_path / "plain")
+    kept = {when: metrics.pop("retention_top1") for when, metrics in results["metrics"].items()}
+    assert results["metrics"] == plain["metrics"]
+    tensors = trained_tensors(tmp_path / "plain")
+    assert all(torch.equal(value, tensors[key]) for key, value in trained_tensors(tmp_path / "out").items())
+    assert results["retention"] == "10 images of old test, among the base's own 5 classes"
+
+    alone = ViTBase.load(base)
+    test = open_class_images("imagefolder", old_images, "test")
+    images = torch.stack([alone.transform(test.read(index)) for index in range(len(test))])
+    right = alone.model(images).argmax(1) == torch.tensor(test.labels)
+    assert kept["before"] == pytest.approx(right.double().mean().item())
+    if method == "head":
+        assert kept["after"] == kept["before"]  # nothing was trained but the head, which is the base's own again
+        return
+    adapted = load_adapted(tmp_path / "out" / "adapter").base.model
+    adapted.get_base_model().head = alone.model.head
+    right = adapted(images).argmax(1) == torch.tensor(test.labels)
+    assert kept["after"] == pytest.approx(right.double().mean().item())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"retention": "true"}, "what .* was trained on is not known here"),
+        ({"retention": "true", "retention_dir": "absent"}, "absent: no such folder"),
+        ({"retention": "true", "retention_dataset": "embedded"}, "the base's 5 classes do not include 0, 1, 2"),
+        ({"retention_samples": 3}, "no effect without --retention"),
+    ],
+)
+def test_retention_that_cannot_be_measured_is_refused_before_anything_is_trained(
+    base, cifar, tmp_path, capsys, flags, message
+):
+    assert run(*arguments(base, cifar, tmp_path / "out", **flags)) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(f"error: .*{message}.*\n", error) and not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
-def test_two_processes_measure_what_one_does(base, cifar, tmp_path):
-    """15 test images in batches of 4 do not divide by two processes: padding must not count."""
-    assert run(*arguments(base, cifar, tmp_path / "one")) == 0
+def test_two_processes_measure_what_one_does(base, cifar, old_images, tmp_path):
+    """15 test images and 9 old ones in batches of 4 do not divide by two processes: padding must not count."""
+    old = {"retention": "true", "retention_dir": old_images, "retention_samples": 9}
+    assert run(*arguments(base, cifar, tmp_path / "one", **old)) == 0
     # accelerate's own launcher starts a single process on a CPU; torchrun starts what accelerate takes as two.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["train_scripts/train_classification.py", *arguments(base, cifar, tmp_path / "two", train_batch_size=3)]
+    two = arguments(base, cifar, tmp_path / "two", train_batch_size=3, **old)
+    command += ["train_scripts/train_classification.py", *two]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

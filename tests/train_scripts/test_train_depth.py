@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from onelora_vision.adapters.file import read_adapter
+from onelora_vision.backbones.depth_anything import DepthAnythingBase
 from onelora_vision.data.depth.formats import FORMATS
 from onelora_vision.data.synthetic.scenes import render_scene
 from onelora_vision.errors import InputError
@@ -100,6 +102,48 @@ def test_the_saved_adapter_gives_the_reported_figures(base, streets, tmp_path, f
         predicted = np.clip(estimator(Image.fromarray(scene.image)), 1e-3, 80)
         errors.append(np.sqrt(np.mean((predicted - scene.depth)[scene.valid] ** 2)))
     assert np.mean(errors) == pytest.approx(results["metrics"]["after"]["rmse"], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def old_rooms(tmp_path_factory):
+    """Three rendered rooms as a metadata.jsonl, all to test."""
+    folder = tmp_path_factory.mktemp("rooms")
+    lines = []
+    for index in range(3):
+        scene = render_scene("rooms", index, 16, 16)
+        Image.fromarray(scene.image).save(folder / f"{index}.png")
+        np.save(folder / f"{index}.npy", scene.depth)
+        lines.append({"image": f"{index}.png", "depth": f"{index}.npy", "split": "test"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def error_of(model, max_depth: float) -> float:
+    """AbsRel of a model on the old rooms, whose depths count up to ``max_depth``."""
+    errors = []
+    for index in range(3):
+        scene = render_scene("rooms", index, 16, 16)
+        images = torch.from_numpy(scene.image).permute(2, 0, 1)[None] / 255
+        predicted = DepthAnythingBase(model=model).depth(images)[0].clamp(1e-3, max_depth).detach().numpy()
+        errors.append((np.abs(predicted - scene.depth) / scene.depth.clip(1e-3))[scene.valid].mean())
+    return float(np.mean(errors))
+
+
+@pytest.mark.parametrize("train_head", [False, True])
+def test_what_is_left_of_the_old_depths_is_measured_in_the_base_s_own_range(
+    base, streets, old_rooms, tmp_path, train_head
+):
+    flags = {"max_depth": 80, "learning_rate": 0.05, "train_head": train_head, "num_validation_images": 0}
+    plain = run(config_of(base, streets, tmp_path / "plain", **flags))
+    old = {"retention": "true", "retention_dir": old_rooms}
+    results = run(config_of(base, streets, tmp_path / "out", **flags, **old))
+    kept = {when: metrics.pop("retention_abs_rel") for when, metrics in results["metrics"].items()}
+    assert results["metrics"] == plain["metrics"] and "jsonl test, 3 images, 0.001-10 m" in results["retention"]
+    model = DepthAnythingBase.load(base).model
+    assert kept["before"] == pytest.approx(error_of(model, 10), rel=1e-3)
+    adapted = load_adapted(tmp_path / "out" / "adapter").base.model.get_base_model()
+    adapted.head = model.head
+    assert kept["after"] == pytest.approx(error_of(adapted, 10), rel=1e-3) != kept["before"]
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "vera", "mora1", "bitfit", "onelora_norms", "full", "sum+scale"])

@@ -16,10 +16,13 @@ from safetensors.torch import save_file
 
 from onelora_vision.adapters.file import read_adapter
 from onelora_vision.backbones.dit import DiTBase
+from onelora_vision.data.classes.formats import open_class_images
+from onelora_vision.data.generation import SquareCrop
 from onelora_vision.diffusion.sampling import sample
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
-from onelora_vision.metrics.generative import Features, FeatureSet, Protocol
+from onelora_vision.metrics.generative import EmbeddedFeatures, Features, FeatureSet, Protocol, collect, compare
+from onelora_vision.seeding import mix
 from train_scripts import train_dit
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +138,45 @@ def test_a_sit_is_fine_tuned_and_sampled_by_its_own_objective(sit_folder, food10
     }.items():
         assert run(*arguments(sit_folder, food101, tmp_path / "no", **{wrong: message[0]})) == 2
         assert re.search(message[1], capsys.readouterr().err) and not (tmp_path / "no").exists()
+
+
+@pytest.fixture(scope="module")
+def old_things(tmp_path_factory):
+    """Four images each of three of the pipeline's 1000 things, one of them to test."""
+    root, rng = tmp_path_factory.mktemp("old") / "things", np.random.default_rng(2)
+    for name in ("thing-7", "thing-40", "thing-900"):
+        for number in range(4):
+            path = root / ("test" if number else "train") / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+def test_what_is_left_of_the_base_s_own_classes_is_sampled_with_its_own_label_table(
+    dit_folder, food101, old_things, tmp_path
+):
+    old = {"retention": "true", "retention_dir": old_things, "retention_samples": 6, "fid_num_samples": 0}
+    flags = {"fid_features": "embedded", "num_validation_images": 0, "learning_rate": 0.1, "head_learning_rate": 0.5}
+    assert run(*arguments(dit_folder, food101, tmp_path / "head", **flags, **old, method="head")) == 0
+    results = json.loads((tmp_path / "head" / "results.json").read_text())
+    assert results["metrics"]["after"] == results["metrics"]["before"]  # the table that was trained is not used
+    before = results["metrics"]["before"]
+    assert before.keys() == {"retention_fd_embedded"}  # whose classifier does not know the things
+    assert "6 samples of 3 of the base's own classes" in results["retention"]
+
+    base, features = DiTBase.load(dit_folder), EmbeddedFeatures()
+    labels, seeds = [40, 7, 900] * 2, [mix(0, index) for index in range(6)]  # as the folders are sorted
+    settings = SamplingSettings("dpm++", 2, 4.0)
+    samples = sample(base.model, base.vae, dict(base.scheduler.config), labels, seeds, settings)
+    source = open_class_images("imagefolder", old_things, "test")
+    real = torch.stack([SquareCrop(16)(source.read(index)) for index in range(len(source))])
+    found = compare(collect(features, [samples]), collect(features, [real]), "embedded")["fd_embedded"]
+    assert before["retention_fd_embedded"] == pytest.approx(found, rel=1e-4)
+
+    assert run(*arguments(dit_folder, food101, tmp_path / "out", **flags, **old)) == 0
+    metrics = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
+    assert metrics["before"] == before and metrics["after"] != before
+    assert read_adapter(tmp_path / "out" / "adapter").info.class_names == ["apple_pie", "sushi", "waffles"]
 
 
 def losses(output) -> list[float]:

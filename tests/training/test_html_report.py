@@ -64,6 +64,15 @@ def test_metrics_have_their_direction_and_whether_they_are_better(folder):
     assert "best (step 4)" in best and cells(best, "top1")[3] == "0.8"
 
 
+def test_what_is_left_of_the_old_data_is_shown_with_how_it_was_measured(folder):
+    metrics = {"before": {"top1": 0.5, "retention_top1": 0.9}, "after": {"top1": 0.7, "retention_top1": 0.6}}
+    page = page_of(folder, metrics=metrics, retention="100 images of <old>")
+    assert cells(page, "retention_top1") == ["retention_top1 ↑", "0.9", "0.6", "-0.3 (-33.3%)"]
+    assert "retention_*: 100 images of &lt;old&gt;" in page
+    assert re.search(r"retention_top1 ↑</div><div class=.value.>0.9 → 0.6", page)
+    assert "retention" not in page_of(folder).partition("<h2>Settings")[0]
+
+
 def test_settings_numbers_and_how_to_load_are_there(folder):
     page = page_of(folder)
     changed = page.partition("Different from the defaults")[2].partition("All settings")[0]

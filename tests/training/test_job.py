@@ -1,17 +1,22 @@
 """Runs that are stopped, or fail, in each of their phases lose nothing, and resuming does only what is missing."""
 
+import contextlib
 import json
 import os
 import resource
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_run import NoisyColors, TinyConfig, TinyTask, tiny_model
 
+from onelora_vision.adapters.file import read_adapter
 from onelora_vision.adapters.kinds import KINDS
+from onelora_vision.backbones.base import OwnParts
 from onelora_vision.data.stream import evaluation_loader
 from onelora_vision.errors import InputError, Stopped, TrainingError
+from onelora_vision.tasks.retention import Retention
 from onelora_vision.training import job as jobs
 from onelora_vision.training.checkpoint import latest_checkpoint
 from onelora_vision.training.folder import RunFolder
@@ -55,14 +60,26 @@ class Reporting(TinyTask):
         super().save(folder, pictures)
 
 
-def run(folder, fail=None, fail_at="", **settings):
+def kept_by(task, data):
+    """A measurement of old data: the sum of what is trained, which notes when it is taken."""
+
+    def evaluate(accelerator):
+        task._note("retention")
+        return {"top1": sum(p.double().sum().item() for p in task.adapted.parameters() if p.requires_grad)}
+
+    base = SimpleNamespace(with_own_parts=lambda own: contextlib.nullcontext())
+    return Retention(base, OwnParts({}), f"10 old images of {data}", data, evaluate)
+
+
+def run(folder, fail=None, fail_at="", old_data="", shared=False, **settings):
     config = TinyConfig(output_dir=str(folder), **{**SETTINGS, **settings})
     with start_run(config) as started:
         task = Reporting(tiny_model(config), config, fail=fail, fail_at=fail_at)
         loader = started.accelerator.prepare(evaluation_loader(NoisyColors(config), 4))
-        validation = started.accelerator.prepare(evaluation_loader(NoisyColors(config), 5))
+        validation = loader if shared else started.accelerator.prepare(evaluation_loader(NoisyColors(config), 5))
         try:
-            results = jobs.run_job(started, task, NoisyColors(config), loader, validation)
+            retention = kept_by(task, old_data) if old_data else None
+            results = jobs.run_job(started, task, NoisyColors(config), loader, validation, retention=retention)
         finally:
             RunFolder._locks.pop(started.folder.path).close()
     return task.calls, results
@@ -239,3 +256,55 @@ def test_a_method_whose_files_are_not_read_here_is_trained_all_the_same(tmp_path
     monkeypatch.delitem(KINDS, "ONELORA")
     run(tmp_path / "run", metric_for_best_model=None, validation_steps=0)
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_old_data_is_measured_before_and_after_and_of_the_best_and_changes_nothing(tmp_path, unbroken):
+    calls, results = run(tmp_path, old_data="x")
+    assert [call for call in calls if call != "retention"] == unbroken[0]
+    assert [calls[i - 1] for i, call in enumerate(calls) if call == "retention"] == [
+        "evaluation 0", "evaluation 4", "evaluation 5",
+    ]  # fmt: skip
+    metrics = {when: found.pop("retention_top1") for when, found in results["metrics"].items()}
+    best = results["best"]["metrics"].pop("retention_top1")
+    assert best == metrics["after"] != metrics["before"]
+    assert results["metrics"] == unbroken[1]["metrics"] and results["best"] == unbroken[1]["best"]
+    assert results["retention"] == "10 old images of x"
+    info = read_adapter(tmp_path / "adapter").info
+    assert info.metrics["after"]["retention_top1"] == metrics["after"] and "10 old images" in info.extra["retention"]
+    assert read_adapter(tmp_path / "best").info.metrics["after"]["retention_top1"] == best
+    assert "retention_top1" in (tmp_path / "adapter" / "README.md").read_text()
+    assert "10 old images of x" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_of_the_best_adapter_the_old_data_is_measured_too_and_the_last_one_is_left_in_the_model(tmp_path, shared):
+    settings = {"old_data": "x", "greater_is_better": False, "shared": shared}
+    _, results = run(tmp_path, **settings)
+    best, after = results["best"]["metrics"], results["metrics"]["after"]
+    assert results["best"]["step"] == 3 and best["retention_top1"] != after["retention_top1"]
+    found = {name: read_adapter(tmp_path / name) for name in ("best", "adapter")}
+    assert found["best"].info.metrics["after"] == best and found["adapter"].info.metrics["after"] == after
+    trained = [value for key, value in found["adapter"].tensors.items()]
+    assert sum(value.double().sum().item() for value in trained) == pytest.approx(after["retention_top1"], rel=1e-5)
+
+
+def test_the_old_data_is_measured_once_and_again_when_it_is_other_data(tmp_path):
+    run(tmp_path)
+    plain = read_adapter(tmp_path / "adapter").tensors
+    calls, results = run(tmp_path, old_data="x", resume_from_checkpoint="latest")
+    assert calls.count("retention") == 3 and "retention_top1" in results["metrics"]["after"]  # without training again
+    assert all(torch.equal(value, plain[key]) for key, value in read_adapter(tmp_path / "adapter").tensors.items())
+    assert "retention" not in run(tmp_path, old_data="x", resume_from_checkpoint="latest")[0]
+    assert run(tmp_path, old_data="y", resume_from_checkpoint="latest")[0].count("retention") == 3
+
+
+def test_a_failure_while_the_old_data_is_measured_loses_nothing(tmp_path):
+    with pytest.raises(Stopped):
+        run(tmp_path, terminate, "retention", old_data="x")
+    calls, results = run(tmp_path, old_data="x", resume_from_checkpoint="latest")
+    assert calls[:2] == ["evaluation 0", "retention"] and results["phase"] == "complete"
+
+
+def test_what_evaluations_do_not_measure_cannot_choose_the_best_adapter(tmp_path):
+    with pytest.raises(InputError, match="--metric_for_best_model retention_top1 is not evaluated here"):
+        run(tmp_path, old_data="x", metric_for_best_model="retention_top1")

@@ -112,6 +112,12 @@ def test_a_chosen_metric_sorts_all_runs_and_one_that_none_has_is_refused():
     assert sorted_runs([], "rmse") == []
 
 
+def test_what_is_left_of_the_old_data_stands_next_to_the_metric():
+    (row,) = sorted_runs(runs(("a", "depth", {"abs_rel": 0.3, "retention_abs_rel": 0.2})))
+    assert row["metric"] == "abs_rel" and row["retention"] == ("retention_abs_rel", None, 0.2)
+    assert sorted_runs(runs(("a", "depth", {"abs_rel": 0.3})))[0]["retention"] is None
+
+
 def test_verdicts_and_durations():
     assert verdict("top1", 0.1, 0.2) == "good" == verdict("nll", 0.2, 0.1) and verdict("nll", 0.1, 0.2) == "bad"
     assert verdict("fd_x_floor", 1, 2) == verdict("top1", 1, 1) == verdict("top1", None, 1) == ""

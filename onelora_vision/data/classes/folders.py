@@ -1,9 +1,9 @@
-"""A folder of images for each class, and the handwritten digits that need no folder."""
+"""A folder of images for each class."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from onelora_vision.data.classes.images import ClassImages, Pixels, stratified_split
+from onelora_vision.data.classes.images import ClassImages, stratified_split
 from onelora_vision.data.images import list_folders, list_images, shown
 from onelora_vision.errors import InputError, MissingSplit, nearest
 
@@ -47,12 +47,3 @@ def _class_folders(root: Path, split: str, class_names: list[str] | None = None)
     if not paths:
         raise InputError(f"{shown(root)}: no images in its class folders")
     return ClassImages(paths, labels, [shown(name) for name in names], shown(root.name), split)
-
-
-def digits(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
-    """The handwriting of `onelora_vision.data.synthetic.digits`, 32 x 32 pixels, in its fixed splits."""
-    from onelora_vision.data.synthetic.digits import HandwrittenDigits
-
-    source = HandwrittenDigits(split)
-    pixels = (source.images().permute(0, 2, 3, 1) * 255).round().byte().numpy()
-    return ClassImages(Pixels(pixels), source.labels.tolist(), source.class_names, "digits", split)

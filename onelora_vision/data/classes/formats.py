@@ -16,10 +16,11 @@ from onelora_vision.errors import InputError, MissingSplit, nearest
 if TYPE_CHECKING:
     from onelora_vision.data.classes.images import ClassImages
 
-#: Name of the data set that needs no folder.
-EMBEDDED = "embedded"
+#: Names of the data sets that need no folder: handwritten digits, and what the embedded bases were trained on.
+EMBEDDED, GLYPHS = "embedded", "glyphs"
 SPLITS = ("train", "validation", "test")
 _HUB_ONLY = frozenset({"image_column", "label_column", "cache_dir"})
+_BUILTIN = _HUB_ONLY | {"data_dir", "download", "on_bad_image", "validation_fraction"}
 
 
 class ClassFormat(NamedTuple):
@@ -45,9 +46,8 @@ def _reader(module: str, function: str) -> Callable[..., "ClassImages"]:
 
 
 FORMATS = {
-    EMBEDDED: ClassFormat(
-        _reader("folders", "digits"), _HUB_ONLY | {"data_dir", "download", "on_bad_image", "validation_fraction"}
-    ),
+    EMBEDDED: ClassFormat(_reader("builtin", "digits"), _BUILTIN),
+    GLYPHS: ClassFormat(_reader("builtin", "glyphs"), _BUILTIN),
     "cifar10": ClassFormat(_reader("cifar", "cifar10"), _HUB_ONLY | {"on_bad_image"}),
     "cifar100": ClassFormat(_reader("cifar", "cifar100"), _HUB_ONLY | {"on_bad_image"}),
     "food101": ClassFormat(_reader("torchvision", "food101")),
@@ -66,6 +66,12 @@ def ignored_by(dataset_name: str) -> frozenset[str]:
     """The flags that have no effect with a data set (`ClassFormat.ignores`); none for one of the `datasets` package."""
     found = format_of(dataset_name)
     return found.ignores if found else frozenset()
+
+
+def needs_folder(dataset_name: str) -> bool:
+    """Whether a data set is one of ours that is in a folder."""
+    found = format_of(dataset_name)
+    return found is not None and "data_dir" not in found.ignores
 
 
 def format_of(dataset_name: str) -> ClassFormat | None:
@@ -91,7 +97,7 @@ def open_class_images(
     """Open a data set by name.
 
     Args:
-        dataset_name: a key of `FORMATS` ("embedded" is 5,000 MNIST digits and needs no folder), ``vtab/TASK`` or
+        dataset_name: a key of `FORMATS` ("embedded", 5,000 MNIST digits, and "glyphs" need no folder), ``vtab/TASK`` or
             ``fgvc/NAME``, or the id or local folder of a data set for the `datasets` package.
         data_dir: the data set's folder or the folder above it. For imagefolder: class folders, or train/ and
             test/ (or val/) with class folders in them.
@@ -113,7 +119,7 @@ def open_class_images(
         from_hub = _reader("hub", "hub")
         images = from_hub(dataset_name, data_dir, split, download=download, seed=seed, cache_dir=cache_dir, **columns)
         return _with_images(images, split)
-    if data_dir is None and dataset_name != EMBEDDED:
+    if data_dir is None and needs_folder(dataset_name):
         raise InputError(f"data set {dataset_name!r} needs --data_dir: the folder that it is in")
     return _with_images(found.open(Path(data_dir or "."), split, download=download, seed=seed), split)
 

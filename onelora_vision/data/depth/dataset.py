@@ -71,7 +71,7 @@ class DepthDataset(Dataset):
         size: of the network's input.
         train: whether to augment and crop.
         random_flip, color_jitter: the augmentations, from each sample's own seed.
-        limit: use only that many frames, the first.
+        limit: use only that many frames: the first, or those that the seed ``drawn_by`` draws.
         on_bad_image: what is done about a frame that cannot be read or has no depth that counts, see `BadItems`; an
             evaluation counts each ``index`` once.
     """
@@ -86,15 +86,18 @@ class DepthDataset(Dataset):
         color_jitter: bool = True,
         limit: int | None = None,
         on_bad_image: str = "error",
+        drawn_by: int | None = None,
     ):
-        self.length = len(frames) if limit is None else min(limit, len(frames))
+        self.chosen: Sequence[int] = range(len(frames))[:limit]
+        if drawn_by is not None:
+            self.chosen = sorted(np.random.default_rng(mix(drawn_by)).permutation(len(frames))[:limit].tolist())
         self.frames, self.size, self.train = frames, size, train
         self.caps = caps._replace(crop="none") if train else caps
         self.random_flip, self.color_jitter = train and random_flip, train and color_jitter
         self._bad = BadItems(len(self), on_bad_image, "this depth data set")
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.chosen)
 
     def identity(self) -> str:
         """A hash of which frames these are: the names of their files, wherever they lie; of others, how many."""
@@ -123,7 +126,7 @@ class DepthDataset(Dataset):
         }
 
     def _read(self, index: int) -> tuple[DepthFrame, np.ndarray]:
-        frame = self.frames[index]
+        frame = self.frames[self.chosen[index]]
         return frame, counted(frame, self.caps)
 
     def __getitems__(self, refs: list[SampleRef | int]) -> list[dict]:

@@ -64,6 +64,11 @@ def find_format(name: str) -> DepthFormat:
     return FORMATS[name]
 
 
+def needs_folder(name: str) -> bool:
+    """Whether a data set is in a folder. Raises `InputError` as `find_format`."""
+    return "data_dir" not in find_format(name).ignores
+
+
 def open_frames(name: str, root: str | None, split: str, split_file: str | None = None) -> "Sequence[DepthFrame]":
     """The frames of a data set's split, read when they are asked for.
 
@@ -77,6 +82,6 @@ def open_frames(name: str, root: str | None, split: str, split_file: str | None 
         MissingSplit: there are no frames of this split, or no such folder.
         InputError: an unknown name, no folder, a list or a table that cannot be read.
     """
-    if "data_dir" not in find_format(name).ignores and not root:
+    if needs_folder(name) and not root:
         raise InputError(f"the data set {name} needs its folder: give --train_data_dir (or --eval_data_dir)")
     return FORMATS[name].open(root, split, split_file)
