@@ -293,7 +293,7 @@ def train(config: DiTConfig, run: Run) -> dict:
     take_classes(base, dataset.class_names, config, accelerator)
     model = apply_method(base.model, config.method, base.adaptation(), **config.method_options)
     sampling, loss = config.sampling(), config.loss_settings()
-    if sampling.uses_base or loss.guidance_distillation:
+    if config.guidance_base or config.guidance_distillation:
         require_base(model)
     print_plan(config, model, len(dataset), accelerator)
     if config.dry_run:

@@ -93,30 +93,31 @@ def version_of(tensor: torch.Tensor) -> int:
 
 @contextlib.contextmanager
 def substituted(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """``modules`` in the places of those of the same names for a block.
+    """``modules`` in the places of those of the same names for a block, with the adapter on or off.
 
     Args:
         model: with or without an adapter inside.
-        modules: by full names in the model without an adapter. In a module that is trained whole, the place is in the
-            trained copy, which computes; a module that is trained whole itself is taken out with its copies.
+        modules: by full names in the model without an adapter. A module that is trained whole is taken out with its
+            copies; in a larger one that is, the place is in the original and in each copy.
     """
     former: list[tuple[nn.Module, str, nn.Module]] = []
     try:
         for name, module in modules.items():
-            parent, attribute = _place_of(model, name)
-            former.append((parent, attribute, getattr(parent, attribute)))
-            setattr(parent, attribute, module)
+            *path, attribute = name.split(".")
+            holders = [model]
+            for step in path:
+                holders = [version for holder in holders for version in _versions(holder.get_submodule(step))]
+            for holder in holders:
+                former.append((holder, attribute, getattr(holder, attribute)))
+                setattr(holder, attribute, module)
         yield
     finally:
-        for parent, attribute, module in reversed(former):
-            setattr(parent, attribute, module)
+        for holder, attribute, module in reversed(former):
+            setattr(holder, attribute, module)
 
 
-def _place_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds the module ``name`` when the model computes, and under what name."""
-    *path, attribute = name.split(".")
-    for step in path:
-        model = model.get_submodule(step)
-        if isinstance(model, ModulesToSaveWrapper) and model.active_adapters and not model.disable_adapters:
-            model = model.modules_to_save[model.active_adapters[0]]
-    return model, attribute
+def _versions(module: nn.Module) -> list[nn.Module]:
+    """The module itself, or of one that is trained whole the original and the copies."""
+    if isinstance(module, ModulesToSaveWrapper):
+        return [module.original_module, *module.modules_to_save.values()]
+    return [module]

@@ -9,6 +9,7 @@ from tiny_hosts import HOSTS, close, output, shake, tiny_base
 
 from onelora_vision.backbones.depth_anything import DepthAnythingBase
 from onelora_vision.backbones.vit import ViTBase
+from onelora_vision.diffusion.guidance import base_alone
 from onelora_vision.methods.apply import apply_method, head_parameters
 from onelora_vision.methods.names import METHODS
 
@@ -37,6 +38,8 @@ def test_the_own_parts_are_the_base_s_and_all_else_stays_as_it_is_trained(host, 
     trained = output(shake(model, size=0.2), host)
     with base.with_own_parts(own):
         found = output(model, host)
+        with base_alone(model):
+            close(output(model, host), output(tiny_base(host).model, host))
     assert torch.equal(output(model, host), trained)  # all is back where it was
     # The same training without new classes, except for what stands in the place of the own parts.
     _, _, expected = fitted(host, method, **({"train_head": True} if host == "transformers" else {}))

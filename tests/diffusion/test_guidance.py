@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_hosts import build, close, example, fresh, shake
 
+from onelora_vision.compressions import COMPRESSIONS
 from onelora_vision.diffusion.guidance import GuidedModel, base_alone, base_prediction, distilled_target, require_base
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
@@ -54,6 +55,15 @@ def test_the_base_guides_every_method(method):
     assert not torch.allclose(found, guided(model, SamplingSettings(guidance_scale=2.5)), rtol=1e-3, atol=1e-3)
     assert torch.equal(predict(model, *inputs()), before)
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("compression", [name for name in COMPRESSIONS if name != "sum"])
+def test_the_base_guides_every_compression_in_one_pass(compression):
+    model, base = shake(build("diffusers", "onelora", compression=compression)), fresh("diffusers")[0]
+    passes = count_passes(model)
+    found = guided(model, FROM_BASE)
+    assert passes == [4]
+    close(found, expected(model, base))
 
 
 def test_a_base_at_hand_is_asked_and_the_model_only_called():

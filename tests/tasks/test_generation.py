@@ -219,18 +219,25 @@ def test_examples_are_of_the_classes_asked_for_and_blank_where_there_are_too_few
     assert found[1, 1].isnan().all()
 
 
-@pytest.mark.parametrize(("count", "classes"), [(36, 36), (12, 12)])
-def test_samples_of_the_base_s_own_classes_are_measured_with_its_own_label_table(count, classes, fresh_accelerate):
+@pytest.mark.parametrize(
+    ("method", "count", "classes", "guidance_base"),
+    [("onelora", 36, 36, False), ("head", 12, 12, False), ("full", 12, 12, True)],
+)
+def test_samples_of_the_base_s_own_classes_are_measured_with_its_own_label_table(
+    method, count, classes, guidance_base, fresh_accelerate
+):
     base = DiTBase.load("embedded")
     own = base.own_parts()
     base.fit(["3", "new"])
-    model = apply_method(base.model, "onelora", base.adaptation())
+    model = apply_method(base.model, method, base.adaptation())
     with torch.no_grad():
         model.label_table.weight.zero_()  # of the new classes
-    sampler = ImageSampler(base.vae, dict(base.scheduler.config), SamplingSettings(steps=4, guidance_scale=4.0))
+    settings = SamplingSettings(steps=4, guidance_scale=4.0, guidance_base=guidance_base)
+    sampler = ImageSampler(base.vae, dict(base.scheduler.config), settings)
     data = ClassImageDataset(open_class_images("glyphs", split="test").drawn(72), SquareCrop(32))
     retention = generator_retention(base, own, model, sampler, EmbeddedFeatures(), data, count)
     assert f"{count} samples of {classes} of the base's own classes, dpm++, 4 steps" in retention.protocol
+    assert ("guidance 4 from the base" in retention.protocol) == guidance_base
     metrics = retention(Accelerator(cpu=True))
     assert metrics.keys() == {"retention_fd_embedded", "retention_class_accuracy"}
     assert metrics["retention_class_accuracy"] > 0.8 and model.null_class == 2

@@ -292,7 +292,8 @@ def test_a_run_with_all_changes_of_the_loss_resumes_bit_for_bit(dit_folder, food
 
 def test_a_base_that_an_initialisation_has_changed_cannot_guide(dit_folder, food101, tmp_path, capsys):
     (tmp_path / "pissa.yaml").write_text("peft_type: LORA\nr: 2\ninit_lora_weights: pissa\n")
-    for flags in ({"guidance_base": "true"}, {"guidance_distillation": 1.5}):
+    swept = {"guidance_base": "true", "guidance_scale": 1, "guidance_scales": "1,2"}
+    for flags in ({"guidance_base": "true"}, swept, {"guidance_distillation": 1.5}):
         flags = {**flags, "peft_config": tmp_path / "pissa.yaml"}
         assert run(*arguments(dit_folder, food101, tmp_path / "out", **flags)) == 2
         assert "init_lora_weights=pissa takes its first values out of the base" in capsys.readouterr().err
