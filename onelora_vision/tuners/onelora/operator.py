@@ -82,7 +82,7 @@ def epilogue(z: Tensor, x: Tensor, vectors: Sequence[Vectors]) -> Tensor:
 def mixed_epilogue(z: Tensor, x: Tensor, adapters: Sequence[Vectors], choice: Tensor) -> Tensor:
     """`epilogue` where sample i of z (batch, ..., d) and x (batch, ..., k) goes through ``adapters[choice[i]]``.
 
-    The feature sum is taken once; each sample gathers its own vectors.
+    A plain feature sum is taken once; each sample gathers its own vectors.
     """
 
     def gather(vectors: list[Tensor | None], neutral: float, like: Tensor) -> Tensor | None:
@@ -95,16 +95,16 @@ def mixed_epilogue(z: Tensor, x: Tensor, adapters: Sequence[Vectors], choice: Te
     b = gather([a.b for a in adapters], 0.0, z)
     if b is None:
         s = None
-    elif any(a.v is not None and a.v.ndim > 1 for a in adapters):
-        s = _sums_by_adapter(x, adapters, choice, z.shape[-1])
+    elif all(a.v is None for a in adapters):
+        s = compress(x, None)
     else:
-        s = compress(x, gather([a.v for a in adapters], 1.0, x))
+        s = _sums_by_adapter(x, adapters, choice, z.shape[-1])
     gamma = gather([a.gamma for a in adapters], 1.0, z)
     return plain_epilogue(z, s, gamma, gather([a.beta for a in adapters], 0.0, z), b)
 
 
 def _sums_by_adapter(x: Tensor, adapters: Sequence[Vectors], choice: Tensor, outputs: int) -> Tensor:
-    """What each output multiplies, (batch, ..., outputs), where some adapter has several compression vectors."""
+    """What each output multiplies, (batch, ..., outputs), where the adapters compress the input differently."""
     sums = x.new_zeros(*x.shape[:-1], outputs, dtype=_at_least_float32(x))
     for number, adapter in enumerate(adapters):
         if adapter.b is not None:
