@@ -110,7 +110,7 @@ class Measurements:
     def _evaluator(self, generator: Generator, config: train_dit.DiTConfig, place: Path) -> SampleEvaluator:
         """What measures samples as the run itself does; the real images are measured once for runs that differ in seeds."""
         config, base = dataclasses.replace(config, fid_num_samples=self.num_samples), generator.base
-        sampler = ImageSampler(base.vae, dict(base.scheduler.config), config.sampling(), config.eval_batch_size)
+        sampler = ImageSampler(base.vae, base.schedule, config.sampling(), config.eval_batch_size)
         own = {"seed": 0, "guidance_distillation": None, "output_dir": ".", "overwrite": False}
         key = repr(dataclasses.replace(config, **own))
         if key not in self._evaluators:

@@ -15,6 +15,7 @@ from onelora_vision.backbones.catalogue import describe
 from onelora_vision.budget.memory import PRECISIONS, training_loss
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.methods.names import METHODS
+from onelora_vision.sweep.arms import Arm
 
 FROZEN = "frozen"
 """The reference: nothing in the blocks is trained, and yet the gradient flows through all of them."""
@@ -79,13 +80,16 @@ def materialize(model: nn.Module, device: torch.device, dtype: torch.dtype) -> n
 
 
 def adapted(subject: Subject, method: str) -> nn.Module:
-    """A model with a method on it, in training mode; all such models of a subject share the frozen base's memory."""
+    """A model with a method on it, in training mode; all such models of a subject share the frozen base's memory.
+
+    ``method`` may have options of `apply_method`, as the arms of a sweep do: ``onelora:compression=subspace``.
+    """
     base = shared_copy(subject.model)
-    return (
-        _frozen(base, subject.adaptation)
-        if method == FROZEN
-        else apply_method(base, method, subject.adaptation).train()
-    )
+    if method == FROZEN:
+        return _frozen(base, subject.adaptation)
+    arm = Arm.parse(method)
+    options = {name: int(value) if value.isdigit() else value for name, value in arm.flags}
+    return apply_method(base, arm.method, subject.adaptation, **options).train()
 
 
 def _frozen(model: nn.Module, adaptation: Adaptation) -> nn.Module:
