@@ -5,8 +5,7 @@ import json
 import h5py
 import numpy as np
 import pytest
-from PIL import Image
-from scipy.io import savemat
+from data_layouts import save_image, save_png16, write_diode, write_kitti, write_nyu_frame, write_nyu_mat
 
 from onelora_vision.data.depth.formats import FORMATS, open_frames
 from onelora_vision.data.depth.hypersim import FOCAL_PIXELS
@@ -19,37 +18,24 @@ def picture(height: int = 6, width: int = 8) -> np.ndarray:
     return RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def save_image(path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-def save_png16(path, values: np.ndarray) -> None:
-    save_image(path, values.astype(np.uint16))
-
-
 def test_nyu_mat_with_its_split(tmp_path):
     images = np.stack([picture(480, 640) for _ in range(3)])
     depths = RNG.uniform(0.7, 9.9, (3, 480, 640)).astype(np.float32)
-    with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", "w") as file:  # Matlab's order: every axis reversed
-        file["images"], file["depths"] = images.transpose(0, 3, 2, 1), depths.transpose(0, 2, 1)
-    savemat(tmp_path / "splits.mat", {"trainNdxs": np.array([[1], [3]]), "testNdxs": np.array([[2]])})
-    train = open_frames("nyu", str(tmp_path / "nyu_depth_v2_labeled.mat"), "train")
-    test = open_frames("nyu", str(tmp_path / "nyu_depth_v2_labeled.mat"), "test")
+    path = str(write_nyu_mat(tmp_path, images, depths, train=[0, 2], test=[1]))
+    train, test = open_frames("nyu", path, "train"), open_frames("nyu", path, "test")
     assert (len(train), len(test)) == (2, 1)
     np.testing.assert_array_equal(train[1].image, images[2])
     np.testing.assert_array_equal(train[1].depth, depths[2])
     np.testing.assert_array_equal(test[0].depth, depths[1])
     assert test[0].valid.all()
-    assert len(open_frames("nyu", str(tmp_path / "nyu_depth_v2_labeled.mat"), "all")) == 3
+    assert len(open_frames("nyu", path, "all")) == 3
     with pytest.raises(InputError, match="no valNdxs"):
-        open_frames("nyu", str(tmp_path / "nyu_depth_v2_labeled.mat"), "val")
+        open_frames("nyu", path, "val")
 
 
 def test_nyu_folders_hold_millimetres(tmp_path):
     pixels, metres = picture(), np.array([[0, 1234], [9999, 500]])
-    save_image(tmp_path / "test/kitchen/rgb_00045.png", pixels[:2, :2])
-    save_png16(tmp_path / "test/kitchen/sync_depth_00045.png", metres)
+    write_nyu_frame(tmp_path / "test/kitchen", 45, pixels[:2, :2], metres, "png")
     (frame,) = open_frames("nyu", str(tmp_path), "test")
     np.testing.assert_array_equal(frame.image, pixels[:2, :2])
     np.testing.assert_allclose(frame.depth, [[0, 1.234], [9.999, 0.5]], rtol=1e-6)
@@ -65,12 +51,8 @@ def test_nyu_by_a_split_file(tmp_path):
 
 
 def test_kitti_by_its_eigen_list_and_crop(tmp_path):
-    image = "2011_09_26/drive_0002_sync/image_02/data/0000000069.png"
-    depth = "drive_0002_sync/proj_depth/groundtruth/image_02/0000000069.png"
     pixels, values = picture(375, 1242), RNG.integers(0, 80 * 256, (375, 1242))
-    save_image(tmp_path / "raw" / image, pixels)
-    save_png16(tmp_path / "data_depth_annotated/val" / depth, values)
-    (tmp_path / "eigen_test_files_with_gt.txt").write_text(f"{image} {depth} 721.5377\n{image} None 721.5377\n")
+    write_kitti(tmp_path, "test", [pixels], [values])
     (frame,) = open_frames("kitti", str(tmp_path), "test")
     np.testing.assert_array_equal(frame.image, pixels[23:, 13:1229])
     np.testing.assert_allclose(frame.depth, values[23:, 13:1229] / 256, rtol=1e-7)
@@ -81,9 +63,7 @@ def test_diode_takes_its_mask(tmp_path):
     folder = tmp_path / "val/outdoor/scene_1/scan_1"
     depth, mask = RNG.uniform(2, 60, (6, 8, 1)).astype(np.float32), np.ones((6, 8), np.float32)
     mask[0], depth[0] = 0, np.nan
-    save_image(folder / "1.png", picture())
-    np.save(folder / "1_depth.npy", depth)
-    np.save(folder / "1_depth_mask.npy", mask)
+    write_diode(folder, "1", picture(), depth, mask)
     (frame,) = open_frames("diode_outdoor", str(tmp_path), FORMATS["diode_outdoor"].eval_split)
     np.testing.assert_array_equal(frame.depth[1:], depth[1:, :, 0])
     np.testing.assert_array_equal(frame.valid, mask > 0)

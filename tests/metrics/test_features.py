@@ -1,10 +1,10 @@
-import io
 from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 from PIL import Image
+from random_inception import write_inception
 from safetensors.torch import save_file
 
 from onelora_vision.errors import InputError
@@ -17,22 +17,7 @@ from onelora_vision.metrics.inception import InceptionFeatures
 
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory):
-    """InceptionV3 with random weights that let a signal through, saved as torch-fidelity's file is."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    torch.manual_seed(0)
-    nothing = io.BytesIO()
-    torch.save({}, nothing)
-    nothing.seek(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-        model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=nothing)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight)
-    path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.save(model.state_dict(), path)
-    return path
+    return write_inception(tmp_path_factory.mktemp("weights") / "inception.pth", ("2048",))
 
 
 @pytest.fixture(scope="module")

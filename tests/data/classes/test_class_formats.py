@@ -2,6 +2,7 @@ import inspect
 
 import numpy as np
 import pytest
+from data_layouts import CIFAR, write_cifar, write_food101
 from PIL import Image
 
 from onelora_vision.data.classes.dataset import ClassImageDataset
@@ -118,12 +119,7 @@ def test_unknown_names_and_missing_folders(tmp_path):
 
 def test_food101_layout_from_the_folder_or_its_parent(tmp_path):
     root = tmp_path / "food-101"
-    for name in ("sushi", "apple_pie"):
-        save(root / "images" / name / "1.jpg")
-        save(root / "images" / name / "2.jpg")
-    (root / "meta").mkdir()
-    (root / "meta" / "train.txt").write_text("sushi/1\napple_pie/1\n")
-    (root / "meta" / "test.txt").write_text("apple_pie/2\nsushi/2\n")
+    write_food101(tmp_path, ("sushi", "apple_pie"), train=1, test=1)
     for place in (tmp_path, root):
         train, test = (open_class_images("food101", place, split) for split in ("train", "test"))
         assert train.class_names == ["apple_pie", "sushi"]
@@ -167,24 +163,16 @@ def test_oxford_iiit_pet_layout(tmp_path):
     assert test.labels == [1] and test.class_names == train.class_names
 
 
-@pytest.mark.parametrize(
-    "name, names_file, label_bytes", [("cifar10", "batches.meta.txt", 1), ("cifar100", "fine_label_names.txt", 2)]
-)
-def test_cifar_binary_version(tmp_path, name, names_file, label_bytes):
-    root = tmp_path / {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}[name]
-    root.mkdir()
-    (root / names_file).write_text("airplane\nautomobile\n\n")
-    records = np.zeros((2, label_bytes + 3072), dtype=np.uint8)
-    records[:, label_bytes - 1] = [1, 0]
-    records[0, label_bytes : label_bytes + 1024] = 255  # the red plane of the first image
-    train_files = {"cifar10": [f"data_batch_{i}.bin" for i in range(1, 6)], "cifar100": ["train.bin"]}[name]
-    for file in train_files:
-        (root / file).write_bytes(records.tobytes())
+@pytest.mark.parametrize("name", CIFAR)
+def test_cifar_binary_version(tmp_path, name):
+    pixels = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+    pixels[0, ..., 0] = 255
+    train_files = write_cifar(tmp_path, name, ["airplane", "automobile"], [1, 0], pixels)
     train = open_class_images(name, tmp_path)
     assert train.class_names == ["airplane", "automobile"] and train.labels == [1, 0] * len(train_files)
     assert train.read(0).getpixel((5, 9)) == (255, 0, 0)
     assert train.path(1) == f"{name}/train[1]"
-    (root / train_files[0]).write_bytes(records.tobytes()[:-1])
+    train_files[0].write_bytes(train_files[0].read_bytes()[:-1])
     with pytest.raises(InputError, match="damaged"):
         open_class_images(name, tmp_path)
 
