@@ -3,7 +3,7 @@ SOURCES = onelora_vision train_scripts app benchmarks tests
 
 BENCHMARKS = step swap bank memory data profile
 
-.PHONY: quality style test package docs adapters bench bench-quick test-oldest test-quantised host-internals
+.PHONY: quality style test package docs adapters bench bench-quick test-oldest test-quantised host-internals rehearsal
 
 quality:
 	$(PYTHON) -m ruff check $(SOURCES)
@@ -37,6 +37,11 @@ test-quantised:
 # Which internals of PEFT, diffusers, timm, transformers and accelerate we rely on, and whether they still are there.
 host-internals:
 	$(PYTHON) tests/host_internals.py
+
+# Every recipe and documented command on the published models at their true sizes with random weights, two steps each,
+# offline. Needs 16 GB of memory, 40 GB of disk and an hour or more; SMALL=1 takes tiny models.
+rehearsal:
+	$(PYTHON) tests/rehearsal/rehearse.py $(if $(SMALL),--small) $(if $(ONLY),--only '$(ONLY)')
 
 # Into site/. Strictly: a dead link, or a page that is not in the navigation, is an error.
 docs:

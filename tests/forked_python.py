@@ -22,10 +22,19 @@ class ForkedPython:
     Args:
         modules: what that process imports.
         flags: of its Python.
+        environment: of that process; by default this one's.
+        folder: where it runs; by default this process's.
     """
 
-    def __init__(self, modules: Sequence[str], flags: Sequence[str] = ()):
+    def __init__(
+        self,
+        modules: Sequence[str],
+        flags: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        folder: str | os.PathLike | None = None,
+    ):
         self.command, self.server = [sys.executable, *flags, __file__, *modules], None
+        self.place = {"env": environment, "cwd": folder}
 
     def together(self, *runs: tuple[Sequence[object], Mapping[str, str]]) -> list[tuple[int, str, str]]:
         """Run all at the same time: exit code, stdout and stderr of each.
@@ -35,7 +44,7 @@ class ForkedPython:
         """
         if self.server is None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            self.server = subprocess.Popen(self.command, **pipes, start_new_session=True)
+            self.server = subprocess.Popen(self.command, **pipes, **self.place, start_new_session=True)
         line = json.dumps([([str(word) for word in words], dict(environment)) for words, environment in runs])
         try:
             self.server.stdin.write(line + "\n")

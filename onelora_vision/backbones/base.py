@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from onelora_vision.errors import InputError, one_line
+from onelora_vision.runtime.hub import expect_hub
 from onelora_vision.tuners.whole import substituted
 
 
@@ -284,13 +285,47 @@ def shared_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
 
 
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Load or save a transformers model without the library's progress bar and its table of missing and unused weights.
+
+    Whoever loads a model looks at ``output_loading_info``.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
 def save_transformers(
     model: nn.Module, folder: Path, dtype: torch.dtype, max_shard_size: str, source: str | Path
 ) -> None:
-    """`Base.save_merged` for a transformers model, with the image processor of the folder ``source``."""
+    """`Base.save_merged` for a transformers model, with the image processor of ``source``, a folder or hub id."""
     from onelora_vision.backbones.fuse import unfuse_qkv
 
-    unfuse_qkv(model).to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
-    processor = Path(source) / "preprocessor_config.json"
-    if processor.is_file():
+    with quiet_transformers():
+        unfuse_qkv(model).to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+    if processor := processor_file(source):
         (folder / processor.name).write_bytes(processor.read_bytes())
+
+
+def processor_file(source: str | Path) -> Path | None:
+    """The config of a transformers model's image processor: in its folder, or on the hub or its cache. None without one."""
+    from huggingface_hub import hf_hub_download
+
+    name = "preprocessor_config.json"
+    if Path(source).exists():
+        file = Path(source) / name
+        return file if file.is_file() else None
+    expect_hub(source)
+    # the hub client's errors come from requests, httpx and its own tree, depending on its version
+    with contextlib.suppress(Exception):
+        return Path(hf_hub_download(str(source), name))
+    return None

@@ -9,10 +9,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from onelora_vision import embedded
-from onelora_vision.backbones.base import Adaptation, Base, norms_with_parameters, save_transformers
+from onelora_vision.backbones.base import (
+    Adaptation,
+    Base,
+    norms_with_parameters,
+    quiet_transformers,
+    save_transformers,
+)
 from onelora_vision.backbones.fuse import fuse_qkv as join_qkv
 from onelora_vision.errors import InputError, one_line
 from onelora_vision.runtime.hub import expect_hub
@@ -67,11 +72,15 @@ class DepthBase(Base):
             raise InputError(f"{source}: no config.json there; give the folder of a transformers {cls.kind} model")
         where = {"revision": revision, "cache_dir": cache_dir}
         model_type = cls.config_class.model_type
+        expect_hub(source)
         try:
             config = cls.config_class.get_config_dict(source, **where)[0]
             if config.get("model_type") != model_type:
                 raise InputError(f"{source}: a {config.get('model_type')!r} model, not a {cls.kind} ({model_type})")
-            model, report = cls._quietly(source, variant=variant, **where)
+            with quiet_transformers():
+                model, report = cls.model_class.from_pretrained(
+                    source, dtype=torch.float32, output_loading_info=True, variant=variant, **where
+                )
         except InputError:
             raise
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
@@ -82,18 +91,6 @@ class DepthBase(Base):
             named = ", ".join([*missing, *(str(key) for key in report["mismatched_keys"])][:3])
             raise InputError(f"{source}: the weights do not fit the model: missing or of another shape are {named}, …")
         return cls(model=model, source=source)
-
-    @classmethod
-    def _quietly(cls, source: str, **options) -> tuple[PreTrainedModel, dict]:
-        """``from_pretrained`` in fp32 with its loading report, without transformers' progress bar."""
-        expect_hub(source)
-        shown = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
-        try:
-            return cls.model_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
-        finally:
-            if shown:
-                transformers_logging.enable_progress_bar()
 
     @classmethod
     def from_config(cls, config: dict, num_classes: int | None = None, fuse_qkv: bool = False) -> Self:

@@ -2,7 +2,8 @@
 
 import contextlib
 import copy
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +11,7 @@ from typing import Any, Self
 import torch
 from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel, SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.utils import logging as hub_logging
 from torch import nn
 
 from onelora_vision import embedded
@@ -87,7 +89,7 @@ class DiTBase(Base):
             raise InputError(f"{source}: no model_index.json there; give the folder of a diffusers DiT pipeline")
         expect_hub(source)
         try:
-            with _quiet():
+            with quiet_diffusers():
                 where = {"revision": revision, "variant": variant, "cache_dir": cache_dir}
                 pipeline = DiTPipeline.from_pretrained(source, **where, **_shared_parts(source))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -189,15 +191,21 @@ class DiTBase(Base):
 
 
 @contextlib.contextmanager
-def _quiet():
-    """Without diffusers' progress bar over three files and its warning that JSON has no integer keys."""
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
+def quiet_diffusers() -> Iterator[None]:
+    """Load or make a pipeline without diffusers' progress bars and lines that its user can do nothing about.
+
+    diffusers logs as an error that a pipeline of ``.bin`` files has no safetensors, before it loads it; the hub's client
+    warns that it takes its cache when it is offline, which `expect_hub` has said.
+    """
+    verbosity, hubs = diffusers_logging.get_verbosity(), hub_logging.get_verbosity()
+    diffusers_logging.set_verbosity(logging.CRITICAL)
+    hub_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     try:
         yield
     finally:
         diffusers_logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hubs)
         diffusers_logging.enable_progress_bar()
 
 
@@ -233,7 +241,8 @@ def save_pipeline(
     Raises:
         InputError: the place is taken (see `outputs`), by something else than a pipeline that is to be overwritten.
     """
-    pipeline = DiTPipeline(base.model.to_stock().to(dtype), copy.deepcopy(base.vae).to(dtype), base.scheduler)
+    with quiet_diffusers():
+        pipeline = DiTPipeline(base.model.to_stock().to(dtype), copy.deepcopy(base.vae).to(dtype), base.scheduler)
     pipeline.register_to_config(id2label={str(i): name for i, name in enumerate(base.class_names)})
     with folder_output(folder, PIPELINE, overwrite=overwrite) as temporary:
         pipeline.save_pretrained(temporary, max_shard_size=max_shard_size)

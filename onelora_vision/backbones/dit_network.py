@@ -15,6 +15,7 @@ The last two can be set back with ``stock_numerics=True`` for comparison.
 
 import copy
 import functools
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -69,8 +70,9 @@ class DiT(DiTTransformer2DModel):
             InputError: when the copies of the embedder differ, so that no single one can stand for all.
         """
         _check_same_embedders(stock)
+        fields = inspect.signature(cls.__init__).parameters  # configs of old pipelines have others besides
         with torch.device("meta"):
-            model = cls.from_config(stock.config)
+            model = cls.from_config({name: value for name, value in stock.config.items() if name in fields})
         for name, child in stock.named_children():
             setattr(model, name, child)
         model._share_conditioning()

@@ -16,7 +16,7 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from safetensors.torch import save_file
 
-from onelora_vision.backbones.dit import DiTBase
+from onelora_vision.backbones.dit import DiTBase, quiet_diffusers
 from onelora_vision.backbones.dit_names import facebook_module
 from onelora_vision.backbones.dit_network import DiT
 from onelora_vision.diffusion.flow import Flow
@@ -217,7 +217,8 @@ def original_base(
         raise InputError(f"{len(names)} class names for the {model.num_classes} classes of {path}")
     expect_hub(vae)
     try:
-        autoencoder = AutoencoderKL.from_pretrained(vae)
+        with quiet_diffusers():
+            autoencoder = AutoencoderKL.from_pretrained(vae)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"--vae {vae}: no autoencoder there ({one_line(error)})") from error
     if autoencoder.config.latent_channels != model.config.in_channels:

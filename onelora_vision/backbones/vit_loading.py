@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from onelora_vision.backbones.base import quiet_transformers
 from onelora_vision.backbones.preprocessing import load_processor, measure, plain_config
 from onelora_vision.backbones.vit_heads import classifier_names, logits_of
 from onelora_vision.errors import InputError, nearest, one_line
@@ -87,9 +88,10 @@ def _from_transformers(base: str, options: dict) -> dict[str, Any]:
     expect_hub(base)
     try:
         config = leave_out_unused(AutoConfig.from_pretrained(base, trust_remote_code=False))
-        model, report = AutoModelForImageClassification.from_pretrained(
-            base, config=config, output_loading_info=True, dtype=torch.float32, trust_remote_code=False
-        )
+        with quiet_transformers():
+            model, report = AutoModelForImageClassification.from_pretrained(
+                base, config=config, output_loading_info=True, dtype=torch.float32, trust_remote_code=False
+            )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(f"{base}: cannot be loaded ({one_line(error, 300)})") from error
     missing, heads = sorted(report["missing_keys"]), {name.split(".")[0] for name in classifier_names(model)}

@@ -27,7 +27,13 @@ from onelora_vision.training.config import TrainingConfig
 SCRIPTS = ("train_classification", "train_depth", "train_dit")
 OTHER_PROGRAMS = [
     path
-    for pattern in ("train_scripts/pre*.py", "benchmarks/*.py", "app/*.py", "tests/reliability/*.py")
+    for pattern in (
+        "train_scripts/pre*.py",
+        "benchmarks/*.py",
+        "app/*.py",
+        "tests/reliability/*.py",
+        "tests/rehearsal/*.py",
+    )
     for path in ROOT.glob(pattern)
 ]
 COMMAND = re.compile(r"\s*(\$ )?(onelora|(\S*/)?python3?|(\S*/)?pip|accelerate|torchrun|make|mkdocs) ")
