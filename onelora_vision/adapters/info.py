@@ -69,6 +69,8 @@ _SETTINGS = {
     **dict.fromkeys(("fuse_qkv", "stock_numerics"), lambda value: isinstance(value, bool)),
     **dict.fromkeys(("architecture", "objective"), _is_text),
     "resolution": _is_resolution,
+    "prompt_template": lambda value: isinstance(value, str) and len(value) <= _MAX_HEADER_TEXT,
+    "max_new_tokens": lambda value: type(value) is int and 0 < value < 2**20,
     "max_depth": lambda value: type(value) in (int, float) and 0 < value < 1e6,
     **dict.fromkeys(("sampling", "exported", "training"), _is_dict),
     "host": lambda value: _is_dict(value) and _is_host_call(value),
@@ -91,7 +93,7 @@ class AdapterInfo:
     """What an adapter is for, kept in the header of its file.
 
     Attributes:
-        task: ``generation``, ``classification`` or ``depth``.
+        task: ``generation``, ``classification``, ``depth`` or ``language``.
         method: name of the method in `onelora_vision.methods.apply`.
         base: hub id or folder name of the base model, as it was given.
         base_fingerprint: `fingerprint` of the base's parameters.

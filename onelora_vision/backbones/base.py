@@ -141,6 +141,14 @@ class Base(ABC):
     def example(self, batch: int = 3, seed: int = 0) -> dict[str, Tensor]:
         """Inputs of the network by argument name, the same for every run."""
 
+    def set_length(self, tokens: int) -> None:
+        """Let `example` have sequences of this length, for a base that takes text.
+
+        Raises:
+            InputError: it takes none, or ``tokens`` is below 1.
+        """
+        raise InputError(f"--max_length: {type(self.model).__name__} takes no text; leave it out")
+
     def fingerprint(self) -> str:
         """`fingerprint` of the network as it was loaded, without `replaced_modules`."""
         if not self._fingerprint:

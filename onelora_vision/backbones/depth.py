@@ -6,21 +6,14 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from onelora_vision import embedded
-from onelora_vision.backbones.base import (
-    Adaptation,
-    Base,
-    norms_with_parameters,
-    quiet_transformers,
-    save_transformers,
-)
+from onelora_vision.backbones.base import Adaptation, Base, norms_with_parameters, save_transformers
 from onelora_vision.backbones.fuse import fuse_qkv as join_qkv
+from onelora_vision.backbones.transformers_loading import LOADING_ERRORS, load_transformers, require_place
 from onelora_vision.errors import InputError, one_line
-from onelora_vision.runtime.hub import expect_hub
 
 
 @dataclass(kw_only=True)
@@ -66,31 +59,18 @@ class DepthBase(Base):
             InputError: there is no such model, it is not of this family, or its file does not hold all of its weights.
         """
         source = embedded.resolve(cls.task, source)
-        if not Path(source).exists() and source.count("/") != 1:
-            raise InputError(f"{source}: no such folder, and no hub id, which reads owner/name")
-        if Path(source).exists() and not (Path(source) / "config.json").is_file():
-            raise InputError(f"{source}: no config.json there; give the folder of a transformers {cls.kind} model")
+        require_place(source, cls.kind)
         where = {"revision": revision, "cache_dir": cache_dir}
         model_type = cls.config_class.model_type
-        expect_hub(source)
         try:
             config = cls.config_class.get_config_dict(source, **where)[0]
-            if config.get("model_type") != model_type:
-                raise InputError(f"{source}: a {config.get('model_type')!r} model, not a {cls.kind} ({model_type})")
-            with quiet_transformers():
-                model, report = cls.model_class.from_pretrained(
-                    source, dtype=torch.float32, output_loading_info=True, variant=variant, **where
-                )
-        except InputError:
-            raise
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        except LOADING_ERRORS as error:
             reason = one_line(error, 300)
             raise InputError(f"{source}: cannot be loaded as {cls.kind} ({type(error).__name__}: {reason})") from error
-        missing = sorted(key for key in report["missing_keys"] if not key.endswith(cls.unused_weights or ("\0",)))
-        if missing or report["mismatched_keys"]:
-            named = ", ".join([*missing, *(str(key) for key in report["mismatched_keys"])][:3])
-            raise InputError(f"{source}: the weights do not fit the model: missing or of another shape are {named}, …")
-        return cls(model=model, source=source)
+        if config.get("model_type") != model_type:
+            raise InputError(f"{source}: a {config.get('model_type')!r} model, not a {cls.kind} ({model_type})")
+        options = {"unused": cls.unused_weights, "variant": variant, **where}
+        return cls(model=load_transformers(cls.model_class, source, cls.kind, **options), source=source)
 
     @classmethod
     def from_config(cls, config: dict, num_classes: int | None = None, fuse_qkv: bool = False) -> Self:

@@ -53,7 +53,12 @@ ROWS = [
     ),
     Row("depth", "onelora_vision.backbones.depth_anything:DepthAnythingBase", ("depth_anything",), is_default=True),
     Row("depth", "onelora_vision.backbones.dpt:DPTBase", ("dpt",)),
-    Row("language", "onelora_vision.backbones.llama:LlamaBase", ("llama",), is_default=True),
+    Row(
+        "language",
+        "onelora_vision.backbones.language:LanguageBase",
+        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2", "gpt_neox", "opt"),
+        is_default=True,
+    ),
     Row("classification", "onelora_vision.backbones.vit:ViTBase", is_default=True),
 ]
 
@@ -72,7 +77,7 @@ class Task:
         metrics: the first of these that a run measured is what its runs are compared by.
         setup: Python that comes before ``use``.
         other_rows: rows of the head or label table in addition to one per class; None for a task without classes.
-        predict: function that ``onelora predict`` calls with its arguments and the pictures' paths; empty: it refuses.
+        predict: function that ``onelora predict`` calls with its arguments; empty: it refuses.
         exports: formats of `adapters.formats` that only its adapters have.
     """
 
@@ -131,6 +136,20 @@ TASKS = {
         ("abs_rel",),
         _PICTURE,
         predict="onelora_vision.cli.predictions.depth:predict",
+    ),
+    "language": Task(
+        "onelora_vision.inference.language:Answerer",
+        "answers questions",
+        'answers = adapted.answer(["What is 2 plus 3?"])  # a text for each question',
+        {
+            "transformers": "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'model = AutoModelForCausalLM.from_pretrained("merged")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("merged")'
+        },
+        'onelora predict --adapter {adapter} "What is 2 plus 3?"',
+        "text-generation",
+        ("exact_match", "loss"),
+        predict="onelora_vision.cli.predictions.language:predict",
     ),
 }
 

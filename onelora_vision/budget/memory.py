@@ -103,6 +103,7 @@ def plan(
     num_classes: int | None = None,
     fuse_qkv: bool = False,
     rank: int | None = None,
+    max_length: int | None = None,
     watch: Callable[[str], None] = lambda step: None,
 ) -> dict:
     """Memory of a training step, and the largest batch within ``memory`` bytes, without and with checkpointing.
@@ -115,7 +116,8 @@ def plan(
     what is measured next, a step of training each time: a few for each of the two, more with ``memory``.
 
     Raises:
-        InputError: unknown backbone, method or precision; a backbone that is no image model.
+        InputError: unknown backbone, method or precision; ``max_length``, the tokens of a language model's sample, for
+            another backbone.
     """
     if precision not in PRECISIONS:
         raise InputError(f"--precision {precision}: choose {', '.join(PRECISIONS)}")
@@ -123,7 +125,7 @@ def plan(
         raise InputError(f"--batch is {batch}, but must be at least 1")
     found = {}
     for name, checkpointing in (("plain", False), ("gradient_checkpointing", True)):
-        model, inputs = _build(backbone, method, num_classes, fuse_qkv, rank, checkpointing)
+        model, inputs = _build(backbone, method, num_classes, fuse_qkv, rank, max_length, checkpointing)
 
         @functools.cache
         def measure(size: int, model=model, inputs=inputs, name=name) -> StepMemory:
@@ -141,10 +143,17 @@ def plan(
 
 
 def _build(
-    backbone: str, method: str, num_classes: int | None, fuse_qkv: bool, rank: int | None, checkpointing: bool
+    backbone: str,
+    method: str,
+    num_classes: int | None,
+    fuse_qkv: bool,
+    rank: int | None,
+    max_length: int | None,
+    checkpointing: bool,
 ) -> tuple[PeftModel, Callable]:
     base = describe(backbone, num_classes, fuse_qkv)
-    base.example(1)  # refuses a base that takes no images
+    if max_length is not None:
+        base.set_length(max_length)
     if checkpointing:
         enable_gradient_checkpointing(base.model)
     row = find_method(method)

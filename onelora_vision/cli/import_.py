@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", help="PEFT folder (LoRA or MiSS), or LoRA file of diffusers or ComfyUI/kohya")
     add_output(parser, "folder, or a single file NAME.safetensors")
     parser.add_argument("--base", help="the base model, if the file does not name it or it is elsewhere")
-    parser.add_argument("--task", help="generation, classification or depth, if the file does not say")
+    parser.add_argument("--task", help="generation, classification, depth or language, if the file does not say")
     parser.add_argument("--class_names", "--class-names", help="names with commas, if the file does not say")
 
 

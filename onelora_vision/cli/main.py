@@ -27,7 +27,7 @@ class Command(NamedTuple):
 
 _GROUPS = ("train", "use", "convert", "measure", "share")
 COMMANDS = {
-    "train": Command("train", "fine-tune a model: dit, classification, depth", "train dit --output_dir out"),
+    "train": Command("train", "fine-tune a model: dit, classification, depth, language", "train dit --output_dir out"),
     "sweep": Command(
         "train",
         "methods compared at their own best rates, with several seeds",
@@ -47,7 +47,7 @@ COMMANDS = {
     "app": Command("use", "the studio in the browser: draw, blend and compare", "app --adapters out"),
     "sample": Command("use", "images of an adapter's classes, as files and a grid", "sample out/adapter -o images"),
     "predict": Command(
-        "use", "classes, or depth, of pictures with an adapter", "predict --adapter out/adapter picture.jpg"
+        "use", "classes or depth of pictures, or answers to questions", "predict --adapter out/adapter picture.jpg"
     ),
     "blend": Command(
         "use", "a weighted sum of adapters of one base, as an adapter of the same size", "blend a:0.7 b:0.3 -o both"

@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fuse_qkv", "--fuse-qkv", action="store_true", help="join q, k, v where the host splits them"
     )
+    parser.add_argument(
+        "--max_length", "--max-length", type=int, help="tokens of a sample, for a language model (default: 512)"
+    )
     parser.add_argument("--rank", type=int, help="rank, for the methods that have one (default: the method's own)")
 
 
@@ -34,6 +37,7 @@ def run(args: argparse.Namespace) -> list[dict]:
     from onelora_vision.runtime.progress import progress_bar
 
     options = {"num_classes": args.num_classes, "fuse_qkv": args.fuse_qkv, "rank": args.rank}
+    options["max_length"] = args.max_length
     with progress_bar(None, desc="measuring", unit="step", leave=False) as bar:
 
         def watch(step: str) -> None:

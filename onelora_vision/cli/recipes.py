@@ -6,7 +6,7 @@ from onelora_vision.training.recipes import Recipe, find_recipes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", nargs="?", help="dit, classification or depth (default: all)")
+    parser.add_argument("task", nargs="?", help="dit, classification, depth or language (default: all)")
 
 
 def run(args: argparse.Namespace) -> list[dict]:

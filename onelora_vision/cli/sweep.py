@@ -125,7 +125,7 @@ def _run(sweep, args: argparse.Namespace) -> list[dict]:
 def parser() -> Parser:
     """The command's own flags; those of the script are left over."""
     found = Parser(prog="onelora sweep", description=DESCRIPTION, allow_abbrev=False)
-    found.add_argument("task", metavar="TASK", help="classification, depth or dit")
+    found.add_argument("task", metavar="TASK", help="classification, depth, dit or language")
     found.add_argument(
         "--methods",
         default="onelora,lora",

@@ -9,6 +9,7 @@ SCRIPTS = {
     "dit": "class-conditional generation with a DiT",
     "classification": "image classification with a ViT",
     "depth": "metric depth with Depth Anything or DPT",
+    "language": "questions and answers with a LLaMA or another decoder",
 }
 
 

@@ -14,7 +14,9 @@ FEATURES = FOLDER / "features"
 DEPTH = FOLDER / "depth"
 #: A timm folder: a VisionTransformer for 32 x 32 pixels that tells 36 printed characters apart.
 VIT = FOLDER / "vit"
-#: Adapter folders: what the three training scripts make without arguments.
+#: A transformers LLaMA with its tokenizer, which does plain sums and retells stories.
+LANGUAGE = FOLDER / "language"
+#: Adapter folders: what the training scripts make without arguments.
 ADAPTERS = FOLDER / "adapters"
 
 #: What each task calls the bases that ship with the package, the default one first, and their folders.
@@ -22,6 +24,7 @@ BASES = {
     "generation": {"embedded": DIT, "embedded/sit": SIT},
     "classification": {"embedded": VIT},
     "depth": {"embedded/depth": DEPTH},
+    "language": {"embedded/language": LANGUAGE},
 }
 
 

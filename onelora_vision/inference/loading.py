@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onelora_vision.inference.classification import Classifier
     from onelora_vision.inference.depth import DepthEstimator
     from onelora_vision.inference.generation import Generator
+    from onelora_vision.inference.language import Answerer
 
 
 def load_adapted(
@@ -24,7 +25,7 @@ def load_adapted(
     device: str | torch.device | None = None,
     *,
     task: str | None = None,
-) -> "Generator | Classifier | DepthEstimator":
+) -> "Generator | Classifier | DepthEstimator | Answerer":
     """Load an adapter together with its base, in eval mode.
 
     Args:
@@ -33,7 +34,7 @@ def load_adapted(
         device: by default CUDA where there is one.
         task: what the adapter has to be for; None takes any.
 
-    Returns a `Generator`, a `Classifier` or a `DepthEstimator`, as the adapter's task is.
+    Returns a `Generator`, a `Classifier`, a `DepthEstimator` or an `Answerer`, as the adapter's task is.
 
     Raises:
         InputError: no adapter, one for another task, or another base than it was trained on.

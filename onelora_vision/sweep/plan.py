@@ -33,6 +33,7 @@ SCRIPTS = {
     "classification": Script("ClassificationConfig", "eval_split"),
     "depth": Script("DepthConfig", "eval_split"),
     "dit": Script("DiTConfig", "fid_split"),
+    "language": Script("LanguageConfig", "eval_split"),
 }
 #: Where a method's search begins: rates that were good on the built-in jobs (docs/study.md).
 FIRST_RATES = {

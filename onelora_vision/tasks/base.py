@@ -12,6 +12,9 @@ from onelora_vision.adapters.info import AdapterInfo
 
 #: Folder of a report with the versions of its pictures that the adapter's card shows, where these are others.
 FOR_THE_CARD = "card"
+#: A report's file of questions with their answers before and after: a list of ``{"query", "truth", "before": {"answer",
+#: "right"}, "after": the same}``.
+EXAMPLES = "examples.json"
 
 
 class Task(ABC):

@@ -12,12 +12,14 @@ from onelora_vision.training.optim import samples_per_step
 from onelora_vision.training.setup import Run
 
 
-def describe(run: Run, base: Base, dataset: Sized, name: str, protocol: str, **extra: Any) -> AdapterInfo:
+def describe(
+    run: Run, base: Base, dataset: Sized, name: str, protocol: str, *, unit: str = "images", **extra: Any
+) -> AdapterInfo:
     """The description of the adapter that ``run`` trains on ``base``.
 
     Args:
         dataset: the training samples. name: what the data set is called.
-        protocol: how the metrics are taken.
+        protocol: how the metrics are taken. unit: what a sample is, in the plural.
         extra: settings that loading or using the adapter needs.
     """
     config = run.config
@@ -28,7 +30,7 @@ def describe(run: Run, base: Base, dataset: Sized, name: str, protocol: str, **e
         base_fingerprint=base.fingerprint(),
         class_names=base.class_names,
         protocol=protocol,
-        data=f"{len(dataset):,} images of {name}",
+        data=f"{len(dataset):,} {unit} of {name}",
         extra={
             **extra,
             "host": base.host_call(config.pretrained_model_name_or_path),

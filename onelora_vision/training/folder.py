@@ -18,7 +18,7 @@ LOCK = ".onelora-lock"
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _CHECKPOINT_FILES = {"trained.safetensors", "ema.safetensors", "training_state.pt", "state.json"}
 _FOLDERS = ("adapter", "adapter_without_ema", "best", "validation", "evaluations")
-_FILES = ("config.yaml", "results.json", "report.html", "per_class_accuracy.json", "guidance.json")
+_FILES = ("config.yaml", "results.json", "report.html", "per_class_accuracy.json", "guidance.json", "examples.json")
 _PICTURES = ("loss", "samples", "pictures", "predictions", "confusion", "reliability", "guidance")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import json
 from pathlib import Path
 
 from onelora_vision.adapters.card import loading_code
@@ -9,6 +10,7 @@ from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.table import TASKS
 from onelora_vision.metrics.direction import RETENTION, arrow, is_beside, is_retention, main_metric
 from onelora_vision.plots.html import embedded_picture, render
+from onelora_vision.tasks.base import EXAMPLES
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.results import duration, shown_metric, verdict
 
@@ -56,6 +58,7 @@ def render_report(results: dict, folder: Path, info: AdapterInfo, config: Traini
         retention=results.get("retention") and f"{RETENTION}*: {results['retention']}",
         pictures=_shown(folder, _PICTURES),
         curves=_shown(folder, _CURVES[is_held_out(results)]),
+        examples=_examples(folder / EXAMPLES),
         loading=loading_code(info, str(adapter)),
         command=(task.command if task else "onelora inspect {adapter}").format(adapter=adapter),
         training=_training(results, adapter),
@@ -125,6 +128,11 @@ def _training(results: dict, adapter: Path) -> list[tuple[str, str]]:
 def _shown(folder: Path, captions: dict[str, str]) -> list[dict[str, str]]:
     found = ({"address": embedded_picture(folder / f"{name}.png"), "caption": text} for name, text in captions.items())
     return [picture for picture in found if picture["address"]]
+
+
+def _examples(path: Path) -> list[dict]:
+    """What a language model answered before and after, as `tasks.language` wrote it; none for other tasks."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def _text(value: object) -> str:

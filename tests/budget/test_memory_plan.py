@@ -150,7 +150,8 @@ def test_command_prints_a_table_and_json(capsys, dit_folder):
         (["--backbone", "dit-s-8", "--batch", "0"], "--batch is 0"),
         (["--backbone", "dit-s-8", "--memory", "big"], "--memory is 'big'"),
         (["--backbone", "dit-s-8", "--method", "lorra"], "did you mean 'lora'"),
-        (["--backbone", "llama-2-7b"], "takes no images"),
+        (["--backbone", "dit-s-8", "--max_length", "9"], "--max_length: DiT takes no text"),
+        (["--backbone", "llama-2-7b", "--max_length", "0"], "--max_length is 0"),
     ],
 )
 def test_bad_input_of_the_command(arguments, message, capsys):

@@ -1,1 +1,1 @@
-"""What ``onelora predict`` does with pictures, a module per task; `backbones.table.TASKS` names them."""
+"""What ``onelora predict`` does with pictures or questions, a module per task; `backbones.table.TASKS` names them."""

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 
+from onelora_vision.cli.predictions.inputs import pictures_of, refuse_for_pictures
 from onelora_vision.data.images import read_images, trimmed
 from onelora_vision.errors import InputError
 from onelora_vision.inference.loading import load_adapted
@@ -11,8 +12,10 @@ from onelora_vision.runtime.progress import progress_bar
 BATCH = 32
 
 
-def predict(args: argparse.Namespace, paths: list[str]) -> list[dict]:
+def predict(args: argparse.Namespace) -> list[dict]:
     """The ``args.top`` (or 5) most probable classes of each picture, for the command to print."""
+    paths = pictures_of(args.inputs)
+    refuse_for_pictures(args.max_new_tokens, args.adapter)
     _refuse_depths_flags(args)
     classifier, rows = load_adapted(args.adapter, args.base, args.device), []
     readable = read_images(paths, args.on_bad_image)

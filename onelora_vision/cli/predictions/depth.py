@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onelora_vision.cli.predictions.inputs import pictures_of, refuse_for_pictures
 from onelora_vision.data.images import MAX_ASPECT, read_images
 from onelora_vision.errors import InputError
 from onelora_vision.inference.loading import load_adapted
@@ -19,8 +20,10 @@ KIND = "depth maps"
 ENDINGS = ("_depth.png", "_color.png", "_depth.npy")
 
 
-def predict(args: argparse.Namespace, paths: list[str]) -> list[dict]:
+def predict(args: argparse.Namespace) -> list[dict]:
     """Write the depth of pictures into ``args.output``; their files and figures, for the command to print."""
+    paths = pictures_of(args.inputs)
+    refuse_for_pictures(args.max_new_tokens, args.adapter)
     if args.top is not None:
         raise InputError(f"--top is for classifiers; {args.adapter} estimates depth")
     near, far = (0.0 if args.near is None else args.near), (math.inf if args.far is None else args.far)
@@ -32,7 +35,7 @@ def predict(args: argparse.Namespace, paths: list[str]) -> list[dict]:
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"two pictures are called {twice!r}: their depth maps would overwrite each other")
     maps = [f"{name}{ending}" for name in names for ending in ENDINGS]
-    inputs = [*args.images, args.adapter, *([args.base] if args.base else [])]
+    inputs = [*args.inputs, args.adapter, *([args.base] if args.base else [])]
     ledger = check_additions(args.output, KIND, maps, overwrite=args.overwrite, inputs=inputs)
     estimator = load_adapted(args.adapter, args.base, args.device)
     readable = progress(read_images(paths, args.on_bad_image), len(paths), desc="estimating depth", unit="image")

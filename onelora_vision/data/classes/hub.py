@@ -8,9 +8,9 @@ from PIL import Image
 
 from onelora_vision.data.classes.formats import FORMATS
 from onelora_vision.data.classes.images import ClassImages, class_numbers, stratified_split
+from onelora_vision.data.hub_tables import open_tables
 from onelora_vision.data.images import decode_image, read_image
-from onelora_vision.errors import InputError, MissingSplit, nearest, one_line
-from onelora_vision.runtime.hub import expect_hub
+from onelora_vision.errors import InputError, MissingSplit, nearest
 
 
 def hub(
@@ -25,25 +25,7 @@ def hub(
     cache_dir: str | None,
 ) -> ClassImages:
     """A data set of the `datasets` package: a local folder, or a hub id (``download`` allows the network)."""
-    unknown = f"data set {name!r} is unknown{nearest(name, FORMATS, 'data set')}"
-    try:
-        import datasets
-    except ImportError:
-        raise InputError(f"{unknown} (a hub id or a local data set needs `pip install datasets`)") from None
-    local = os.path.isdir(name)
-    if not local and not download:
-        raise InputError(f"{unknown}; if it is a hub id, --download fetches it")
-    expect_hub(name)
-    try:
-        if local and any(os.path.isfile(os.path.join(name, f)) for f in ("dataset_dict.json", "dataset_info.json")):
-            tables = datasets.load_from_disk(name)
-        else:
-            tables = datasets.load_dataset(name, data_dir=data_dir, cache_dir=cache_dir)
-    # `datasets` raises its own errors and those of pyarrow, of the hub client and of the network.
-    except Exception as error:
-        raise InputError(f"data set {name!r} cannot be opened: {one_line(error)}") from error
-    if not isinstance(tables, dict):
-        tables = {"train": tables}
+    tables = open_tables(name, FORMATS, download=download, data_dir=data_dir, cache_dir=cache_dir)
     return _hub_split(name, tables, split, seed, image_column, label_column)
 
 

@@ -1,0 +1,203 @@
+"""Causal language models by transformers, such as LLaMA: the paper's last system."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from onelora_vision import embedded
+from onelora_vision.backbones.base import Adaptation, Base, block_list, norms_with_parameters, save_transformers
+from onelora_vision.backbones.transformers_loading import LOADING_ERRORS, load_transformers, require_place
+from onelora_vision.errors import InputError, one_line
+
+_log = logging.getLogger(__name__)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LENGTH = 512  # tokens of `LanguageBase.example`, unless said otherwise
+
+
+@dataclass(kw_only=True)
+class LanguageBase(Base):
+    """A decoder of transformers with its tokenizer: token ids (B, T) -> ``logits`` (B, T, vocabulary).
+
+    Attributes:
+        tokenizer: None for a network that was built without weights, for counting and planning.
+        length: tokens of a sequence in `example`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None = None
+    length: int = LENGTH
+
+    task, host = "language", "transformers"
+    fit_settings = ()
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path = "embedded/language",
+        *,
+        revision: str | None = None,
+        cache_dir: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Load a folder or hub id, with its tokenizer. A tokenizer without a padding token pads with its end token.
+
+        Raises:
+            InputError: there is no such model, it is no decoder, its file does not hold all of its weights, or it has no
+                tokenizer with an end token.
+        """
+        source = embedded.resolve(cls.task, source)
+        kind = "language model"
+        require_place(source, kind)
+        where = {"revision": revision, "cache_dir": cache_dir}
+        try:
+            config = AutoConfig.from_pretrained(source, **where)
+        except LOADING_ERRORS as error:
+            raise InputError(f"{source}: its config cannot be read ({one_line(error, 300)})") from error
+        _require_decoder(config, source)
+        model = load_transformers(AutoModelForCausalLM, source, kind, dtype=dtype, **where)
+        return cls(model=model, source=source, tokenizer=load_tokenizer(source, len_of(model), **where))
+
+    @classmethod
+    def from_config(cls, config: dict, num_classes: int | None = None, fuse_qkv: bool = False) -> Self:
+        if num_classes or fuse_qkv:
+            raise InputError("a language model has no classes, and its q, k, v stay apart")
+        found = AutoConfig.for_model(**config)
+        _require_decoder(found, config["model_type"])
+        found.use_cache = False  # as in training
+        return cls(model=AutoModelForCausalLM.from_config(found))
+
+    def _fit(self, class_names: list[str] | None, *, seed: int, **settings: Any) -> None:
+        if class_names or settings.get("fuse_qkv"):
+            raise InputError("a language model has no classes, and its q, k, v stay apart")
+
+    def adaptation(self) -> Adaptation:
+        return decoder_adaptation(self.model)
+
+    def replaced_modules(self) -> list[str]:
+        return []
+
+    def example(self, batch: int = 3, seed: int = 0) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(len_of(self.model), (batch, self.length), generator=generator)
+        return {"input_ids": ids}
+
+    def set_length(self, tokens: int) -> None:
+        if tokens < 1:
+            raise InputError(f"--max_length is {tokens}, but must be at least 1")
+        self.length = tokens
+
+    @torch.no_grad()
+    def complete(
+        self,
+        prompts: Sequence[str],
+        *,
+        model: nn.Module | None = None,
+        max_new_tokens: int = 256,
+        batch_size: int = 16,
+    ) -> list[str]:
+        """What the network writes after each prompt, the most probable token at each step, up to the end token.
+
+        ``model`` is asked in place of the base's own: the same network with an adapter.
+        """
+        answers = []
+        for start in range(0, len(prompts), batch_size):
+            encoded = self.tokenizer(list(prompts[start : start + batch_size]))["input_ids"]
+            found = self.continue_tokens([torch.tensor(ids) for ids in encoded], max_new_tokens, model)
+            answers += [self.text_of(ids) for ids in found]
+        return answers
+
+    def continue_tokens(
+        self, prompts: Sequence[Tensor], max_new_tokens: int, model: nn.Module | None = None
+    ) -> Tensor:
+        """Greedy continuations of one batch of prompts, token ids (T_i,): (B, max_new_tokens), padded after the end."""
+        model, pad = model or self.model, self.tokenizer.pad_token_id
+        device = next(model.parameters()).device
+        length = max(map(len, prompts))
+        ids = torch.full((len(prompts), length), pad, device=device)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):  # on the left, so that all of them end where the answers begin
+            ids[row, length - len(prompt) :] = prompt.to(device)
+            mask[row, length - len(prompt) :] = 1
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=self.tokenizer.eos_token_id
+        )
+        found = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, length:]
+        return nn.functional.pad(found, (0, max_new_tokens - found.shape[1]), value=pad)
+
+    def text_of(self, ids: Tensor) -> str:
+        """The text of a continuation, without what follows the end token."""
+        kept = ids.tolist()
+        if self.tokenizer.eos_token_id in kept:
+            kept = kept[: kept.index(self.tokenizer.eos_token_id)]
+        return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+
+    def save_merged(self, model: nn.Module, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
+        save_transformers(model, folder, dtype, max_shard_size, self.source)
+        self.tokenizer.save_pretrained(folder)
+
+
+def len_of(model: PreTrainedModel) -> int:
+    """The number of tokens that the network knows."""
+    return model.get_input_embeddings().num_embeddings
+
+
+def decoder_adaptation(model: nn.Module) -> Adaptation:
+    """Every linear of the decoder's blocks, not ``lm_head``. LLaMA-2 7B: 224 layers, 1,359,872 values of b.
+
+    Raises:
+        InputError: the blocks have no `Linear`, as GPT-2's.
+    """
+    blocks = block_list(model)
+    linears = [
+        name
+        for name, module in model.named_modules()
+        if blocks is not None and name.startswith(f"{blocks}.") and isinstance(module, nn.Linear)
+    ]
+    if not linears:
+        raise InputError(
+            f"{type(model).__name__} has no linear layers in a list of blocks, which the methods act on: choose another model"
+        )
+    return Adaptation(target_modules=linears, norm_modules=norms_with_parameters(model))
+
+
+def load_tokenizer(source: str, vocabulary: int, **where: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that knows ``vocabulary`` tokens, padding on the right.
+
+    Raises:
+        InputError: there is none, it has no end token, or it knows more tokens than the model.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **where)
+    except (*LOADING_ERRORS, ImportError) as error:
+        raise InputError(f"{source}: its tokenizer cannot be loaded ({one_line(error, 300)})") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{source}: its tokenizer has no end token (eos_token), without which no answer would end")
+    if len(tokenizer) > vocabulary:
+        raise InputError(
+            f"{source}: its tokenizer has {len(tokenizer):,} tokens, but the model knows {vocabulary:,}: they do not belong "
+            "together"
+        )
+    if tokenizer.pad_token_id is None:
+        _log.warning("%s: its tokenizer has no padding token; %s pads, masked out", source, tokenizer.eos_token)
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _require_decoder(config: Any, source: str) -> None:
+    kind = config.model_type
+    is_encoder = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    if getattr(config, "is_encoder_decoder", False) or is_encoder:
+        raise InputError(
+            f"{source}: a {kind!r} model, which is no decoder; give a causal language model such as LLaMA"
+        )
+    if kind not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise InputError(f"{source}: a {kind!r} model, which is no causal language model of transformers")

@@ -1,0 +1,125 @@
+"""Questions with answers, from JSON and JSONL files such as MetaMathQA's."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from onelora_vision.errors import InputError, MissingSplit, nearest, one_line
+from onelora_vision.seeding import mix
+from onelora_vision.storage.textfiles import read_text
+
+_log = logging.getLogger(__name__)
+#: Columns of question and answer that are looked for where none are named: MetaMathQA's, and the usual ones.
+COLUMNS = (("query", "response"), ("prompt", "response"), ("prompt", "completion"))
+_SPLIT_STREAM = 8020
+
+
+class Row(NamedTuple):
+    """A question, its answer in full, and where they stand, for messages."""
+
+    query: str
+    response: str
+    where: str = ""
+
+
+class RowReader:
+    """Makes `Row`s of records, and deals with those that are none.
+
+    Args:
+        columns: the columns of question and answer; None: the first pair of `COLUMNS` that a record has.
+        on_bad_row: "error" raises at the first bad record; "skip" names it once in the log and leaves it out.
+
+    Attributes:
+        skipped: how many were left out.
+    """
+
+    def __init__(self, columns: tuple[str, str] | None = None, on_bad_row: str = "error"):
+        self.columns, self.on_bad_row, self.skipped = columns, on_bad_row, 0
+
+    def rows(self, records: Iterator[tuple[str, Any]]) -> list[Row]:
+        """The rows of records with their places. A record that is an `InputError` could not be read."""
+        found = []
+        for where, record in records:
+            try:
+                found.append(self._row(where, record))
+            except InputError as error:
+                if self.on_bad_row == "error":
+                    raise InputError(f"{error}; --on_bad_row skip leaves such rows out") from None
+                self.skipped += 1
+                _log.warning("skipped: %s", error)
+        return found
+
+    def _row(self, where: str, record: Any) -> Row:
+        if isinstance(record, InputError):
+            raise record
+        if not isinstance(record, Mapping):
+            raise InputError(f'{where}: expected an object such as {{"query": "…", "response": "…"}}')
+        columns = self.columns or next(
+            (pair for pair in COLUMNS if pair[0] in record and pair[1] in record), COLUMNS[0]
+        )
+        texts = []
+        for column in columns:
+            if column not in record:
+                hint = nearest(column, list(map(str, record)), "column")
+                raise InputError(f"{where}: has no {column!r} (--prompt_column, --response_column){hint}")
+            if not isinstance(record[column], str) or not record[column].strip():
+                raise InputError(f"{where}: {column!r} is {one_line(repr(record[column]), 60)}, but must be a text")
+            texts.append(record[column].strip())
+        return Row(*texts, where)
+
+
+def read_rows(path: str | os.PathLike, reader: RowReader) -> list[Row]:
+    """The rows of a JSONL file, or of a JSON file that is a list of objects.
+
+    Raises:
+        InputError: it cannot be read, or holds a bad row (file, line or number, and why) where the reader minds.
+        MissingSplit: it holds no rows.
+    """
+    text = read_text(path, "--data_file")
+    records = _json_records(path, text) if text.lstrip()[:1] == "[" else _lines(path, text)
+    rows = reader.rows(records)
+    if not rows:
+        raise MissingSplit(f"{one_line(path)}: holds no rows")
+    return rows
+
+
+def _lines(path: str | os.PathLike, text: str) -> Iterator[tuple[str, Any]]:
+    # Not splitlines, which also splits at separators that JSON's texts may hold as they are.
+    for number, line in enumerate(text.split("\n"), 1):
+        where = f"{Path(path).name} line {number}"
+        if line.strip():
+            try:
+                yield where, json.loads(line)
+            except ValueError as error:
+                yield where, InputError(f"{where}: not JSON ({getattr(error, 'msg', error)})")
+
+
+def _json_records(path: str | os.PathLike, text: str) -> Iterator[tuple[str, Any]]:
+    try:
+        records = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{one_line(path)} line {error.lineno}: not JSON ({error.msg})") from None
+    for number, record in enumerate(records, 1):
+        yield f"{Path(path).name} entry {number}", record
+
+
+def held_out(rows: Sequence[Row], fraction: float, seed: int, stream: int = 0) -> tuple[list[Row], list[Row]]:
+    """The rows in an order drawn by ``seed``, without the last ``fraction`` of them, and these.
+
+    Raises:
+        MissingSplit: one of the two parts would be empty.
+    """
+    count = round(len(rows) * fraction)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(mix(seed, _SPLIT_STREAM, stream)))
+    mixed = [rows[index] for index in order.tolist()]
+    if not 0 < count < len(rows):
+        raise MissingSplit(
+            f"{len(rows)} rows: holding out {fraction:g} of them leaves {len(rows) - count} to train on and {count} to "
+            "evaluate on; give more rows, or another fraction"
+        )
+    return mixed[: len(rows) - count], mixed[len(rows) - count :]

@@ -1,0 +1,42 @@
+"""Questions answered by a language model with an adapter."""
+
+from collections.abc import Sequence
+
+from onelora_vision.adapters.info import AdapterInfo
+from onelora_vision.backbones.language import LanguageBase
+from onelora_vision.data.text.prompts import METAMATH, find_template, prompt_of
+from onelora_vision.errors import InputError
+
+
+class Answerer:
+    """Answers questions with an adapter, in the prompt that it was trained with.
+
+    Attributes:
+        base: the language model with the adapter on its network.
+        template: the prompt, with ``{query}`` where a question stands.
+
+    Raises:
+        InputError: the adapter's file names a prompt that there is not.
+    """
+
+    def __init__(self, base: LanguageBase, info: AdapterInfo):
+        self.base, self.info = base, info
+        given = info.extra.get("prompt_template")
+        self.template = find_template(given) if given else METAMATH
+
+    def answer(
+        self, questions: Sequence[str], *, max_new_tokens: int | None = None, batch_size: int = 16
+    ) -> list[str]:
+        """An answer to each question, the most probable token at each step.
+
+        Args:
+            max_new_tokens: tokens of an answer, at most (default: as in the evaluation of the training).
+
+        Raises:
+            InputError: ``questions`` is not a sequence of texts.
+        """
+        if isinstance(questions, str) or not all(isinstance(question, str) for question in questions):
+            raise InputError('answer takes a list of texts, such as ["What is 2 plus 3?"]')
+        prompts = [prompt_of(question, self.template) for question in questions]
+        most = max_new_tokens or self.info.extra.get("max_new_tokens") or 256
+        return self.base.complete(prompts, max_new_tokens=most, batch_size=batch_size)
