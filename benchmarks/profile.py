@@ -25,9 +25,9 @@ from onelora_vision.budget.memory import PRECISIONS
 from onelora_vision.storage.files import write_json
 from onelora_vision.training import job, loop
 from onelora_vision.training.step import OptimizerStep
-from train_scripts import train_classification, train_depth, train_dit
+from train_scripts import train_classification, train_depth, train_dit, train_language
 
-JOBS = {"classification": train_classification, "depth": train_depth, "dit": train_dit}
+JOBS = {"classification": train_classification, "depth": train_depth, "dit": train_dit, "language": train_language}
 XL = "dit-xl-2"
 
 # Beginnings of the operations' names.

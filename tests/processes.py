@@ -22,6 +22,7 @@ IMPORTS = (
     "train_scripts.train_classification",
     "train_scripts.train_depth",
     "train_scripts.train_dit",
+    "train_scripts.train_language",
 )
 
 

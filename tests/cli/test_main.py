@@ -60,7 +60,7 @@ def test_train_hands_its_line_to_the_script(task, monkeypatch):
 
 def test_recipes_are_listed_with_what_they_are(onelora):
     code, rows, _ = onelora("recipes", "--json")
-    assert code == 0 and {row["task"] for row in rows} == {"dit", "classification", "depth"}
+    assert code == 0 and {row["task"] for row in rows} == {"dit", "classification", "depth", "language"}
     assert all(len(row["about"]) > 10 for row in rows)
     text = onelora("recipes", "dit")[1]
     assert "food101-xl2-onelora" in text and "cifar" not in text

@@ -24,7 +24,7 @@ from onelora_vision.methods.apply import apply_method
 from onelora_vision.training.command_line import parse_config
 from onelora_vision.training.config import TrainingConfig
 
-SCRIPTS = ("train_classification", "train_depth", "train_dit")
+SCRIPTS = ("train_classification", "train_depth", "train_dit", "train_language")
 OTHER_PROGRAMS = [
     path
     for pattern in (

@@ -8,11 +8,12 @@ from onelora_vision.errors import InputError
 from onelora_vision.training.command_line import parse_config
 from onelora_vision.training.config import TrainingConfig, option
 from onelora_vision.training.flag_help import ESSENTIAL, grouped, help_text
-from train_scripts import train_classification, train_depth, train_dit
+from train_scripts import train_classification, train_depth, train_dit, train_language
 
 SCRIPTS = {
     train_dit: train_dit.DiTConfig,
     train_depth: train_depth.DepthConfig,
+    train_language: train_language.LanguageConfig,
     train_classification: train_classification.ClassificationConfig,
 }
 each_script = pytest.mark.parametrize(("script", "config"), SCRIPTS.items(), ids=lambda x: x.__name__)

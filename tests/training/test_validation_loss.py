@@ -12,7 +12,7 @@ from onelora_vision.training.loop import prepare_loop
 from onelora_vision.training.optim import total_steps
 from onelora_vision.training.setup import start_run
 from onelora_vision.training.validation_loss import FEWEST, FEWEST_POINTS, MOST, SHARE, STEP_COST, WatchedSamples, plan
-from train_scripts import train_classification, train_depth, train_dit
+from train_scripts import train_classification, train_depth, train_dit, train_language
 
 SETTINGS = {"dropout": 0.2, "use_ema": True, "gradient_accumulation_steps": 2, "train_batch_size": 3}
 
@@ -80,7 +80,12 @@ def test_a_run_that_is_resumed_with_other_batches_keeps_its_samples(tmp_path, mo
     assert seen == first and [step for step, _ in curve] == [0, 3, 6]
 
 
-CONFIGS = [train_dit.DiTConfig, train_classification.ClassificationConfig, train_depth.DepthConfig]
+CONFIGS = [
+    train_dit.DiTConfig,
+    train_classification.ClassificationConfig,
+    train_depth.DepthConfig,
+    train_language.LanguageConfig,
+]
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
