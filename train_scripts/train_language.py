@@ -94,7 +94,7 @@ class LanguageConfig(EvaluationDataOptions, DataOptions, ModelOptions, TrainingC
     """Settings of the script; the defaults run the embedded job."""
 
     output_dir: str = option("output/language", "folder for checkpoints, adapter and results", may_change=True)
-    max_train_steps: int | None = option(300, "optimizer steps; overrides --num_train_epochs", may_change=True)
+    max_train_steps: int | None = option(600, "optimizer steps; overrides --num_train_epochs", may_change=True)
     eval_batch_size: int = option(64, "batch size of evaluations", may_change=True)
     learning_rate: float = option(1e-2, "peak learning rate of the adapter's vectors")
     lr_scheduler: Schedule = option("cosine", "learning rate schedule")
