@@ -57,6 +57,7 @@ def test_imports_point_downwards(path):
 TUNERS = [f"onelora_vision.tuners.{name}" for name in ("layer", "matching", "mora", "onelora.config")]
 
 
+@pytest.mark.slow
 def test_what_peft_s_import_loads_can_be_imported_first():
     """Each in a fork of a process that has imported neither the package nor PEFT."""
     code = f"""

@@ -7,6 +7,7 @@ run's ``results.json`` in ``benchmarks/results/study``, and makes the documentat
 
 import argparse
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("output/study"), help="where the sweeps are")
     parser.add_argument("--kept", type=Path, default=KEPT, help="report: where their results are kept")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="report: where tables and pictures go")
-    arguments, flags = parser.parse_known_args(argv)
+    parser.add_argument("--flags", default="", help="run: further flags of onelora sweep, such as '--workers 4'")
+    arguments = parser.parse_args(argv)
     if arguments.command == "report":
         report(arguments.folder, arguments.kept, arguments.docs)
         return
@@ -80,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--jobs {unknown}: no such job{nearest(unknown, JOBS, 'job')}")
     for job in jobs:
         place = ["--sweep_file", str(HERE / f"{job}.yaml"), "--output_dir", str(arguments.folder / job)]
-        sweep_command.main([job, *place, *flags])
+        sweep_command.main([job, *place, *shlex.split(arguments.flags)])
 
 
 if __name__ == "__main__":

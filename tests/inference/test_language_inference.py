@@ -19,7 +19,9 @@ def make(tmp_path_factory):
 
     def adapter(**extra):
         base = LanguageBase.load(folder)
-        info = AdapterInfo("language", "onelora", str(folder), base.fingerprint(), extra={"max_new_tokens": 5, **extra})
+        info = AdapterInfo(
+            "language", "onelora", str(folder), base.fingerprint(), extra={"max_new_tokens": 5, **extra}
+        )
         model = apply_method(base.model, "onelora", base.adaptation())
         return save_adapter(model, tmp_path_factory.mktemp("adapter") / "adapter", info)
 

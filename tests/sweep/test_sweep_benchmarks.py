@@ -52,6 +52,7 @@ def test_vtab_has_the_means_of_its_groups_and_trains_on_its_validation_split_in_
     assert "train_on_validation: true" in final.read_text()
 
 
+@pytest.mark.slow
 def test_fgvc_has_the_mean_of_its_data_sets_and_trains_on_its_training_split_alone(tmp_path, capsys):
     root, output = write_fgvc(tmp_path / "data", ("CUB_200_2011", "Stanford-cars")), tmp_path / "out"
     code, planned, _ = run(command_for("fgvc", root, output, "--dry_run"), capsys)

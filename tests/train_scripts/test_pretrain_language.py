@@ -19,7 +19,10 @@ def test_the_prompt_is_two_tokens_and_any_text_comes_back():
     tokenizer = small_tokenizer(0)
     ids = tokenizer(prompt_of("12", METAMATH))["input_ids"]
     assert len(ids) == 5 and tokenizer.decode(ids, skip_special_tokens=True) == prompt_of("12", METAMATH)
-    assert tokenizer.decode(tokenizer("Grüße, 漢字 – 007!")["input_ids"], skip_special_tokens=True) == "Grüße, 漢字 – 007!"
+    assert (
+        tokenizer.decode(tokenizer("Grüße, 漢字 – 007!")["input_ids"], skip_special_tokens=True)
+        == "Grüße, 漢字 – 007!"
+    )
 
 
 def test_no_story_that_has_to_be_counted_is_in_the_pretraining():

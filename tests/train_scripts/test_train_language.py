@@ -68,7 +68,9 @@ def run(*args, **changes) -> dict:
 @pytest.mark.draws
 def test_a_run_leaves_adapter_results_and_examples(base, sums, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(arguments(base, sums, tmp_path, validation_steps=2, metric_for_best_model="loss", greater_is_better=False))
+        main(
+            arguments(base, sums, tmp_path, validation_steps=2, metric_for_best_model="loss", greater_is_better=False)
+        )
     assert ended.value.code == 0
     assert "rows: 15 to train on, 1 to validation, 4 to test" in capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())

@@ -169,8 +169,13 @@ class _SumLinear(torch.autograd.Function):
         count = s.shape[1]
         turning_b, sums = _in_turns(b, count), s[:, None]  # (d / m, m), (tokens, 1, m)
         if _starts_from_the_sums(weight):
-            start = _start(sums, turning_b, None if bias is None else _in_turns(bias, count))
-            y = start.view(len(x), -1).addmm_(x, weight.t())
+            y = x.new_empty(len(x), len(b), dtype=weight.dtype)  # not a view, which a host may not change in place
+            turned = y.view(len(x), -1, count)
+            if bias is None:
+                torch.mul(sums, turning_b, out=turned)
+            else:
+                torch.addcmul(_in_turns(bias, count), sums, turning_b, out=turned)
+            y.addmm_(x, weight.t())
         else:
             y = F.linear(x.to(weight.dtype), weight, bias)
             y.view(len(x), -1, count).addcmul_(sums, turning_b)

@@ -11,10 +11,14 @@ def test_sums_and_differences_are_right(make):
     signs = set()
     for seed in range(200):
         query, response = make(seed)
-        a, sign, b, result, answer = re.fullmatch(r"(\d+) ([+-]) (\d+) = (\d+)\. The answer is: (\d+)", response).groups()
+        a, sign, b, result, answer = re.fullmatch(
+            r"(\d+) ([+-]) (\d+) = (\d+)\. The answer is: (\d+)", response
+        ).groups()
         signs.add(sign)
         assert int(result) == int(answer) == int(a) + int(sign + b) >= 0
-        assert sorted(map(int, re.findall(r"\d+", query))) == sorted([int(a), int(b)]) and max(int(a), int(b)) <= LARGEST
+        assert (
+            sorted(map(int, re.findall(r"\d+", query))) == sorted([int(a), int(b)]) and max(int(a), int(b)) <= LARGEST
+        )
         assert final_number(response) == int(answer)
     assert signs == {"+", "-"}
 

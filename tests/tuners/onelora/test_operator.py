@@ -233,3 +233,13 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     y = checkpoint(operator.linear, x, weight, bias, [vectors], use_reentrant=False)
     for got, wanted in zip(torch.autograd.grad(y.square().sum(), (x, vectors.b)), direct):
         assert torch.equal(got, wanted)
+
+
+@any_compression
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_host_may_change_the_output_in_place(v, bias):
+    x, weight, c, vectors = problem(9, {"b"}, v=v)
+    y = operator.linear(x[0], weight, c if bias else None, [vectors])
+    y += 1
+    y.mul_(2).sum().backward()
+    assert torch.isfinite(vectors.b.grad).all()
