@@ -1,7 +1,7 @@
 """Fixed directions for d trained numbers per layer: what each could reach, and what it reaches.
 
     python -m benchmarks.directions predict --full RUN      # before anything is trained with them
-    python -m benchmarks.directions run depth --methods rows-ones,rows-singular16,lora --output_dir output/directions/depth
+    python -m benchmarks.directions run depth --flags "--methods rows-ones,rows-singular16,lora --output_dir output/directions"
 
 ``predict`` reads the update ΔW that full fine-tuning of the same base ended in, and gives for every candidate the share of
 its squared norm that the best b reaches, Σ_i (ΔW_i · r_i)² / |r_i|² / |ΔW|², averaged over the layers of a kind, weighted by
@@ -10,6 +10,7 @@ their updates. ``run`` is ``onelora sweep`` with the candidates as methods, call
 
 import argparse
 import json
+import shlex
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from benchmarks.directions.tuner import add_candidates
 from onelora_vision.adapters.bases import load_base
 from onelora_vision.adapters.file import read_adapter
 from onelora_vision.cli import sweep as sweep_command
+from onelora_vision.errors import InputError
 from onelora_vision.plots.tables import markdown_lines
 from onelora_vision.runtime.command import exits_cleanly
 
@@ -67,16 +69,19 @@ def table(found: dict[str, dict[str, float]]) -> list[str]:
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    add_candidates()
-    if argv[:1] == ["run"]:
-        sys.exit(sweep_command.main(argv[1:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("predict", "run"))
-    parser.add_argument("--full", type=Path, required=True, help="adapter of --method full")
-    parser.add_argument("--base", help="where the base is, if not where the adapter says")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("task", nargs="?", help="run: classification, depth or dit")
+    parser.add_argument("--flags", default="", help="run: flags of onelora sweep, in one text")
+    parser.add_argument("--full", type=Path, help="predict: adapter of --method full")
+    parser.add_argument("--base", help="predict: where the base is, if not where the adapter says")
+    parser.add_argument("--json", action="store_true", help="predict: print the shares as JSON")
     arguments = parser.parse_args(argv)
+    if arguments.command == "run":
+        add_candidates()
+        sys.exit(sweep_command.main([*filter(None, [arguments.task]), *shlex.split(arguments.flags)]))
+    if arguments.full is None:
+        raise InputError("predict needs --full: the adapter of a run with --method full")
     found = predict(arguments.full, arguments.base)
     print(json.dumps(found, indent=2) if arguments.json else "\n".join(table(found)))
 
