@@ -426,9 +426,8 @@ def pretrain_language(output: Path, steps: int | None, seed: int) -> None:
         batch = collate(TextDataset.of(rows, tokenizer, METAMATH, 512).__getitems__(range(size)))
         return F.cross_entropy(*answer_logits(model, batch))
 
-    fit(model, loss_at, steps or 2000, learning_rate=3e-3, weight_decay=0.05)
-    shorten(model.half())
-    base = LanguageBase(model=model.float().eval(), tokenizer=tokenizer)
+    fit(model, loss_at, steps or 2400, learning_rate=4e-3, weight_decay=0.05)
+    base = LanguageBase(model=model.half().float().eval(), tokenizer=tokenizer)
     for name, make in (("sums", plain_sum), ("retold stories", retold_story), ("counted stories", counted_story)):
         problems = [make(mix(seed, 1, i)) for i in range(JUDGED)]
         prompts = [prompt_of(problem.query, METAMATH) for problem in problems]
