@@ -395,7 +395,7 @@ JUDGED = 200  # problems of each kind, once it is trained
 
 
 def pretrain_language(output: Path, steps: int | None, seed: int) -> None:
-    """A LLaMA of 850,432 values that does plain sums and retells stories; about 6 minutes on one free core.
+    """A LLaMA of 376,512 values that does plain sums and retells stories; about 8 minutes on a busy core.
 
     It never sees a story that has to be counted, which is the embedded job.
     """

@@ -140,13 +140,13 @@ TASKS = {
     "language": Task(
         "onelora_vision.inference.language:Answerer",
         "answers questions",
-        'answers = adapted.answer(["What is 2 plus 3?"])  # a text for each question',
+        'answers = adapted.answer(["How many are 2 and 3?"])  # a text for each question',
         {
             "transformers": "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             'model = AutoModelForCausalLM.from_pretrained("merged")\n'
             'tokenizer = AutoTokenizer.from_pretrained("merged")'
         },
-        'onelora predict --adapter {adapter} "What is 2 plus 3?"',
+        "onelora predict --adapter {adapter} QUESTION",
         "text-generation",
         ("exact_match", "loss"),
         predict="onelora_vision.cli.predictions.language:predict",

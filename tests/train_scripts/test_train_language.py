@@ -206,3 +206,11 @@ def test_recipes_parse_and_are_the_paper_s_split(path):
     assert config.held_out_fraction == 0.2 and config.prompt_template == "metamath"
     assert set(yaml.safe_load(path.read_text())) >= {"pretrained_model_name_or_path", "data_file", "max_length"}
     assert path.stem.endswith(config.method) and config.train_batch_size * config.gradient_accumulation_steps == 32
+
+
+@pytest.mark.slow
+def test_the_embedded_job_learns_to_count_stories(tmp_path):
+    config = parse_config(LanguageConfig, [f"--output_dir={tmp_path}", "--report_to=none"])
+    with start_run(config) as started:
+        metrics = train_language.train(config, started)["metrics"]
+    assert metrics["before"]["exact_match"] < 0.05 and metrics["after"]["exact_match"] > 0.9
