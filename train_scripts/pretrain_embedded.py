@@ -408,10 +408,10 @@ def pretrain_language(output: Path, steps: int | None, seed: int) -> None:
     tokenizer = small_tokenizer(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=344,
-        num_hidden_layers=4,
-        num_attention_heads=4,
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=3,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
@@ -436,15 +436,6 @@ def pretrain_language(output: Path, steps: int | None, seed: int) -> None:
         print(f"exact match of {name}: {sum(right) / len(right):.3f}")
     model.half().save_pretrained(output / "language")
     tokenizer.save_pretrained(output / "language")
-
-
-@torch.no_grad()
-def shorten(model: nn.Module, bits: int = 3) -> None:
-    """Round weights in fp16 to ``bits`` of their 10 bits of mantissa, which nearly halves them in a compressed package."""
-    dropped = 10 - bits
-    for parameter in model.parameters():
-        raw = parameter.view(torch.int16).int()
-        parameter.copy_((raw + (1 << (dropped - 1)) >> dropped << dropped).short().view(torch.float16))
 
 
 def pretraining_problem(seed: int) -> Problem:

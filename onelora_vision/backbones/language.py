@@ -155,11 +155,9 @@ def decoder_adaptation(model: nn.Module) -> Adaptation:
     Raises:
         InputError: the blocks have no `Linear`, as GPT-2's.
     """
-    blocks = block_list(model)
+    inside = f"{block_list(model) or 'model.layers'}."  # one block is no list of blocks
     linears = [
-        name
-        for name, module in model.named_modules()
-        if blocks is not None and name.startswith(f"{blocks}.") and isinstance(module, nn.Linear)
+        name for name, module in model.named_modules() if name.startswith(inside) and isinstance(module, nn.Linear)
     ]
     if not linears:
         raise InputError(
