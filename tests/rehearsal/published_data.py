@@ -26,9 +26,9 @@ def _food101(stage: Path, small: bool) -> None:
 
 def _cifar(name: str, classes: int) -> Callable[[Path, bool], None]:
     def add(stage: Path, small: bool) -> None:
-        labels = list(range(classes))
-        pixels = np.stack([noise(32, 32, seed=number) for number in labels])
-        write_cifar(stage / "data", name, [f"thing_{number}" for number in labels], labels, pixels)
+        labels = 2 * list(range(classes))  # validation_fraction takes one of two
+        pixels = np.stack([noise(32, 32, seed=number) for number in range(len(labels))])
+        write_cifar(stage / "data", name, [f"thing_{number}" for number in range(classes)], labels, pixels)
 
     return add
 

@@ -20,8 +20,13 @@ ONELORA = (sys.executable, "-m", "onelora_vision.cli")
 #: Two steps in small batches with fewer processes that load images; all else is the recipe's.
 SMALL_BATCHES = ("--train_batch_size=2", "--eval_batch_size=2", "--dataloader_num_workers=2")
 SHORT = ("--max_train_steps=2", *SMALL_BATCHES)
+#: For classifiers, whose batches are cheap and whose data sets have many classes.
+MANY_PICTURES = ("--eval_batch_size=50",)
 FEW = ("--num_inference_steps=2", "--fid_num_samples=6")
-NOT_MEASURED = ("--fid_features=none", "--guidance_scales=")
+#: The recipes that a small rehearsal measures, and at one scale of guidance.
+MEASURED = ("food101-xl2-onelora", "food101-xl2-lora", "food101-sit-xl2-onelora")
+ONE_SCALE = ("--guidance_scales=",)
+NOT_MEASURED = (*ONE_SCALE, "--fid_features=none")
 #: Recipes whose adapter is merged: one of each kind of weights and of each family.
 MERGED = ("dit/food101-xl2-onelora", "dit/food101-xl2-dora", "dit/food101-sit-xl2-onelora", "depth/nyu_to_kitti",
           "classification/cifar10-vit-b16")  # fmt: skip
@@ -122,8 +127,9 @@ def _dit(name: str, file: Path, config: dict, small: bool) -> list[Step]:
     base, output = config["pretrained_model_name_or_path"], config["output_dir"]
     is_local = base.startswith("base/")
     images = f"images/{file.stem}"
-    # A Fréchet distance of 2,048 features takes minutes whatever the network's size.
-    measured = () if not small or file.stem in ("food101-xl2-onelora", "food101-sit-xl2-onelora") else NOT_MEASURED
+    measured = ()
+    if small:  # Fréchet distances of 2,048 features take minutes, whatever the network's size
+        measured = ONE_SCALE if file.stem in MEASURED else NOT_MEASURED
     drawn = (*ONELORA, "sample", f"{output}/adapter", "-o", images, "--classes=sushi,waffles", "--num_images=1")
     return [
         Step(
@@ -140,7 +146,7 @@ def _dit(name: str, file: Path, config: dict, small: bool) -> list[Step]:
 def _classification(name: str, file: Path, config: dict, small: bool) -> list[Step]:
     output = config["output_dir"]
     trained = f"{output}/seed-0"  # --seeds has a folder for each
-    train = (*LAUNCH, *_recipe("classification", file), "--data_dir=data", "--seeds=0", *SHORT)
+    train = (*LAUNCH, *_recipe("classification", file), "--data_dir=data", "--seeds=0", *SHORT, *MANY_PICTURES)
     predict = (*ONELORA, "predict", "--adapter", f"{trained}/adapter", "pictures", "--top=3")
     return [
         Step(f"{name}/train", train, (config["pretrained_model_name_or_path"], config["dataset_name"]), makes=output),
@@ -168,7 +174,7 @@ def _more_of_dit(small: bool) -> list[Step]:
     recipe, output = CONFIGS / "dit" / "food101-xl2-onelora.yaml", "output/dit-food101-onelora"
     name, adapter = "dit/food101-xl2-onelora", "output/dit-food101-onelora/adapter"
     trained, on_base = (f"{name}/train",), ("food101", DIT)
-    train = (*PYTHON, *_recipe("dit", recipe), "--data_dir=data", *FEW)
+    train = (*PYTHON, *_recipe("dit", recipe), "--data_dir=data", *FEW, *(ONE_SCALE if small else ()))
     sample = (*ONELORA, "sample", adapter, "--num_images=1", "--steps=2")
     own = ("--dataset_name=imagefolder", "--data_dir=my-images", "--learning_rate=1e-3", "--head_learning_rate=1e-3",
            "--lr_warmup_steps=0", "--cache_latents", "--mixed_precision=bf16")  # fmt: skip
@@ -230,10 +236,10 @@ def _more_of_classification(small: bool) -> list[Step]:
     """timm's ViT: docs/classification.md, docs/own-images.md and docs/sweep.md."""
     on_timm = f"--pretrained_model_name_or_path={timm_name(VIT, small)}"
     cifar = (on_timm, "--dataset_name=cifar100", "--data_dir=data", "--validation_steps=1", "--metric_for_best_model=top1",
-             "--learning_rate=1e-3", "--head_learning_rate=1e-3", "--mixed_precision=bf16", *SHORT)  # fmt: skip
-    own = (on_timm, "--data_dir=my-images", "--method=onelora_norms", "--learning_rate=1e-3", *SHORT)
+             "--learning_rate=1e-3", "--head_learning_rate=1e-3", "--mixed_precision=bf16", *SHORT, *MANY_PICTURES)  # fmt: skip
+    own = (on_timm, "--data_dir=my-images", "--method=onelora_norms", "--learning_rate=1e-3", *SHORT, *MANY_PICTURES)
     predict = (*ONELORA, "predict", "--adapter=output/cifar/adapter", "pictures", "--json")
-    tried = ("--methods=onelora,lora", "--learning_rates=1e-3", "--seeds=0", on_timm, *SHORT)
+    tried = ("--methods=onelora,lora", "--learning_rates=1e-3", "--seeds=0", on_timm, *SHORT, *MANY_PICTURES)
 
     def sweep(benchmark: str, folder: str) -> Step:
         words = (*ONELORA, "sweep", "classification", f"--dataset_name={benchmark}", f"--data_dir={folder}", *tried)

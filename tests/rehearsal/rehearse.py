@@ -29,9 +29,8 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 #: Lines of libraries that no user should have to read.
 NOISE = re.compile(
-    r"Warning\b|deprecat|newly initialized|UNEXPECTED|MISSING|unauthenticated"
-    r"|Loading weights|Writing model shards|Loading pipeline|An error occurred|Could not reach|will be ignored|Defaulting to|There are modules",
-    re.IGNORECASE,
+    r"Warning\b|[Dd]eprecat|newly initialized|UNEXPECTED|MISSING|unauthenticated"
+    r"|Loading weights|Writing model shards|Loading pipeline|An error occurred|Could not reach|will be ignored|Defaulting to|There are modules"
 )
 LAST_LINES = 20
 
