@@ -218,7 +218,7 @@ def _more_of_dit(small: bool) -> list[Step]:
         Step("dit/measures/fd_dinov2", (*ONELORA, "fid", *pictures, *dino), ("pictures", DINO)),
         Step(
             "dit/own_images/train",
-            (*PYTHON, _script("dit"), *on_hub, "--validation_steps=1", "--fid_features=embedded"),
+            (*PYTHON, _script("dit"), *on_hub, "--validation_steps=1"),
             ("pictures", DIT),
             makes="output/mine",
         ),
