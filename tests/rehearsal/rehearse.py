@@ -169,21 +169,26 @@ def rehearse(steps: Sequence[Step], runner: Processes, small: bool, keep: bool) 
         if failed.intersection(step.after):
             failed.add(step.name)
             print(f"left out: {step.name}", flush=True)
-            continue
-        remove_output(step, runner.stage)  # of an earlier rehearsal in this folder
-        outcome = runner.run(step.name, step.words)
-        report(outcome)
-        outcomes.append(outcome)
-        if outcome.code:
-            failed.add(step.name)
+        else:
+            remove_output(step, runner.stage)  # of an earlier rehearsal in this folder
+            outcomes.append(runner.run(step.name, step.words))
+            report(outcomes[-1])
+            if outcomes[-1].code:
+                failed.add(step.name)
         if not keep:
             remove_outputs(steps[: number + 1], steps[number + 1 :], runner.stage)
     return outcomes
 
 
 def remove_outputs(done: Sequence[Step], to_come: Sequence[Step], stage: Path) -> None:
-    """Delete what the finished steps made and no later one takes."""
-    taken = {name for step in to_come for name in step.after}
+    """Delete what the finished steps made and no later one takes, itself or with what another one made of it."""
+    inputs = {step.name: step.after for step in done}
+    taken, waiting = set(), [name for step in to_come for name in step.after]
+    while waiting:
+        name = waiting.pop()
+        if name not in taken:
+            taken.add(name)
+            waiting += inputs.get(name, ())
     for step in done:
         if step.name not in taken:
             remove_output(step, stage)

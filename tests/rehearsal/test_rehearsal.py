@@ -11,7 +11,7 @@ import torch
 from published_data import DATA
 from published_models import HUB, MODELS
 from recipe_steps import CONFIGS, DIT, INDOOR, UNREHEARSED_RECIPES, VIT, Step, all_steps, chosen
-from rehearse import Processes, rehearse, summary
+from rehearse import Processes, rehearse, remove_outputs, summary
 
 FOLDER = Path(__file__).parent
 IN21K = "google/vit-base-patch16-224-in21k"
@@ -130,6 +130,17 @@ def test_failures_noise_and_what_is_left_out_are_reported(tmp_path, capsys):
     assert "~ x.py:1: FutureWarning: soon" in printed and "| the reason" in printed and "left out: a/after" in printed
     assert not (tmp_path / "made").exists() and not (tmp_path / "never").exists()
     assert "2 of 3 commands run, 1 failed, 1 with lines of libraries" in summary(outcomes, steps)
+
+
+def test_a_base_stays_while_an_adapter_of_it_is_used(tmp_path):
+    base, trained = Step("base", (), makes="base"), Step("train", (), after=("base",), makes="adapter")
+    sampled = Step("sample", (), after=("train",))
+    for name in ("base", "adapter"):
+        (tmp_path / name).mkdir()
+    remove_outputs([base, trained], [sampled], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
+    remove_outputs([base, trained, sampled], [], tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 def run(*arguments):
