@@ -3,6 +3,8 @@
 import hashlib
 import importlib
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import environment  # noqa: F401
@@ -124,12 +126,19 @@ def outcome(output: Path) -> dict:
 
 
 def logged(output: Path) -> dict[str, list[tuple[int, float]]]:
-    """The curves as TensorBoard shows them: step and value of each figure."""
+    """The curves as TensorBoard shows them: step and value of each figure.
+
+    TensorBoard reads event files by name, and a name holds the second of the start, then the process's number as text.
+    Runs in forks resume within a second, which no command does, so the files are read in the order of their writing.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(output / "logs" / "onelora_vision"), size_guidance={"scalars": 0})
-    events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in sorted(events.Tags()["scalars"])}
+    files = sorted((output / "logs" / "onelora_vision").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    with tempfile.TemporaryDirectory() as ordered:
+        for index, file in enumerate(files):
+            shutil.copyfile(file, Path(ordered) / f"events.out.tfevents.{index:010d}")
+        events = EventAccumulator(ordered, size_guidance={"scalars": 0}).Reload()
+        return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in sorted(events.Tags()["scalars"])}
 
 
 def _plain(value):
