@@ -1,8 +1,8 @@
 """Make the small bases that ship in onelora_vision/embedded: ``python train_scripts/pretrain_embedded.py TARGET``.
 
-Targets: vae, features, dit and sit (need vae), depth, vit, language. Two CPU cores take minutes, for dit about 35. Every image and every
-number drawn depends on the seed and the step alone. Matrix products run in bfloat16 where the CPU has instructions for it, weights are kept in fp32 and
-saved in fp16.
+Targets: vae, features, dit and sit (need vae), depth, vit, language. Two CPU cores take minutes, for dit about 35. Every
+image and every number drawn depends on the seed and the step alone. Matrix products run in bfloat16 where the CPU has
+instructions for it, weights are kept in fp32 and saved in fp16.
 """
 
 import math
@@ -140,34 +140,15 @@ def pretrain_dit(output: Path, steps: int | None, seed: int) -> None:
     """A class-conditional DiT of printed glyphs (epsilon prediction, linear schedule of 1,000 steps)."""
     from diffusers import DDIMScheduler
 
-    from onelora_vision.backbones.dit_network import DiT
-
     vae = load_vae(output)
     scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False, set_alpha_to_one=False)
-    means, stds, labels = encode_glyphs(vae, seed, count=80_000)
-    model = DiT(
-        num_attention_heads=4,
-        attention_head_dim=32,
-        in_channels=4,
-        out_channels=4,
-        num_layers=6,
-        patch_size=2,
-        sample_size=8,
-        num_embeds_ada_norm=len(CLASS_NAMES),
-    )
-    initialize_dit(model)
-    model.fuse_qkv()
+    glyphs = LatentGlyphs(vae, seed, count=80_000)
+    model = new_dit(num_layers=6, attention_head_dim=32)
 
-    def loss_at(step: int, size: int = 128) -> torch.Tensor:
-        draw = torch.Generator().manual_seed(mix(seed, step))
-        chosen = torch.randint(len(labels), (size,), generator=draw)
-        noise = torch.randn(size, 4, 8, 8, generator=draw)
-        latents = means[chosen].float() + stds[chosen].float() * torch.randn(noise.shape, generator=draw)
-        # one timestep in each of 128 equal intervals: the same distribution as independent draws, less variance
-        times = ((torch.arange(size) + torch.rand(size, generator=draw)) * (1000 / size)).long()
-        dropped = torch.rand(size, generator=draw) < 0.1
-        noisy = scheduler.add_noise(latents, noise, times)
-        predicted = model(noisy, times, labels[chosen].where(~dropped, model.null_class)).sample
+    def loss_at(step: int) -> torch.Tensor:
+        latents, noise, shares, labels = glyphs.batch(step, model.null_class)
+        times = (shares * 1000).long()
+        predicted = model(scheduler.add_noise(latents, noise, times), times, labels).sample
         return F.mse_loss(predicted.float(), noise)
 
     checkpoint = output / "dit-training.pt"
@@ -201,36 +182,20 @@ def pretrain_sit(output: Path, steps: int | None, seed: int) -> None:
     Smaller than the DiT, for the package's size: so are its weights, which keep the 8 significant bits of a bfloat16,
     and its autoencoder is the DiT's.
     """
-    from onelora_vision.backbones.dit_network import DiT
     from onelora_vision.backbones.dit_original import ORIGINALS
     from onelora_vision.diffusion.objective import objective_of
 
     vae = load_vae(output)
     scheduler = ORIGINALS["sit"].scheduler()
     flow = objective_of({"_class_name": type(scheduler).__name__, **scheduler.config})
-    means, stds, labels = encode_glyphs(vae, seed, count=20_000)
-    model = DiT(
-        num_attention_heads=4,
-        attention_head_dim=16,
-        in_channels=4,
-        out_channels=4,
-        num_layers=4,
-        patch_size=2,
-        sample_size=8,
-        num_embeds_ada_norm=len(CLASS_NAMES),
-    )
-    initialize_dit(model)
-    model.fuse_qkv()
+    glyphs = LatentGlyphs(vae, seed, count=20_000)
+    model = new_dit(num_layers=4, attention_head_dim=16)
 
-    def loss_at(step: int, size: int = 128) -> torch.Tensor:
-        draw = torch.Generator().manual_seed(mix(seed, step))
-        chosen = torch.randint(len(labels), (size,), generator=draw)
-        noise = torch.randn(size, 4, 8, 8, generator=draw)
-        latents = means[chosen].float() + stds[chosen].float() * torch.randn(noise.shape, generator=draw)
-        t = flow.times((torch.arange(size) + torch.rand(size, generator=draw)) / size)  # as for the DiT
-        dropped = torch.rand(size, generator=draw) < 0.1
+    def loss_at(step: int) -> torch.Tensor:
+        latents, noise, shares, labels = glyphs.batch(step, model.null_class)
+        t = flow.times(shares)
         noisy = flow.noised(latents, noise, t)
-        output = model(noisy, flow.timestep(t), labels[chosen].where(~dropped, model.null_class)).sample
+        output = model(noisy, flow.timestep(t), labels).sample
         return flow.losses(output, latents, noisy, noise, t)["mse"].mean()
 
     checkpoint = output / "sit-training.pt"
@@ -242,18 +207,52 @@ def pretrain_sit(output: Path, steps: int | None, seed: int) -> None:
     checkpoint.unlink(missing_ok=True)
 
 
-@torch.no_grad()
-def encode_glyphs(vae, seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the scaled latents of many glyphs, (count, 4, 8, 8) in fp16, and the labels."""
-    means, stds, labels = [], [], []
-    for part in progress(range(count // 1000), count // 1000, desc="encoding glyphs", unit="part"):
-        images, classes = glyph_batch(mix(seed, 2), part, 1000)
-        with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(images * 2 - 1).latent_dist
-        means.append((posterior.mean * vae.config.scaling_factor).half())
-        stds.append((posterior.std * vae.config.scaling_factor).half())
-        labels.append(classes)
-    return torch.cat(means), torch.cat(stds), torch.cat(labels)
+class LatentGlyphs:
+    """Many glyphs in an autoencoder's latents, kept as fp16, of which batches are drawn."""
+
+    @torch.no_grad()
+    def __init__(self, vae: nn.Module, seed: int, count: int):
+        self.seed, means, stds, labels = seed, [], [], []
+        for part in progress(range(count // 1000), count // 1000, desc="encoding glyphs", unit="part"):
+            images, classes = glyph_batch(mix(seed, 2), part, 1000)
+            with torch.autocast("cpu", torch.bfloat16):
+                posterior = vae.encode(images * 2 - 1).latent_dist
+            means.append((posterior.mean * vae.config.scaling_factor).half())
+            stds.append((posterior.std * vae.config.scaling_factor).half())
+            labels.append(classes)
+        self.means, self.stds, self.labels = torch.cat(means), torch.cat(stds), torch.cat(labels)
+
+    def batch(self, step: int, null_class: int, size: int = 128) -> tuple[torch.Tensor, ...]:
+        """Latents and noise (size, 4, 8, 8), shares of the noise schedule in [0, 1) and labels, a tenth of them dropped.
+
+        There is one share in each of ``size`` equal intervals: the same distribution as independent draws, less variance.
+        """
+        draw = torch.Generator().manual_seed(mix(self.seed, step))
+        chosen = torch.randint(len(self.labels), (size,), generator=draw)
+        noise = torch.randn(size, 4, 8, 8, generator=draw)
+        latents = self.means[chosen].float() + self.stds[chosen].float() * torch.randn(noise.shape, generator=draw)
+        shares = (torch.arange(size) + torch.rand(size, generator=draw)) / size
+        dropped = torch.rand(size, generator=draw) < 0.1
+        return latents, noise, shares, self.labels[chosen].where(~dropped, null_class)
+
+
+def new_dit(num_layers: int, attention_head_dim: int) -> nn.Module:
+    """A DiT of glyphs on latents (4, 8, 8), at its start."""
+    from onelora_vision.backbones.dit_network import DiT
+
+    model = DiT(
+        num_attention_heads=4,
+        attention_head_dim=attention_head_dim,
+        in_channels=4,
+        out_channels=4,
+        num_layers=num_layers,
+        patch_size=2,
+        sample_size=8,
+        num_embeds_ada_norm=len(CLASS_NAMES),
+    )
+    initialize_dit(model)
+    model.fuse_qkv()
+    return model
 
 
 def initialize_dit(model: nn.Module) -> None:

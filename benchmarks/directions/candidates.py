@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onelora_vision.tuners.onelora.compression import subspace_iteration
+
 #: Layers whose input has passed an activation, so that its sum has a mean: of timm's and diffusers' blocks, and of transformers'.
 BEHIND_ACTIVATION = r"(fc2|ff\.net\.2|mlp\.down|output\.dense|norm1\.linear|proj_out_1|linear_2|emb\.linear)$"
 
@@ -46,20 +48,6 @@ def singular(weight: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
     return u * signs, s, v * signs[:, None]
 
 
-def powered(weight: Tensor, m: int, steps: int = 2) -> Tensor:
-    """Orthonormal (m, k): a few steps of subspace iteration from fixed random vectors, a smooth function of the weight."""
-    matrix = weight.double()
-    v = random_matrix(m, weight.shape[1])
-    for _ in range(steps):
-        v = _orthonormal(v @ matrix.T @ matrix, v)
-    return v
-
-
-def _orthonormal(rows: Tensor, fallback: Tensor) -> Tensor:
-    rows = rows if bool(rows.any()) else fallback
-    return torch.linalg.qr(rows.T)[0].T
-
-
 def turns(outputs: int, m: int) -> Tensor:
     """Output i takes direction i mod m."""
     return torch.arange(outputs) % m
@@ -84,7 +72,7 @@ def _top(weight: Tensor, name: str, m: int) -> Rows:
 def _power(weight: Tensor, name: str, m: int, steps: int = 2) -> Rows:
     d, k = weight.shape
     m = min(m, d, k)
-    return Rows(_unit(powered(weight, m, steps), k), turns(d, m))
+    return Rows(_unit(subspace_iteration(weight, m, steps), k), turns(d, m))
 
 
 def _mixed_span(weight: Tensor, name: str, m: int, steps: int | None = None) -> Rows:
@@ -92,7 +80,7 @@ def _mixed_span(weight: Tensor, name: str, m: int, steps: int | None = None) -> 
     d, k = weight.shape
     m = min(m, d, k)
     rotation = torch.linalg.qr(random_matrix(m, m, 1))[0]
-    span = singular(weight, m)[2] if steps is None else powered(weight, m, steps)
+    span = singular(weight, m)[2] if steps is None else subspace_iteration(weight, m, steps)
     return Rows(_unit(rotation @ span, k), turns(d, m))
 
 

@@ -28,7 +28,7 @@ TABLES = "study-tables.md"
 def sweep_of(job: str, folder: Path) -> Sweep:
     """The sweep of a job in its folder below ``folder``."""
     arguments = [job, "--sweep_file", str(HERE / f"{job}.yaml"), "--output_dir", str(folder / job)]
-    return sweep_command.read_sweep(arguments)[0]
+    return sweep_command.read_sweep(arguments)
 
 
 def keep(job: str, folder: Path, kept: Path) -> None:

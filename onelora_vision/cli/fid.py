@@ -44,16 +44,17 @@ def measure_sets(args: argparse.Namespace) -> dict:
     from onelora_vision.data.image_sets import ImageSet
     from onelora_vision.metrics.dinov2 import MODEL
     from onelora_vision.metrics.features import cached_features, open_features, published_features
-    from onelora_vision.metrics.generative import collect, compare, inception_score
+    from onelora_vision.metrics.generative import collect, compare, figures_alone
     from onelora_vision.runtime.device import choose_device
     from onelora_vision.runtime.progress import progress_bar
 
     real_path, made_path = args.paths
     is_published = has_statistics(real_path)
-    if is_published and args.features != "inception":
-        raise InputError(f"{real_path}: statistics of InceptionV3's features; they need --features inception")
+    is_shown = not is_published or has_images(real_path)
+    if args.features != "inception" and not is_shown:
+        raise InputError(f"{real_path}: statistics of InceptionV3's features alone; they need --features inception")
     generated = ImageSet(made_path, args.on_bad_image)
-    reference = None if is_published and not has_images(real_path) else ImageSet(real_path, args.on_bad_image)
+    reference = ImageSet(real_path, args.on_bad_image) if is_shown else None
     features = open_features(args.features, args.fid_weights, args.fid_timm_model or MODEL)
     features.to(choose_device(args.device))
 
@@ -71,12 +72,9 @@ def measure_sets(args: argparse.Namespace) -> dict:
     if reference is not None:
         parts = [*reference.hashes, args.on_bad_image]
         real = cached_features(parts, features, lambda: measured(reference))
-    if is_published:
+    if is_published and args.features == "inception":
         real = published_features(real_path, features, real)
     made = measured(generated)
-    metrics = compare(made, real, features.name)
-    if made.logits is not None and not features.class_names:
-        metrics["inception_score"] = inception_score(made.logits)
     return {
         "reference": real_path,
         "reference_images": len(real),
@@ -84,7 +82,7 @@ def measure_sets(args: argparse.Namespace) -> dict:
         "generated_images": len(made),
         "features": features.name,
         "weights_hash": features.weights_hash,
-        "metrics": metrics,
+        "metrics": compare(made, real, features.name) | figures_alone(made, features),
     }
 
 

@@ -41,13 +41,12 @@ def main(argv: list[str]) -> int:
 
 
 def read_sweep(argv: list[str]):
-    """The sweep that a command line says, and its arguments; nothing is run or written.
+    """The `sweep.plan.Sweep` that a command line says; nothing is run or written.
 
     Raises:
         InputError: a flag, a method or a setting is wrong.
     """
-    args, flags = _parsed(argv)
-    return _checked(args, flags), args
+    return _checked(*_parsed(argv))
 
 
 def _parsed(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

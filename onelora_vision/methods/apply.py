@@ -183,16 +183,23 @@ def apply_method(
     with seeded(seed), _bad_input(row, options):
         adapted = get_peft_model(model, config, adapter_name=adapter_name)
     _check_outcome(adapted, row, targets, config.modules_to_save or [])
+    _make_ready(adapted, adapter_name, {"ln_tuning_layers": targets if on_norms else [], "modules_to_save": whole})
+    adapted.whole_modules = tuple(adaptation.whole_modules)
+    return adapted
+
+
+def _make_ready(adapted: PeftModel, adapter_name: str, copies: dict[str, Sequence[str]]) -> None:
+    """What PEFT leaves to do before training.
+
+    Args:
+        copies: full names of the modules of which a copy is trained, by the wrapper's attribute that holds it.
+    """
     if changes_base(adapted.active_peft_config):
         keep_initial_values(adapted, adapter_name)
     shortcuts.call_adapted_layers(adapted)
-    if on_norms:
-        for name in targets:
-            train_in_float32(adapted.get_base_model().get_submodule(name).ln_tuning_layers[adapter_name])
-    for name in whole:
-        train_in_float32(adapted.get_base_model().get_submodule(name).modules_to_save[adapter_name])
-    adapted.whole_modules = tuple(adaptation.whole_modules)
-    return adapted
+    for attribute, names in copies.items():
+        for name in names:
+            train_in_float32(getattr(adapted.get_base_model().get_submodule(name), attribute)[adapter_name])
 
 
 @contextlib.contextmanager

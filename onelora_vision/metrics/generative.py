@@ -172,6 +172,13 @@ def compare(generated: FeatureSet, reference: FeatureSet, name: str) -> dict[str
     return figures
 
 
+def figures_alone(generated: FeatureSet, features: Features) -> dict[str, float]:
+    """Figures that need no real images: ``inception_score``, where the logits are a general classifier's. One of the
+    asked-for classes themselves gives `class_accuracy` instead."""
+    is_general = generated.logits is not None and not features.class_names
+    return {"inception_score": inception_score(generated.logits)} if is_general else {}
+
+
 def inception_score(logits: torch.Tensor, part: int = 5000) -> float:
     """``exp E KL(p(y|x) | p(y))`` of logits (N, classes), the mean over parts of images (Salimans et al. 2016,
     arXiv 1606.03498); higher is better, and a model that repeats one good picture of each class has a high one, too."""

@@ -21,10 +21,10 @@ class KeptParts:
     """The parts of one process, in the user's cache.
 
     Attributes:
-        key: what the features depend on. rank, processes: the process, and of how many; each has its own share of a part.
+        key: what the features depend on; None keeps nothing. rank, processes: the process, and of how many; each has its own share of a part.
     """
 
-    key: str
+    key: str | None
     rank: int = 0
     processes: int = 1
 
@@ -43,6 +43,8 @@ class KeptParts:
 
     def get(self, start: int, compute: Callable[[], FeatureSet]) -> FeatureSet:
         """The part that begins with image ``start``, kept from an earlier start of the evaluation or computed and kept."""
+        if self.key is None:
+            return compute()
         with dispensable((OSError, SafetensorError, TypeError)):
             if self._file(start).exists():
                 return FeatureSet(**load_file(self._file(start)))
@@ -53,6 +55,8 @@ class KeptParts:
 
     def clear(self) -> None:
         """Delete the parts of this process, when the evaluation is done."""
+        if self.key is None:
+            return
         with contextlib.suppress(OSError):
             for file in self.folder.glob(f"*-{self.rank}-of-{self.processes}.safetensors"):
                 file.unlink()

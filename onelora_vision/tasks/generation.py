@@ -219,9 +219,8 @@ def generator_retention(
         return {name: found[name] for name in (f"fd_{features.name}", "class_accuracy") if name in found}
 
     used = sampler.settings
-    guidance = f"guidance {used.guidance_scale:g}{' from the base' * used.uses_base}"
     protocol = (
-        f"{count:,} samples of {len(names):,} of the base's own classes, {used.sampler}, {used.steps} steps, {guidance}, "
+        f"{count:,} samples of {len(names):,} of the base's own classes, {used.sampler}, {used.steps} steps, {used.guidance_text()}, "
         f"{precision}, and {len(data):,} images of {real}, features {features.name} {features.weights_hash}"
     )
     return Retention(base, own, protocol, data.identity(), evaluate)

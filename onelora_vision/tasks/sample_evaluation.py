@@ -31,7 +31,7 @@ from onelora_vision.metrics.generative import (
     class_accuracy,
     collect,
     compare,
-    inception_score,
+    figures_alone,
     weights_hash,
 )
 from onelora_vision.metrics.parts import SIZE, KeptParts
@@ -229,25 +229,20 @@ class SampleEvaluator:
                 images = self.sampler(model, [labels[index] for index in share], seeds, accelerator.autocast)
                 return collect(features, bar_over(bar, images))
 
-            if len(shares) == 1:
-                own = measured(shares[0])
-            else:
-                own = FeatureSet.joined(list(self._in_parts(parts, shares, measured, bar)))
+            own = FeatureSet.joined(list(self._in_parts(parts, shares, measured, bar)))
             found = _of_all(own, features, accelerator)
         parts.clear()
-        metrics = compare(found, self.reference.features, features.name)
+        metrics = compare(found, self.reference.features, features.name) | figures_alone(found, features)
         if features.class_names and self.judges_classes:
             metrics["class_accuracy"] = class_accuracy(found.logits, classes, self.class_names, features.class_names)
-        elif found.logits is not None and not features.class_names:
-            metrics["inception_score"] = inception_score(found.logits)
         if self.reference.floor is not None:
             metrics[f"fd_{features.name}_floor"] = self.reference.floor
         return metrics
 
-    def _key(self, model: nn.Module) -> str:
-        """What the features of the samples depend on; costs nothing where they are one part, which is not kept."""
+    def _key(self, model: nn.Module) -> str | None:
+        """What the features of the samples depend on; None where they are one part, which is not worth keeping."""
         if self.num_samples <= SIZE:
-            return ""
+            return None
         return "\n".join([self.protocol.line(), weights_hash(model), *self.class_names, *map(str, self.rows or ())])
 
     @staticmethod

@@ -34,6 +34,19 @@ def test_two_sets_are_measured(onelora, sets):
     assert code == 0 and again["metrics"] == result["metrics"]
 
 
+def test_images_of_a_file_with_statistics_are_measured_by_other_features(onelora, sets):
+    with np.load(sets / "real.npz") as archive:
+        images = dict(archive)
+    np.savez(sets / "both.npz", mu=np.zeros(2048), sigma=np.eye(2048), **images)
+    np.savez(sets / "alone.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    arguments = (sets / "made.npz", "--features", "embedded", "--device", "cpu", "--json")
+    code, result, _ = onelora("fid", sets / "both.npz", *arguments)
+    assert code == 0 and result["reference_images"] == 12
+    assert result["metrics"] == onelora("fid", sets / "real.npz", *arguments)[1]["metrics"]
+    code, _, error = onelora("fid", sets / "alone.npz", *arguments)
+    assert code == 2 and "statistics of InceptionV3's features alone" in error
+
+
 def test_a_home_folder_that_cannot_be_written_costs_no_metrics(onelora, sets, monkeypatch, caplog):
     (sets / "nohome").touch()
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -45,8 +45,8 @@ def test_a_dit_without_its_autoencoder_is_refused(tmp_path, monkeypatch, capsys)
 
 def test_a_dit_is_saved_beside_its_autoencoder_as_a_base_that_loads(tmp_path, monkeypatch):
     shutil.copytree(embedded.DIT / "vae", tmp_path / "dit" / "vae")
-    encode = pretrain_embedded.encode_glyphs
-    monkeypatch.setattr(pretrain_embedded, "encode_glyphs", lambda vae, seed, count: encode(vae, seed, 1000))
+    glyphs = pretrain_embedded.LatentGlyphs
+    monkeypatch.setattr(pretrain_embedded, "LatentGlyphs", lambda vae, seed, count: glyphs(vae, seed, 1000))
     pretrain_embedded.pretrain_dit(tmp_path, 1, 0)
     base = DiTBase.load(tmp_path / "dit")
     assert base.class_names == pretrain_embedded.CLASS_NAMES and base.image_size == 32
@@ -55,8 +55,8 @@ def test_a_dit_is_saved_beside_its_autoencoder_as_a_base_that_loads(tmp_path, mo
 
 def test_a_sit_is_saved_without_its_autoencoder_which_is_the_dits(tmp_path, monkeypatch):
     shutil.copytree(embedded.DIT / "vae", tmp_path / "dit" / "vae")
-    encode = pretrain_embedded.encode_glyphs
-    monkeypatch.setattr(pretrain_embedded, "encode_glyphs", lambda vae, seed, count: encode(vae, seed, 1000))
+    glyphs = pretrain_embedded.LatentGlyphs
+    monkeypatch.setattr(pretrain_embedded, "LatentGlyphs", lambda vae, seed, count: glyphs(vae, seed, 1000))
     pretrain_embedded.pretrain_sit(tmp_path, 1, 0)
     assert sorted(path.name for path in (tmp_path / "sit").iterdir()) == [
         "model_index.json", "scheduler", "transformer",

@@ -77,17 +77,24 @@ def subspace_compression(weight: Tensor, rank: int) -> Tensor:
     """
     outputs, inputs = weight.shape
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    # MPS knows no fp64.
+    v = subspace_iteration(weight, subspace_rank(outputs, inputs, rank), _SUBSPACE_STEPS)
+    return (v * math.sqrt(inputs)).to(dtype).to(weight.device)
+
+
+@torch.no_grad()
+def subspace_iteration(weight: Tensor, count: int, steps: int) -> Tensor:
+    """Orthonormal (count, k) in fp64, after ``steps`` times ``V <- orth(V W0^T W0)`` from fixed random vectors, for a weight
+    (d, k). On the weight's device if that knows fp64 (MPS does not), else on the CPU."""
     matrix = weight if weight.device.type in ("cpu", "cuda") else weight.cpu()
-    start = np.random.RandomState(0).standard_normal((subspace_rank(outputs, inputs, rank), inputs))
+    start = np.random.RandomState(0).standard_normal((count, weight.shape[1]))
     v = _orthonormal(torch.from_numpy(start).to(matrix.device))
-    for _ in range(_SUBSPACE_STEPS):
+    for _ in range(steps):
         magnified = torch.zeros_like(v)
         for block in matrix.split(_BLOCK):
             rows = block.double()
             magnified += (v @ rows.t()) @ rows
         v = _orthonormal(magnified, v)
-    return (v * math.sqrt(inputs)).to(dtype).to(weight.device)
+    return v
 
 
 def _orthonormal(rows: Tensor, where_none: Tensor | None = None) -> Tensor:

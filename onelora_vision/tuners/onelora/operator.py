@@ -97,13 +97,15 @@ def mixed_epilogue(z: Tensor, x: Tensor, adapters: Sequence[Vectors], choice: Te
     elif all(a.v is None for a in adapters):
         s = compress(x, None)
     else:
-        s = _sums_by_adapter(x, adapters, choice, z.shape[-1])
+        take_turns = any(a.v is not None and a.v.ndim > 1 for a in adapters)
+        s = _sums_by_adapter(x, adapters, choice, z.shape[-1] if take_turns else 1)
     gamma = gather([a.gamma for a in adapters], 1.0, z)
     return plain_epilogue(z, s, gamma, gather([a.beta for a in adapters], 0.0, z), b)
 
 
 def _sums_by_adapter(x: Tensor, adapters: Sequence[Vectors], choice: Tensor, outputs: int) -> Tensor:
-    """What each output multiplies, (batch, ..., outputs), where the adapters compress the input differently."""
+    """What each output multiplies, (batch, ..., outputs), where the adapters compress the input differently; ``outputs``
+    is 1 where all of a layer's multiply the same."""
     sums = x.new_zeros(*x.shape[:-1], outputs, dtype=_at_least_float32(x))
     for number, adapter in enumerate(adapters):
         if adapter.b is not None:
@@ -149,9 +151,9 @@ def _starts_from_the_sums(weight: Tensor) -> bool:
     return weight.dtype in (torch.float32, torch.float64) and weight.device.type == "cpu"
 
 
-def _start(s: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """``bias + b s`` (..., d)."""
-    return s * b if bias is None else torch.addcmul(bias, s, b)
+def _start(s: Tensor, b: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """``bias + b s``, for shapes that broadcast."""
+    return torch.mul(s, b, out=out) if bias is None else torch.addcmul(bias, s, b, out=out)
 
 
 def _in_turns(vector: Tensor, count: int) -> Tensor:
@@ -169,11 +171,8 @@ class _SumLinear(torch.autograd.Function):
         turning_b, sums = _in_turns(b, count), s[:, None]  # (d / m, m), (tokens, 1, m)
         if _starts_from_the_sums(weight):
             y = x.new_empty(len(x), len(b), dtype=weight.dtype)  # not a view, which a host may not change in place
-            turned = y.view(len(x), -1, count)
-            if bias is None:
-                torch.mul(sums, turning_b, out=turned)
-            else:
-                torch.addcmul(_in_turns(bias, count), sums, turning_b, out=turned)
+            turning_bias = None if bias is None else _in_turns(bias, count)
+            _start(sums, turning_b, turning_bias, out=y.view(len(x), -1, count))
             y.addmm_(x, weight.t())
         else:
             y = F.linear(x.to(weight.dtype), weight, bias)
