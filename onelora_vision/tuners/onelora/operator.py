@@ -161,12 +161,41 @@ def _in_turns(vector: Tensor, count: int) -> Tensor:
     return vector.view(-1, count)
 
 
+def _takes_the_adapted_weight(rows: Tensor, weight: Tensor, v: Tensor | None) -> bool:
+    """Whether ``W + ΔW`` is made for the product: for several v it is one pass over W, where the tokens' sums are two passes
+    over them and a small product, of which a core computes few operations in a second.
+
+    Where the tokens are fewer than half of the outputs, W is the larger of the two.
+    """
+    return v is not None and v.ndim > 1 and _starts_from_the_sums(weight) and 2 * len(rows) >= len(weight)
+
+
+def _adapted_weight(weight: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    """``W + ΔW`` (d, k) for v (m, k), whose row i is ``W_i + b_i v_(i mod m)``."""
+    shape = (-1, *v.shape)
+    return torch.addcmul(weight.view(shape), b.view(shape[:2]).unsqueeze(-1), v).view(weight.shape)
+
+
 class _SumLinear(torch.autograd.Function):
     """``W x + bias + b * sum x`` with a frozen weight, for x (tokens, k)."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, b, v, with_grad):
-        s = compress(x, None) if v is None else rows_dot(x, v)  # (tokens, m)
+        trains_b = with_grad and ctx.needs_input_grad[3]
+        if _takes_the_adapted_weight(x, weight, v):
+            s = rows_dot(x, v) if trains_b else None
+            y = F.linear(x, _adapted_weight(weight, b, v), bias)
+        else:
+            s, y = _SumLinear._from_the_sums(x, weight, bias, b, v)
+        ctx.x_dtype = x.dtype
+        # The weight is for x's gradient alone; under autocast it is a copy, which the first layer need not keep.
+        ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, b, v, s if trains_b else None)
+        return y
+
+    @staticmethod
+    def _from_the_sums(x, weight, bias, b, v):
+        """What b multiplies (tokens, m), and the output."""
+        s = compress(x, None) if v is None else rows_dot(x, v)
         count = s.shape[1]
         turning_b, sums = _in_turns(b, count), s[:, None]  # (d / m, m), (tokens, 1, m)
         if _starts_from_the_sums(weight):
@@ -177,11 +206,7 @@ class _SumLinear(torch.autograd.Function):
         else:
             y = F.linear(x.to(weight.dtype), weight, bias)
             y.view(len(x), -1, count).addcmul_(sums, turning_b)
-        trains_b = with_grad and ctx.needs_input_grad[3]
-        ctx.x_dtype = x.dtype
-        # The weight is for x's gradient alone; under autocast it is a copy, which the first layer need not keep.
-        ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, b, v, s if trains_b else None)
-        return y
+        return s, y
 
     @staticmethod
     def backward(ctx, grad):
@@ -202,6 +227,8 @@ class _SumLinear(torch.autograd.Function):
 
 def _grad_input(rows: Tensor, weight: Tensor, b: Tensor, v: Tensor | None, dtype: torch.dtype) -> Tensor:
     """``rows (W + b v^T)`` (tokens, k), in the order of the forward pass."""
+    if _takes_the_adapted_weight(rows, weight, v):
+        return rows @ _adapted_weight(weight, b, v)
     if v is not None and v.ndim > 1:
         share = turns_dot(rows, b, len(v))  # (tokens, m)
         if _starts_from_the_sums(weight):

@@ -103,10 +103,12 @@ def test_vectors_in_fp32_leave_a_layer_in_fp64_its_precision(v):
     torch.testing.assert_close(gradients[0], expected_gradients[0], rtol=1e-12, atol=1e-12)
 
 
-def test_b_of_zero_leaves_the_frozen_layers_numbers_bit_for_bit():
-    x, weight, bias = torch.randn(50, 64), torch.randn(96, 64), torch.randn(96)
+@pytest.mark.parametrize("v", [None, torch.randn(16, 64)], ids=["sum", "turns"])
+@pytest.mark.parametrize("tokens", [20, 50])  # on both sides of half of the outputs
+def test_b_of_zero_leaves_the_frozen_layers_numbers_bit_for_bit(v, tokens):
+    x, weight, bias = torch.randn(tokens, 64), torch.randn(96, 64), torch.randn(96)
     for c in (bias, None):
-        assert torch.equal(operator.linear(x, weight, c, [Vectors(torch.zeros(96))]), F.linear(x, weight, c))
+        assert torch.equal(operator.linear(x, weight, c, [Vectors(torch.zeros(96), v=v)]), F.linear(x, weight, c))
 
 
 def test_small_b_is_not_rounded_away_on_a_half_precision_weight():
