@@ -66,8 +66,10 @@ adapters: out/dit out/depth out/classification
 	cp -r out/classification/adapter $(SHIPPED)/handwriting-vit
 	$(PYTHON) -c "$$SMALL_PICTURES" $(SHIPPED)
 
+# The studio shows it next to the base, which is to be guided, too: the base guides both.
+out/dit: FLAGS = --guidance_base --guidance_scale 4
 out/%: FORCE
-	$(PYTHON) train_scripts/train_$*.py --output_dir $@
+	$(PYTHON) train_scripts/train_$*.py --output_dir $@ $(FLAGS)
 
 FORCE:
 

@@ -32,6 +32,7 @@ from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.storage.files import atomic_file, write_json
 from onelora_vision.tasks.sample_evaluation import ImageSampler, SampleEvaluator
 from onelora_vision.training.command_line import parse_config
+from onelora_vision.training.sampling_options import GUIDANCE_SCALE
 from train_scripts import train_dit
 
 OWN, BASE, DISTILLED = "its own null class", "the base", "the training"
@@ -64,7 +65,7 @@ def train_run(folder: Path, seed: int, distillation: float | None, overrides: di
     """The folder of a trained run of a seed, trained now if it is not there."""
     place = folder / f"{'distilled' if distillation else 'plain'}-{seed}"
     flags = {"seed": seed, "checkpointing_steps": 0, "fid_num_samples": 0, "num_validation_images": 0, **overrides}
-    flags |= {"guidance_distillation": distillation} if distillation else {}
+    flags |= {"guidance_distillation": distillation} if distillation else {"guidance_scale": GUIDANCE_SCALE}
     if (place / "adapter").is_dir() and all(getattr(config_of(place), name) == flags[name] for name in flags):
         return place
     flags |= {"output_dir": place, "overwrite": True, "report_to": "none"}
@@ -111,7 +112,7 @@ class Measurements:
         """What measures samples as the run itself does; the real images are measured once for runs that differ in seeds."""
         config, base = dataclasses.replace(config, fid_num_samples=self.num_samples), generator.base
         sampler = ImageSampler(base.vae, base.schedule, config.sampling(), config.eval_batch_size)
-        own = {"seed": 0, "guidance_distillation": None, "output_dir": ".", "overwrite": False}
+        own = {"seed": 0, "guidance_distillation": None, "guidance_scale": 1.0, "output_dir": ".", "overwrite": False}
         key = repr(dataclasses.replace(config, **own))
         if key not in self._evaluators:
             found = train_dit.make_evaluator(config, base, sampler, Accelerator())
@@ -223,7 +224,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", nargs="+", type=Path, help="folders of runs to measure, in place of training some")
     parser.add_argument("--seeds", default="0,1,2", help="of the runs that are trained, with commas")
     parser.add_argument("--scales", default="1,1.5,2,2.5,3,4", help="of guidance, with commas")
-    parser.add_argument("--distillation", type=float, default=1.5, help="--guidance_distillation of the other adapter")
+    parser.add_argument("--distillation", type=float, default=train_dit.EMBEDDED_DISTILLATION, help="--guidance_distillation of the other adapter")
     parser.add_argument("--num_samples", type=int, default=500, help="images that each point is measured on")
     parser.add_argument("--folder", type=Path, default=Path("output/guidance"), help="for runs and measurements")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where table and picture go")

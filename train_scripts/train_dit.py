@@ -20,8 +20,10 @@ from onelora_vision.training.command_line import check_command_line, parse_confi
 from onelora_vision.training.config import Schedule, TrainingConfig, option
 from onelora_vision.training.loss_options import LossOptions
 from onelora_vision.training.retention_options import OldData, RetentionOptions
+from onelora_vision.training.sampling_options import GUIDANCE_SCALE
 
 RETENTION_SAMPLES = 360  # ten of each class of the embedded base
+EMBEDDED_DISTILLATION = 1.8  # chosen on the validation split, see docs/dit.md
 # Flags without effect on the embedded job, whose pictures are drawn at the model's size.
 EMBEDDED_IGNORES = {"max_train_samples", "resolution", "center_crop", "random_flip", "cache_latents", "latents_dir"}
 
@@ -68,7 +70,7 @@ class DiTConfig(LossOptions, RetentionOptions, DataOptions, ModelOptions, Traini
     output_dir: str = option("output/dit", "folder for checkpoints, adapter and results", may_change=True)
     train_batch_size: int = option(64, "samples per step and process, before gradient accumulation", may_change=True)
     eval_batch_size: int = option(125, "batch size of evaluations", may_change=True)
-    max_train_steps: int | None = option(900, "optimizer steps; overrides --num_train_epochs", may_change=True)
+    max_train_steps: int | None = option(700, "optimizer steps; overrides --num_train_epochs", may_change=True)
     learning_rate: float = option(6e-3, "peak learning rate of the adapter's vectors")
     head_learning_rate: float | None = option(2e-2, "peak learning rate of the label table")
     lr_scheduler: Schedule = option("cosine", "learning rate schedule")
@@ -81,6 +83,8 @@ class DiTConfig(LossOptions, RetentionOptions, DataOptions, ModelOptions, Traini
 
     def __post_init__(self):
         super().__post_init__()
+        if self._leaves_guidance_to_the_embedded_job():
+            self.guidance_distillation = EMBEDDED_DISTILLATION
         ignored = self.ignored_flags(ignored_by(self.dataset_name)) - {"cache_dir"}  # which is the model's here
         ignored |= EMBEDDED_IGNORES if self.dataset_name == EMBEDDED else set()
         self._refuse_ignored(ignored, "dataset_name", self.dataset_name)
@@ -104,6 +108,13 @@ class DiTConfig(LossOptions, RetentionOptions, DataOptions, ModelOptions, Traini
         self._require("max_train_samples", self.max_train_samples is None or self.max_train_samples >= 1, "at least 1")
         self.loss_settings()  # refuses what cannot be trained or sampled with
         self.swept_scales()
+
+    def _leaves_guidance_to_the_embedded_job(self) -> bool:
+        """Whether base and data are the embedded ones, and no flag says how to guide. Nor does a file say how to adapt: some
+        PEFT configs change the base, which then cannot guide."""
+        embedded = self.dataset_name == self.pretrained_model_name_or_path == EMBEDDED
+        guidance = (self.guidance_distillation, self.guidance_scale, self.guidance_scales, self.peft_config)
+        return embedded and not self.guidance_base and all(value is None for value in guidance)
 
 
 if __name__ == "__main__":
@@ -278,7 +289,10 @@ def make_picture(config: DiTConfig, base: DiTBase, sampler: ImageSampler, traini
         return None
     labels = shown_classes(config, base)
     names = [base.class_names[label] for label in labels]
-    return SamplePicture(sampler, names, labels, config.num_validation_images, config.seed, training)
+    guided = None
+    if config.guidance_distillation:
+        guided = replace(sampler, settings=replace(sampler.settings, guidance_scale=GUIDANCE_SCALE))
+    return SamplePicture(sampler, names, labels, config.num_validation_images, config.seed, training, guided)
 
 
 def train(config: DiTConfig, run: Run) -> dict:

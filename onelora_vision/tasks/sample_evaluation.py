@@ -283,7 +283,8 @@ class SamplePicture:
     to training images of the same classes.
 
     Attributes:
-        sampler: how the images are made.
+        sampler: how the images are made. base_sampler: how those of the base are, if otherwise: it needs guidance also where
+            the adapter was trained to do without.
         names: of the classes shown, one row each; labels: their numbers. num_images: images of each.
         seed: of the noise.
         training: the training images without augmentation; None leaves them out.
@@ -295,6 +296,7 @@ class SamplePicture:
     num_images: int
     seed: int = 0
     training: Dataset | None = None
+    base_sampler: ImageSampler | None = None
 
     @torch.no_grad()
     def draw(
@@ -308,9 +310,10 @@ class SamplePicture:
         seeds = [seeding.mix(self.seed, -1, index) for index in range(len(labels))]
         adapted = torch.cat(list(self.sampler(model, labels, seeds)))
         with model.disable_adapter():
-            base = torch.cat(list(self.sampler(model, labels, seeds)))
+            base = torch.cat(list((self.base_sampler or self.sampler)(model, labels, seeds)))
+        of_base = f"base, {self.base_sampler.settings.guidance_text()}" if self.base_sampler else "base"
         panels = {
-            name: images.unflatten(0, (-1, self.num_images)) for name, images in (("base", base), (title, adapted))
+            name: images.unflatten(0, (-1, self.num_images)) for name, images in ((of_base, base), (title, adapted))
         }
         used = self.sampler.settings
         how = f"samples on the same noise; {used.sampler}, {used.steps} steps, {used.guidance_text()}"

@@ -27,7 +27,8 @@ class LossOptions(SamplingOptions):
     guidance_distillation: float | None = option(
         None,
         "train towards guidance from the base at the scale 1 / (2 - VALUE), so that sampling needs none (DogFit); "
-        "between 1 and 2, 1.5 in the paper's code (default: off)",
+        "between 1 and 2, 1.5 in the paper's code (default: 1.8 for the embedded job, unless a flag or --peft_config says "
+        "how to guide or adapt; else off)",
     )
 
     def sampling(self, default_scale: float = GUIDANCE_SCALE) -> SamplingSettings:

@@ -1,4 +1,6 @@
-"""An evaluation of many samples is interrupted and resumed."""
+"""An evaluation of many samples is interrupted and resumed; the picture of a run."""
+
+import contextlib
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from onelora_vision.metrics import parts
 from onelora_vision.metrics.generative import Features, FeatureSet
 from onelora_vision.metrics.parts import KeptParts
 from onelora_vision.tasks import sample_evaluation
-from onelora_vision.tasks.sample_evaluation import ImageSampler, Reference, SampleEvaluator
+from onelora_vision.tasks.sample_evaluation import ImageSampler, Reference, SampleEvaluator, SamplePicture
 
 
 class Means(Features):
@@ -90,3 +92,39 @@ def test_processes_share_out_each_part(evaluator):
     assert [len(share) for share in shares[0]] == [4, 3, 2]
     assert sorted(i for own in shares for share in own for i in share) == list(range(25))
     assert all(i % 3 == rank for rank, own in enumerate(shares) for share in own for i in share)
+
+
+class Switched(torch.nn.Module):
+    """A model that says whether its adapter is off."""
+
+    is_off = False
+
+    @contextlib.contextmanager
+    def disable_adapter(self):
+        self.is_off = True
+        yield
+        self.is_off = False
+
+
+def test_the_picture_guides_the_base_where_the_adapter_was_trained_to_do_without(monkeypatch, tmp_path):
+    calls, shown = [], {}
+
+    class Recorded(Drawn):
+        def __call__(self, model, labels, seeds, autocast=None):
+            calls.append((model.is_off, self.settings.guidance_scale, tuple(seeds)))
+            return super().__call__(model, labels, seeds)
+
+    def save(path, panels, names, caption):
+        shown.update(path=path, panels=[*panels], caption=caption)
+
+    monkeypatch.setattr(sample_evaluation, "save_comparison", save)
+    plain, guided = (
+        Recorded(torch.nn.Linear(1, 1), {"beta_schedule": "linear"}, SamplingSettings(guidance_scale=scale))
+        for scale in (1.0, 4.0)
+    )
+    for own, title in ((guided, "base, guidance 4"), (None, "base")):
+        calls.clear()
+        SamplePicture(plain, ["a"], [0], 2, base_sampler=own).draw(tmp_path / "samples.png", Switched(), "lora")
+        (_, adapted, seeds), (is_off, base, same) = calls
+        assert shown["panels"] == [title, "lora"] and shown["caption"].endswith("guidance 1") and same == seeds
+        assert is_off and (adapted, base) == (1, 4 if own else 1)

@@ -2,17 +2,30 @@ import pytest
 
 from onelora_vision.errors import InputError
 from onelora_vision.training.command_line import parse_config
-from train_scripts.train_dit import DiTConfig
+from train_scripts.train_dit import EMBEDDED_DISTILLATION, DiTConfig
 
 
 def config(*flags):
     return parse_config(DiTConfig, list(flags))
 
 
+OWN_DATA = ("--data_dir=pictures",)
+
+
 def test_without_flags_the_loss_is_plain_and_the_guidance_as_ever():
-    assert config().loss_settings().facts() == {}
-    assert (config().sampling().guidance_scale, config().sampling().guidance_base) == (4.0, False)
-    assert config("--guidance_scale", "1.5").sampling().guidance_scale == 1.5
+    assert config(*OWN_DATA).loss_settings().facts() == {}
+    assert (config(*OWN_DATA).sampling().guidance_scale, config(*OWN_DATA).sampling().guidance_base) == (4.0, False)
+    assert config(*OWN_DATA, "--guidance_scale", "1.5").sampling().guidance_scale == 1.5
+
+
+def test_the_embedded_job_is_trained_towards_guidance_unless_a_flag_says_how_to_guide(tmp_path):
+    assert config().loss_settings().facts() == {"guidance_distillation": EMBEDDED_DISTILLATION}
+    assert config().sampling().guidance_scale == 1
+    assert config("--guidance_distillation=1.5").guidance_distillation == 1.5
+    (tmp_path / "lora.json").write_text('{"peft_type": "LORA"}')
+    others = "guidance_scale=4", "guidance_base", "guidance_scales=1,2", f"peft_config={tmp_path / 'lora.json'}"
+    for other in (*others, "pretrained_model_name_or_path=embedded/sit", "dataset_name=glyphs"):
+        assert config(f"--{other}").guidance_distillation is None
 
 
 def test_the_flags_reach_the_settings():
