@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -76,7 +77,7 @@ class GenerationTask(Task):
         scale: makes latents of unit size; by default the autoencoder's.
         info: what the adapter's files say about it.
         picture: what is drawn after evaluations and at the end. scales: of guidance, to evaluate at in the end.
-        loss: how the training's loss is taken; the validation loss is always the plain one.
+        loss: how the training's loss is taken.
     """
 
     def __init__(
@@ -120,10 +121,14 @@ class GenerationTask(Task):
         return {"loss": sum(losses.values()), **{name: loss.detach() for name, loss in losses.items()}}
 
     def validation_loss(self, batch: dict) -> torch.Tensor:
-        """The plain loss with all classes kept, and times spread evenly."""
+        """The loss with all classes kept, times spread evenly, and all times weighted alike.
+
+        Of training towards guidance it is the loss of the prediction whose guidance is taken back, as `distilled_target` has
+        the model's own prediction in it: the plain loss would rise with the guidance that is learnt.
+        """
         count = len(batch["seed"])
         t = self.objective.times((torch.arange(count) + 0.5) / count)
-        return sum(self._losses(batch, t, batch["label"], LossSettings()).values())
+        return sum(self._losses(batch, t, batch["label"], replace(self.loss, snr_gamma=None)).values())
 
     def _losses(
         self, batch: dict, t: torch.Tensor, labels: torch.Tensor, settings: LossSettings

@@ -145,13 +145,29 @@ def test_min_snr_weighs_the_noise_and_leaves_the_bound_alone(task):
     assert losses["mse"] < plain["mse"] and torch.equal(losses["vlb"], plain["vlb"])
 
 
-def test_the_validation_loss_is_the_plain_one_whatever_is_trained(task):
+def test_the_validation_loss_knows_no_weights_of_timesteps(task):
     given = batch(list(range(8)))
     with torch.no_grad():
         plain = shaken(task).validation_loss(given)
-        task.loss = LossSettings(5.0, "logit_normal", 1.0, 1.0, 1.5)
+        task.loss = LossSettings(5.0, "logit_normal", 1.0, 1.0)
         assert torch.equal(task.validation_loss(given), plain)
         assert not torch.equal(task.forward(given)["loss"], plain)
+
+
+def test_the_validation_loss_of_distillation_is_that_of_the_prediction_without_the_guidance(task):
+    given = batch(list(range(8)))
+    seeds, t = given["seed"].tolist(), ((torch.arange(8) + 0.5) / 8 * 1000).long()
+    noise = seeding.randn(seeds, (4, 8, 8), NOISE)
+    task.loss = LossSettings(guidance_distillation=1.5)
+    with torch.no_grad():
+        xt = shaken(task).objective.schedule.add_noise(task.latents(given), noise, t)
+        output = task.model(xt, timestep=t, class_labels=given["label"]).sample[:, :4]
+        with base_alone(task.model):
+            base = task.model(xt, timestep=t, class_labels=torch.full((8,), task.null_class)).sample[:, :4]
+        without = 0.5 * output + 0.5 * base  # ε_θ = 2 (without) - ε_base, guidance from the base at the scale 2
+        losses = task._losses(given, t, given["label"], LossSettings())
+        expected = (without - noise).square().mean() + losses["vlb"]
+        torch.testing.assert_close(task.validation_loss(given), expected)
 
 
 def test_a_velocity_base_is_trained_on_its_own_loss(sit_folder):
