@@ -4,10 +4,13 @@ Such a method takes its first ``B₀ A₀`` out of the frozen weight and trains 
 been learned is ``B A - B₀ A₀``: a LoRA of twice the rank, which loads without computing the start again.
 """
 
+import contextlib
 import copy
+from collections.abc import Iterator
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from onelora_vision.errors import InputError
@@ -26,6 +29,31 @@ def keep_initial_values(model: PeftModel, adapter_name: str) -> None:
         )
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     model.initial_values = {key: value.detach().cpu().clone() for key, value in state.items() if ".lora_" in key}
+
+
+@contextlib.contextmanager
+def base_restored(model: PeftModel) -> Iterator[None]:
+    """Inside the block the model is the base as it was before the training, with its own head or label table.
+
+    The adapter is off. Where it began inside the base's weights, the base lacks that part without it, so inside the block
+    it has its first values.
+    """
+    initial = getattr(model, "initial_values", None)
+    with model.disable_adapter():
+        if not initial:
+            yield
+            return
+        name = model.active_adapter
+        trained = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        trained = {key: value.clone() for key, value in trained.items()}
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer):
+                layer.enable_adapters(True)
+        set_peft_model_state_dict(model, trained | initial, adapter_name=name)
+        try:
+            yield
+        finally:
+            set_peft_model_state_dict(model, trained, adapter_name=name)
 
 
 def as_plain_lora(

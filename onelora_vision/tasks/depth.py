@@ -13,6 +13,7 @@ from onelora_vision.backbones.base import OwnParts
 from onelora_vision.backbones.depth import DepthBase
 from onelora_vision.data.depth.caps import Caps
 from onelora_vision.data.depth.dataset import DepthDataset
+from onelora_vision.methods.residual import base_restored
 from onelora_vision.metrics.depth import align_scale_and_shift, as_evaluated, depth_metrics, resized_depth
 from onelora_vision.metrics.direction import changes
 from onelora_vision.plots.depth import ComparedDepth, save_depth_comparison
@@ -94,7 +95,7 @@ class DepthTask(Task):
         model = self.adapted
         image, depth, valid = (sample[name][None].to(model.device) for name in ("image", "depth", "valid"))
         adapted = compared(self.base, model, image, depth, valid, self.caps)
-        with model.disable_adapter():
+        with base_restored(model):
             base = compared(self.base, model, image, depth, valid, self.caps)
         return ComparedDepth(image[0], depth[0], valid[0], base[0], adapted[0])
 

@@ -216,7 +216,6 @@ def generator_retention(
             SEED,
             precision,
             rows=[rows[number] for number in classes],
-            judges_classes=set(names) <= set(features.class_names),
         )
 
     def evaluate(accelerator: Accelerator) -> dict[str, float]:

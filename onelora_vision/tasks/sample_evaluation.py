@@ -22,6 +22,7 @@ from onelora_vision.data.stream import evaluation_loader
 from onelora_vision.diffusion.objective import objective_of
 from onelora_vision.diffusion.sampling import iter_samples
 from onelora_vision.diffusion.settings import SamplingSettings
+from onelora_vision.methods.residual import base_restored
 from onelora_vision.metrics.features import cached_features, published_features
 from onelora_vision.metrics.generative import (
     Features,
@@ -167,7 +168,6 @@ class SampleEvaluator:
         num_samples: images to make; image ``i`` is of class ``i % classes`` and has the seed ``mix(seed, i)``.
         precision: of the network while they are made. ema: whether its weights are the average. distillation: the
             guidance that it was trained towards. All three for the protocol.
-        judges_classes: whether the features' classifier, if they have one, says how many images show their class.
     """
 
     sampler: ImageSampler
@@ -180,7 +180,6 @@ class SampleEvaluator:
     ema: bool = False
     distillation: float | None = None
     rows: Sequence[int] | None = None
-    judges_classes: bool = True
 
     @property
     def protocol(self) -> Protocol:
@@ -214,7 +213,7 @@ class SampleEvaluator:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, accelerator: Accelerator, desc: str = "sampling") -> dict[str, float]:
-        """The metrics of `metrics.generative.compare`, where the features' model classifies also ``class_accuracy``
+        """The metrics of `metrics.generative.compare`, where the features' model knows the classes also ``class_accuracy``
         (a share, 0 to 1), and the autoencoder's floor where it is known."""
         classes = [index % len(self.class_names) for index in range(self.num_samples)]
         labels = classes if self.rows is None else [self.rows[number] for number in classes]
@@ -233,7 +232,7 @@ class SampleEvaluator:
             found = _of_all(own, features, accelerator)
         parts.clear()
         metrics = compare(found, self.reference.features, features.name) | figures_alone(found, features)
-        if features.class_names and self.judges_classes:
+        if set(self.class_names) <= set(features.class_names):
             metrics["class_accuracy"] = class_accuracy(found.logits, classes, self.class_names, features.class_names)
         if self.reference.floor is not None:
             metrics[f"fd_{features.name}_floor"] = self.reference.floor
@@ -309,7 +308,7 @@ class SamplePicture:
         labels = [label for label in self.labels for _ in range(self.num_images)]
         seeds = [seeding.mix(self.seed, -1, index) for index in range(len(labels))]
         adapted = torch.cat(list(self.sampler(model, labels, seeds)))
-        with model.disable_adapter():
+        with base_restored(model):
             base = torch.cat(list((self.base_sampler or self.sampler)(model, labels, seeds)))
         of_base = f"base, {self.base_sampler.settings.guidance_text()}" if self.base_sampler else "base"
         panels = {

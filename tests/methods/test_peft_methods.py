@@ -19,6 +19,7 @@ from onelora_vision.methods import apply
 from onelora_vision.methods.apply import trainable_parameters
 from onelora_vision.methods.peft_config import read_peft_config
 from onelora_vision.methods.peft_methods import PEFT_METHODS
+from onelora_vision.methods.residual import base_restored
 from onelora_vision.training.config import TrainingConfig
 
 ROWS = {row.name: row for row in PEFT_METHODS}
@@ -134,6 +135,9 @@ def test_a_config_file_is_a_method(tmp_path, text, method):
     base = output(fresh("timm")[0], "timm")
     close(output(model, "timm"), base)
     expected = output(shake(model, size=0.02), "timm")
+    with base_restored(model):
+        close(output(model, "timm"), base)
+    close(output(model, "timm"), expected)
     save_adapter(model, tmp_path / "adapter", AdapterInfo("classification", name, "tiny"))
     loaded = read_adapter(tmp_path / "adapter").attach(fresh("timm")[0]).eval()
     close(output(loaded, "timm"), expected)
