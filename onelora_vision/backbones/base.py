@@ -271,7 +271,9 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
     try:
         if hasattr(model, "set_grad_checkpointing"):  # timm
             model.set_grad_checkpointing(True)
-        elif hasattr(model, "gradient_checkpointing_enable"):  # transformers
+        elif hasattr(model, "activation_checkpointing_enable"):  # transformers
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        elif hasattr(model, "gradient_checkpointing_enable"):  # transformers before 5.24
             model.gradient_checkpointing_enable({"use_reentrant": False})
         else:
             model.enable_gradient_checkpointing()  # diffusers

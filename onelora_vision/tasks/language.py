@@ -58,6 +58,10 @@ class LanguageTask(Task):
         accuracy = (logits.argmax(1) == labels).float().mean()
         return {"loss": F.cross_entropy(logits, labels), "accuracy": accuracy}
 
+    def weight(self, batch: dict) -> int:
+        """The number of answer tokens."""
+        return int((batch["labels"][:, 1:] != IGNORED).sum())
+
     def evaluate(self, loader, accelerator) -> dict[str, float]:
         """``loss`` in nats per answer token and ``perplexity``, over all rows of ``loader``; and ``exact_match``, the share of
         the first rows whose answer, written greedily, ends in the true answer's number.
