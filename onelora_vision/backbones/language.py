@@ -1,12 +1,14 @@
 """Causal language models by transformers, such as LLaMA: the paper's last system."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
@@ -129,7 +131,8 @@ class LanguageBase(Base):
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=self.tokenizer.eos_token_id
         )
-        found = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, length:]
+        with _plain_generation(model):
+            found = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, length:]
         return nn.functional.pad(found, (0, max_new_tokens - found.shape[1]), value=pad)
 
     def text_of(self, ids: Tensor) -> str:
@@ -142,6 +145,17 @@ class LanguageBase(Base):
     def save_merged(self, model: nn.Module, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
         save_transformers(model, folder, dtype, max_shard_size, self.source)
         self.tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _plain_generation(model: nn.Module) -> Iterator[None]:
+    """Without what the model's own generation config adds to every generation, such as a penalty of repetitions."""
+    network = model.get_base_model() if isinstance(model, PeftModel) else model
+    own, network.generation_config = network.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        network.generation_config = own
 
 
 def len_of(model: PreTrainedModel) -> int:

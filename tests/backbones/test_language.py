@@ -87,6 +87,16 @@ def test_completions_do_not_depend_on_the_batch_that_they_are_written_in(folder)
     assert base.text_of(ids[0, 2:]) == together[0]
 
 
+def test_completions_are_greedy_whatever_the_model_s_own_generation_config_says(folder, capfd):
+    plain, base = LanguageBase.load(folder), LanguageBase.load(folder)
+    own = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_length": 400, "repetition_penalty": 2.0}
+    base.model.generation_config.update(**own)
+    model = apply_method(base.model, "onelora", base.adaptation())
+    answers = base.complete(["abc"], model=model, max_new_tokens=12)
+    assert answers == plain.complete(["abc"], max_new_tokens=12) == base.complete(["abc"], max_new_tokens=12)
+    assert base.model.generation_config.repetition_penalty == 2 and capfd.readouterr() == ("", "")
+
+
 def test_a_completion_ends_at_the_end_token(folder):
     base = LanguageBase.load(folder)
     ids = base.tokenizer("ab", add_special_tokens=False)["input_ids"]
