@@ -21,6 +21,7 @@ from onelora_vision.errors import InputError, one_line
 
 _log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_ROUNDING, _ROUNDING_16_BITS = 1e-3, 5e-2  # relative differences of logits that are no more than rounding
 LENGTH = 512  # tokens of `LanguageBase.example`, unless said otherwise
 
 
@@ -95,6 +96,31 @@ class LanguageBase(Base):
         if tokens < 1:
             raise InputError(f"--max_length is {tokens}, but must be at least 1")
         self.length = tokens
+
+    @torch.no_grad()
+    def require_packing(self) -> None:
+        """Make sure that rows packed into one sequence, told apart by their positions, do not see each other.
+
+        Raises:
+            InputError: a row's logits depend on the row packed before it.
+        """
+        device = next(self.model.parameters()).device
+        in_fp32 = self.model.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
+        before, row = (torch.arange(start, start + 4, device=device) % len_of(self.model) for start in (5, 11))
+        positions = torch.arange(4, device=device)
+        try:
+            alone = self.model(input_ids=row[None], position_ids=positions[None], use_cache=False).logits[0].float()
+            both = {"input_ids": torch.cat([before, row]), "position_ids": positions.repeat(2)}
+            packed = self.model(**{name: ids[None] for name, ids in both.items()}, use_cache=False).logits[0, 4:]
+            difference = (packed.float() - alone).norm() / (alone - alone.mean()).norm()
+            apart = difference < (_ROUNDING if in_fp32 else _ROUNDING_16_BITS)
+        except (TypeError, ValueError, RuntimeError, NotImplementedError):  # it takes no positions
+            apart = False
+        if not apart:
+            raise InputError(
+                f"--packing: {type(self.model).__name__} does not keep rows of one sequence apart by their positions; "
+                "leave it out"
+            )
 
     @torch.no_grad()
     def complete(

@@ -1,3 +1,4 @@
+import json
 import logging
 
 import pytest
@@ -50,25 +51,24 @@ def test_trains_and_merges_also_without_biases(llama, method):
         torch.testing.assert_close(merged(input_ids=tokens).logits, expected, rtol=1e-4, atol=1e-4)
 
 
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "ffn_dim": 32,
+    "word_embed_proj_dim": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 60,
+    "pad_token_id": 0,
+}
 NAMES = next(row.names for row in ROWS if row.task == "language")
 
 
 @pytest.mark.parametrize("model_type", NAMES)
 def test_each_family_of_the_table_is_built_and_adapted(model_type, tmp_path):
-    config = {
-        "model_type": model_type,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "ffn_dim": 32,
-        "word_embed_proj_dim": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "vocab_size": 60,
-        "pad_token_id": 0,
-    }
-    (tmp_path / "config.json").write_text(__import__("json").dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **SIZES}))
     base = describe(str(tmp_path))
     assert isinstance(base, LanguageBase)
     linears = base.adaptation().target_modules
@@ -176,6 +176,16 @@ def test_what_cannot_be_loaded_is_one_line(make, message, tmp_path):
     with pytest.raises(InputError) as caught:
         LanguageBase.load(tmp_path / "model")
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", NAMES)
+def test_rows_are_packed_only_where_the_model_keeps_them_apart(model_type):
+    base = LanguageBase.from_config({"model_type": model_type, **SIZES})
+    base.model.eval()
+    if model_type != "opt":
+        return base.require_packing()
+    with pytest.raises(InputError, match="--packing: OPTForCausalLM does not keep rows of one sequence apart"):
+        base.require_packing()
 
 
 def test_a_model_without_linear_layers_is_refused():

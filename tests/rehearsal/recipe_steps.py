@@ -76,7 +76,7 @@ def all_steps(small: bool) -> list[Step]:
         name = f"{file.parent.name}/{file.stem}"
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
         steps += _RECIPES[file.parent.name](name, file, config, small)
-    return steps + _more_of_dit(small) + _more_of_classification(small) + _more_of_depth()
+    return steps + _more_of_dit(small) + _more_of_classification(small) + _more_of_depth() + _more_of_language()
 
 
 def _script(task: str) -> str:
@@ -288,6 +288,14 @@ def _more_of_depth() -> list[Step]:
         Step("depth/nyu_mat/train", (*train, *on_nyu, mat), (INDOOR, "nyu"), makes="output/nyu"),
         Step("depth/retention/train", (*train, *on_kitti, *old), (INDOOR, "kitti", "nyu"), makes="output/kept"),
     ]
+
+
+def _more_of_language() -> list[Step]:
+    """Packing, and LoRA on q, k and v alone: docs/language.md."""
+    recipe = CONFIGS / "language" / "llama2-7b-metamath-lora.yaml"
+    train = (*PYTHON, *_recipe("language", recipe), f"--data_file={METAMATH}", *SHORT, *FEW_ANSWERS)
+    more = ("--packing", "--gradient_checkpointing", "--target_modules=[qkv]_proj", "--output_dir=output/packed")
+    return [Step("language/packed/train", (*train, *more), (LLAMA_7B, METAMATH), makes="output/packed")]
 
 
 def chosen(steps: list[Step], pattern: str) -> list[Step]:

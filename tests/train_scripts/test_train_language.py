@@ -1,6 +1,7 @@
 """The script as users run it, on a few sums in real formats and a tiny LLaMA."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -131,8 +132,26 @@ def test_lora_on_q_k_v_alone(base, sums, tmp_path):
     assert results["trainable_parameters"] == 2 * 3 * (16 + 16)
 
 
+def test_packing_changes_nothing_but_the_padding(base, tmp_path, capsys):
+    data = tmp_path / "rows.jsonl"
+    rows = [{"query": f"{n}?", "response": "y" * (n * n % 19) + str(n)} for n in range(20)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    few = {"exact_match_samples": 0, "num_examples": 0, "max_length": 40, "learning_rate": 0.05}
+    plain = run(base, data, tmp_path / "plain", **few)
+    assert "packing: " not in capsys.readouterr().out
+    packed = run(base, data, tmp_path / "packed", packing=True, **few)
+    assert re.search(
+        r"packing: 4 rows in [12]\.\d sequences of at most 40 tokens; \d+% of the tokens are padding, \d+% without",
+        capsys.readouterr().out,
+    )
+    assert packed["metrics"]["after"] == pytest.approx(plain["metrics"]["after"], rel=1e-4)
+    tensors = read_adapter(tmp_path / "plain" / "adapter").tensors
+    for name, tensor in read_adapter(tmp_path / "packed" / "adapter").tensors.items():
+        torch.testing.assert_close(tensor, tensors[name], rtol=1e-3, atol=1e-5)
+
+
 def test_bf16_with_checkpointing(base, sums, tmp_path):
-    flags = {"mixed_precision": "bf16", "base_dtype": "bf16", "gradient_checkpointing": True}
+    flags = {"mixed_precision": "bf16", "base_dtype": "bf16", "gradient_checkpointing": True, "packing": True}
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         metrics = run(base, sums, tmp_path, **flags)["metrics"]

@@ -32,6 +32,7 @@ def launch(files, output, processes=1, **changed):
         "lr_warmup_steps": 0,
         "train_batch_size": 4,
         "eval_batch_size": 2,
+        "max_length": 64,
         "validation_fraction": 0.2,
         "validation_steps": 2,
         "validation_loss_steps": 1,
@@ -70,5 +71,5 @@ def test_however_a_step_is_shared_out_it_is_the_same(files, tmp_path):
     assert_alike(launch(files, tmp_path / "accumulated", train_batch_size=1, gradient_accumulation_steps=4), one)
     half = {"train_batch_size": 2, "gradient_accumulation_steps": 1}
     assert_alike(launch(files, tmp_path / "two", 2, **half), one)
-    sharded = {"shard_base": "true", "gradient_checkpointing": "true", **half}
+    sharded = {"shard_base": "true", "gradient_checkpointing": "true", "packing": "true", **half}
     assert_alike(launch(files, tmp_path / "sharded", 2, **sharded), one)
