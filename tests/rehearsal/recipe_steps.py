@@ -294,7 +294,8 @@ def _more_of_language() -> list[Step]:
     """Packing, and LoRA on q, k and v alone: docs/language.md."""
     recipe = CONFIGS / "language" / "llama2-7b-metamath-lora.yaml"
     train = (*PYTHON, *_recipe("language", recipe), f"--data_file={METAMATH}", *SHORT, *FEW_ANSWERS)
-    more = ("--packing", "--gradient_checkpointing", "--target_modules=[qkv]_proj", "--output_dir=output/packed")
+    more = ("--packing", "--gradient_checkpointing", "--target_modules=[qkv]_proj", "--max_length=1024",
+            "--output_dir=output/packed")  # fmt: skip
     return [Step("language/packed/train", (*train, *more), (LLAMA_7B, METAMATH), makes="output/packed")]
 
 
