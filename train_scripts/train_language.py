@@ -206,7 +206,9 @@ def adapt(base: LanguageBase, config: LanguageConfig) -> PeftModel:
 def encode(rows: list[Row], base: LanguageBase, config: LanguageConfig) -> TextDataset:
     """Rows as tokens of the base."""
     template = find_template(config.prompt_template)
-    return TextDataset.of(rows, base.tokenizer, template, config.max_length, config.long_rows)
+    found = TextDataset.of(rows, base.tokenizer, template, config.max_length, config.long_rows)
+    base.require_positions(found.longest)
+    return found
 
 
 def packed(rows: TextDataset, config: LanguageConfig, accelerator: Accelerator) -> PackedDataset:

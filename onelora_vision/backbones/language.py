@@ -15,14 +15,22 @@ from transformers.models.auto import modeling_auto
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from onelora_vision import embedded
-from onelora_vision.backbones.base import Adaptation, Base, block_list, norms_with_parameters, save_transformers
+from onelora_vision.backbones.base import (
+    Adaptation,
+    Base,
+    block_list,
+    norms_with_parameters,
+    quiet_transformers,
+    save_transformers,
+)
 from onelora_vision.backbones.transformers_loading import LOADING_ERRORS, load_transformers, require_place
 from onelora_vision.errors import InputError, one_line
 
 _log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _ROUNDING, _ROUNDING_16_BITS = 1e-3, 5e-2  # relative differences of logits that are no more than rounding
-LENGTH = 512  # tokens of `LanguageBase.example`, unless said otherwise
+LENGTH = 512  # tokens of `LanguageBase.example` of a network without weights, unless said otherwise
+TRIAL_LENGTH = 32  # and of a loaded one, which is tried with it
 
 
 @dataclass(kw_only=True)
@@ -61,12 +69,14 @@ class LanguageBase(Base):
         require_place(source, kind)
         where = {"revision": revision, "cache_dir": cache_dir}
         try:
-            config = AutoConfig.from_pretrained(source, **where)
+            with quiet_transformers():
+                config = AutoConfig.from_pretrained(source, **where)
         except LOADING_ERRORS as error:
             raise InputError(f"{source}: its config cannot be read ({one_line(error, 300)})") from error
         _require_decoder(config, source)
         model = load_transformers(AutoModelForCausalLM, source, kind, dtype=dtype, **where)
-        return cls(model=model, source=source, tokenizer=load_tokenizer(source, len_of(model), **where))
+        tokenizer = load_tokenizer(source, len_of(model), **where)
+        return cls(model=model, source=source, tokenizer=tokenizer, length=TRIAL_LENGTH)
 
     @classmethod
     def from_config(cls, config: dict, num_classes: int | None = None, fuse_qkv: bool = False) -> Self:
@@ -91,6 +101,18 @@ class LanguageBase(Base):
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(len_of(self.model), (batch, self.length), generator=generator)
         return {"input_ids": ids}
+
+    def require_positions(self, tokens: int) -> None:
+        """Make sure that the network knows as many positions as a row has ``tokens``.
+
+        Raises:
+            InputError: it knows fewer, and would fail or go astray beyond them.
+        """
+        known = getattr(self.model.config, "max_position_embeddings", None)
+        if known is not None and tokens > known:
+            raise InputError(
+                f"{self.source}: knows {known:,} positions, but the longest row has {tokens:,} tokens: lower --max_length"
+            )
 
     def set_length(self, tokens: int) -> None:
         if tokens < 1:

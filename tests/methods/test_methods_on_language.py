@@ -79,7 +79,9 @@ def test_q_k_and_v_alone(tiny, method, count):
     assert trainable_parameters(model) == count
 
 
-@pytest.mark.parametrize(("method", "reason"), [("beft", "has no bias"), ("lily", "not supported"), ("bitfit", "no bias")])
+@pytest.mark.parametrize(
+    ("method", "reason"), [("beft", "has no bias"), ("lily", "not supported"), ("bitfit", "no bias")]
+)
 def test_what_cannot_be_merged_is_one_line(folder, method, reason, tmp_path):
     base = LanguageBase.load(folder)
     info = AdapterInfo("language", method, str(folder), base_fingerprint=base.fingerprint())

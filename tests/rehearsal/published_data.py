@@ -82,7 +82,9 @@ def _metamath(stage: Path, small: bool) -> None:
     rows = []
     for number in range(160):
         apples, bought = 3 + number % 40, 2 + number % 7
-        question = f"Mia has {apples} apples and buys {bought} bags of {number % 5 + 1} apples each. How many does she have?"
+        question = (
+            f"Mia has {apples} apples and buys {bought} bags of {number % 5 + 1} apples each. How many does she have?"
+        )
         total = apples + bought * (number % 5 + 1)
         answer = (
             f"The bags hold {bought} * {number % 5 + 1} = {total - apples} apples.\nWith the {apples} that she has, these "

@@ -210,6 +210,10 @@ def test_a_dry_run_says_what_was_cut_and_left_out(base, tmp_path, capsys):
         ({"held_out_fraction": 0.01}, "20 rows: holding out 0.01 of them leaves 20 to train on and 0 to evaluate on"),
         ({"max_length": 3}, "within --max_length 3 tokens"),
         ({"pretrained_model_name_or_path": "nowhere"}, "nowhere: no such folder"),
+        ({"pretrained_model_name_or_path": "embedded/sit"}, "no embedded base of that name; it has embedded/language"),
+        ({"shard_base": "true"}, "--shard_base shares the base among processes, and there is one"),
+        ({"method": "head"}, "method head trains nothing on this model"),
+        ({"eval_data_file": "/dev/null"}, "null: holds no rows"),
     ],
 )
 def test_bad_input_is_one_line(base, sums, tmp_path, changes, message):
@@ -217,6 +221,16 @@ def test_bad_input_is_one_line(base, sums, tmp_path, changes, message):
         run(base, sums, tmp_path / "out", **changes)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_beyond_the_network_s_positions_are_refused(base, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(json.dumps({"query": "q", "response": "r" * 600}) for _ in range(20)))
+    with pytest.raises(
+        InputError, match="knows 512 positions, but the longest row has 600 tokens: lower --max_length"
+    ):
+        run(base, data, tmp_path / "out", max_length=600)
+    run(base, data, tmp_path / "out", max_length=512, dry_run="true")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

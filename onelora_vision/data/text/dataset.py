@@ -78,6 +78,11 @@ class TextDataset(Dataset):
         """The tokens of a row, with the end token."""
         return int(self._starts[index + 1] - self._starts[index])
 
+    @property
+    def longest(self) -> int:
+        """The most tokens of a row."""
+        return int(self._starts.diff().max())
+
     def __getitem__(self, ref: SampleRef | int) -> dict[str, Any]:
         return self.__getitems__([ref])[0]
 

@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import pytest
@@ -53,7 +54,7 @@ def test_a_sequence_is_its_rows_and_padding_apart_from_them(rows):
 def rows_of(item):
     """The rows of a sequence, without the padding: all but the last where it is all ignored."""
     starts = [*(item["position_ids"] == 0).nonzero().flatten().tolist(), len(item["position_ids"])]
-    parts = [(item["input_ids"][a:b], item["labels"][a:b]) for a, b in zip(starts, starts[1:])]
+    parts = [(item["input_ids"][a:b], item["labels"][a:b]) for a, b in itertools.pairwise(starts)]
     return [(ids, labels) for ids, labels in parts if (labels != IGNORED).any()]
 
 
