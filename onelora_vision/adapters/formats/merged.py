@@ -23,8 +23,10 @@ def write(job: Job, folder: Path) -> Written:
     try:
         merged = adapted.merge_and_unload().eval()
     except (NotImplementedError, ValueError) as error:  # a method of PEFT's that cannot, at all or on such layers
-        reason = f"{job.adapter.info.method} cannot be merged into this base ({one_line(error, 200)})"
-        raise InputError(f"{job.adapter.path}: {reason}; use the adapter as it is") from error
+        raise InputError(
+            f"{job.adapter.path}: {job.adapter.info.method} cannot be merged into this base ({one_line(error, 200)}); use "
+            "the adapter as it is"
+        ) from error
     expected = output_of(merged, inputs)
     base.save_merged(merged, folder, TORCH_DTYPES[job.dtype], job.max_shard_size)
     return Written(["everything"], expected, plain)
