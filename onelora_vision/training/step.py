@@ -88,8 +88,8 @@ class OptimizerStep:
         found = [self._next(batches) for _ in range(count)]
         weights = torch.tensor([self.task.weight(batch) for batch in found], device=self.accelerator.device)
         total = int(self.accelerator.reduce(weights.sum(), "sum"))
-        factor = count * self.accelerator.num_processes / total
-        yield from ((batch, factor * weight) for batch, weight in zip(found, weights.tolist()))
+        batches_in_all = count * self.accelerator.num_processes
+        yield from ((batch, batches_in_all * weight / total) for batch, weight in zip(found, weights.tolist()))
 
     def _next(self, batches: Iterator[dict]) -> dict:
         waiting = time.perf_counter()
