@@ -64,8 +64,8 @@ class DataOptions:
     long_rows: Literal["cut", "skip"] = option("cut", "what to do about a longer row: cut its answer, or skip it")
     packing: bool = option(
         False,
-        "put the rows of a batch into as few sequences of --max_length tokens as hold them, each row apart from the "
-        "others; the same loss with less padding",
+        "put several rows of a batch into one sequence of at most --max_length tokens, each row apart from the others; "
+        "the same loss with less padding",
         may_change=True,
     )
     on_bad_row: Literal["error", "skip"] = option(

@@ -1,4 +1,4 @@
-"""Rows of a batch packed into few sequences, each row apart from the others: padding is what no row fills."""
+"""Rows of a batch packed into few sequences with little padding, each row apart from the others."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +11,8 @@ from torch.utils.data import Dataset
 from onelora_vision.data.stream import SampleRef
 from onelora_vision.data.text.dataset import IGNORED, TextDataset
 
+_SIZES = 32  # of sequences, that are tried
+
 
 class Packing(NamedTuple):
     """Means over batches: rows and sequences of a batch, and the share of padding in its tokens, packed and not packed."""
@@ -22,7 +24,7 @@ class Packing(NamedTuple):
 
 
 class PackedDataset(Dataset):
-    """The rows of a `TextDataset`, those of each batch in as few sequences as first-fit decreasing finds for them.
+    """The rows of a `TextDataset`, those of each batch in sequences with little padding, see `pack`.
 
     A batch holds the same rows as without, so its loss is the same. A sequence is ``input_ids``, ``labels`` and
     ``position_ids`` (T,): positions begin at 0 in each row, and in the padding at the end, by which transformers
@@ -83,22 +85,33 @@ def _joined(rows: list[dict[str, Any]], name: str) -> Tensor:
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Places of ``lengths`` by sequence, none longer in all than ``room``: the longest first, each into the first with room.
+    """Places of ``lengths`` by sequence, none longer in all than ``room``: what leaves the least padding, of several ways.
 
-    Places within a sequence, and sequences by their first place, are in order.
+    Each way is first fit, the longest first, into sequences of another size, from the longest length to ``room``; the
+    smallest of several that pad alike is taken. There is never more padding than without packing. Places within a
+    sequence, and sequences by their first place, are in order.
 
     Raises:
         ValueError: one alone is longer than ``room``.
     """
+    longest = max(lengths)
+    if longest > room:
+        raise ValueError(f"{longest} tokens do not fit into {room}")
+    order = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
+    sizes = range(longest, room + 1, max(1, (room - longest) // _SIZES))
+    packed = (_first_fit(lengths, order, size) for size in sizes)
+    best = min(packed, key=lambda found: len(found) * max(sum(lengths[place] for place in places) for places in found))
+    return sorted(map(sorted, best))
+
+
+def _first_fit(lengths: Sequence[int], order: Sequence[int], size: int) -> list[list[int]]:
     sequences: list[list[int]] = []
     left: list[int] = []
-    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
-        if lengths[place] > room:
-            raise ValueError(f"{lengths[place]} tokens do not fit into {room}")
+    for place in order:
         number = next((number for number, space in enumerate(left) if space >= lengths[place]), len(left))
         if number == len(left):
             sequences.append([])
-            left.append(room)
+            left.append(size)
         sequences[number].append(place)
         left[number] -= lengths[place]
-    return sorted(map(sorted, sequences))
+    return sequences
