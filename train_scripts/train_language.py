@@ -143,7 +143,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 
 from onelora_vision.backbones.base import enable_gradient_checkpointing
-from onelora_vision.backbones.language import DTYPES, LanguageBase
+from onelora_vision.backbones.language import LanguageBase
 from onelora_vision.backbones.table import base_class
 from onelora_vision.data.stream import TrainingBatchSampler, evaluation_loader
 from onelora_vision.data.text.dataset import TextDataset
@@ -192,7 +192,7 @@ def open_splits(config: LanguageConfig) -> Rows:
 def load_base(config: LanguageConfig) -> LanguageBase:
     """The pre-trained model with its tokenizer."""
     place = config.pretrained_model_name_or_path
-    options = {"revision": config.revision, "cache_dir": config.cache_dir, "dtype": DTYPES[config.base_dtype]}
+    options = {"revision": config.revision, "cache_dir": config.cache_dir, "base_dtype": config.base_dtype}
     return base_class("language", place).load(place, **options).fit()
 
 
@@ -243,7 +243,9 @@ def train(config: LanguageConfig, run: Run) -> dict:
     judged = data[config.eval_split]
     if config.max_eval_samples and config.eval_split == "validation":
         judged = encode(judged.rows[: config.max_eval_samples], base, config)
-    settings = {name: getattr(config, name) for name in ("prompt_template", "max_length", "max_new_tokens")}
+    settings = {
+        name: getattr(config, name) for name in ("prompt_template", "max_length", "max_new_tokens", "base_dtype")
+    }
     info = describe(run, base, data["train"], config.dataset_name, protocol(config, judged), unit="rows", **settings)
     numbers = (config.exact_match_samples, config.num_examples, config.max_new_tokens)
     task = LanguageTask(model, base, info, judged, *numbers)

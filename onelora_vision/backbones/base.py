@@ -67,6 +67,8 @@ class Base(ABC):
     task: ClassVar[str]
     #: Settings of an adapter (in `AdapterInfo.extra`) that `load` and `fit` take.
     load_settings: ClassVar[tuple[str, ...]] = ()
+    #: Others that `load` takes where an adapter is used as it was trained, and not merged or compared.
+    use_settings: ClassVar[tuple[str, ...]] = ()
     fit_settings: ClassVar[tuple[str, ...]] = ("fuse_qkv",)
 
     @property

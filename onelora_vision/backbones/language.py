@@ -48,6 +48,7 @@ class LanguageBase(Base):
 
     task, host = "language", "transformers"
     fit_settings = ()
+    use_settings = ("base_dtype",)
 
     @classmethod
     def load(
@@ -56,16 +57,18 @@ class LanguageBase(Base):
         *,
         revision: str | None = None,
         cache_dir: str | None = None,
-        dtype: torch.dtype = torch.float32,
+        base_dtype: str = "fp32",
     ) -> Self:
-        """Load a folder or hub id, with its tokenizer. A tokenizer without a padding token pads with its end token.
+        """Load a folder or hub id, with its tokenizer, in a dtype of `DTYPES`. A tokenizer without a padding token pads with its end token.
 
         Raises:
-            InputError: there is no such model, it is no decoder, its file does not hold all of its weights, or it has no
+            InputError: there is no such model or dtype, it is no decoder, its file does not hold all of its weights, or it has no
                 tokenizer with an end token.
         """
         source = embedded.resolve(cls.task, source)
         kind = "language model"
+        if base_dtype not in DTYPES:
+            raise InputError(f"base_dtype {one_line(repr(base_dtype), 40)}: must be {' or '.join(DTYPES)}")
         require_place(source, kind)
         where = {"revision": revision, "cache_dir": cache_dir}
         try:
@@ -74,7 +77,7 @@ class LanguageBase(Base):
         except LOADING_ERRORS as error:
             raise InputError(f"{source}: its config cannot be read ({one_line(error, 300)})") from error
         _require_decoder(config, source)
-        model = load_transformers(AutoModelForCausalLM, source, kind, dtype=dtype, **where)
+        model = load_transformers(AutoModelForCausalLM, source, kind, dtype=DTYPES[base_dtype], **where)
         tokenizer = load_tokenizer(source, len_of(model), **where)
         return cls(model=model, source=source, tokenizer=tokenizer, length=TRIAL_LENGTH)
 
@@ -179,9 +182,15 @@ class LanguageBase(Base):
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=self.tokenizer.eos_token_id
         )
-        with _plain_generation(model):
+        with _plain_generation(model), self._own_precision(device):
             found = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, length:]
         return nn.functional.pad(found, (0, max_new_tokens - found.shape[1]), value=pad)
+
+    def _own_precision(self, device: torch.device) -> contextlib.AbstractContextManager:
+        """That of the training on weights in bf16, to which vectors in fp32 were added; what there is, on others."""
+        if self.model.dtype != torch.bfloat16:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, torch.bfloat16)
 
     def text_of(self, ids: Tensor) -> str:
         """The text of a continuation, without what follows the end token."""

@@ -116,7 +116,7 @@ def test_the_merged_model_has_its_tokenizer(folder, tmp_path):
 
 
 def test_weights_in_bf16_are_the_same_base(folder):
-    base = LanguageBase.load(folder, dtype=torch.bfloat16)
+    base = LanguageBase.load(folder, base_dtype="bf16")
     assert base.model.dtype == torch.bfloat16
     assert base.fingerprint() == LanguageBase.load(folder).fingerprint()
 

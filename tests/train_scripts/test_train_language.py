@@ -10,6 +10,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from tiny_language import save_llama
 
+from onelora_vision.adapters.bases import load_base
 from onelora_vision.adapters.export import export
 from onelora_vision.adapters.file import read_adapter
 from onelora_vision.adapters.inspection import PROBLEM, examine
@@ -158,7 +159,14 @@ def test_bf16_with_checkpointing(base, sums, tmp_path):
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert metrics["after"]["loss"] < metrics["before"]["loss"]
-    assert read_adapter(tmp_path / "adapter").tensors and load_adapted(tmp_path / "adapter").answer(["1 + 1?"])
+    loaded, examples = load_adapted(tmp_path / "adapter"), json.loads((tmp_path / "examples.json").read_text())
+    assert loaded.base.model.dtype == torch.bfloat16
+    assert loaded.answer([row["query"] for row in examples]) == [row["after"]["answer"] for row in examples]
+    adapter = read_adapter(tmp_path / "adapter")
+    assert load_base(adapter.info).model.dtype == torch.float32  # to be merged into
+    adapter.info.extra["base_dtype"] = "fp4"
+    with pytest.raises(InputError, match="base_dtype 'fp4': must be fp32 or bf16"):
+        load_base(adapter.info, as_trained=True)
 
 
 def test_a_resumed_run_ends_in_the_same_bits(base, sums, tmp_path):
