@@ -8,12 +8,13 @@ from onelora_vision.backbones.table import TASKS, base_class
 from onelora_vision.errors import InputError, nearest, one_line
 
 
-def load_base(info: AdapterInfo, base: str | Path | None = None) -> Base:
+def load_base(info: AdapterInfo, base: str | Path | None = None, *, as_trained: bool = False) -> Base:
     """Load the base of an adapter in fp32, frozen, in eval mode, with the adapter's classes and settings.
 
     Args:
         info: what the adapter's file says.
         base: where the base is, if not where the file says.
+        as_trained: with `Base.use_settings`, too, such as weights in bf16.
 
     Raises:
         InputError: the file does not say its task, or there is no such base.
@@ -25,7 +26,9 @@ def load_base(info: AdapterInfo, base: str | Path | None = None) -> Base:
         hint = nearest(info.task, TASKS, "task") if info.task else f"; known tasks: {', '.join(TASKS)}"
         raise InputError(f"the adapter's file names task {info.task!r}, so its base {place} cannot be loaded{hint}")
     family = base_class(info.task, place)
-    found = family.load(place, **_settings(info, family.load_settings))
+    found = family.load(
+        place, **_settings(info, (*family.load_settings, *(family.use_settings if as_trained else ())))
+    )
     found.fit(info.class_names, **_settings(info, family.fit_settings))
     found.model.eval().requires_grad_(False)
     return found

@@ -67,6 +67,8 @@ class Base(ABC):
     task: ClassVar[str]
     #: Settings of an adapter (in `AdapterInfo.extra`) that `load` and `fit` take.
     load_settings: ClassVar[tuple[str, ...]] = ()
+    #: Others that `load` takes where an adapter is used as it was trained, and not merged or compared.
+    use_settings: ClassVar[tuple[str, ...]] = ()
     fit_settings: ClassVar[tuple[str, ...]] = ("fuse_qkv",)
 
     @property
@@ -271,7 +273,9 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
     try:
         if hasattr(model, "set_grad_checkpointing"):  # timm
             model.set_grad_checkpointing(True)
-        elif hasattr(model, "gradient_checkpointing_enable"):  # transformers
+        elif hasattr(model, "activation_checkpointing_enable"):  # transformers
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        elif hasattr(model, "gradient_checkpointing_enable"):  # transformers before 5.24
             model.gradient_checkpointing_enable({"use_reentrant": False})
         else:
             model.enable_gradient_checkpointing()  # diffusers

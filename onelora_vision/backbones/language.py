@@ -1,25 +1,36 @@
 """Causal language models by transformers, such as LLaMA: the paper's last system."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from onelora_vision import embedded
-from onelora_vision.backbones.base import Adaptation, Base, block_list, norms_with_parameters, save_transformers
+from onelora_vision.backbones.base import (
+    Adaptation,
+    Base,
+    block_list,
+    norms_with_parameters,
+    quiet_transformers,
+    save_transformers,
+)
 from onelora_vision.backbones.transformers_loading import LOADING_ERRORS, load_transformers, require_place
 from onelora_vision.errors import InputError, one_line
 
 _log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LENGTH = 512  # tokens of `LanguageBase.example`, unless said otherwise
+_ROUNDING, _ROUNDING_16_BITS = 1e-3, 5e-2  # relative differences of logits that are no more than rounding
+LENGTH = 512  # tokens of `LanguageBase.example` of a network without weights, unless said otherwise
+TRIAL_LENGTH = 32  # and of a loaded one, which is tried with it
 
 
 @dataclass(kw_only=True)
@@ -37,6 +48,7 @@ class LanguageBase(Base):
 
     task, host = "language", "transformers"
     fit_settings = ()
+    use_settings = ("base_dtype",)
 
     @classmethod
     def load(
@@ -45,25 +57,29 @@ class LanguageBase(Base):
         *,
         revision: str | None = None,
         cache_dir: str | None = None,
-        dtype: torch.dtype = torch.float32,
+        base_dtype: str = "fp32",
     ) -> Self:
-        """Load a folder or hub id, with its tokenizer. A tokenizer without a padding token pads with its end token.
+        """Load a folder or hub id, with its tokenizer, in a dtype of `DTYPES`. A tokenizer without a padding token pads with its end token.
 
         Raises:
-            InputError: there is no such model, it is no decoder, its file does not hold all of its weights, or it has no
+            InputError: there is no such model or dtype, it is no decoder, its file does not hold all of its weights, or it has no
                 tokenizer with an end token.
         """
         source = embedded.resolve(cls.task, source)
         kind = "language model"
+        if base_dtype not in DTYPES:
+            raise InputError(f"base_dtype {one_line(repr(base_dtype), 40)}: must be {' or '.join(DTYPES)}")
         require_place(source, kind)
         where = {"revision": revision, "cache_dir": cache_dir}
         try:
-            config = AutoConfig.from_pretrained(source, **where)
+            with quiet_transformers():
+                config = AutoConfig.from_pretrained(source, **where)
         except LOADING_ERRORS as error:
             raise InputError(f"{source}: its config cannot be read ({one_line(error, 300)})") from error
         _require_decoder(config, source)
-        model = load_transformers(AutoModelForCausalLM, source, kind, dtype=dtype, **where)
-        return cls(model=model, source=source, tokenizer=load_tokenizer(source, len_of(model), **where))
+        model = load_transformers(AutoModelForCausalLM, source, kind, dtype=DTYPES[base_dtype], **where)
+        tokenizer = load_tokenizer(source, len_of(model), **where)
+        return cls(model=model, source=source, tokenizer=tokenizer, length=TRIAL_LENGTH)
 
     @classmethod
     def from_config(cls, config: dict, num_classes: int | None = None, fuse_qkv: bool = False) -> Self:
@@ -89,10 +105,47 @@ class LanguageBase(Base):
         ids = torch.randint(len_of(self.model), (batch, self.length), generator=generator)
         return {"input_ids": ids}
 
+    def require_positions(self, tokens: int) -> None:
+        """Make sure that the network knows as many positions as a row has ``tokens``.
+
+        Raises:
+            InputError: it knows fewer, and would fail or go astray beyond them.
+        """
+        known = getattr(self.model.config, "max_position_embeddings", None)
+        if known is not None and tokens > known:
+            raise InputError(
+                f"{self.source}: knows {known:,} positions, but the longest row has {tokens:,} tokens: lower --max_length"
+            )
+
     def set_length(self, tokens: int) -> None:
         if tokens < 1:
             raise InputError(f"--max_length is {tokens}, but must be at least 1")
         self.length = tokens
+
+    @torch.no_grad()
+    def require_packing(self) -> None:
+        """Make sure that rows packed into one sequence, told apart by their positions, do not see each other.
+
+        Raises:
+            InputError: a row's logits depend on the row packed before it.
+        """
+        device = next(self.model.parameters()).device
+        in_fp32 = self.model.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
+        before, row = (torch.arange(start, start + 4, device=device) % len_of(self.model) for start in (5, 11))
+        positions = torch.arange(4, device=device)
+        try:
+            alone = self.model(input_ids=row[None], position_ids=positions[None], use_cache=False).logits[0].float()
+            both = {"input_ids": torch.cat([before, row]), "position_ids": positions.repeat(2)}
+            packed = self.model(**{name: ids[None] for name, ids in both.items()}, use_cache=False).logits[0, 4:]
+            difference = (packed.float() - alone).norm() / (alone - alone.mean()).norm()
+            apart = difference < (_ROUNDING if in_fp32 else _ROUNDING_16_BITS)
+        except (TypeError, ValueError, RuntimeError, NotImplementedError):  # it takes no positions
+            apart = False
+        if not apart:
+            raise InputError(
+                f"--packing: {type(self.model).__name__} does not keep rows of one sequence apart by their positions; "
+                "leave it out"
+            )
 
     @torch.no_grad()
     def complete(
@@ -129,8 +182,15 @@ class LanguageBase(Base):
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=self.tokenizer.eos_token_id
         )
-        found = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, length:]
+        with _plain_generation(model), self._own_precision(device):
+            found = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, length:]
         return nn.functional.pad(found, (0, max_new_tokens - found.shape[1]), value=pad)
+
+    def _own_precision(self, device: torch.device) -> contextlib.AbstractContextManager:
+        """That of the training on weights in bf16, to which vectors in fp32 were added; what there is, on others."""
+        if self.model.dtype != torch.bfloat16:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, torch.bfloat16)
 
     def text_of(self, ids: Tensor) -> str:
         """The text of a continuation, without what follows the end token."""
@@ -142,6 +202,17 @@ class LanguageBase(Base):
     def save_merged(self, model: nn.Module, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
         save_transformers(model, folder, dtype, max_shard_size, self.source)
         self.tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _plain_generation(model: nn.Module) -> Iterator[None]:
+    """Without what the model's own generation config adds to every generation, such as a penalty of repetitions."""
+    network = model.get_base_model() if isinstance(model, PeftModel) else model
+    own, network.generation_config = network.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        network.generation_config = own
 
 
 def len_of(model: PreTrainedModel) -> int:

@@ -165,7 +165,13 @@ def base_class(task: str, source: str | Path) -> "type[Base]":
 
     The config at ``source`` decides where several families have the task; where it names none of them, or there is no
     config, it is the task's default family, whose loader says what is wrong.
+
+    Raises:
+        InputError: the task has no embedded base of that name.
     """
+    names = embedded.names_of(task)
+    if str(source).startswith("embedded/") and str(source) not in names and not Path(source).exists():
+        raise InputError(f"{source}: {task} has no embedded base of that name; it has {', '.join(names) or 'none'}")
     rows = [row for row in all_rows() if row.task == task]
     default = next(row for row in rows if row.is_default)
     if len(rows) == 1:

@@ -46,7 +46,7 @@ def load_adapted(
             f"{adapter}: an adapter for {info.task or 'no task that is named'}, not for {task or ' or '.join(TASKS)}"
         )
     device = choose_device(device)
-    found = load_base(info, base)
+    found = load_base(info, base, as_trained=True)
     require_same_base(info, loaded.path, found)
     found.model = loaded.attach(found.model).to(device).eval()
     return named(TASKS[info.task].model)(found, info)

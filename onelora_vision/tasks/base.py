@@ -58,6 +58,15 @@ class Task(ABC):
         """
         return self.forward(batch)["loss"]
 
+    def weight(self, batch: dict) -> int:
+        """What the batch's loss weighs in a mean over several batches: the number of items that it is a mean over, by default
+        its samples.
+
+        A task whose batches differ in it overrides this. A step's loss is then the mean over the items of all its batches,
+        however many processes and accumulated batches share them.
+        """
+        return len(batch["seed"])
+
     def identity(self) -> dict[str, str]:
         """Hashes of what a resumed run must share with the interrupted one, in addition to settings and data."""
         return {"weights of the base": self.info.base_fingerprint}

@@ -52,11 +52,15 @@ class LanguageTask(Task):
         """The mean cross-entropy of the batch's answer tokens as ``loss``, in nats, and the share that is the most probable
         token as ``accuracy``.
 
-        ``batch``: see `data.text.dataset.TextDataset`.
+        ``batch``: of `data.text.dataset.TextDataset` or `data.text.packing.PackedDataset`.
         """
         logits, labels = answer_logits(self.model, batch)
         accuracy = (logits.argmax(1) == labels).float().mean()
         return {"loss": F.cross_entropy(logits, labels), "accuracy": accuracy}
+
+    def weight(self, batch: dict) -> int:
+        """The number of answer tokens."""
+        return int((batch["labels"][:, 1:] != IGNORED).sum())
 
     def evaluate(self, loader, accelerator) -> dict[str, float]:
         """``loss`` in nats per answer token and ``perplexity``, over all rows of ``loader``; and ``exact_match``, the share of
@@ -122,7 +126,8 @@ class LanguageTask(Task):
 
 def answer_logits(model: nn.Module, batch: dict) -> tuple[Tensor, Tensor]:
     """Logits in fp32 (answer tokens of the batch, vocabulary) and the tokens that they are to foretell."""
-    output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+    output = model(**inputs, use_cache=False)
     labels = batch["labels"][:, 1:]
     learnt = labels != IGNORED
     return output.logits[:, :-1][learnt].float(), labels[learnt]

@@ -28,6 +28,7 @@ _HARMLESS = {
     "output_dir", "overwrite", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "report_to",
     "logging_dir", "push_to_hub", "hub_model_id", "dataloader_num_workers", "dry_run", "cache_dir", "latents_dir",
     "cache_latents", "download", "torch_compile", "gradient_checkpointing", "shard_base", "validation_loss_steps",
+    "packing",
 }  # fmt: skip
 _OF_TRAINING = {
     "max_train_steps", "num_train_epochs", "train_batch_size", "gradient_accumulation_steps", "validation_steps",

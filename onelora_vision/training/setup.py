@@ -22,6 +22,7 @@ from onelora_vision.training.checkpoint import find_checkpoint
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.interrupt import Interruption, in_touch
+from onelora_vision.training.sharding import ONE_PROCESS
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _SLOW = ("measuring", "encoding", "drawing")
@@ -154,6 +155,8 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
             f"{accelerator.distributed_type.value} shards the optimizer, which checkpoints here do not support; use "
             "DDP (accelerate launch --multi_gpu), and --shard_base to share the frozen base among the processes"
         )
+    if config.shard_base and accelerator.num_processes == 1 and not config.dry_run:
+        raise InputError(ONE_PROCESS)  # before the base is measured
     return accelerator
 
 

@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from onelora_vision.backbones.base import block_list, shared_copy
 from onelora_vision.errors import InputError
 
+ONE_PROCESS = "--shard_base shares the base among processes, and there is one: start several or leave it out"
+
 
 def leave_frozen_to_us(model: nn.Module) -> None:
     """Tell DDP, before it wraps ``model``, to hold no reference to frozen parameters, so that they can be freed."""
@@ -38,9 +40,7 @@ class ShardedBlocks:
     def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
         name = block_list(model)
         if accelerator.num_processes == 1:
-            raise InputError(
-                "--shard_base shares the base among processes, and there is one: start several or leave it out"
-            )
+            raise InputError(ONE_PROCESS)
         if name is None:
             raise InputError("--shard_base: this model has no list of alike blocks to share out")
         self._list = model.get_submodule(name)

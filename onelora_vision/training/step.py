@@ -45,15 +45,13 @@ class OptimizerStep:
         """One optimizer step. Returns what was logged: means over the batches of all processes."""
         config, accelerator, state, start = self.config, self.accelerator, self.state, time.perf_counter()
         step, outputs, names = state.progress.step, [], []
-        for micro in range(config.gradient_accumulation_steps):
-            waiting = time.perf_counter()
-            batch = next(batches)
-            state.progress.data_seconds += time.perf_counter() - waiting
+        for micro, (batch, factor) in enumerate(self._weighted(batches)):
             number = step * config.gradient_accumulation_steps + micro
             names.append(batch.get("path") or [f"sample {ref.index}" for ref in sampler.batch(number)])
             seed_all(mix(config.seed, step, micro, accelerator.process_index))
             with accelerator.accumulate(self.task.model):
                 output = self.task.forward(send_to_device(batch, accelerator.device, skip_keys="seed"))
+                output = {name: factor * value for name, value in output.items()}
                 loss = output["loss"]
                 accelerator.backward(loss + state.allocation.penalty() if state.allocation else loss)
             outputs.append({name: value.detach().float() for name, value in output.items()})
@@ -77,6 +75,27 @@ class OptimizerStep:
         state.is_whole = True
         log_metrics(accelerator, "train", metrics, state.progress.step)
         return metrics
+
+    def _weighted(self, batches: Iterator[dict]) -> Iterator[tuple[dict, float]]:
+        """The step's batches, each with the factor that makes the mean of all batches one over all of the step's items.
+
+        Where batches weigh the same, each is read when it is needed; else all of them are, and processes share the sum.
+        """
+        count = self.config.gradient_accumulation_steps
+        if type(self.task).weight is Task.weight:
+            yield from ((self._next(batches), 1.0) for _ in range(count))
+            return
+        found = [self._next(batches) for _ in range(count)]
+        weights = torch.tensor([self.task.weight(batch) for batch in found], device=self.accelerator.device)
+        total = int(self.accelerator.reduce(weights.sum(), "sum"))
+        batches_in_all = count * self.accelerator.num_processes
+        yield from ((batch, batches_in_all * weight / total) for batch, weight in zip(found, weights.tolist()))
+
+    def _next(self, batches: Iterator[dict]) -> dict:
+        waiting = time.perf_counter()
+        batch = next(batches)
+        self.state.progress.data_seconds += time.perf_counter() - waiting
+        return batch
 
     def _update(self) -> None:
         state = self.state

@@ -94,7 +94,7 @@ class ValidationLoss:
         with seeded(_SEED), with_average(self.state), evaluating(self.task, accelerator, _SEED):
             self._batches = self._batches or self._read()
             for batch in self._batches:
-                size = len(batch["seed"])
+                size = self.task.weight(batch)
                 batch = send_to_device(batch, accelerator.device, skip_keys="seed")
                 total, count = total + size * float(self.task.validation_loss(batch)), count + size
         return total / count

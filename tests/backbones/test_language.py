@@ -1,3 +1,4 @@
+import json
 import logging
 
 import pytest
@@ -50,25 +51,24 @@ def test_trains_and_merges_also_without_biases(llama, method):
         torch.testing.assert_close(merged(input_ids=tokens).logits, expected, rtol=1e-4, atol=1e-4)
 
 
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "ffn_dim": 32,
+    "word_embed_proj_dim": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 60,
+    "pad_token_id": 0,
+}
 NAMES = next(row.names for row in ROWS if row.task == "language")
 
 
 @pytest.mark.parametrize("model_type", NAMES)
 def test_each_family_of_the_table_is_built_and_adapted(model_type, tmp_path):
-    config = {
-        "model_type": model_type,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "ffn_dim": 32,
-        "word_embed_proj_dim": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "vocab_size": 60,
-        "pad_token_id": 0,
-    }
-    (tmp_path / "config.json").write_text(__import__("json").dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **SIZES}))
     base = describe(str(tmp_path))
     assert isinstance(base, LanguageBase)
     linears = base.adaptation().target_modules
@@ -85,6 +85,16 @@ def test_completions_do_not_depend_on_the_batch_that_they_are_written_in(folder)
     for _ in range(6):
         ids = torch.cat([ids, base.model(input_ids=ids).logits[:, -1].argmax(1, keepdim=True)], 1)
     assert base.text_of(ids[0, 2:]) == together[0]
+
+
+def test_completions_are_greedy_whatever_the_model_s_own_generation_config_says(folder, capfd):
+    plain, base = LanguageBase.load(folder), LanguageBase.load(folder)
+    own = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_length": 400, "repetition_penalty": 2.0}
+    base.model.generation_config.update(**own)
+    model = apply_method(base.model, "onelora", base.adaptation())
+    answers = base.complete(["abc"], model=model, max_new_tokens=12)
+    assert answers == plain.complete(["abc"], max_new_tokens=12) == base.complete(["abc"], max_new_tokens=12)
+    assert base.model.generation_config.repetition_penalty == 2 and capfd.readouterr() == ("", "")
 
 
 def test_a_completion_ends_at_the_end_token(folder):
@@ -106,7 +116,7 @@ def test_the_merged_model_has_its_tokenizer(folder, tmp_path):
 
 
 def test_weights_in_bf16_are_the_same_base(folder):
-    base = LanguageBase.load(folder, dtype=torch.bfloat16)
+    base = LanguageBase.load(folder, base_dtype="bf16")
     assert base.model.dtype == torch.bfloat16
     assert base.fingerprint() == LanguageBase.load(folder).fingerprint()
 
@@ -166,6 +176,16 @@ def test_what_cannot_be_loaded_is_one_line(make, message, tmp_path):
     with pytest.raises(InputError) as caught:
         LanguageBase.load(tmp_path / "model")
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", NAMES)
+def test_rows_are_packed_only_where_the_model_keeps_them_apart(model_type):
+    base = LanguageBase.from_config({"model_type": model_type, **SIZES})
+    base.model.eval()
+    if model_type != "opt":
+        return base.require_packing()
+    with pytest.raises(InputError, match="--packing: OPTForCausalLM does not keep rows of one sequence apart"):
+        base.require_packing()
 
 
 def test_a_model_without_linear_layers_is_refused():

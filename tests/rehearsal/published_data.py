@@ -1,5 +1,6 @@
-"""The data sets that the recipes and the documentation name, in their published layouts, with a few random images."""
+"""The data sets that the recipes and the documentation name, in their published layouts, with a few random images or rows."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from data_layouts import (
     write_nyu_frame,
     write_nyu_mat,
 )
+from recipe_steps import METAMATH
 from tiny_benchmarks import write_fgvc, write_vtab
 
 _RNG = np.random.default_rng(0)
@@ -75,6 +77,23 @@ def _pictures(stage: Path, small: bool) -> None:
         save_image(stage / "pictures" / f"{image}.png", noise(480, 640, image))
 
 
+def _metamath(stage: Path, small: bool) -> None:
+    """MetaMathQA's file: enough rows for the recipes' 0.5 % of those to train on to be one."""
+    rows = []
+    for number in range(160):
+        apples, bought = 3 + number % 40, 2 + number % 7
+        question = (
+            f"Mia has {apples} apples and buys {bought} bags of {number % 5 + 1} apples each. How many does she have?"
+        )
+        total = apples + bought * (number % 5 + 1)
+        answer = (
+            f"The bags hold {bought} * {number % 5 + 1} = {total - apples} apples.\nWith the {apples} that she has, these "
+            f"are {apples} + {total - apples} = {total} apples.\n#### {total}\nThe answer is: {total}"
+        )
+        rows.append({"type": "GSM_AnsAug", "query": question, "original_question": question, "response": answer})
+    (stage / METAMATH).write_text(json.dumps(rows, indent=4))
+
+
 #: Called with the folder of the rehearsal, and whether it is a small one.
 DATA: dict[str, Callable[[Path, bool], None]] = {
     "food101": _food101,
@@ -86,4 +105,5 @@ DATA: dict[str, Callable[[Path, bool], None]] = {
     "kitti": _kitti,
     "diode_outdoor": _diode,
     "pictures": _pictures,
+    METAMATH: _metamath,
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from random_inception import write_inception
-from recipe_steps import SMALL_HEADS, timm_name
+from recipe_steps import LLAMA_7B, LLAMA_13B, SMALL_HEADS, timm_name
 
 INCEPTION = "torch/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth"
 HUB = "huggingface/hub"
@@ -326,6 +326,102 @@ def _depth_anything(repository: str, max_depth: int) -> Callable[[Path, bool], N
     return lambda stage, small: to_hub(stage, repository, lambda folder: write(folder, small))
 
 
+# Language models.
+
+
+def _llama_tokenizer(size: int):
+    """A tokenizer of ``size`` tokens built like LLaMA-2's: byte pairs over characters, bytes for all others, spaces as "▁"."""
+    from itertools import product
+
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+
+    letters = ["▁", *map(chr, range(33, 127))]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{number:02X}>" for number in range(256)), *letters]
+    merges: list[tuple[str, str]] = []
+    for length in (1, 2):
+        stems = ["".join(stem) for stem in product(letters, repeat=length)]
+        merges += product(stems, letters)
+    merges = merges[: size - len(tokens)]
+    vocabulary = {token: number for number, token in enumerate([*tokens, *map("".join, merges)])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    kinds = (decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence([*kinds])
+    tokenizer.add_special_tokens(tokens[:3])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def _llama2(repository: str, width: int, inner: int, heads: int, shards: int) -> Callable[[Path, bool], None]:
+    """A LLaMA-2 with 2 of its layers: half precision in several files, and a tokenizer without a padding token."""
+
+    def write(folder: Path, small: bool) -> None:
+        from safetensors.torch import save_file
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = {
+            "architectures": ["LlamaForCausalLM"],
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "hidden_act": "silu",
+            "hidden_size": 32 if small else width,
+            "initializer_range": 0.02,
+            "intermediate_size": 64 if small else inner,
+            "max_position_embeddings": 4096,
+            "model_type": "llama",
+            "num_attention_heads": 2 if small else heads,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 2 if small else heads,
+            "pretraining_tp": 1,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": None,
+            "tie_word_embeddings": False,
+            "torch_dtype": "float16",
+            "transformers_version": "4.31.0.dev0",
+            "use_cache": True,
+            "vocab_size": 1000 if small else 32000,
+        }
+        generation = {"bos_token_id": 1, "do_sample": True, "eos_token_id": 2, "max_length": 4096, "pad_token_id": 0,
+                      "temperature": 0.6, "top_p": 0.9, "transformers_version": "4.31.0.dev0"}  # fmt: skip
+        token = {"__type": "AddedToken", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+        tokenizer = {
+            "add_bos_token": True,
+            "add_eos_token": False,
+            **{f"{kind}_token": {**token, "content": text} for kind, text in _SPECIALS.items()},
+            "clean_up_tokenization_spaces": False,
+            "legacy": False,
+            "model_max_length": 1000000000000000019884624838656,
+            "pad_token": None,
+            "padding_side": "right",
+            "sp_model_kwargs": {},
+            "tokenizer_class": "LlamaTokenizer",
+        }
+        torch.manual_seed(6)
+        torch.set_default_dtype(torch.float16)
+        try:
+            state = LlamaForCausalLM(LlamaConfig(**config)).state_dict()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        head = config["hidden_size"] // config["num_attention_heads"]
+        frequencies = 1 / 10000 ** (torch.arange(0, head, 2) / head)
+        state |= {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": frequencies.clone() for layer in range(2)}
+        names = [f"model-{number + 1:05}-of-{shards:05}.safetensors" for number in range(shards)]
+        places = {key: names[number * shards // len(state)] for number, key in enumerate(state)}
+        for name in names:
+            part = {key: value for key, value in state.items() if places[key] == name}
+            save_file(part, folder / name, {"format": "pt"})
+        total = sum(value.nbytes for value in state.values())
+        _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
+        _write_json(folder / "config.json", config)
+        _write_json(folder / "generation_config.json", generation)
+        _write_json(folder / "tokenizer_config.json", tokenizer)
+        _write_json(folder / "special_tokens_map.json", {f"{kind}_token": text for kind, text in _SPECIALS.items()})
+        _llama_tokenizer(config["vocab_size"]).save(str(folder / "tokenizer.json"))
+
+    return lambda stage, small: to_hub(stage, repository, lambda folder: write(folder, small))
+
+
+_SPECIALS = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
 _DEPTH = "depth-anything/Depth-Anything-V2-Metric-{}-Large-hf"
 #: By what the recipes call it: called with the folder of the rehearsal, and whether it is a small one.
 MODELS: dict[str, Callable[[Path, bool], None]] = {
@@ -340,4 +436,6 @@ MODELS: dict[str, Callable[[Path, bool], None]] = {
     _DEPTH.format("Indoor"): _depth_anything(_DEPTH.format("Indoor"), 20),
     _DEPTH.format("Outdoor"): _depth_anything(_DEPTH.format("Outdoor"), 80),
     "inception": _inception,
+    LLAMA_7B: _llama2(LLAMA_7B, width=4096, inner=11008, heads=32, shards=2),
+    LLAMA_13B: _llama2(LLAMA_13B, width=5120, inner=13824, heads=40, shards=3),
 }

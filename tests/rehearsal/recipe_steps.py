@@ -22,6 +22,7 @@ SMALL_BATCHES = ("--train_batch_size=2", "--eval_batch_size=2", "--dataloader_nu
 SHORT = ("--max_train_steps=2", *SMALL_BATCHES)
 #: For classifiers, whose batches are cheap and whose data sets have many classes.
 MANY_PICTURES = ("--eval_batch_size=50",)
+FEW_ANSWERS = ("--max_eval_samples=4", "--num_examples=2", "--max_new_tokens=8")
 FEW = ("--num_inference_steps=2", "--fid_num_samples=6")
 #: The recipes that a small rehearsal measures, and at one scale of guidance.
 MEASURED = ("food101-xl2-onelora", "food101-xl2-lora", "food101-sit-xl2-onelora")
@@ -29,12 +30,12 @@ ONE_SCALE = ("--guidance_scales=",)
 NOT_MEASURED = (*ONE_SCALE, "--fid_features=none")
 #: Recipes whose adapter is merged: one of each kind of weights and of each family.
 MERGED = ("dit/food101-xl2-onelora", "dit/food101-xl2-dora", "dit/food101-sit-xl2-onelora", "depth/nyu_to_kitti",
-          "classification/cifar10-vit-b16")  # fmt: skip
-#: Folders of recipes whose models are not made yet.
-UNREHEARSED_RECIPES = ("language",)
+          "classification/cifar10-vit-b16", "language/llama2-7b-metamath-onelora")  # fmt: skip
 DEPTH_FOLDERS = {"nyu": "nyu", "kitti": "kitti", "diode_outdoor": "diode"}
 INDOOR = "depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf"
 DIT, VAE = "facebook/DiT-XL-2-256", "stabilityai/sd-vae-ft-ema"
+LLAMA_7B, LLAMA_13B = "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-13b-hf"
+METAMATH = "MetaMathQA-395K.json"
 VIT, DINO = "vit_base_patch16_224.augreg_in21k", "vit_large_patch14_dinov2.lvd142m"
 
 
@@ -72,12 +73,10 @@ def all_steps(small: bool) -> list[Step]:
     """Every command, in an order in which they can run."""
     steps = _conversions(small)
     for file in sorted(CONFIGS.rglob("*.yaml")):
-        if file.parent.name in UNREHEARSED_RECIPES:
-            continue
         name = f"{file.parent.name}/{file.stem}"
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
         steps += _RECIPES[file.parent.name](name, file, config, small)
-    return steps + _more_of_dit(small) + _more_of_classification(small) + _more_of_depth()
+    return steps + _more_of_dit(small) + _more_of_classification(small) + _more_of_depth() + _more_of_language()
 
 
 def _script(task: str) -> str:
@@ -165,8 +164,18 @@ def _depth(name: str, file: Path, config: dict, small: bool) -> list[Step]:
     ]
 
 
+def _language(name: str, file: Path, config: dict, small: bool) -> list[Step]:
+    output = config["output_dir"]
+    train = (*PYTHON, *_recipe("language", file), f"--data_file={METAMATH}", *SHORT, *FEW_ANSWERS)
+    predict = (*ONELORA, "predict", "--adapter", f"{output}/adapter", "What is 15 percent of 80?")
+    return [
+        Step(f"{name}/train", train, (config["pretrained_model_name_or_path"], METAMATH), makes=output),
+        *_uses(name, output, Step(f"{name}/predict", predict, after=(f"{name}/train",))),
+    ]
+
+
 #: By folder of recipes: called with the recipe's name, its file, what is in it, and whether the rehearsal is small.
-_RECIPES = {"dit": _dit, "classification": _classification, "depth": _depth}
+_RECIPES = {"dit": _dit, "classification": _classification, "depth": _depth, "language": _language}
 
 
 def _more_of_dit(small: bool) -> list[Step]:
@@ -279,6 +288,15 @@ def _more_of_depth() -> list[Step]:
         Step("depth/nyu_mat/train", (*train, *on_nyu, mat), (INDOOR, "nyu"), makes="output/nyu"),
         Step("depth/retention/train", (*train, *on_kitti, *old), (INDOOR, "kitti", "nyu"), makes="output/kept"),
     ]
+
+
+def _more_of_language() -> list[Step]:
+    """Packing, and LoRA on q, k and v alone: docs/language.md."""
+    recipe = CONFIGS / "language" / "llama2-7b-metamath-lora.yaml"
+    train = (*PYTHON, *_recipe("language", recipe), f"--data_file={METAMATH}", *SHORT, *FEW_ANSWERS)
+    more = ("--packing", "--gradient_checkpointing", "--target_modules=[qkv]_proj", "--max_length=1024",
+            "--output_dir=output/packed")  # fmt: skip
+    return [Step("language/packed/train", (*train, *more), (LLAMA_7B, METAMATH), makes="output/packed")]
 
 
 def chosen(steps: list[Step], pattern: str) -> list[Step]:

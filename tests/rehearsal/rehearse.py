@@ -31,6 +31,7 @@ ROOT = FOLDER.parents[1]
 NOISE = re.compile(
     r"Warning\b|[Dd]eprecat|newly initialized|UNEXPECTED|MISSING|unauthenticated"
     r"|Loading weights|Writing model shards|Loading pipeline|An error occurred|Could not reach|will be ignored|Defaulting to|There are modules"
+    r"|^\[transformers\]"
 )
 LAST_LINES = 20
 

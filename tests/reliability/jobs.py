@@ -1,4 +1,4 @@
-"""Tiny jobs of the three training scripts: their arguments, and everything they leave behind that must be the same."""
+"""Tiny jobs of the training scripts: their arguments, and everything they leave behind that must be the same."""
 
 import hashlib
 import importlib
@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 from tiny_hosts import save_base
+from tiny_language import save_llama
 
-SCRIPTS = ("classification", "dit", "depth")
+SCRIPTS = ("classification", "dit", "depth", "language")
 STEPS = 8
 COMMON = {
     "max_train_steps": STEPS,
@@ -46,6 +47,11 @@ def main_of(script: str):
 def make_job(script: str, folder: Path) -> dict:
     """Build the base and the data of a job below ``folder``; returns its flags, without ``--output_dir``."""
     flags, base, data = dict(COMMON), folder / f"{script}-base", folder / f"{script}-data"
+    if script == "language":
+        del flags["num_validation_images"]
+        flags |= {"pretrained_model_name_or_path": save_llama(base), "data_file": write_rows(data)}
+        flags |= {"prompt_template": "none", "validation_fraction": 0.2, "max_new_tokens": 3, "num_examples": 2}
+        return {**flags, "exact_match_samples": 3, "metric_for_best_model": "loss", "greater_is_better": "false"}
     host = {"classification": "timm", "dit": "diffusers", "depth": "transformers"}[script]
     flags["pretrained_model_name_or_path"] = save_base(host, base)
     if script == "depth":
@@ -88,6 +94,14 @@ def write_frames(folder: Path, count: int = 6) -> Path:
         lines.append({"image": f"{index}.png", "depth": f"{index}.npy", "scale": 1.0, "split": split})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
+
+
+def write_rows(folder: Path, count: int = 20) -> Path:
+    """A file of questions whose answers differ in length."""
+    folder.mkdir(parents=True)
+    rows = [{"query": f"{n}?", "response": "y" * (1 + 7 * n % 11) + f" The answer is: {n}"} for n in range(count)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "rows.jsonl"
 
 
 def arguments(flags: dict, output: Path, **changes) -> list[str]:

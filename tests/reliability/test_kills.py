@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from processes import python
 
-SCRIPTS = ["classification", "dit", "depth"]
+SCRIPTS = ["classification", "dit", "depth", "language"]
 
 
 def reports(tool: str, *arguments: str) -> list[dict]:
@@ -34,7 +34,7 @@ def check_alike(report: dict) -> None:
     one, two = report["figures"]
     assert two == pytest.approx(one, rel=5e-2, abs=5e-2)
     one, two = ([value for _, value in curve] for curve in report["losses"])
-    assert two == pytest.approx(one, rel=1e-3 if report["script"] == "dit" else 5e-2)
+    assert two == pytest.approx(one, rel=1e-3 if report["script"] in ("dit", "language") else 5e-2)
 
 
 def check_sharded(report: dict) -> None:

@@ -15,7 +15,8 @@ from onelora_vision.training.step import OptimizerStep
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
-FILES = {"classification": "train/", "dit": "train/", "depth": ".npy"}
+FILES = {"classification": "train/", "dit": "train/", "depth": ".npy", "language": "rows.jsonl line "}
+DATA = {"depth": "train_data_dir", "language": "data_file"}
 # Less of everything than where runs are killed: no figures, no pictures, no average.
 LEAN = {
     "max_train_steps": 4,
@@ -106,7 +107,7 @@ def test_logs_that_do_not_fit_end_a_run_in_one_line(job, tmp_path, capsys):
 
 def test_a_changed_world_is_refused_with_what_has_changed(job, tmp_path, capsys):
     script, flags = job
-    output, data = tmp_path / "out", "train_data_dir" if script == "depth" else "data_dir"
+    output, data = tmp_path / "out", DATA.get(script, "data_dir")
     assert run(job, output, max_train_steps=2) == 0
     capsys.readouterr()
     other = shutil.copytree(flags["pretrained_model_name_or_path"], tmp_path / "other-base")
@@ -117,18 +118,20 @@ def test_a_changed_world_is_refused_with_what_has_changed(job, tmp_path, capsys)
         assert difference in line
     assert "weights" not in line
 
-    jobs.write_frames(tmp_path / "data") if script == "depth" else jobs.write_images(tmp_path / "data")
-    moved = {data: tmp_path / "data", "max_train_steps": 3}
+    write = {"depth": jobs.write_frames, "language": jobs.write_rows}.get(script, jobs.write_images)
+    moved = {data: write(tmp_path / "data"), "max_train_steps": 3}
     assert run(job, output, resume_from_checkpoint="latest", **moved) == 0
-    rename_one(tmp_path / "data")
+    change_one(tmp_path / "data")
     capsys.readouterr()
     assert run(job, output, resume_from_checkpoint="latest", **moved) == 2
     assert "other settings: files of the training data was '" in error_line(capsys)
 
 
-def rename_one(data: Path) -> None:
-    """Put another file in the place of the first one."""
-    if (data / "metadata.jsonl").exists():
+def change_one(data: Path) -> None:
+    """Put another file in the place of the first one, and other rows in the place of all."""
+    if (data / "rows.jsonl").exists():
+        (data / "rows.jsonl").write_text((data / "rows.jsonl").read_text().replace("answer is", "answer was"))
+    elif (data / "metadata.jsonl").exists():
         (data / "0.png").rename(data / "new.png")
         (data / "metadata.jsonl").write_text((data / "metadata.jsonl").read_text().replace("0.png", "new.png", 1))
     else:

@@ -1,6 +1,7 @@
 """The script as users run it, on a few sums in real formats and a tiny LLaMA."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from tiny_language import save_llama
 
+from onelora_vision.adapters.bases import load_base
 from onelora_vision.adapters.export import export
 from onelora_vision.adapters.file import read_adapter
 from onelora_vision.adapters.inspection import PROBLEM, examine
@@ -131,15 +133,40 @@ def test_lora_on_q_k_v_alone(base, sums, tmp_path):
     assert results["trainable_parameters"] == 2 * 3 * (16 + 16)
 
 
+def test_packing_changes_nothing_but_the_padding(base, tmp_path, capsys):
+    data = tmp_path / "rows.jsonl"
+    rows = [{"query": f"{n}?", "response": "y" * (n * n % 19) + str(n)} for n in range(20)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    few = {"exact_match_samples": 0, "num_examples": 0, "max_length": 40, "learning_rate": 0.05}
+    plain = run(base, data, tmp_path / "plain", **few)
+    assert "packing: " not in capsys.readouterr().out
+    packed = run(base, data, tmp_path / "packed", packing=True, **few)
+    assert re.search(
+        r"packing: 4 rows in [12]\.\d sequences of at most 40 tokens; \d+% of the tokens are padding, \d+% without",
+        capsys.readouterr().out,
+    )
+    assert packed["metrics"]["after"] == pytest.approx(plain["metrics"]["after"], rel=1e-4)
+    tensors = read_adapter(tmp_path / "plain" / "adapter").tensors
+    for name, tensor in read_adapter(tmp_path / "packed" / "adapter").tensors.items():
+        torch.testing.assert_close(tensor, tensors[name], rtol=1e-3, atol=1e-5)
+
+
 def test_bf16_with_checkpointing(base, sums, tmp_path):
-    flags = {"mixed_precision": "bf16", "base_dtype": "bf16", "gradient_checkpointing": True}
+    flags = {"mixed_precision": "bf16", "base_dtype": "bf16", "gradient_checkpointing": True, "packing": True}
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         metrics = run(base, sums, tmp_path, **flags)["metrics"]
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert metrics["after"]["loss"] < metrics["before"]["loss"]
-    assert read_adapter(tmp_path / "adapter").tensors and load_adapted(tmp_path / "adapter").answer(["1 + 1?"])
+    loaded, examples = load_adapted(tmp_path / "adapter"), json.loads((tmp_path / "examples.json").read_text())
+    assert loaded.base.model.dtype == torch.bfloat16
+    assert loaded.answer([row["query"] for row in examples]) == [row["after"]["answer"] for row in examples]
+    adapter = read_adapter(tmp_path / "adapter")
+    assert load_base(adapter.info).model.dtype == torch.float32  # to be merged into
+    adapter.info.extra["base_dtype"] = "fp4"
+    with pytest.raises(InputError, match="base_dtype 'fp4': must be fp32 or bf16"):
+        load_base(adapter.info, as_trained=True)
 
 
 def test_a_resumed_run_ends_in_the_same_bits(base, sums, tmp_path):
@@ -191,6 +218,10 @@ def test_a_dry_run_says_what_was_cut_and_left_out(base, tmp_path, capsys):
         ({"held_out_fraction": 0.01}, "20 rows: holding out 0.01 of them leaves 20 to train on and 0 to evaluate on"),
         ({"max_length": 3}, "within --max_length 3 tokens"),
         ({"pretrained_model_name_or_path": "nowhere"}, "nowhere: no such folder"),
+        ({"pretrained_model_name_or_path": "embedded/sit"}, "no embedded base of that name; it has embedded/language"),
+        ({"shard_base": "true"}, "--shard_base shares the base among processes, and there is one"),
+        ({"method": "head"}, "method head trains nothing on this model"),
+        ({"eval_data_file": "/dev/null"}, "null: holds no rows"),
     ],
 )
 def test_bad_input_is_one_line(base, sums, tmp_path, changes, message):
@@ -198,6 +229,16 @@ def test_bad_input_is_one_line(base, sums, tmp_path, changes, message):
         run(base, sums, tmp_path / "out", **changes)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_beyond_the_network_s_positions_are_refused(base, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(json.dumps({"query": "q", "response": "r" * 600}) for _ in range(20)))
+    with pytest.raises(
+        InputError, match="knows 512 positions, but the longest row has 600 tokens: lower --max_length"
+    ):
+        run(base, data, tmp_path / "out", max_length=600)
+    run(base, data, tmp_path / "out", max_length=512, dry_run="true")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -6,7 +6,7 @@ import torch
 
 from onelora_vision.adapters.formats.job import TORCH_DTYPES, Job, Written
 from onelora_vision.backbones.base import output_of
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
 from onelora_vision.tuners import hosts
 
 
@@ -20,7 +20,13 @@ def write(job: Job, folder: Path) -> Written:
     plain = output_of(base.model, inputs)
     adapted = job.adapter.attach(base.model)
     hosts.check_mergeable(adapted.get_base_model(), job.layout.layers)  # adapters of other methods do not ask
-    merged = adapted.merge_and_unload().eval()
+    try:
+        merged = adapted.merge_and_unload().eval()
+    except (NotImplementedError, ValueError) as error:  # a method of PEFT's that cannot, at all or on such layers
+        raise InputError(
+            f"{job.adapter.path}: {job.adapter.info.method} cannot be merged into this base ({one_line(error, 200)}); use "
+            "the adapter as it is"
+        ) from error
     expected = output_of(merged, inputs)
     base.save_merged(merged, folder, TORCH_DTYPES[job.dtype], job.max_shard_size)
     return Written(["everything"], expected, plain)

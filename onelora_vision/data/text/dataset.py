@@ -27,12 +27,12 @@ class TextDataset(Dataset):
     same tokens. Labels are `IGNORED` in the prompt and in the padding, which is on the right and masked out.
 
     Attributes:
-        rows: those that are kept. cut, skipped: how many were longer than allowed, and what was done about them.
+        rows: those that are kept. pad: the token of the padding. cut, skipped: how many were longer than allowed, and what was done about them.
     """
 
     def __init__(self, rows: Sequence[Row], tokens: Tensor, starts: Tensor, prompts: Tensor, pad: int):
         self.rows, self.cut, self.skipped = list(rows), 0, 0
-        self._tokens, self._starts, self._prompts, self._pad = tokens, starts, prompts, pad
+        self._tokens, self._starts, self._prompts, self.pad = tokens, starts, prompts, pad
 
     @classmethod
     def of(cls, rows: Sequence[Row], tokenizer: Any, template: str, max_length: int, long_rows: str = "cut") -> Self:
@@ -74,13 +74,22 @@ class TextDataset(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def length_of(self, index: int) -> int:
+        """The tokens of a row, with the end token."""
+        return int(self._starts[index + 1] - self._starts[index])
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of a row."""
+        return int(self._starts.diff().max())
+
     def __getitem__(self, ref: SampleRef | int) -> dict[str, Any]:
         return self.__getitems__([ref])[0]
 
     def __getitems__(self, refs: Sequence[SampleRef | int]) -> list[dict[str, Any]]:
         """The rows of a batch, all as long as the longest of them."""
         found = [SampleRef.of(ref) for ref in refs]
-        length = max(int(self._starts[ref.index + 1] - self._starts[ref.index]) for ref in found)
+        length = max(self.length_of(ref.index) for ref in found)
         return [self._item(ref, length) for ref in found]
 
     def _item(self, ref: SampleRef, length: int) -> dict[str, Any]:
@@ -89,7 +98,7 @@ class TextDataset(Dataset):
         labels = ids.clone()
         labels[:prompt] = IGNORED
         return {
-            "input_ids": torch.nn.functional.pad(ids, (0, padding), value=self._pad),
+            "input_ids": torch.nn.functional.pad(ids, (0, padding), value=self.pad),
             "labels": torch.nn.functional.pad(labels, (0, padding), value=IGNORED),
             "attention_mask": (torch.arange(length) < len(ids)).long(),
             "prompt_length": prompt,

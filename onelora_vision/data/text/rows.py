@@ -119,7 +119,7 @@ def held_out(rows: Sequence[Row], fraction: float, seed: int, stream: int = 0) -
     mixed = [rows[index] for index in order.tolist()]
     if not 0 < count < len(rows):
         raise MissingSplit(
-            f"{len(rows)} rows: holding out {fraction:g} of them leaves {len(rows) - count} to train on and {count} to "
+            f"{len(rows)} row{'s' * (len(rows) != 1)}: holding out {fraction:g} of them leaves {len(rows) - count} to train on and {count} to "
             "evaluate on; give more rows, or another fraction"
         )
     return mixed[: len(rows) - count], mixed[len(rows) - count :]
