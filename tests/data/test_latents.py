@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import numpy as np
@@ -42,7 +43,7 @@ def dataset_of(files, transform=FLIPPED, on_bad_image="error"):
 
 @pytest.fixture
 def cached(vae, tmp_path, monkeypatch):
-    monkeypatch.setattr(latents, "SHARD", 3)
+    monkeypatch.setattr(latents, "SHARD_BYTES", 2 * 3 * 2 * 4 * 16 * 16 * 4)  # of three images, so of two batches
 
     def build(dataset, vae_hash="hash"):
         return cache_latents(dataset, vae, vae_hash, tmp_path / "cache", Accelerator(), batch_size=2)
@@ -103,7 +104,7 @@ def test_a_stopped_build_goes_on(cached, files, monkeypatch):
     monkeypatch.setattr(LatentStore, "write", original)
     counts = encoded(monkeypatch)
     assert len(cached(dataset_of(files)).store) == 7
-    assert sum(counts) == 2 * (7 - len(written[0])) == 8
+    assert sum(counts) == 2 * (7 - len(written[0])) == 6
 
 
 def test_a_bad_image_is_an_error_or_replaced_by_the_next(cached, files):
@@ -144,3 +145,45 @@ def test_workers_read_it_too(cached, files):
     fast = cached(dataset_of(files))
     again = pickle.loads(pickle.dumps(fast))
     assert torch.equal(again[1]["mean"], fast[1]["mean"])
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("fp16", 2**-11), ("bf16", 2**-8)])
+def test_half_precision_halves_the_files_and_rounds_once(vae, files, tmp_path, dtype, error):
+    full, half = (
+        cache_latents(dataset_of(files), vae, "hash", tmp_path / "cache", Accelerator(), 2, dtype=kind)
+        for kind in ("fp32", dtype)
+    )
+    assert full.store.folder != half.store.folder and len(half.store) == 7
+    sizes = [sum(path.stat().st_size for path in kept.store.folder.iterdir()) for kept in (full, half)]
+    assert 0.5 < sizes[1] / sizes[0] < 0.55
+    for index in range(7):
+        for name in ("mean", "std"):
+            exact, rounded = full[index][name], half[index][name]
+            assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
+            torch.testing.assert_close(rounded, exact, rtol=error, atol=1e-7)
+
+
+def test_what_half_precision_cannot_hold_is_refused(files, tmp_path, monkeypatch):
+    large = torch.full((4, 4, 2, 2), 1e5)
+    monkeypatch.setattr(latents, "posterior", lambda vae, x: (large, large))
+    with pytest.raises(InputError, match="too large for fp16"):
+        cache_latents(dataset_of(files), None, "hash", tmp_path, Accelerator(), 2, dtype="fp16")
+
+
+def test_shards_grow_until_they_have_their_bytes_or_took_their_time(monkeypatch):
+    batches = [(np.arange(2), torch.zeros(2, 2, 1, 1, 1), torch.zeros(2, 2, 1, 1, 1))] * 5  # 32 bytes each
+    monkeypatch.setattr(latents, "SHARD_BYTES", 60)
+    assert [len(found) for found, *_ in latents._shards(iter(batches))] == [4, 4, 2]
+    monkeypatch.setattr(latents, "SHARD_SECONDS", 0)
+    assert [len(found) for found, *_ in latents._shards(iter(batches))] == [2] * 5
+
+
+def test_what_a_killed_build_left_is_deleted_after_an_hour(cached, files):
+    folder = cached(dataset_of(files)).store.folder
+    fresh, old = (folder / f".onelora-partial-{name}.safetensors" for name in ("fresh", "old"))
+    other = folder / "mine.safetensors"
+    for path in (fresh, old, other):
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0) if path != fresh else None)
+    cached(dataset_of(files))
+    assert fresh.exists() and other.exists() and not old.exists()
