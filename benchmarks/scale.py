@@ -3,8 +3,8 @@
     python -m benchmarks.scale --images 10000,100000
     python -m benchmarks.scale --images 1280000 --folder /data/scale      # 5 GB of disk, kept for another run
 
-Each size is a folder of JPEG files of 3 kB in class folders, up to 1,000, and is measured in a process of its own. "s": seconds;
-"kept", "peak": bytes per image that a phase adds to the process and keeps, and that it adds at its highest. "a worker
+Each size is a folder of JPEG files of 3 kB in class folders, up to 1,000, and is measured in a process of its own. "s", "CPU
+s": seconds, of the clock and of this process; "kept", "peak": bytes per image that a phase adds to the process and keeps, and that it adds at its highest. "a worker
 copies": bytes per image of the index that become a forked loader worker's own while it reads every entry, because Python
 writes reference counts into objects. Files lie in the page cache: from a disk, hashing waits for the disk.
 """
@@ -12,6 +12,7 @@ writes reference counts into objects. Files lie in the page cache: from a disk, 
 import argparse
 import gc
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -26,8 +27,8 @@ import numpy as np
 
 from onelora_vision.storage.files import write_json
 
-FILE_BYTES, CLASSES = 3000, 1000
-COLUMNS = ("s", "kept", "peak")
+FILE_BYTES, CLASSES, BATCH = 3000, 1000, 256
+COLUMNS = ("s", "cpu", "kept", "peak")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -35,11 +36,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", default="10000,100000", help="numbers of images, with commas")
     parser.add_argument("--folder", help="where the images are written, and kept (default: a temporary folder)")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # in the process of one size
+    parser.add_argument("--latents", type=int, default=20480, help="latents to read back; 0: none")
+    parser.add_argument("--rounds", type=int, default=5, help="of reading them, by each way in turn")
     parser.add_argument("--output", help="JSON file")
     parser.add_argument("--quick", action="store_true", help="few images, to see that this runs")
     args = parser.parse_args(argv)
     if args.quick:
-        args.images = "50,200"
+        args.images, args.latents, args.rounds = "50,200", 512, 1
     return args
 
 
@@ -54,6 +57,10 @@ def main(argv: list[str] | None = None) -> dict:
             write_folder(folder, count)
             results[count] = measured_apart(folder, Path(temporary) / "cache")
             show(count, results[count])
+    if args.latents:
+        results["latents"] = latent_rates(args.latents, args.rounds)
+        print(f"\n{args.latents:,} latents of 4 x 32 x 32, batches of {BATCH}: read per second")
+        print("\n".join(f"{name}: {rate:,.0f}" for name, rate in results["latents"].items()))
     if args.output:
         write_json(args.output, results)
     return results
@@ -91,9 +98,10 @@ def measure(folder: Path) -> dict:
     """The phases of a start, in order: the seconds of each, and bytes per image."""
     from onelora_vision.data.classes.formats import open_class_images
     from onelora_vision.data.content import content_hashes
+    from onelora_vision.data.latents import LatentStore
     from onelora_vision.data.stream import TrainingBatchSampler
 
-    open_class_images("embedded")  # imports
+    content_hashes(open_class_images("embedded").subset([0]))  # imports
     rows, images = {}, None
 
     def phase(name: str, work: Callable):
@@ -103,33 +111,77 @@ def measure(folder: Path) -> dict:
     images = phase("open", lambda: open_class_images("imagefolder", folder))
     for part in ("kept", "peak"):
         rows["open"][part] /= len(images)
-    first = phase("hash, first start", lambda: content_hashes(images))
-    second = phase("hash, second start", lambda: content_hashes(images))
-    assert list(first) == list(second)
-    del first, second
+    hashes = [phase(f"hash, {start} start", lambda: content_hashes(images)) for start in ("first", "second")]
+    assert list(hashes[0]) == list(hashes[1])
+    with tempfile.TemporaryDirectory() as place:
+        _write_store(place, hashes[0].digests)
+        phase("find their latents", lambda: LatentStore(place).find(hashes[0].digests))
     phase("identity", images.identity)
-    sampler = TrainingBatchSampler(len(images), 256, 10**9, seed=0)
+    sampler = TrainingBatchSampler(len(images), BATCH, 10**9, seed=0)
     phase("order of an epoch", lambda: sampler.batch(0))
-    phase(
-        "resume in the middle", lambda: TrainingBatchSampler(len(images), 256, 10**9, 0).batch(7 * len(images) // 512)
-    )
-    early, late = (_seconds_per_batch(sampler, images, first) for first in (1, len(images) // 256 * 9 // 10))
-    rows["a batch of references and paths, early in the epoch"] = {"s": early}
+    middle = 7 * len(images) // (2 * BATCH)
+    phase("resume in the middle", lambda: TrainingBatchSampler(len(images), BATCH, 10**9, 0).batch(middle))
+    early, late = (_seconds_per_batch(sampler, images, first) for first in (1, len(images) // BATCH * 9 // 10))
+    rows[f"references and paths of {BATCH} images, early in an epoch"] = {"s": early}
     rows["the same, late"] = {"s": late}
     rows["a worker copies"] = {"kept": _copied_by_a_worker(images) / len(images)}
     print(json.dumps(rows))
     return rows
 
 
+def _write_store(place: str, digests: np.ndarray) -> None:
+    """Shards of as many entries as latents in fp16 have, of one value each: what grows here is the index."""
+    import torch
+
+    from onelora_vision.data.latents import LatentStore
+
+    for first in range(0, len(digests), 8192):
+        part = digests[first : first + 8192]
+        value = torch.zeros(len(part), 2, 1, 1, 1, dtype=torch.float16)
+        LatentStore(place).write(part, value, value.clone())
+
+
+def latent_rates(count: int, rounds: int) -> dict[str, float]:
+    """Latents of 4 x 32 x 32 per second that a loader returns in batches, in random order, from the page cache; medians."""
+    import torch
+
+    from onelora_vision.data.classes.dataset import ClassImageDataset
+    from onelora_vision.data.classes.images import ClassImages
+    from onelora_vision.data.generation import SquareCrop
+    from onelora_vision.data.latents import DTYPES, LatentDataset, LatentStore
+    from onelora_vision.data.stream import TrainingBatchSampler, training_loader
+
+    digests = np.random.default_rng(0).integers(0, 256, (count, 32), dtype=np.uint8)
+    source = ClassImages([f"{number}.png" for number in range(count)], [0] * count, ["one"], "benchmark", "train")
+    images, rates = ClassImageDataset(source, SquareCrop(256, random_flip=True)), {}
+    with tempfile.TemporaryDirectory() as folder:
+        sets = {}
+        for name in ("fp32", "fp16"):
+            place = Path(folder, name)
+            for first in range(0, count, 2048):
+                mean = torch.randn(min(2048, count - first), 2, 4, 32, 32).to(DTYPES[name])
+                LatentStore(place).write(digests[first : first + 2048], mean, mean.clone())
+            sets[name] = LatentDataset(images, digests, LatentStore(place))
+        for number in range(rounds):
+            for name, workers in itertools.product(sets, (0, 2)):
+                sampler = TrainingBatchSampler(count, BATCH, max(count // BATCH, 2), seed=number)
+                batches = iter(training_loader(sets[name], sampler, workers))
+                next(batches)
+                started = time.perf_counter()
+                read = BATCH * sum(1 for _ in batches)
+                rates.setdefault((name, workers), []).append(read / (time.perf_counter() - started))
+    return {f"{name}, {workers} workers": sorted(found)[len(found) // 2] for (name, workers), found in rates.items()}
+
+
 def _measured(work: Callable, count: int) -> tuple[dict, object]:
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the highest resident set is counted anew
-    before, started = _status("VmRSS"), time.perf_counter()
+    before, started, busy = _status("VmRSS"), time.perf_counter(), time.process_time()
     result = work()
-    seconds = time.perf_counter() - started
+    seconds, busy = time.perf_counter() - started, time.process_time() - busy
     highest = _status("VmHWM")
     gc.collect()
-    row = {"s": seconds, "kept": _status("VmRSS") - before, "peak": highest - before}
+    row = {"s": seconds, "cpu": busy, "kept": _status("VmRSS") - before, "peak": highest - before}
     return {**row, "kept": row["kept"] / max(count, 1), "peak": row["peak"] / max(count, 1)}, result
 
 
@@ -172,7 +224,7 @@ def _private_bytes() -> int:
 
 
 def show(count: int, rows: dict) -> None:
-    print(f"\n{count:,} images\n| | s | bytes per image, kept | peak |\n|---|---|---|---|")
+    print(f"\n{count:,} images\n| | s | CPU s | bytes per image, kept | peak |\n|---|---|---|---|---|")
     for name, row in rows.items():
         cells = (f"{row[key]:.4g}" if key in row else "" for key in COLUMNS)
         print(f"| {name} | {' | '.join(cells)} |", flush=True)

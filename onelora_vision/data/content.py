@@ -77,9 +77,16 @@ def content_hashes(source: ClassImages, accelerator: Accelerator | None = None) 
     if isinstance(source.images, Paths):
         return _file_hashes(source.images, accelerator)
     rank, world = _place(accelerator)
-    own = range(len(source) * rank // world, len(source) * (rank + 1) // world)
-    digests, _ = _hashed(own, source.images.__getitem__, source.path, _is_hidden(accelerator))
-    return Hashes(np.concatenate(_gathered(digests, accelerator)))
+    first, last = (len(source) * number // world for number in (rank, rank + 1))
+    digests = np.empty((last - first, 32), np.uint8)
+    _hash_into(
+        digests,
+        range(last - first),
+        lambda index: source.images[first + index],
+        lambda index: source.path(first + index),
+        _is_hidden(accelerator),
+    )
+    return Hashes(_together(_gathered(digests, accelerator)))
 
 
 def file_hashes(paths: Iterable[str | os.PathLike]) -> Hashes:
@@ -104,14 +111,13 @@ def _file_hashes(paths: Paths, accelerator: Accelerator | None) -> Hashes:
         _log.warning("files have changed although their sizes and times have not: all images are hashed again")
         rows[:] = -1
     missing = np.flatnonzero(rows < 0)
-    found, readable = _hashed(missing, files.__getitem__, files.__getitem__, _is_hidden(accelerator))
     digests = np.empty((len(files), 32), np.uint8)
     digests[rows >= 0] = known.digest[rows[rows >= 0]]
-    digests[missing] = found
-    states.state[missing[~readable]] = 0
-    parts = _gathered((states.path, states.state, digests, len(missing)), accelerator)
-    path, state, digests = (np.concatenate(column) for column in list(zip(*parts))[:3])
-    if kept is not None and rank == 0 and any(new for *_, new in parts):
+    unreadable = _hash_into(digests, missing, files.__getitem__, files.__getitem__, _is_hidden(accelerator))
+    states.state[unreadable] = 0
+    *columns, new = zip(*_gathered((states.path, states.state, digests, len(missing)), accelerator))
+    path, state, digests = map(_together, columns)
+    if kept is not None and rank == 0 and any(new):
         with dispensable((WriteError,)):
             known.updated(path, state, digests).save(kept)
     return Hashes(digests)
@@ -130,36 +136,41 @@ def _gathered(value: Any, accelerator: Accelerator | None) -> list:
     return [value] if accelerator is None else gather_object([value])
 
 
+def _together(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
 def _is_wrong(known: KnownHashes, rows: np.ndarray, files: Paths, count: int) -> bool:
     """Whether one of ``count`` files whose hashes are known has another one."""
     candidates = np.flatnonzero(rows >= 0)
-    chosen = np.array(random.SystemRandom().sample(range(len(candidates)), min(count, len(candidates))), int)
-    chosen = candidates[chosen]
-    found, _ = _hashed(chosen, files.__getitem__, files.__getitem__, hidden=True)
+    chosen = random.SystemRandom().sample(range(len(candidates)), min(count, len(candidates)))
+    chosen = candidates[np.array(chosen, int)]
+    found, files = np.empty((len(chosen), 32), np.uint8), files.take(chosen)
+    _hash_into(found, range(len(chosen)), files.__getitem__, files.__getitem__, hidden=True)
     return not np.array_equal(found, known.digest[rows[chosen]])
 
 
-def _hashed(indices: Sequence[int], image: Callable, name: Callable, hidden: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The digests (n, 32) of the images at ``indices``, and which of them could be read (n,)."""
-    digests, readable = np.empty((len(indices), 32), np.uint8), np.ones(len(indices), bool)
+def _hash_into(
+    digests: np.ndarray, indices: Sequence[int], image: Callable, name: Callable, hidden: bool
+) -> list[int]:
+    """Write the hashes of the images at ``indices`` into these rows of ``digests``; returns those that cannot be read."""
+    unreadable = []
 
     def hash_some(first: int) -> int:
-        last = min(first + _TASK, len(indices))
-        for row in range(first, last):
-            index = int(indices[row])
+        some = indices[first : first + _TASK]
+        for index in map(int, some):
             try:
                 digest = _digest(image(index))
             except InputError:
                 digest = hashlib.sha256(f"unreadable {name(index)}".encode(errors="surrogateescape")).digest()
-                readable[row] = False
-            digests[row] = np.frombuffer(digest, np.uint8)
-        return last - first
+                unreadable.append(index)
+            digests[index] = np.frombuffer(digest, np.uint8)
+        return len(some)
 
-    bar = progress_bar(
-        len(indices), desc="hashing images", unit="image", leave=False, hidden=hidden or not len(indices)
-    )
+    count = len(indices)
+    bar = progress_bar(count, desc="hashing images", unit="image", leave=False, hidden=hidden or not count)
     with ThreadPoolExecutor(_THREADS) as pool, bar:
-        for block in range(0, len(indices), _BLOCK):  # a million waiting tasks would take more memory than the hashes
-            for count in pool.map(hash_some, range(block, min(block + _BLOCK, len(indices)), _TASK)):
-                bar.update(count)
-    return digests, readable
+        for block in range(0, count, _BLOCK):  # a million waiting tasks would take more memory than the hashes
+            for hashed in pool.map(hash_some, range(block, min(block + _BLOCK, count), _TASK)):
+                bar.update(hashed)
+    return unreadable

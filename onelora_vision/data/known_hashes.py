@@ -3,14 +3,17 @@
 One file in the user's cache for the folder that a data set is in; 48 bytes per image.
 """
 
+import array
 import hashlib
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
 from onelora_vision.data.paths import Paths
 from onelora_vision.errors import InputError
@@ -38,17 +41,18 @@ class FileStates(NamedTuple):
     @classmethod
     def of(cls, paths: Paths, now: int) -> "FileStates":
         """Of files as they are ``now``, in nanoseconds since 1970."""
-        names, numbers = bytearray(), np.zeros((3, len(paths)), np.int64)
-        for row, path in enumerate(paths.moved(lambda folder: os.path.join(os.path.abspath(folder), ""))):
+        names, numbers = bytearray(), array.array("q")
+        for path in paths.moved(lambda folder: os.path.join(os.path.abspath(folder), "")):
             names += hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
             try:
                 status = os.stat(path)
+                numbers.extend((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
             except (OSError, ValueError):
-                continue
-            numbers[:, row] = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+                numbers.extend((0, 0, 0))
+        numbers = np.frombuffer(numbers, np.int64).reshape(-1, 3).T
         size, *times = numbers
         settled = np.maximum(*times) < now - _SETTLED_NS
-        state = np.where(settled & (times[0] != 0), _mixed(numbers.astype(np.uint64)), np.uint64(0))
+        state = np.where(settled & (times[0] != 0), _mixed(numbers.view(np.uint64)), np.uint64(0))
         return cls(np.frombuffer(names, np.uint64), state, int(size.sum()))
 
 
@@ -100,7 +104,7 @@ class KnownHashes:
     def save(self, file: Path) -> None:
         """Raises `WriteError`."""
         with atomic_file(file) as temporary:
-            save_file({name: np.ascontiguousarray(getattr(self, name)) for name in _COLUMNS}, temporary)
+            save_file({name: torch.from_numpy(getattr(self, name)) for name in _COLUMNS}, temporary)
 
     def find(self, files: FileStates) -> np.ndarray:
         """The row of each file that has not changed since, and -1 for the others."""
@@ -113,7 +117,6 @@ class KnownHashes:
     def updated(self, path: np.ndarray, state: np.ndarray, digest: np.ndarray) -> "KnownHashes":
         """With what is known of more files (columns as in `KnownHashes`, in any order); others are kept as they were."""
         keep, new = ~np.isin(self.path, path), state != 0
-        parts = ((self.path[keep], path[new]), (self.state[keep], state[new]), (self.digest[keep], digest[new]))
-        path, state, digest = map(np.concatenate, parts)
-        path, order = np.unique(path, return_index=True)
-        return KnownHashes(path, state[order], digest[order])
+        joined, order = np.unique(np.concatenate([self.path[keep], path[new]]), return_index=True)
+        state = np.concatenate([self.state[keep], state[new]])[order]
+        return KnownHashes(joined, state, np.concatenate([self.digest[keep], digest[new]])[order])

@@ -111,12 +111,12 @@ class LatentStore:
         return places
 
     def read(self, place: np.ndarray, mirrored: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation (C, h, w), fp32, of the image at a place or of its mirror image."""
+        """Mean and standard deviation (C, h, w) of the image at a place or of its mirror image, as they are kept."""
         number, row = place.tolist()
         if number not in self._open:
             with safe_open(self._paths[number], framework="pt") as shard:  # tensors of the mapped file, not copies
                 self._open[number] = (shard.get_tensor("mean"), shard.get_tensor("std"))
-        return tuple(values[row, int(mirrored)].float() for values in self._open[number])
+        return tuple(values[row, int(mirrored)] for values in self._open[number])
 
     def write(self, digests: np.ndarray, mean: torch.Tensor, std: torch.Tensor) -> None:
         """Add a shard of entries (n, 2, C, h, w): as they are, and mirrored. Its name is a hash of its keys.
@@ -158,7 +158,8 @@ def _prefixes(digests: np.ndarray) -> np.ndarray:
 
 
 class LatentDataset(SeededDataset):
-    """A `ClassImageDataset` whose images are latents: items have ``mean`` and ``std`` (C, h, w) in place of ``image``.
+    """A `ClassImageDataset` whose images are latents: items have ``mean`` and ``std`` (C, h, w) in place of ``image``, of
+    the type that they are kept in.
 
     Whether an item is mirrored is drawn as the dataset's own transform draws it. An image that could not be read, and
     has no entry, is replaced as the dataset replaces it.

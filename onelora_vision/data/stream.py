@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torch.utils.data._utils import signal_handling
@@ -127,7 +128,7 @@ class TrainingBatchSampler(Sampler[list[SampleRef]]):
         self.rank = rank
         self.world_size = world_size
         self.start_batch = start_batch
-        self._order: tuple[int, torch.Tensor | None] = (-1, None)
+        self._order: tuple[int, np.ndarray | None] = (-1, None)
 
     def batch(self, number: int) -> list[SampleRef]:
         """The samples of this process in batch ``number``."""
@@ -138,7 +139,7 @@ class TrainingBatchSampler(Sampler[list[SampleRef]]):
         epoch, offset = divmod(position, self.num_samples)
         if self._order[0] != epoch:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-            self._order = epoch, torch.randperm(self.num_samples, generator=generator)
+            self._order = epoch, torch.randperm(self.num_samples, generator=generator).numpy()
         index = int(self._order[1][offset])
         return SampleRef(index, mix(self.seed, epoch, index))
 
