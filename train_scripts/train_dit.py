@@ -58,7 +58,9 @@ class DataOptions(ClassDataOptions):
     center_crop: bool = option(True, "crop the centre; otherwise a random square")
     random_flip: bool = option(False, "mirror half of the training images")
     cache_latents: bool = option(False, "encode the training images once and keep their latents", may_change=True)
-    latents_dtype: Literal["fp32", "fp16", "bf16"] = option("fp32", "how these latents are kept; half precision halves them")
+    latents_dtype: Literal["fp32", "fp16", "bf16"] = option(
+        "fp32", "how these latents are kept; half precision halves them"
+    )
     latents_dir: str | None = option(None, "folder of these latents (default: in the user's cache)", may_change=True)
 
 
