@@ -3,10 +3,11 @@
     python -m benchmarks.scale --images 10000,100000
     python -m benchmarks.scale --images 1280000 --folder /data/scale      # 5 GB of disk, kept for another run
 
-Each size is a folder of JPEG files of 3 kB in class folders, up to 1,000, and is measured in a process of its own. "s", "CPU
-s": seconds, of the clock and of this process; "kept", "peak": bytes per image that a phase adds to the process and keeps, and that it adds at its highest. "a worker
-copies": bytes per image of the index that become a forked loader worker's own while it reads every entry, because Python
-writes reference counts into objects. Files lie in the page cache: from a disk, hashing waits for the disk.
+Each size is a folder of JPEG files of 3 kB in class folders, up to 1,000, and is measured in a process of its own. "s",
+"CPU s": seconds of the clock and of the process; "kept", "peak": bytes per image that a phase adds to the process and
+keeps, and that it adds at its highest. "a worker copies": bytes per image of the index that become a forked loader
+worker's own while it reads every entry, because Python writes reference counts into objects. Files lie in the page
+cache: from a disk, hashing waits for the disk. Linux only.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -42,7 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few images, to see that this runs")
     args = parser.parse_args(argv)
     if args.quick:
-        args.images, args.latents, args.rounds = "50,200", 512, 1
+        args.images, args.latents, args.rounds = "200", 512, 1
     return args
 
 
@@ -50,13 +52,13 @@ def main(argv: list[str] | None = None) -> dict:
     args = parse(argv)
     if args.measure:
         return {"rows": measure(Path(args.folder))}
-    results = {}
+    results = {"device": platform.processor() or platform.machine(), "images": {}}
     with tempfile.TemporaryDirectory() as temporary:
         for count in map(int, args.images.split(",")):
             folder = Path(args.folder or temporary) / str(count)
             write_folder(folder, count)
-            results[count] = measured_apart(folder, Path(temporary) / "cache")
-            show(count, results[count])
+            results["images"][count] = measured_apart(folder, Path(temporary) / "cache")
+            show(count, results["images"][count])
     if args.latents:
         results["latents"] = latent_rates(args.latents, args.rounds)
         print(f"\n{args.latents:,} latents of 4 x 32 x 32, batches of {BATCH}: read per second")

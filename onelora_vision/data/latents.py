@@ -72,26 +72,53 @@ class EncodedImages(torch.utils.data.Dataset):
         return {"mean": self.mean[ref.index], "std": self.std[ref.index], "label": label, "seed": ref.seed}
 
 
+class LatentShards:
+    """Files of latents, each opened when something in it is first read.
+
+    Args:
+        paths: of the files, whose numbers are their positions.
+    """
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+        self._open: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def read(self, place: np.ndarray, mirrored: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation (C, h, w) of the image at a place or of its mirror image, as they are kept.
+
+        Args:
+            place: the number of the file, and of the row in it.
+        """
+        number, row = place.tolist()
+        if number not in self._open:
+            with safe_open(self.paths[number], framework="pt") as shard:  # tensors of the mapped file, not copies
+                self._open[number] = (shard.get_tensor("mean"), shard.get_tensor("std"))
+        return tuple(values[row, int(mirrored)] for values in self._open[number])
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_open": {}}  # a worker process opens the files itself
+
+
 class LatentStore:
     """The shards in one folder, as a map from an image's hash to its latents. Damaged shards are left out, with a warning.
 
     Attributes:
-        folder: where the shards are. digests: SHA-256 of the images whose latents they hold, (n, 32) bytes.
+        folder: where they are. shards: the files. digests: SHA-256 of the images whose latents they hold, (n, 32) bytes.
         places: the shard and the row in it of each, (n, 2).
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._paths: list[Path] = []
-        self._open: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        paths: list[Path] = []
         digests, places = [np.empty((0, 32), np.uint8)], [np.empty((0, 2), np.int32)]
         for path in sorted(self.folder.glob("latents-*.safetensors")):
             with dispensable((InputError,)):
                 keys = _keys_of(path)
                 digests.append(keys)
                 rows = np.arange(len(keys), dtype=np.int32)
-                places.append(np.stack([np.full_like(rows, len(self._paths)), rows], 1))
-                self._paths.append(path)
+                places.append(np.stack([np.full_like(rows, len(paths)), rows], 1))
+                paths.append(path)
+        self.shards = LatentShards(paths)
         self.digests, self.places = np.concatenate(digests), np.concatenate(places)
 
     def __len__(self) -> int:
@@ -110,14 +137,6 @@ class LatentStore:
                 places[part][found] = self.places[rows[part]][found]
         return places
 
-    def read(self, place: np.ndarray, mirrored: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation (C, h, w) of the image at a place or of its mirror image, as they are kept."""
-        number, row = place.tolist()
-        if number not in self._open:
-            with safe_open(self._paths[number], framework="pt") as shard:  # tensors of the mapped file, not copies
-                self._open[number] = (shard.get_tensor("mean"), shard.get_tensor("std"))
-        return tuple(values[row, int(mirrored)] for values in self._open[number])
-
     def write(self, digests: np.ndarray, mean: torch.Tensor, std: torch.Tensor) -> None:
         """Add a shard of entries (n, 2, C, h, w): as they are, and mirrored. Its name is a hash of its keys.
 
@@ -133,9 +152,6 @@ class LatentStore:
         for path in self.folder.glob(f"{TEMPORARY_PREFIX}*.safetensors"):
             if time.time() - path.stat().st_mtime > _ABANDONED:
                 path.unlink(missing_ok=True)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": {}}  # a worker process opens the files itself
 
 
 def _keys_of(path: Path) -> np.ndarray:
@@ -170,7 +186,7 @@ class LatentDataset(SeededDataset):
 
     def __init__(self, dataset: ClassImageDataset, digests: np.ndarray, store: LatentStore):
         self.source, self.transform = dataset.source, dataset.transform
-        self.store, self.places = store, store.find(digests)
+        self.shards, self.places = store.shards, store.find(digests)
         if (self.places < 0).all():
             raise InputError(f"{self.source.name}/{self.source.split}: none of its {len(self)} images can be read")
 
@@ -191,7 +207,7 @@ class LatentDataset(SeededDataset):
             index = (index + 1) % len(self)
         seed(ref.seed)
         mirrored = self.transform.draw_flip()
-        mean, std = self.store.read(self.places[index], mirrored)
+        mean, std = self.shards.read(self.places[index], mirrored)
         label = int(self.source.labels[index])
         return {
             "mean": mean,
@@ -223,8 +239,8 @@ def cache_latents(
         cache_dir: the folder above all caches (default: in the user's cache); this one's name is a hash of autoencoder
             and transform, and of ``dtype`` if that is not fp32.
         batch_size: images per encoding, which counts each with its mirror image as one.
-        dtype: a key of `DTYPES`. Half precision halves the files; values are rounded by at most 1/2048 (fp16) or 1/256
-            (bf16) of themselves.
+        dtype: a key of `DTYPES`. Half precision halves the files; values are rounded by at most 1/2048 (fp16, from 6e-5
+            on) or 1/256 (bf16) of themselves.
 
     Raises:
         InputError: the transform is random beyond mirroring, an image cannot be read (unless the dataset skips such

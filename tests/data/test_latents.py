@@ -41,6 +41,10 @@ def dataset_of(files, transform=FLIPPED, on_bad_image="error"):
     return ClassImageDataset(source, transform, on_bad_image)
 
 
+def store_of(dataset):
+    return LatentStore(dataset.shards.paths[0].parent)
+
+
 @pytest.fixture
 def cached(vae, tmp_path, monkeypatch):
     monkeypatch.setattr(latents, "SHARD_BYTES", 2 * 3 * 2 * 4 * 16 * 16 * 4)  # of three images, so of two batches
@@ -103,7 +107,7 @@ def test_a_stopped_build_goes_on(cached, files, monkeypatch):
         cached(dataset_of(files))
     monkeypatch.setattr(LatentStore, "write", original)
     counts = encoded(monkeypatch)
-    assert len(cached(dataset_of(files)).store) == 7
+    assert len(store_of(cached(dataset_of(files)))) == 7
     assert sum(counts) == 2 * (7 - len(written[0])) == 6
 
 
@@ -127,10 +131,10 @@ def test_what_cannot_be_cached_is_refused(cached, files, tmp_path):
 
 @pytest.mark.parametrize("content", [b"cut", b"\x02" + bytes(7) + b"{}"])
 def test_a_damaged_shard_is_a_warning_and_its_images_are_encoded_again(cached, files, caplog, monkeypatch, content):
-    shard = sorted(cached(dataset_of(files)).store.folder.iterdir())[0]
+    shard = sorted(store_of(cached(dataset_of(files))).folder.iterdir())[0]
     shard.write_bytes(content)
     counts = encoded(monkeypatch)
-    assert len(cached(dataset_of(files)).store) == 7 and sum(counts) in (2, 6)
+    assert len(store_of(cached(dataset_of(files)))) == 7 and sum(counts) in (2, 6)
     assert len(caplog.messages) == 1 and f"{shard} is damaged" in caplog.messages[0]
 
 
@@ -153,8 +157,8 @@ def test_half_precision_halves_the_files_and_rounds_once(vae, files, tmp_path, d
         cache_latents(dataset_of(files), vae, "hash", tmp_path / "cache", Accelerator(), 2, dtype=kind)
         for kind in ("fp32", dtype)
     )
-    assert full.store.folder != half.store.folder and len(half.store) == 7
-    sizes = [sum(path.stat().st_size for path in kept.store.folder.iterdir()) for kept in (full, half)]
+    assert store_of(full).folder != store_of(half).folder and len(store_of(half)) == 7
+    sizes = [sum(path.stat().st_size for path in store_of(kept).folder.iterdir()) for kept in (full, half)]
     assert 0.5 < sizes[1] / sizes[0] < 0.55
     for index in range(7):
         for name in ("mean", "std"):
@@ -179,7 +183,7 @@ def test_shards_grow_until_they_have_their_bytes_or_took_their_time(monkeypatch)
 
 
 def test_what_a_killed_build_left_is_deleted_after_an_hour(cached, files):
-    folder = cached(dataset_of(files)).store.folder
+    folder = store_of(cached(dataset_of(files))).folder
     fresh, old = (folder / f".onelora-partial-{name}.safetensors" for name in ("fresh", "old"))
     other = folder / "mine.safetensors"
     for path in (fresh, old, other):
