@@ -1,7 +1,7 @@
 PYTHON ?= python
 SOURCES = onelora_vision train_scripts app benchmarks tests
 
-BENCHMARKS = step swap bank memory data profile
+BENCHMARKS = step swap bank memory data scale profile
 
 .PHONY: quality style test package docs adapters bench bench-quick test-oldest test-quantised host-internals rehearsal
 

@@ -25,7 +25,9 @@ from onelora_vision.training.sampling_options import GUIDANCE_SCALE
 RETENTION_SAMPLES = 360  # ten of each class of the embedded base
 EMBEDDED_DISTILLATION = 1.8  # chosen on the validation split, see docs/dit.md
 # Flags without effect on the embedded job, whose pictures are drawn at the model's size.
-EMBEDDED_IGNORES = {"max_train_samples", "resolution", "center_crop", "random_flip", "cache_latents", "latents_dir"}
+EMBEDDED_IGNORES = {
+    "max_train_samples", "resolution", "center_crop", "random_flip", "cache_latents", "latents_dir", "latents_dtype",
+}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -58,6 +60,9 @@ class DataOptions(ClassDataOptions):
     center_crop: bool = option(True, "crop the centre; otherwise a random square")
     random_flip: bool = option(False, "mirror half of the training images")
     cache_latents: bool = option(False, "encode the training images once and keep their latents", may_change=True)
+    latents_dtype: Literal["fp32", "fp16", "bf16"] = option(
+        "fp32", "how these latents are kept; half precision halves them"
+    )
     latents_dir: str | None = option(None, "folder of these latents (default: in the user's cache)", may_change=True)
 
 
@@ -329,7 +334,7 @@ def train(config: DiTConfig, run: Run) -> dict:
     if isinstance(dataset, HandwrittenDigits):
         dataset, vae = EncodedImages(dataset, vae, config.eval_batch_size), None
     elif config.cache_latents:
-        loading = (config.eval_batch_size, config.dataloader_num_workers)
+        loading = (config.eval_batch_size, config.dataloader_num_workers, config.latents_dtype)
         with run.phase("encoding the training images"):
             dataset = cache_latents(dataset, vae, weights_hash(vae), config.latents_dir, accelerator, *loading)
         if isinstance(dataset, LatentDataset):

@@ -16,7 +16,7 @@ from torch import Tensor
 from onelora_vision.adapters.bases import load_base, require_same_base
 from onelora_vision.adapters.file import read_adapter
 from onelora_vision.adapters.formats import FORMATS, Format, check_format
-from onelora_vision.adapters.formats.job import Job
+from onelora_vision.adapters.formats.job import Job, Written
 from onelora_vision.adapters.layout import layout_of
 from onelora_vision.errors import InputError, listed
 from onelora_vision.storage.outputs import check_folder, folder_output
@@ -58,7 +58,10 @@ def export(
     require_same_base(adapter.info, adapter.path, loaded)
     if format.host not in ("", loaded.host):
         raise InputError(f"--to {to} is for DiT; this is a {adapter.info.task} adapter: use peft-lora or merged")
-    loaded.compute_like_host(with_config=format.is_model)
+    if format.tasks and loaded.task not in format.tasks:
+        raise InputError(f"--to {to} is for {listed(format.tasks)}; this is a {adapter.info.task} adapter")
+    if not format.computes_itself:
+        loaded.compute_like_host(with_config=format.is_model)
     job = Job(adapter, layout_of(adapter.config, adapter.tensors, str(path)), loaded, dtype, max_shard_size)
     if not format.is_model and (bypassed := shortcuts.called_on_request(loaded.model, job.layout.layers)):
         raise InputError(
@@ -67,7 +70,7 @@ def export(
         )
     with folder_output(output, kind, overwrite=overwrite) as folder:
         written = format.module.write(job, folder)
-        error = _reloaded(job, format, folder / written.file, written.expected)
+        error = _reloaded(job, format, folder / written.file, written)
         if not error <= _TOLERANCE[dtype]:
             raise InputError(
                 f"{path}: exported to {to}, but reloaded without onelora_vision its outputs differ by {error:.2g} of "
@@ -82,16 +85,18 @@ def _relative(output: Tensor, expected: Tensor) -> float:
     return ((output - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
 
 
-def _reloaded(job: Job, format: Format, export_path: Path, expected: Tensor) -> float:
-    """Relative error of the export's outputs in a fresh process without this package."""
+def _reloaded(job: Job, format: Format, export_path: Path, written: Written) -> float:
+    """Largest relative error of the export's outputs in a fresh process without this package."""
     inputs = job.base.example()
     if not format.is_model:
         inputs = job.base.host_inputs(inputs)
+    cases = {}
+    for number, (given, expected) in enumerate(((inputs, written.expected), *written.others)):
+        cases |= {f"{number}.input.{key}": value for key, value in given.items()}
+        cases[f"{number}.output"] = expected.contiguous()
     with tempfile.TemporaryDirectory() as place:
         tensors, job_file = Path(place) / "tensors.safetensors", Path(place) / "job.json"
-        save_file(
-            {f"input.{key}": value for key, value in inputs.items()} | {"output": expected.contiguous()}, tensors
-        )
+        save_file(cases, tensors)
         record = {
             "target": format.name,
             "base": job.base.host_call(),

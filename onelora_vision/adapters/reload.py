@@ -1,8 +1,8 @@
 """Load an export by its own libraries alone and compare its outputs; run as a file, in a process of its own.
 
 ``python -I reload.py JOB.json`` prints one line of JSON. Nothing of this package is imported: what loads here loads for
-whoever has PEFT, diffusers, timm or transformers and nothing else. The job names the target, the base, the export, and
-a safetensors file with the inputs (``input.*``) and the expected ``output``.
+whoever has PEFT, diffusers, timm, transformers or onnxruntime and nothing else. The job names the target, the base, the export, and
+a safetensors file with the inputs (``0.input.*``, ``1.input.*``, …) and the expected outputs (``0.output``, …).
 """
 
 import importlib
@@ -136,27 +136,54 @@ def merged(job: dict) -> torch.nn.Module:
     return load_stock_base({**base, "source": source, "options": {}})
 
 
+class OnnxGraph(torch.nn.Module):
+    """A graph of ONNX in onnxruntime, called as the network is that it was made of."""
+
+    def __init__(self, file: str):
+        import onnxruntime
+
+        super().__init__()
+        self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def forward(self, *values: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+        names = [entry.name for entry in self.session.get_inputs()]
+        inputs = dict(zip(names, values)) | named
+        (output,) = self.session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        return torch.from_numpy(output)
+
+
+def onnx(job: dict) -> torch.nn.Module:
+    return OnnxGraph(job["export"])
+
+
 TARGETS = {
     "peft-lora": with_peft,
     "peft-miss": with_peft,
     "diffusers": with_diffusers,
     "comfy": with_kohya_formula,
     "merged": merged,
+    "onnx": onnx,
 }
 
 
 @torch.no_grad()
 def main(job: dict) -> dict:
     tensors = load_file(job["tensors"])
-    inputs = {key.removeprefix("input."): value for key, value in tensors.items() if key.startswith("input.")}
     model = TARGETS[job["target"]](job).eval().float()
+    errors = [difference(model, tensors, f"{number}.") for number in range(sum(".output" in key for key in tensors))]
+    assert not any(name.split(".")[0] == "onelora_vision" for name in sys.modules), "imported onelora_vision"
+    return {"error": max(errors)}
+
+
+def difference(model: torch.nn.Module, tensors: dict, case: str) -> float:
+    """Of the model's output to the expected one, as a share of the largest value."""
+    inputs = {key.removeprefix(f"{case}input."): value for key, value in tensors.items() if f"{case}input." in key}
     positional = [inputs.pop("x")] if "x" in inputs else []
     output = model(*positional, **inputs)
     for name in ("sample", "logits", "predicted_depth"):
         output = getattr(output, name, output)
-    assert not any(name.split(".")[0] == "onelora_vision" for name in sys.modules), "imported onelora_vision"
-    expected = tensors["output"]
-    return {"error": ((output - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()}
+    expected = tensors[f"{case}output"]
+    return ((output - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
 
 
 if __name__ == "__main__":

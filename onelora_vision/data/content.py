@@ -1,19 +1,47 @@
 """Which images these are, by their content: what is computed from an image is kept under its hash."""
 
 import hashlib
+import logging
 import os
-from collections.abc import Callable, Sequence
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from PIL import Image
 
 from onelora_vision.data.classes.images import ClassImages
 from onelora_vision.data.images import shown
-from onelora_vision.errors import InputError
-from onelora_vision.runtime.progress import progress
+from onelora_vision.data.known_hashes import FileStates, KnownHashes
+from onelora_vision.data.paths import Paths
+from onelora_vision.errors import InputError, WriteError
+from onelora_vision.runtime.progress import progress_bar
+from onelora_vision.storage.cache import NoHomeFolder, dispensable
 
+_log = logging.getLogger(__name__)
 _THREADS = 8  # hashing frees the interpreter's lock, so files are read side by side
+_TASK, _BLOCK = 32, 1 << 14  # files that a thread takes at a time, and that wait for threads
+#: Bytes to read from which on hashes are kept between runs; opening a file counts as `_FILE` bytes.
+_WORTH_KEEPING, _FILE = 64 << 20, 16 << 10
+_VERIFIED = 256  # files with a known hash that are read all the same at each start, drawn anew
+
+
+class Hashes(Sequence):
+    """SHA-256 of images: 64 hexadecimal digits each when indexed, 32 bytes each in ``digests`` (N, 32)."""
+
+    def __init__(self, digests: np.ndarray):
+        self.digests = digests
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def __getitem__(self, index: int) -> str:
+        return self.digests[index].tobytes().hex()
 
 
 def content_hash(image: str | os.PathLike | Image.Image) -> str:
@@ -22,34 +50,127 @@ def content_hash(image: str | os.PathLike | Image.Image) -> str:
     Raises:
         InputError: the file cannot be opened.
     """
+    return _digest(image).hex()
+
+
+def _digest(image: str | os.PathLike | Image.Image) -> bytes:
     if isinstance(image, Image.Image):
         digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
         digest.update(image.tobytes())
-        return digest.hexdigest()
+        return digest.digest()
     try:
-        return hashlib.sha256(Path(image).read_bytes()).hexdigest()
+        return hashlib.sha256(Path(image).read_bytes()).digest()
     except OSError as error:
         raise InputError(f"{shown(image)}: the image cannot be read ({error.strerror})") from None
 
 
-def content_hashes(source: ClassImages, hidden: bool = True) -> list[str]:
+def content_hashes(source: ClassImages, accelerator: Accelerator | None = None) -> Hashes:
     """`content_hash` of every image, in order; a file that cannot be opened is hashed by its path instead, so that
-    reading it later says what is wrong with it."""
-    return _hashes(len(source), lambda index: source.images[index], source.path, hidden)
+    reading it later says what is wrong with it.
+
+    Files of many bytes are hashed once: their hashes are kept in the user's cache, and hold as long as path, size and
+    times are the same. `_VERIFIED` of them are read all the same; if one is not what its hash says, all are hashed again.
+
+    Args:
+        accelerator: all processes of a run call this together, and each hashes its share. None: one process does it all.
+    """
+    if isinstance(source.images, Paths):
+        return _file_hashes(source.images, accelerator)
+    rank, world = _place(accelerator)
+    first, last = (len(source) * number // world for number in (rank, rank + 1))
+    digests = np.empty((last - first, 32), np.uint8)
+    _hash_into(
+        digests,
+        range(last - first),
+        lambda index: source.images[first + index],
+        lambda index: source.path(first + index),
+        _is_hidden(accelerator),
+    )
+    return Hashes(_together(_gathered(digests, accelerator)))
 
 
-def file_hashes(paths: Sequence[str | os.PathLike]) -> list[str]:
+def file_hashes(paths: Iterable[str | os.PathLike]) -> Hashes:
     """`content_hashes` of files."""
-    return _hashes(len(paths), paths.__getitem__, paths.__getitem__, hidden=True)
+    return _file_hashes(Paths(paths), None)
 
 
-def _hashes(count: int, image: Callable, name: Callable, hidden: bool) -> list[str]:
-    def hash_of(index: int) -> str:
-        try:
-            return content_hash(image(index))
-        except InputError:
-            return hashlib.sha256(f"unreadable {name(index)}".encode(errors="surrogateescape")).hexdigest()
+def _file_hashes(paths: Paths, accelerator: Accelerator | None) -> Hashes:
+    rank, world = _place(accelerator)
+    files = paths.take(slice(len(paths) * rank // world, len(paths) * (rank + 1) // world))
+    states = FileStates.of(files, time.time_ns())
+    kept = None
+    if world * (states.total_size + _FILE * len(files)) >= _WORTH_KEEPING:
+        with dispensable((NoHomeFolder,)):
+            kept = KnownHashes.file_for(paths)
+    known = KnownHashes.empty()
+    if kept is not None:
+        with dispensable((InputError,)):
+            known = KnownHashes.load(kept)
+    rows = known.find(states)
+    if any(_gathered(_is_wrong(known, rows, files, -(-_VERIFIED // world)), accelerator)):
+        _log.warning("files have changed although their sizes and times have not: all images are hashed again")
+        rows[:] = -1
+    missing = np.flatnonzero(rows < 0)
+    digests = np.empty((len(files), 32), np.uint8)
+    digests[rows >= 0] = known.digest[rows[rows >= 0]]
+    unreadable = _hash_into(digests, missing, files.__getitem__, files.__getitem__, _is_hidden(accelerator))
+    states.state[unreadable] = 0
+    *columns, new = zip(*_gathered((states.path, states.state, digests, len(missing)), accelerator))
+    path, state, digests = map(_together, columns)
+    if kept is not None and rank == 0 and any(new):
+        with dispensable((WriteError,)):
+            known.updated(path, state, digests).save(kept)
+    return Hashes(digests)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        hashes = pool.map(hash_of, range(count))
-        return list(progress(hashes, count, desc="hashing images", unit="image", hidden=hidden))
+
+def _place(accelerator: Accelerator | None) -> tuple[int, int]:
+    return (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+
+
+def _is_hidden(accelerator: Accelerator | None) -> bool:
+    return accelerator is not None and not accelerator.is_local_main_process
+
+
+def _gathered(value: Any, accelerator: Accelerator | None) -> list:
+    """``value`` of every process, in their order."""
+    return [value] if accelerator is None else gather_object([value])
+
+
+def _together(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _is_wrong(known: KnownHashes, rows: np.ndarray, files: Paths, count: int) -> bool:
+    """Whether one of ``count`` files whose hashes are known has another one."""
+    candidates = np.flatnonzero(rows >= 0)
+    chosen = random.SystemRandom().sample(range(len(candidates)), min(count, len(candidates)))
+    chosen = candidates[np.array(chosen, int)]
+    found, files = np.empty((len(chosen), 32), np.uint8), files.take(chosen)
+    _hash_into(found, range(len(chosen)), files.__getitem__, files.__getitem__, hidden=True)
+    return not np.array_equal(found, known.digest[rows[chosen]])
+
+
+def _hash_into(
+    digests: np.ndarray, indices: Sequence[int], image: Callable, name: Callable, hidden: bool
+) -> list[int]:
+    """Write the hashes of the images at ``indices`` into these rows of ``digests``; returns those that cannot be read."""
+    unreadable = []
+
+    def hash_some(first: int) -> int:
+        some = indices[first : first + _TASK]
+        for index in map(int, some):
+            try:
+                digest = _digest(image(index))
+            except InputError:
+                digest = hashlib.sha256(f"unreadable {name(index)}".encode(errors="surrogateescape")).digest()
+                unreadable.append(index)
+            digests[index] = np.frombuffer(digest, np.uint8)
+        return len(some)
+
+    count = len(indices)
+    bar = progress_bar(count, desc="hashing images", unit="image", leave=False, hidden=hidden or not count)
+    with ThreadPoolExecutor(_THREADS) as pool, bar:
+        for block in range(0, count, _BLOCK):  # a million waiting tasks would take more memory than the hashes
+            for hashed in pool.map(hash_some, range(block, min(block + _BLOCK, count), _TASK)):
+                bar.update(hashed)
+    return unreadable

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from onelora_vision.data.content import file_hashes
+from onelora_vision.data.content import Hashes, file_hashes
 from onelora_vision.data.images import list_images, read_images, shown
 from onelora_vision.errors import InputError
 from onelora_vision.storage.files import atomic_file
@@ -41,7 +41,7 @@ class ImageSet:
         return len(self._files) if self._pixels is None else len(self._pixels)
 
     @property
-    def hashes(self) -> list[str]:
+    def hashes(self) -> Hashes:
         return file_hashes(self._files or [self.path])
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:

@@ -5,16 +5,18 @@ cache draws the very latents that a run without it would. It is found by the has
 folder named by the autoencoder's weights and the transform: an edited image is encoded anew, and a latent of another
 autoencoder or crop is never met.
 
-A folder holds shards of up to `SHARD` entries, each written in one piece, so a build that was stopped goes on at the
+A folder holds shards of up to `SHARD_BYTES`, each written in one piece, so a build that was stopped goes on at the
 next shard, and processes or runs that build side by side do not disturb one another.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -27,12 +29,17 @@ from onelora_vision.data.classes.dataset import ClassImageDataset
 from onelora_vision.data.content import content_hashes
 from onelora_vision.data.generation import SquareCrop
 from onelora_vision.data.stream import SampleRef, SeededDataset, collate
-from onelora_vision.errors import InputError, WriteError
+from onelora_vision.errors import InputError, WriteError, one_line
 from onelora_vision.runtime.progress import progress_bar
 from onelora_vision.storage.cache import NoHomeFolder, combined_hash, default_cache, dispensable
-from onelora_vision.storage.files import atomic_file
+from onelora_vision.storage.files import TEMPORARY_PREFIX, atomic_file
 
-SHARD = 512  # entries; of 32 x 32 x 4 latents in fp32 a shard is 32 MiB
+#: A shard is written when its entries have this many bytes or took this many seconds: few files, and little is encoded
+#: again after a build was killed. Of 32 x 32 x 4 latents in fp32 the bytes are 4,096 images.
+SHARD_BYTES, SHARD_SECONDS = 256 << 20, 120
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_BLOCK = 1 << 16  # hashes that are compared at a time
+_ABANDONED = 3600  # seconds
 
 
 @torch.no_grad()
@@ -65,70 +72,122 @@ class EncodedImages(torch.utils.data.Dataset):
         return {"mean": self.mean[ref.index], "std": self.std[ref.index], "label": label, "seed": ref.seed}
 
 
-class LatentStore:
-    """The shards in one folder, as a map from an image's hash to its latents. Damaged shards are left out, with a warning."""
+class LatentShards:
+    """Files of latents, each opened when something in it is first read.
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self._place: dict[str, tuple[Path, int]] = {}
-        self._open: dict[Path, Any] = {}
-        for path in sorted(self.folder.glob("latents-*.safetensors")):
-            with dispensable((InputError,)):
-                self._place.update((key, (path, row)) for row, key in enumerate(self._keys(path)))
+    Args:
+        paths: of the files, whose numbers are their positions.
+    """
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._place
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+        self._open: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def __len__(self) -> int:
-        return len(self._place)
+    def read(self, place: np.ndarray, mirrored: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation (C, h, w) of the image at a place or of its mirror image, as they are kept.
 
-    def read(self, key: str, mirrored: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation (C, h, w) of an image or of its mirror image."""
-        path, row = self._place[key]
-        shard = self._shard(path)
-        return tuple(shard.get_slice(name)[row, int(mirrored)] for name in ("mean", "std"))
-
-    def write(self, keys: Sequence[str], mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Add a shard of entries (n, 2, C, h, w): as they are, and mirrored. Its name is a hash of its keys."""
-        path = self.folder / f"latents-{combined_hash(keys)[:16]}.safetensors"
-        with atomic_file(path) as temporary:
-            tensors = {"mean": mean.contiguous(), "std": std.contiguous()}
-            save_file(tensors, temporary, metadata={"keys": json.dumps(list(keys))})
-        self._place.update((key, (path, row)) for row, key in enumerate(keys))
-
-    def _keys(self, path: Path) -> list[str]:
-        try:
-            return json.loads(self._shard(path).metadata()["keys"])
-        except (
-            TypeError,
-            KeyError,
-            ValueError,
-        ):  # a header that this class did not write; JSON's error is a ValueError
-            raise InputError(f"{path} is damaged (no list of keys); its images are encoded again") from None
-
-    def _shard(self, path: Path):
-        if path not in self._open:
-            try:
-                self._open[path] = safe_open(path, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise InputError(f"{path} is damaged ({error}); its images are encoded again") from None
-        return self._open[path]
+        Args:
+            place: the number of the file, and of the row in it.
+        """
+        number, row = place.tolist()
+        if number not in self._open:
+            with safe_open(self.paths[number], framework="pt") as shard:  # tensors of the mapped file, not copies
+                self._open[number] = (shard.get_tensor("mean"), shard.get_tensor("std"))
+        return tuple(values[row, int(mirrored)] for values in self._open[number])
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": {}}  # a worker process opens the files itself
 
 
+class LatentStore:
+    """The shards in one folder, as a map from an image's hash to its latents. Damaged shards are left out, with a warning.
+
+    Attributes:
+        folder: where they are. shards: the files. digests: SHA-256 of the images whose latents they hold, (n, 32) bytes.
+        places: the shard and the row in it of each, (n, 2).
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        paths: list[Path] = []
+        digests, places = [np.empty((0, 32), np.uint8)], [np.empty((0, 2), np.int32)]
+        for path in sorted(self.folder.glob("latents-*.safetensors")):
+            with dispensable((InputError,)):
+                keys = _keys_of(path)
+                digests.append(keys)
+                rows = np.arange(len(keys), dtype=np.int32)
+                places.append(np.stack([np.full_like(rows, len(paths)), rows], 1))
+                paths.append(path)
+        self.shards = LatentShards(paths)
+        self.digests, self.places = np.concatenate(digests), np.concatenate(places)
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def find(self, digests: np.ndarray) -> np.ndarray:
+        """The places (n, 2) of the images with these hashes (n, 32); -1 for those that are not here."""
+        places = np.full((len(digests), 2), -1, np.int32)
+        if len(self):
+            order = np.argsort(_prefixes(self.digests))
+            rows = np.searchsorted(_prefixes(self.digests), _prefixes(digests), sorter=order).clip(max=len(self) - 1)
+            rows = order[rows]
+            for block in range(0, len(digests), _BLOCK):
+                part = slice(block, block + _BLOCK)
+                found = (self.digests[rows[part]] == digests[part]).all(1)
+                places[part][found] = self.places[rows[part]][found]
+        return places
+
+    def write(self, digests: np.ndarray, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Add a shard of entries (n, 2, C, h, w): as they are, and mirrored. Its name is a hash of its keys.
+
+        It is found by a store that is opened after this.
+        """
+        keys = [digest.tobytes().hex() for digest in digests]
+        with atomic_file(self.folder / f"latents-{combined_hash(keys)[:16]}.safetensors") as temporary:
+            tensors = {"mean": mean.contiguous(), "std": std.contiguous()}
+            save_file(tensors, temporary, metadata={"keys": json.dumps(keys)})
+
+    def clear_abandoned(self) -> None:
+        """Delete what killed builds left half-written; what was written to in the last hour may be another build's."""
+        for path in self.folder.glob(f"{TEMPORARY_PREFIX}*.safetensors"):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink(missing_ok=True)
+
+
+def _keys_of(path: Path) -> np.ndarray:
+    """The hashes (n, 32) of a shard's images. Raises `InputError` for a damaged file."""
+    try:
+        with safe_open(path, framework="pt") as shard:
+            keys = json.loads(shard.metadata()["keys"])
+            rows = {shard.get_slice(name).get_shape()[0] for name in ("mean", "std")}
+        if rows != {len(keys)}:
+            raise ValueError(f"{len(keys)} keys of {rows} entries")
+        return np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), 32)
+    # A header that this class did not write has no such entries; JSON's error is a ValueError.
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({one_line(error)}); its images are encoded again") from None
+
+
+def _prefixes(digests: np.ndarray) -> np.ndarray:
+    """The first 64 bits of hashes (n, 32), by which they are sorted and shared out; no two images have the same."""
+    return np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0].astype(np.uint64)
+
+
 class LatentDataset(SeededDataset):
-    """A `ClassImageDataset` whose images are latents: items have ``mean`` and ``std`` (C, h, w) in place of ``image``.
+    """A `ClassImageDataset` whose images are latents: items have ``mean`` and ``std`` (C, h, w) in place of ``image``, of
+    the type that they are kept in.
 
     Whether an item is mirrored is drawn as the dataset's own transform draws it. An image that could not be read, and
     has no entry, is replaced as the dataset replaces it.
+
+    Args:
+        dataset: of the images. digests: their hashes (N, 32). store: of their latents.
     """
 
-    def __init__(self, dataset: ClassImageDataset, keys: Sequence[str], store: LatentStore):
+    def __init__(self, dataset: ClassImageDataset, digests: np.ndarray, store: LatentStore):
         self.source, self.transform = dataset.source, dataset.transform
-        self.keys, self.store = list(keys), store
-        if not any(key in store for key in self.keys):
+        self.shards, self.places = store.shards, store.find(digests)
+        if (self.places < 0).all():
             raise InputError(f"{self.source.name}/{self.source.split}: none of its {len(self)} images can be read")
 
     @property
@@ -140,15 +199,15 @@ class LatentDataset(SeededDataset):
         return self.source.identity()
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.places)
 
     def _item(self, ref: SampleRef, seed: Callable[[int], None]) -> dict[str, Any]:
         index = ref.index
-        while self.keys[index] not in self.store:
+        while self.places[index, 0] < 0:
             index = (index + 1) % len(self)
         seed(ref.seed)
         mirrored = self.transform.draw_flip()
-        mean, std = self.store.read(self.keys[index], mirrored)
+        mean, std = self.shards.read(self.places[index], mirrored)
         label = int(self.source.labels[index])
         return {
             "mean": mean,
@@ -168,6 +227,7 @@ def cache_latents(
     accelerator: Accelerator,
     batch_size: int = 16,
     num_workers: int = 0,
+    dtype: str = "fp32",
 ) -> LatentDataset | ClassImageDataset:
     """Encode what of ``dataset`` is not yet in the cache, each process its share, and open the latents.
 
@@ -177,58 +237,88 @@ def cache_latents(
         dataset: with a centred `SquareCrop`; its flip stays free.
         vae_hash: of the autoencoder's weights.
         cache_dir: the folder above all caches (default: in the user's cache); this one's name is a hash of autoencoder
-            and transform.
+            and transform, and of ``dtype`` if that is not fp32.
         batch_size: images per encoding, which counts each with its mirror image as one.
+        dtype: a key of `DTYPES`. Half precision halves the files; values are rounded by at most 1/2048 (fp16, from 6e-5
+            on) or 1/256 (bf16) of themselves.
 
     Raises:
-        InputError: the transform is random beyond mirroring, or an image cannot be read (unless the dataset skips such
-            images).
+        InputError: the transform is random beyond mirroring, an image cannot be read (unless the dataset skips such
+            images), or a latent is too large for ``dtype``.
     """
     if not (isinstance(dataset, ClassImageDataset) and isinstance(dataset.transform, SquareCrop)):
         raise InputError("--cache_latents: these training images are drawn afresh at each pass; train without it")
     if not dataset.transform.center_crop:
         raise InputError("--cache_latents needs --center_crop: a random crop has no latent that could be kept")
-    keys, done = content_hashes(dataset.source, not accelerator.is_local_main_process), False
+    digests, done = content_hashes(dataset.source, accelerator).digests, False
     plain = replace(dataset.transform, random_flip=False)
     images = ClassImageDataset(dataset.source, plain, dataset.on_bad_image)
     with dispensable((NoHomeFolder, WriteError)):  # other failures to read or write are the images', or a lost process
         folder = Path(cache_dir) if cache_dir else default_cache() / "latents"
-        store = LatentStore(folder / combined_hash([vae_hash, str(plain)])[:16])
-        _encode(images, _own_part(keys, store, accelerator), keys, vae, store, batch_size, num_workers, accelerator)
+        parts = [vae_hash, str(plain), *([dtype] if dtype != "fp32" else [])]
+        store = LatentStore(folder / combined_hash(parts)[:16])
+        store.clear_abandoned()
+        own = _own_part(digests, store.find(digests), accelerator)
+        _encode(images, own, digests, vae, store, DTYPES[dtype], batch_size, num_workers, accelerator)
         done = True
     if not all(gather_object([done])):
         return dataset
-    return LatentDataset(dataset, keys, LatentStore(store.folder))
+    return LatentDataset(dataset, digests, LatentStore(store.folder))
 
 
-def _own_part(keys: Sequence[str], store: LatentStore, accelerator: Accelerator) -> list[int]:
-    """Which of the images that are not in ``store`` this process encodes: one index of each."""
-    missing = {key: index for index, key in enumerate(keys) if key not in store}
+def _own_part(digests: np.ndarray, places: np.ndarray, accelerator: Accelerator) -> np.ndarray:
+    """Which of the images that have no place this process encodes: one index of each, in their order."""
+    missing = np.flatnonzero(places[:, 0] < 0)
+    prefixes, first = np.unique(_prefixes(digests[missing]), return_index=True)
     # An image's process is told by its hash, so that none is left out when another run adds entries at the same time.
-    return [
-        i for key, i in missing.items() if int(key[:15], 16) % accelerator.num_processes == accelerator.process_index
-    ]
+    own = prefixes % np.uint64(accelerator.num_processes) == accelerator.process_index
+    return np.sort(missing[first[own]])
 
 
-def _encode(images, indices, keys, vae, store, batch_size, num_workers, accelerator) -> None:
+def _encode(images, indices, digests, vae, store, dtype, batch_size, num_workers, accelerator) -> None:
     loader = DataLoader(images, batch_size, sampler=indices, num_workers=num_workers, collate_fn=collate)
-    hidden = not accelerator.is_local_main_process or not indices
+    hidden = not accelerator.is_local_main_process or not len(indices)
     with progress_bar(len(indices), desc="encoding images", unit="image", hidden=hidden) as bar:
-        entries = _entries(loader, indices, keys, vae, bar)
-        while shard := [entry for _, entry in zip(range(SHARD), entries)]:
-            names, means, stds = zip(*shard)
-            store.write(names, torch.stack(means), torch.stack(stds))
+        for found, mean, std in _shards(_entries(loader, indices, vae, dtype, bar)):
+            store.write(digests[found], mean, std)
 
 
-def _entries(loader, indices, keys, vae, bar) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Key, means (2, C, h, w) and deviations of each image; those that another one stood in for are left out."""
+def _shards(batches: Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]) -> Iterator[tuple]:
+    """Batches of entries together, until they have `SHARD_BYTES` or took `SHARD_SECONDS`."""
+    waiting, size, started = [], 0, time.monotonic()
+    for batch in batches:
+        waiting.append(batch)
+        size += sum(values.nbytes for values in batch[1:])
+        if size >= SHARD_BYTES or time.monotonic() - started >= SHARD_SECONDS:
+            yield _together(waiting)
+            waiting, size, started = [], 0, time.monotonic()
+    if waiting:
+        yield _together(waiting)
+
+
+def _together(batches: list[tuple]) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    indices, means, stds = zip(*batches)
+    return np.concatenate(indices), torch.cat(means), torch.cat(stds)
+
+
+def _entries(loader, indices, vae, dtype, bar) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Of each batch: indices (n,), means (n, 2, C, h, w) and deviations; images that another one stood in for are left out."""
     position = 0
     for batch in loader:
         pixels = torch.stack([batch["image"], batch["image"].flip(-1)], 1)  # (n, 2, 3, H, W)
         mean, std = (value.cpu().unflatten(0, pixels.shape[:2]) for value in posterior(vae, pixels.flatten(0, 1)))
-        for row, found in enumerate(batch["index"].tolist()):
-            wanted = indices[position]
-            position += 1
-            if found == wanted:
-                yield keys[wanted], mean[row], std[row]
+        wanted = indices[position : position + len(mean)]
+        position += len(mean)
+        own = batch["index"].numpy() == wanted
+        if own.any():
+            yield wanted[own], _rounded(mean[own], dtype), _rounded(std[own], dtype)
         bar.update(len(mean))
+
+
+def _rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    rounded = values.to(dtype)
+    if not rounded.isfinite().all() and values.isfinite().all():
+        raise InputError(
+            f"a latent of {values.abs().max():.3g} is too large for fp16; keep the latents as bf16 or fp32"
+        )
+    return rounded

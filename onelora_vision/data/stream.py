@@ -4,11 +4,13 @@ Nothing here has a state to save. Batch ``i`` of a run is the same whether the r
 of loader workers, and for any number of processes whose batches add up to the same global batch.
 """
 
+import itertools
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torch.utils.data._utils import signal_handling
@@ -77,7 +79,8 @@ class BadItems:
     def first_readable(self, index: int, read: Callable[[int], Item]) -> tuple[int, Item]:
         """The index and value of the first readable item at or after ``index``, wrapping around at the end."""
         size = len(self._bad)
-        for candidate in (*range(index, size), *range(index)) if self.on_bad_image == "skip" else (index,):
+        candidates = itertools.chain(range(index, size), range(index)) if self.on_bad_image == "skip" else (index,)
+        for candidate in candidates:
             if self._bad[candidate]:
                 continue
             try:
@@ -125,7 +128,7 @@ class TrainingBatchSampler(Sampler[list[SampleRef]]):
         self.rank = rank
         self.world_size = world_size
         self.start_batch = start_batch
-        self._order: tuple[int, list[int]] = (-1, [])
+        self._order: tuple[int, np.ndarray | None] = (-1, None)
 
     def batch(self, number: int) -> list[SampleRef]:
         """The samples of this process in batch ``number``."""
@@ -136,8 +139,8 @@ class TrainingBatchSampler(Sampler[list[SampleRef]]):
         epoch, offset = divmod(position, self.num_samples)
         if self._order[0] != epoch:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-            self._order = epoch, torch.randperm(self.num_samples, generator=generator).tolist()
-        index = self._order[1][offset]
+            self._order = epoch, torch.randperm(self.num_samples, generator=generator).numpy()
+        index = int(self._order[1][offset])
         return SampleRef(index, mix(self.seed, epoch, index))
 
     def __iter__(self) -> Iterator[list[SampleRef]]:

@@ -1,7 +1,8 @@
 """Models that images are measured with, by name; and the features of a reference set, computed once."""
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def open_features(name: str, weights: str | Path | None = None, timm_model: str 
 
 
 def cached_features(
-    images: Sequence[str], features: Features, compute: Callable[[], FeatureSet], write: bool = True
+    images: Iterable[str], features: Features, compute: Callable[[], FeatureSet], write: bool = True
 ) -> FeatureSet:
     """The features of ``images`` in the user's cache, or what ``compute`` returns, which is then kept if ``write``.
 
@@ -52,14 +53,14 @@ def cached_features(
         images: what the images depend on: their hashes, and how they are read, cut and scaled.
         features: the model that measures; its name and weights belong to the key.
     """
-    parts = [*images, features.name, features.weights_hash, _LAYOUT]
+    name = combined_hash(itertools.chain(images, (features.name, features.weights_hash, _LAYOUT)))[:16]
     with dispensable():
-        path = _cache_file(parts)
+        path = _cache_file(name)
         if path.exists():
             return _read(path)
     found = compute()
     if write:
-        with dispensable(), atomic_file(_cache_file(parts)) as temporary:
+        with dispensable(), atomic_file(_cache_file(name)) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in found.tensors().items()}, temporary)
     return found
 
@@ -78,8 +79,8 @@ def published_features(path: str | Path, features: Features, images: FeatureSet 
     return replace(images or FeatureSet(torch.empty(0, features.dim)), **known)
 
 
-def _cache_file(parts: Sequence[str]) -> Path:
-    return default_cache() / "references" / f"{combined_hash(parts)[:16]}.safetensors"
+def _cache_file(name: str) -> Path:
+    return default_cache() / "references" / f"{name}.safetensors"
 
 
 def _read(path: Path) -> FeatureSet:

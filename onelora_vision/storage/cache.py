@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from onelora_vision.errors import one_line
@@ -30,7 +30,7 @@ def default_cache() -> Path:
         raise NoHomeFolder("there is no home folder; set HOME or XDG_CACHE_HOME") from None
 
 
-def combined_hash(parts: Sequence[str]) -> str:
+def combined_hash(parts: Iterable[str]) -> str:
     """One SHA-256 in hex of several texts, which depends on their order."""
     digest = hashlib.sha256()
     for part in parts:

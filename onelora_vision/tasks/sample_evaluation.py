@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -121,7 +122,7 @@ def measure_reference(
     if not isinstance(dataset, ClassImageDataset):
         found = compute()
         return Reference(found, split, floor=autoencoder_floor(vae, dataset.images(), found.statistics, features))
-    parts = [*content_hashes(dataset.source), str(dataset.transform)]
+    parts = itertools.chain(content_hashes(dataset.source, accelerator), [str(dataset.transform)])
     found = cached_features(parts, features, compute, accelerator.is_main_process)
     return Reference(found, split, f"center {dataset.transform.resolution}", "box+bicubic")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_hosts import save_base, trained_on
+from tiny_hosts import save_base, tiny_base, trained_on
 
 from onelora_vision.adapters import export as module
 from onelora_vision.adapters.bases import load_base
@@ -120,6 +120,73 @@ def test_merged_models_load_as_their_library_saves_them(bases, host, method, dty
         assert len(list((tmp_path / "m").rglob("*-of-*.safetensors"))) > 1
 
 
+@pytest.mark.parametrize(
+    ("host", "method", "dtype"),
+    [
+        ("timm", "sum+bias", "fp32"),
+        pytest.param("timm", "lora", "fp16", marks=pytest.mark.slow),
+        pytest.param("transformers", "onelora", "fp32", marks=pytest.mark.slow),
+        pytest.param("diffusers", "onelora", "fp32", marks=pytest.mark.slow),
+        pytest.param("diffusers", "sum+bias", "fp16", marks=pytest.mark.slow),
+    ],
+)
+def test_onnx_computes_the_adapted_model_for_any_batch_and_size_of_depth(
+    bases, host, method, dtype, tmp_path, monkeypatch
+):
+    """`export` itself compares three images, one, and for depth a rectangle with the network's outputs."""
+    from onelora_vision.adapters.formats import onnx as format
+
+    onnx = pytest.importorskip("onnx")
+    if dtype == "fp16":  # as if the weights were many
+        monkeypatch.setattr(format, "_LARGEST", 0)
+    adapter = trained_on(bases(host), host, tmp_path / "a", method, size=0.2)
+    result = export(adapter.path, "onnx", tmp_path / "m", dtype=dtype)
+    assert result["error"] < (1e-5 if dtype == "fp32" else 1e-2) < result["effect"]
+    model = onnx.load(tmp_path / "m" / "model.onnx")
+    assert (tmp_path / "m" / "model.onnx.data").exists() == (dtype == "fp16")
+    axes = [[axis.dim_param or axis.dim_value for axis in v.type.tensor_type.shape.dim] for v in model.graph.input]
+    images = {
+        "timm": [3, 32, 32],
+        "diffusers": [4, 8, 8],
+        "transformers": [3, "14*rows", "14*columns"],
+    }[host]
+    assert axes[0] == ["batch", *images] and all(rest == ["batch"] for rest in axes[1:])
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert facts["task"] == adapter.info.task and facts["method"] == method
+    if host == "timm":
+        assert json.loads(facts["class_names"]) == ["x", "y"]
+        assert json.loads(facts["preprocessing"])["input_size"] == [3, 32, 32]
+
+
+def test_what_onnx_cannot_be_made_of_is_one_line(bases, tmp_path, monkeypatch):
+    adapter = trained_on(bases("timm"), "timm", tmp_path / "a")
+    with pytest.raises(InputError, match="--dtype bf16: --to onnx writes fp32 or fp16"):
+        export(adapter.path, "onnx", tmp_path / "m", dtype="bf16")
+
+    def fails(*args, **options):
+        raise RuntimeError("no such operation\nand more") from ValueError("aten::odd is unknown\nand more")
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    with pytest.raises(InputError, match=r"cannot export this network to ONNX .*aten::odd is unknown") as caught:
+        export(adapter.path, "onnx", tmp_path / "m")
+    assert "\n" not in str(caught.value) and not (tmp_path / "m").exists()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"--to onnx needs the package onnx: pip install 'onelora_vision\[onnx\]'"):
+        export(adapter.path, "onnx", tmp_path / "m")
+
+
+def test_sizes_stay_free_while_a_graph_is_made_and_integers_are_integers():
+    from transformers.models.depth_anything import modeling_depth_anything
+
+    from onelora_vision.adapters.formats.onnx import symbolic_sizes
+
+    model = tiny_base("transformers").model
+    with symbolic_sizes(model):
+        assert modeling_depth_anything.int("7") == 7 and isinstance(3, modeling_depth_anything.int)
+        assert not isinstance(3.0, modeling_depth_anything.int)
+    assert not hasattr(modeling_depth_anything, "int")
+
+
 def test_lora_of_any_rank_goes_to_comfy(bases, tmp_path):
     adapter = trained_on(bases("diffusers"), "diffusers", tmp_path / "a", "lora", rank=2, lora_alpha=6)
     assert export(adapter.path, "comfy", tmp_path / "lora", dtype="fp16")["error"] < 1e-2
@@ -140,7 +207,7 @@ def test_what_a_format_cannot_hold_is_refused_and_leaves_nothing(bases, tmp_path
         (dit, "diffusers", "7 classes do not fit into the base's label table of 3"),
         (dora, "peft-lora", "not a plain LoRA"),
         (table, "diffusers", "changes no linear layer"),
-        (vit, "onnx", "no such format"),
+        (vit, "onx", "no such format; did you mean 'onnx'"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             export(adapter.path, to, tmp_path / "out")

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import profile, step, subjects
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("step", "memory", "dit_xl2")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("step", "memory", "scale", "dit_xl2")]
 
 
 @pytest.mark.parametrize("name", ["swap", "bank", "data", "profile", *SLOW])

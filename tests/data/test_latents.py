@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import numpy as np
@@ -40,9 +41,13 @@ def dataset_of(files, transform=FLIPPED, on_bad_image="error"):
     return ClassImageDataset(source, transform, on_bad_image)
 
 
+def store_of(dataset):
+    return LatentStore(dataset.shards.paths[0].parent)
+
+
 @pytest.fixture
 def cached(vae, tmp_path, monkeypatch):
-    monkeypatch.setattr(latents, "SHARD", 3)
+    monkeypatch.setattr(latents, "SHARD_BYTES", 2 * 3 * 2 * 4 * 16 * 16 * 4)  # of three images, so of two batches
 
     def build(dataset, vae_hash="hash"):
         return cache_latents(dataset, vae, vae_hash, tmp_path / "cache", Accelerator(), batch_size=2)
@@ -102,8 +107,8 @@ def test_a_stopped_build_goes_on(cached, files, monkeypatch):
         cached(dataset_of(files))
     monkeypatch.setattr(LatentStore, "write", original)
     counts = encoded(monkeypatch)
-    assert len(cached(dataset_of(files)).store) == 7
-    assert sum(counts) == 2 * (7 - len(written[0])) == 8
+    assert len(store_of(cached(dataset_of(files)))) == 7
+    assert sum(counts) == 2 * (7 - len(written[0])) == 6
 
 
 def test_a_bad_image_is_an_error_or_replaced_by_the_next(cached, files):
@@ -126,10 +131,10 @@ def test_what_cannot_be_cached_is_refused(cached, files, tmp_path):
 
 @pytest.mark.parametrize("content", [b"cut", b"\x02" + bytes(7) + b"{}"])
 def test_a_damaged_shard_is_a_warning_and_its_images_are_encoded_again(cached, files, caplog, monkeypatch, content):
-    shard = sorted(cached(dataset_of(files)).store.folder.iterdir())[0]
+    shard = sorted(store_of(cached(dataset_of(files))).folder.iterdir())[0]
     shard.write_bytes(content)
     counts = encoded(monkeypatch)
-    assert len(cached(dataset_of(files)).store) == 7 and sum(counts) in (2, 6)
+    assert len(store_of(cached(dataset_of(files)))) == 7 and sum(counts) in (2, 6)
     assert len(caplog.messages) == 1 and f"{shard} is damaged" in caplog.messages[0]
 
 
@@ -144,3 +149,45 @@ def test_workers_read_it_too(cached, files):
     fast = cached(dataset_of(files))
     again = pickle.loads(pickle.dumps(fast))
     assert torch.equal(again[1]["mean"], fast[1]["mean"])
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("fp16", 2**-11), ("bf16", 2**-8)])
+def test_half_precision_halves_the_files_and_rounds_once(vae, files, tmp_path, dtype, error):
+    full, half = (
+        cache_latents(dataset_of(files), vae, "hash", tmp_path / "cache", Accelerator(), 2, dtype=kind)
+        for kind in ("fp32", dtype)
+    )
+    assert store_of(full).folder != store_of(half).folder and len(store_of(half)) == 7
+    sizes = [sum(path.stat().st_size for path in store_of(kept).folder.iterdir()) for kept in (full, half)]
+    assert 0.5 < sizes[1] / sizes[0] < 0.55
+    for index in range(7):
+        for name in ("mean", "std"):
+            exact, rounded = full[index][name], half[index][name]
+            assert rounded.dtype == latents.DTYPES[dtype] and not torch.equal(exact, rounded.float())
+            torch.testing.assert_close(rounded.float(), exact, rtol=error, atol=1e-7)
+
+
+def test_what_half_precision_cannot_hold_is_refused(files, tmp_path, monkeypatch):
+    large = torch.full((4, 4, 2, 2), 1e5)
+    monkeypatch.setattr(latents, "posterior", lambda vae, x: (large, large))
+    with pytest.raises(InputError, match="too large for fp16"):
+        cache_latents(dataset_of(files), None, "hash", tmp_path, Accelerator(), 2, dtype="fp16")
+
+
+def test_shards_grow_until_they_have_their_bytes_or_took_their_time(monkeypatch):
+    batches = [(np.arange(2), torch.zeros(2, 2, 1, 1, 1), torch.zeros(2, 2, 1, 1, 1))] * 5  # 32 bytes each
+    monkeypatch.setattr(latents, "SHARD_BYTES", 60)
+    assert [len(found) for found, *_ in latents._shards(iter(batches))] == [4, 4, 2]
+    monkeypatch.setattr(latents, "SHARD_SECONDS", 0)
+    assert [len(found) for found, *_ in latents._shards(iter(batches))] == [2] * 5
+
+
+def test_what_a_killed_build_left_is_deleted_after_an_hour(cached, files):
+    folder = store_of(cached(dataset_of(files))).folder
+    fresh, old = (folder / f".onelora-partial-{name}.safetensors" for name in ("fresh", "old"))
+    other = folder / "mine.safetensors"
+    for path in (fresh, old, other):
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0) if path != fresh else None)
+    cached(dataset_of(files))
+    assert fresh.exists() and other.exists() and not old.exists()

@@ -38,7 +38,7 @@ def full_disk(size: int = 100):
 
 
 def write_latents(path):
-    LatentStore(path.parent).write(["key"], torch.zeros(1, 2, 4, 8, 8), torch.ones(1, 2, 4, 8, 8))
+    LatentStore(path.parent).write(np.zeros((1, 32), np.uint8), torch.zeros(1, 2, 4, 8, 8), torch.ones(1, 2, 4, 8, 8))
 
 
 def compared():

@@ -191,6 +191,10 @@ def test_cached_latents_give_the_losses_of_images(dit_folder, food101, tmp_path)
     assert run(*arguments(dit_folder, food101, tmp_path / "cached", **common, **cache)) == 0
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
     assert len(list((tmp_path / "latents").rglob("latents-*.safetensors"))) == 1
+    cache |= {"latents_dtype": "fp16", "num_validation_images": 0}
+    assert run(*arguments(dit_folder, food101, tmp_path / "half", **common | cache)) == 0
+    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "plain"), rel=1e-3)
+    assert losses(tmp_path / "half") != losses(tmp_path / "cached")
     trained, averaged = (read_adapter(tmp_path / "cached" / name) for name in ("adapter_without_ema", "adapter"))
     assert trained.info.class_names == averaged.info.class_names
     assert any(not torch.equal(trained.tensors[name], value) for name, value in averaged.tensors.items())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from onelora_vision.errors import InputError, nearest
+from onelora_vision.runtime.extras import require
 
 DTYPES = ("fp32", "fp16", "bf16")
 
@@ -24,6 +25,9 @@ class Format:
         is_model: the whole model with the adapter merged, which cannot be read back.
         peft_type: of a PEFT folder in this format; empty for a single file.
         key_prefix: what keys of a single file in this format start with.
+        computes_itself: whether what is written is the computation, too, so that it need not be that of a host's class.
+        tasks: of the adapters that it is for; empty for all. dtypes: that it can be written in.
+        packages: that it needs, which the extra of its name installs.
     """
 
     name: str
@@ -31,6 +35,10 @@ class Format:
     is_model: bool = False
     peft_type: str = ""
     key_prefix: str = ""
+    computes_itself: bool = False
+    tasks: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = DTYPES
+    packages: tuple[str, ...] = ()
 
     @property
     def module(self) -> ModuleType:
@@ -46,15 +54,27 @@ FORMATS = {
         Format("diffusers", host="diffusers", key_prefix="transformer."),
         Format("comfy", host="diffusers", key_prefix="lora_unet_"),
         Format("merged", is_model=True),
+        Format(
+            "onnx",
+            is_model=True,
+            computes_itself=True,
+            tasks=("classification", "depth", "generation"),
+            dtypes=("fp32", "fp16"),
+            packages=("onnx", "onnxscript", "onnxruntime"),
+        ),
     )
 }
 
 
 def check_format(to: str, dtype: str, max_shard_size: str) -> None:
-    """Raise an `InputError`, unless there are such a format and such a type, and the size is one."""
+    """Raise an `InputError`, unless there are such a format and such a type, the size is one, and nothing is missing."""
     if to not in FORMATS:
         raise InputError(f"--to {to}: no such format{nearest(to, FORMATS, 'format')}")
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype}: no such type{nearest(dtype, DTYPES, 'type')}")
+    if dtype not in FORMATS[to].dtypes:
+        raise InputError(f"--dtype {dtype}: --to {to} writes {' or '.join(FORMATS[to].dtypes)}")
     if not re.fullmatch(r"[1-9]\d*[KMG]i?B", max_shard_size):
         raise InputError(f"--max_shard_size is {max_shard_size!r}, but must be a size such as 500MB or 5GB")
+    for package in FORMATS[to].packages:
+        require(package, to, f"--to {to}")

@@ -26,12 +26,14 @@ class Written(NamedTuple):
         expected: outputs of the adapted base for its example.
         plain: outputs of the base alone.
         file: what to load in the folder; empty for the folder itself.
+        others: more inputs of the network, with their outputs, that the export must be right for.
     """
 
     carried: list[str]
     expected: Tensor
     plain: Tensor
     file: str = ""
+    others: tuple[tuple[dict[str, Tensor], Tensor], ...] = ()
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from onelora_vision.adapters.formats.job import TORCH_DTYPES, Job, Written
 from onelora_vision.backbones.base import output_of
@@ -10,9 +11,20 @@ from onelora_vision.errors import InputError, one_line
 from onelora_vision.tuners import hosts
 
 
-@torch.no_grad()
 def write(job: Job, folder: Path) -> Written:
     """Merge and save."""
+    model, written = merge(job)
+    job.base.save_merged(model, folder, TORCH_DTYPES[job.dtype], job.max_shard_size)
+    return written
+
+
+@torch.no_grad()
+def merge(job: Job) -> tuple[nn.Module, Written]:
+    """The base's network with the adapter merged into it, and its outputs.
+
+    Raises:
+        InputError: a change has no place in the base's weights.
+    """
     for module, parts in job.layout.layers.items():
         if "onelora_beta" in parts and job.base.model.get_submodule(module).bias is None:
             raise InputError(f"{job.adapter.path}: {module} has no bias in the base, so its beta cannot be merged")
@@ -27,6 +39,4 @@ def write(job: Job, folder: Path) -> Written:
             f"{job.adapter.path}: {job.adapter.info.method} cannot be merged into this base ({one_line(error, 200)}); use "
             "the adapter as it is"
         ) from error
-    expected = output_of(merged, inputs)
-    base.save_merged(merged, folder, TORCH_DTYPES[job.dtype], job.max_shard_size)
-    return Written(["everything"], expected, plain)
+    return merged, Written(["everything"], output_of(merged, inputs), plain)

@@ -1,10 +1,14 @@
 """A folder of images for each class."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from onelora_vision.data.classes.images import ClassImages, stratified_split
 from onelora_vision.data.images import list_folders, list_images, shown
+from onelora_vision.data.paths import Paths
 from onelora_vision.errors import InputError, MissingSplit, nearest
 
 
@@ -37,13 +41,18 @@ def _class_folders(root: Path, split: str, class_names: list[str] | None = None)
         raise InputError(
             f"{shown(root / unknown[0])}: no such class in the training split{nearest(unknown[0], names)}"
         )
-    paths, labels = [], []
-    for label, name in enumerate(names):
-        images = list_images(root / name) if name in found else []
-        if not images and class_names is None:
-            raise InputError(f"{shown(root / name)}: class folder without images; add images or remove the folder")
-        paths.extend(images)
-        labels.extend([label] * len(images))
-    if not paths:
+    there, counts = set(found), []
+
+    def paths() -> Iterator[str]:
+        for name in names:
+            images = list_images(root / name) if name in there else []
+            if not images and class_names is None:
+                raise InputError(f"{shown(root / name)}: class folder without images; add images or remove the folder")
+            counts.append(len(images))
+            yield from images
+
+    images = Paths(paths())
+    if not len(images):
         raise InputError(f"{shown(root)}: no images in its class folders")
-    return ClassImages(paths, labels, [shown(name) for name in names], shown(root.name), split)
+    labels = np.repeat(np.arange(len(names)), counts)
+    return ClassImages(images, labels, [shown(name) for name in names], shown(root.name), split)

@@ -1,6 +1,7 @@
 """Images with their classes: opened but not read, divided and drawn from by seed."""
 
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,51 +9,56 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import ConcatDataset
 
 from onelora_vision.data.images import read_image, shown, to_rgb, trimmed
+from onelora_vision.data.paths import Paths
 from onelora_vision.errors import InputError, MissingSplit, listed
 from onelora_vision.seeding import mix
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassImages:
     """Images and their classes, opened but not read.
 
     Attributes:
-        images: a sequence whose entries are paths, or Pillow images (read when indexed).
-        labels: the class of each image, an index into ``class_names``.
+        images: `Paths` (a list of paths becomes one), or a sequence of Pillow images, read when indexed.
+        labels: the class of each image, an index into ``class_names``: an array (N,) of int32, whatever it is made of.
         class_names: one name per class.
         name: of the data set, for messages and cards.
         split: "train", "validation" or "test".
     """
 
     images: Sequence[str | os.PathLike | Image.Image]
-    labels: Sequence[int]
+    labels: Sequence[int] | np.ndarray
     class_names: list[str]
     name: str
     split: str
 
     def __post_init__(self):
-        if len(self.images) != len(self.labels):
-            raise InputError(f"{self.name}/{self.split}: {len(self.images)} images but {len(self.labels)} labels")
-        if len(self.labels) and not 0 <= min(self.labels) <= max(self.labels) < len(self.class_names):
+        labels = np.asarray(self.labels, dtype=np.int64)
+        if len(self.images) != len(labels):
+            raise InputError(f"{self.name}/{self.split}: {len(self.images)} images but {len(labels)} labels")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):
             raise InputError(
-                f"{self.name}/{self.split}: labels from {min(self.labels)} to {max(self.labels)} for "
+                f"{self.name}/{self.split}: labels from {labels.min()} to {labels.max()} for "
                 f"{len(self.class_names)} classes; images without a label cannot be used"
             )
+        object.__setattr__(self, "labels", labels.astype(np.int32))  # frozen
+        if isinstance(self.images, list) and all(isinstance(image, (str, os.PathLike)) for image in self.images):
+            object.__setattr__(self, "images", Paths(self.images))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def path(self, index: int) -> str:
         """Where image ``index`` comes from: its file, or the data set's name, split and index."""
-        image = self.images[index] if isinstance(self.images, list) else None
-        return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"{self.name}/{self.split}[{index}]"
+        return self.images[index] if isinstance(self.images, Paths) else f"{self.name}/{self.split}[{index}]"
 
     def identity(self) -> str:
         """A hash of which images these are: their classes and the names of file and folder, wherever the whole lies."""
         digest = hashlib.sha256(repr(self.class_names).encode())
-        for index, label in enumerate(self.labels):
+        for index, label in enumerate(self.labels.tolist()):
             name = "/".join(self.path(index).split(os.sep)[-2:])
             digest.update(f"{name} {label}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
@@ -63,20 +69,23 @@ class ClassImages:
         picture = read_image(image) if isinstance(image, (str, os.PathLike)) else to_rgb(image)
         return trimmed(picture, shown(self.path(index)))
 
-    def subset(self, indices: Sequence[int], split: str | None = None) -> "ClassImages":
+    def subset(self, indices: Sequence[int] | np.ndarray, split: str | None = None) -> "ClassImages":
         """The images at ``indices``, in that order, with all class names; ``split`` renames the split."""
-        images = [self.images[i] for i in indices] if isinstance(self.images, list) else Picked(self.images, indices)
-        return replace(self, images=images, labels=[self.labels[i] for i in indices], split=split or self.split)
+        indices = np.asarray(indices, dtype=np.int64)
+        images = self.images.take(indices) if isinstance(self.images, Paths) else Picked(self.images, indices)
+        return replace(self, images=images, labels=self.labels[indices], split=split or self.split)
 
     def joined(self, other: "ClassImages") -> "ClassImages":
         """These images and then ``other``'s, of the same classes."""
-        images = [sequence[i] for sequence in (self.images, other.images) for i in range(len(sequence))]
-        return replace(self, images=images, labels=[*self.labels, *other.labels])
+        both = (self.images, other.images)
+        paths = all(isinstance(images, Paths) for images in both)
+        images = Paths(itertools.chain(*both)) if paths else ConcatDataset(both)
+        return replace(self, images=images, labels=np.concatenate([self.labels, other.labels]))
 
     def drawn(self, count: int, seed: int = 0) -> "ClassImages":
         """At most ``count`` of the images, drawn by ``seed``, in their order."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self.subset(sorted(order[:count].tolist()))
+        return self.subset(np.sort(order[:count].numpy()))
 
     def few_shot(self, per_class: int, seed: int = 0) -> "ClassImages":
         """``per_class`` images of each class drawn by ``seed``. A class with fewer is an `InputError`."""
@@ -87,40 +96,39 @@ class ClassImages:
                 raise InputError(
                     f"{self.name}/{self.split}: class {name!r} has {len(members)} images, not {per_class}"
                 )
-            chosen.extend(members[:per_class])
-        return self.subset(sorted(chosen))
+            chosen.append(members[:per_class])
+        return self.subset(np.sort(np.concatenate(chosen)))
 
     def split_off(self, fraction: float, *, split: str, seed: int = 0) -> tuple["ClassImages", "ClassImages"]:
         """Divide into (the rest, a part named ``split``) with ``fraction`` of each class, at least one image, in the part.
 
         A class of one image stays whole in the rest.
         """
-        part = []
+        taken = np.zeros(len(self), dtype=bool)
         for members in self._by_class(seed):
             count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-            part.extend(members[: max(count, 0)])
-        taken = set(part)
-        rest = [index for index in range(len(self)) if index not in taken]
-        return self.subset(rest), self.subset(sorted(part), split)
+            taken[members[: max(count, 0)]] = True
+        return self.subset(np.flatnonzero(~taken)), self.subset(np.flatnonzero(taken), split)
 
-    def _by_class(self, seed: int) -> list[list[int]]:
+    def _by_class(self, seed: int) -> list[np.ndarray]:
         """The indices of each class, shuffled by (seed, class)."""
-        labels = np.asarray(self.labels)
-        members = [np.flatnonzero(labels == label) for label in range(len(self.class_names))]
-        return [np.random.default_rng(mix(seed, k)).permutation(group).tolist() for k, group in enumerate(members)]
+        order = np.argsort(self.labels, kind="stable")
+        bounds = np.searchsorted(self.labels[order], np.arange(1, len(self.class_names)))
+        groups = np.split(order, bounds)
+        return [np.random.default_rng(mix(seed, k)).permutation(group) for k, group in enumerate(groups)]
 
 
 class Picked(Sequence):
     """Chosen entries of a sequence, read when indexed."""
 
-    def __init__(self, images: Sequence, indices: Sequence[int]):
-        self.images, self.indices = images, list(indices)
+    def __init__(self, images: Sequence, indices: np.ndarray):
+        self.images, self.indices = images, indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int):
-        return self.images[self.indices[index]]
+        return self.images[int(self.indices[index])]
 
 
 class Pixels(Sequence):

@@ -31,7 +31,7 @@ def test_labels_and_images_must_fit():
 def test_few_shot_and_subset(folder):
     train = open_class_images("imagefolder", folder)
     few = train.few_shot(3, seed=1)
-    assert [few.labels.count(k) for k in range(3)] == [3] * 3
+    assert [few.labels.tolist().count(k) for k in range(3)] == [3] * 3
     assert few.images == train.few_shot(3, seed=1).images != train.few_shot(3, seed=2).images
     with pytest.raises(InputError, match="class 'cat' has 8 images, not 9"):
         train.few_shot(9)
@@ -40,5 +40,5 @@ def test_few_shot_and_subset(folder):
 def test_split_off_leaves_no_class_without_training_images():
     source = ClassImages(list("abcdef"), [0, 1, 1, 2, 2, 2], ["x", "y", "z"], "d", "train")
     rest, part = source.split_off(0.5, split="validation")
-    assert sorted(rest.images + part.images) == list("abcdef") and part.split == "validation"
+    assert sorted([*rest.images, *part.images]) == list("abcdef") and part.split == "validation"
     assert set(rest.labels) == {0, 1, 2} and set(part.labels) == {1, 2}

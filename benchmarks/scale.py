@@ -1,0 +1,236 @@
+"""How opening, hashing, ordering and sharing a folder of images grow with their number.
+
+    python -m benchmarks.scale --images 10000,100000
+    python -m benchmarks.scale --images 1280000 --folder /data/scale      # 5 GB of disk, kept for another run
+
+Each size is a folder of JPEG files of 3 kB in class folders, up to 1,000, and is measured in a process of its own. "s",
+"CPU s": seconds of the clock and of the process; "kept", "peak": bytes per image that a phase adds to the process and
+keeps, and that it adds at its highest. "a worker copies": bytes per image of the index that become a forked loader
+worker's own while it reads every entry, because Python writes reference counts into objects. Files lie in the page
+cache: from a disk, hashing waits for the disk. Linux only.
+"""
+
+import argparse
+import gc
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from onelora_vision.storage.files import write_json
+
+FILE_BYTES, CLASSES, BATCH = 3000, 1000, 256
+COLUMNS = ("s", "cpu", "kept", "peak")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", default="10000,100000", help="numbers of images, with commas")
+    parser.add_argument("--folder", help="where the images are written, and kept (default: a temporary folder)")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # in the process of one size
+    parser.add_argument("--latents", type=int, default=20480, help="latents to read back; 0: none")
+    parser.add_argument("--rounds", type=int, default=5, help="of reading them, by each way in turn")
+    parser.add_argument("--output", help="JSON file")
+    parser.add_argument("--quick", action="store_true", help="few images, to see that this runs")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.images, args.latents, args.rounds = "200", 512, 1
+    return args
+
+
+def main(argv: list[str] | None = None) -> dict:
+    args = parse(argv)
+    if args.measure:
+        return {"rows": measure(Path(args.folder))}
+    results = {"device": platform.processor() or platform.machine(), "images": {}}
+    with tempfile.TemporaryDirectory() as temporary:
+        for count in map(int, args.images.split(",")):
+            folder = Path(args.folder or temporary) / str(count)
+            write_folder(folder, count)
+            results["images"][count] = measured_apart(folder, Path(temporary) / "cache")
+            show(count, results["images"][count])
+    if args.latents:
+        results["latents"] = latent_rates(args.latents, args.rounds)
+        print(f"\n{args.latents:,} latents of 4 x 32 x 32, batches of {BATCH}: read per second")
+        print("\n".join(f"{name}: {rate:,.0f}" for name, rate in results["latents"].items()))
+    if args.output:
+        write_json(args.output, results)
+    return results
+
+
+def write_folder(folder: Path, count: int) -> None:
+    """``count`` different files in class folders below ``folder/train``, unless they are there."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), "gray").save(file, "jpeg")
+    picture = file.getvalue().ljust(FILE_BYTES - 8, b"\0")
+    classes = min(CLASSES, max(count // 10, 1))
+    for label in range(classes):
+        place = folder / "train" / f"n{label:08d}"
+        place.mkdir(parents=True, exist_ok=True)
+        numbers = range(label, count, classes)
+        if len(os.listdir(place)) == len(numbers):
+            continue
+        for number in numbers:
+            with open(place / f"n{label:08d}_{number}.JPEG", "wb") as image:
+                image.write(picture + number.to_bytes(8))
+
+
+def measured_apart(folder: Path, cache: Path) -> dict:
+    command = [sys.executable, "-m", "benchmarks.scale", "--measure", "--folder", str(folder)]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "TQDM_DISABLE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(folder: Path) -> dict:
+    """The phases of a start, in order: the seconds of each, and bytes per image."""
+    from onelora_vision.data.classes.formats import open_class_images
+    from onelora_vision.data.content import content_hashes
+    from onelora_vision.data.latents import LatentStore
+    from onelora_vision.data.stream import TrainingBatchSampler
+
+    content_hashes(open_class_images("embedded").subset([0]))  # imports
+    rows, images = {}, None
+
+    def phase(name: str, work: Callable):
+        rows[name], result = _measured(work, len(images) if images else 0)
+        return result
+
+    images = phase("open", lambda: open_class_images("imagefolder", folder))
+    for part in ("kept", "peak"):
+        rows["open"][part] /= len(images)
+    hashes = [phase(f"hash, {start} start", lambda: content_hashes(images)) for start in ("first", "second")]
+    assert list(hashes[0]) == list(hashes[1])
+    with tempfile.TemporaryDirectory() as place:
+        _write_store(place, hashes[0].digests)
+        phase("find their latents", lambda: LatentStore(place).find(hashes[0].digests))
+    phase("identity", images.identity)
+    sampler = TrainingBatchSampler(len(images), BATCH, 10**9, seed=0)
+    phase("order of an epoch", lambda: sampler.batch(0))
+    middle = 7 * len(images) // (2 * BATCH)
+    phase("resume in the middle", lambda: TrainingBatchSampler(len(images), BATCH, 10**9, 0).batch(middle))
+    early, late = (_seconds_per_batch(sampler, images, first) for first in (1, len(images) // BATCH * 9 // 10))
+    rows[f"references and paths of {BATCH} images, early in an epoch"] = {"s": early}
+    rows["the same, late"] = {"s": late}
+    rows["a worker copies"] = {"kept": _copied_by_a_worker(images) / len(images)}
+    print(json.dumps(rows))
+    return rows
+
+
+def _write_store(place: str, digests: np.ndarray) -> None:
+    """Shards of as many entries as latents in fp16 have, of one value each: what grows here is the index."""
+    import torch
+
+    from onelora_vision.data.latents import LatentStore
+
+    for first in range(0, len(digests), 8192):
+        part = digests[first : first + 8192]
+        value = torch.zeros(len(part), 2, 1, 1, 1, dtype=torch.float16)
+        LatentStore(place).write(part, value, value.clone())
+
+
+def latent_rates(count: int, rounds: int) -> dict[str, float]:
+    """Latents of 4 x 32 x 32 per second that a loader returns in batches, in random order, from the page cache; medians."""
+    import torch
+
+    from onelora_vision.data.classes.dataset import ClassImageDataset
+    from onelora_vision.data.classes.images import ClassImages
+    from onelora_vision.data.generation import SquareCrop
+    from onelora_vision.data.latents import DTYPES, LatentDataset, LatentStore
+    from onelora_vision.data.stream import TrainingBatchSampler, training_loader
+
+    digests = np.random.default_rng(0).integers(0, 256, (count, 32), dtype=np.uint8)
+    source = ClassImages([f"{number}.png" for number in range(count)], [0] * count, ["one"], "benchmark", "train")
+    images, rates = ClassImageDataset(source, SquareCrop(256, random_flip=True)), {}
+    with tempfile.TemporaryDirectory() as folder:
+        sets = {}
+        for name in ("fp32", "fp16"):
+            place = Path(folder, name)
+            for first in range(0, count, 2048):
+                mean = torch.randn(min(2048, count - first), 2, 4, 32, 32).to(DTYPES[name])
+                LatentStore(place).write(digests[first : first + 2048], mean, mean.clone())
+            sets[name] = LatentDataset(images, digests, LatentStore(place))
+        for number in range(rounds):
+            for name, workers in itertools.product(sets, (0, 2)):
+                sampler = TrainingBatchSampler(count, BATCH, max(count // BATCH, 2), seed=number)
+                batches = iter(training_loader(sets[name], sampler, workers))
+                next(batches)
+                started = time.perf_counter()
+                read = BATCH * sum(1 for _ in batches)
+                rates.setdefault((name, workers), []).append(read / (time.perf_counter() - started))
+    return {f"{name}, {workers} workers": sorted(found)[len(found) // 2] for (name, workers), found in rates.items()}
+
+
+def _measured(work: Callable, count: int) -> tuple[dict, object]:
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the highest resident set is counted anew
+    before, started, busy = _status("VmRSS"), time.perf_counter(), time.process_time()
+    result = work()
+    seconds, busy = time.perf_counter() - started, time.process_time() - busy
+    highest = _status("VmHWM")
+    gc.collect()
+    row = {"s": seconds, "cpu": busy, "kept": _status("VmRSS") - before, "peak": highest - before}
+    return {**row, "kept": row["kept"] / max(count, 1), "peak": row["peak"] / max(count, 1)}, result
+
+
+def _status(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def _seconds_per_batch(sampler, images, first: int, batches: int = 5) -> float:
+    sampler.batch(first)  # the epoch's order is made
+    started = time.perf_counter()
+    for number in range(first, first + batches):
+        for ref in sampler.batch(number):
+            images.path(ref.index), int(images.labels[ref.index])
+    return (time.perf_counter() - started) / batches
+
+
+def _copied_by_a_worker(images) -> int:
+    """Bytes that a forked process has written to while it read the index."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def read_all() -> None:
+        order = np.random.default_rng(0).permutation(len(images))
+        before = _private_bytes()
+        for index in order:
+            images.path(index), int(images.labels[index])
+        sender.send(_private_bytes() - before)
+
+    worker = context.Process(target=read_all)
+    worker.start()
+    copied = receiver.recv()
+    worker.join()
+    return copied
+
+
+def _private_bytes() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) * 1024
+
+
+def show(count: int, rows: dict) -> None:
+    print(f"\n{count:,} images\n| | s | CPU s | bytes per image, kept | peak |\n|---|---|---|---|---|")
+    for name, row in rows.items():
+        cells = (f"{row[key]:.4g}" if key in row else "" for key in COLUMNS)
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
