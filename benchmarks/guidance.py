@@ -224,7 +224,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", nargs="+", type=Path, help="folders of runs to measure, in place of training some")
     parser.add_argument("--seeds", default="0,1,2", help="of the runs that are trained, with commas")
     parser.add_argument("--scales", default="1,1.5,2,2.5,3,4", help="of guidance, with commas")
-    parser.add_argument("--distillation", type=float, default=train_dit.EMBEDDED_DISTILLATION, help="--guidance_distillation of the other adapter")
+    parser.add_argument(
+        "--distillation",
+        type=float,
+        default=train_dit.EMBEDDED_DISTILLATION,
+        help="--guidance_distillation of the other adapter",
+    )
     parser.add_argument("--num_samples", type=int, default=500, help="images that each point is measured on")
     parser.add_argument("--folder", type=Path, default=Path("output/guidance"), help="for runs and measurements")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where table and picture go")
