@@ -281,6 +281,40 @@ def _attention() -> None:
 
 
 @relies_on(
+    "transformers",
+    "the mask of packed sequences",
+    "data/text/packing.py: PackedDataset",
+    "rows of one sequence are told apart by their positions",
+)
+def _packed_rows() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from onelora_vision.backbones.language import LanguageBase
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LanguageBase(model=LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)).eval()).require_packing()
+
+
+@relies_on(
+    "transformers",
+    "defaults of a generation",
+    "backbones/language.py: continue_tokens",
+    "what a generation leaves open comes from the model's generation_config, which is lent a plain one",
+)
+def _generation_defaults() -> None:
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)).eval()
+    model.generation_config = GenerationConfig(suppress_tokens=[*range(31)])
+    asked = {"input_ids": torch.tensor([[3, 4]]), "generation_config": GenerationConfig(max_new_tokens=1)}
+    assert model.generate(**asked)[0, -1] == 31
+    model.generation_config = GenerationConfig()
+    assert model.generate(**asked)[0, -1] == model(asked["input_ids"]).logits[0, -1].argmax()
+
+
+@relies_on(
     "transformers", "Depth Anything's head", "backbones/depth_anything.py: set_max_depth", "its range is changed"
 )
 def _depth_head() -> None:
