@@ -10,7 +10,7 @@ from onelora_vision.cli.output import a_path
 from onelora_vision.data.classes.formats import BENCHMARKS
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.runtime.command import Parser
-from onelora_vision.sweep.arms import Arm
+from onelora_vision.sweep.arms import arm_names
 from onelora_vision.sweep.sweep_file import read_sweep_file
 
 DESCRIPTION = """Methods compared at their own best learning rates, with several seeds, on any data.
@@ -54,14 +54,17 @@ def _parsed(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     argv = [_underscored(argument) for argument in argv]
     found = parser()
     args, flags = found.parse_known_args(argv)
+    given_task, known = args.task, set(vars(args)) - {"sweep_file"}
     args.sections = {}
     if args.sweep_file:
-        own, more, sections = read_sweep_file(args.sweep_file, set(vars(args)))
+        own, more, sections = read_sweep_file(args.sweep_file, known)
+        if own.pop("task", given_task) != given_task:
+            raise InputError(f"{args.sweep_file}: is for another task than {given_task}")
         found.set_defaults(**own)
         args, flags = found.parse_known_args(argv)
         given = {flag.partition("=")[0] for flag in flags}
         args.sections, flags = sections, [*(flag for flag in more if flag.partition("=")[0] not in given), *flags]
-    return args, flags
+    return args, _joined(flags)
 
 
 def _sweep_benchmark(name: str, args: argparse.Namespace, flags: list[str]) -> int:
@@ -86,19 +89,25 @@ def _sweep_benchmark(name: str, args: argparse.Namespace, flags: list[str]) -> i
     return 0
 
 
+def _joined(flags: list[str]) -> list[str]:
+    """The script's flags with each value in the flag's own word, so that two spellings of a command are one."""
+    joined: list[str] = []
+    for word in flags:
+        takes_value = joined and joined[-1].startswith("--") and "=" not in joined[-1]
+        if takes_value and not word.startswith("--"):
+            joined[-1] = f"{joined[-1]}={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 def _flag(flags: list[str], name: str) -> str | None:
     """The value of a flag of the script, if it is given."""
-    for flag, value in zip(flags, [*flags[1:], None]):
-        if flag == f"--{name}":
-            return value
-        if flag.startswith(f"--{name}="):
-            return flag.partition("=")[2]
-    return None
+    return next((flag.partition("=")[2] for flag in flags if flag.startswith(f"--{name}=")), None)
 
 
 def _with_flag(flags: list[str], name: str, value: str) -> list[str]:
-    place = next(i for i, flag in enumerate(flags) if flag.partition("=")[0] == f"--{name}")
-    return [*flags[:place], f"--{name}={value}", *flags[place + 1 + ("=" not in flags[place]) :]]
+    return [f"--{name}={value}" if flag.startswith(f"--{name}=") else flag for flag in flags]
 
 
 def _run(sweep, args: argparse.Namespace) -> list[dict]:
@@ -187,11 +196,13 @@ def _checked(args: argparse.Namespace, flags: list[str]):
         raise InputError(f"--workers is {args.workers}, but must be at least 1")
     rates = None if args.learning_rates == "auto" else _numbers(args.learning_rates, float, "--learning_rates")
     seeds = _numbers(args.seeds, int, "--seeds")
-    sweep = Sweep(Path(args.output_dir), args.task, _listed(args.methods), seeds, rates, args.metric, flags)
+    methods, more = _listed(args.methods), _listed(args.more_metrics)
+    if not methods:
+        raise InputError("--methods is empty: name at least one method")
+    sweep = Sweep(Path(args.output_dir), args.task, methods, seeds, rates, args.metric, flags, more_metrics=more)
     benchmark = benchmark_of(_flag(flags, "dataset_name")) if args.task == "classification" else None
     sweep.joins_validation = benchmark is not None and benchmark.joins_validation
-    sweep.more_metrics = _listed(args.more_metrics)
-    sections = {title: [Arm.parse(name).name for name in names] for title, names in args.sections.items()}
+    sections = {title: arm_names(names) for title, names in args.sections.items()}
     sections = {title: [name for name in names if name in sweep.arms] for title, names in sections.items()}
     sweep.sections = {title: names for title, names in sections.items() if names}
     given = [flag.removeprefix("--").partition("=")[0] for flag in flags if flag.startswith("--")]
@@ -247,10 +258,14 @@ def _say_plan(sweeps: dict, args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"missing": missing}, indent=2))
         return 0
-    print("\n".join(missing))
-    are_known = all(sweep.best_trial(method) for sweep in sweeps.values() for method in sweep.methods)
-    more = "" if are_known else ", and those that their outcome asks for"
-    print(f"{len(missing)} runs{more}", file=sys.stderr)
+    for name in missing:
+        print(name)
+    are_known = all(
+        sweep.best_trial(name) for sweep in sweeps.values() for name in sweep.methods if name not in sweep.earlier
+    )
+    more = "" if are_known else " now, and more that depend on their outcome"
+    count = f"{len(missing)} run{'s' * (len(missing) != 1)}" if missing else "nothing is missing"
+    print(f"{count}{more}", file=sys.stderr)
     return 0
 
 

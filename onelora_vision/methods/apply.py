@@ -22,7 +22,7 @@ from onelora_vision.backbones.base import Adaptation
 from onelora_vision.compressions import DEFAULT_RANK
 from onelora_vision.errors import InputError, NotApplicable, listed, nearest, one_line
 from onelora_vision.methods.names import Method, check_options, find_method
-from onelora_vision.methods.peft_config import changes_base, make_config
+from onelora_vision.methods.peft_config import changes_base, make_config, require_matches
 from onelora_vision.methods.peft_methods import PeftMethod
 from onelora_vision.methods.residual import keep_initial_values
 from onelora_vision.seeding import seeded
@@ -171,6 +171,8 @@ def apply_method(
     )
     with _bad_input(row, options):
         config = _config(row, options)
+    if peft_fields:
+        require_matches(config, [name for name, _ in model.named_modules()], "--peft_config")
     if peft_fields and peft_fields.get("target_modules"):
         targets = [name for name, _ in model.named_modules() if check_target_module_exists(config, name)]
         if not targets:

@@ -1,5 +1,7 @@
 """``--peft_config``: any config of PEFT as a method, from a JSON or YAML file."""
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,14 @@ from onelora_vision.storage.textfiles import read_text
 
 # Fields that a config file has but that say where it came from, not what is trained.
 _ORIGIN = ("auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version")
-#: LoRA's initialisations that are computed from the training data, in a pass of their own.
-_FROM_DATA = ("eva", "corda", "lora_ga", "loftq")
+_FROM_DATA = "reads the training data before the training, which is not supported"
+#: LoRA's initialisations that are refused, and why.
+_UNSUPPORTED = {
+    "eva": _FROM_DATA,
+    "corda": _FROM_DATA,
+    "lora_ga": _FROM_DATA,
+    "loftq": "quantises the base, which is not supported",
+}
 
 
 def read_peft_config(path: str | Path) -> dict[str, Any]:
@@ -40,7 +48,8 @@ def method_of(record: dict[str, Any], path: str | Path) -> str:
     from onelora_vision.methods.names import METHODS
 
     name = record["peft_type"].lower()
-    known = [row.name for row in METHODS.values() if row.peft or row.name in ("lora", "vera", "onelora")]
+    of_peft = [row.name for row in METHODS.values() if row.peft and row.name == row.peft.kind.lower()]
+    known = [*of_peft, "lora", "vera", "onelora"]
     if name not in [*known, "mora"]:
         raise InputError(
             f"--peft_config {path}: peft_type {one_line(record['peft_type'], 60)!r} is none that adapts linear "
@@ -67,14 +76,58 @@ def make_config(record: dict[str, Any], targets: dict[str, Any], where: str):
     if unknown := sorted(set(fields) - known):
         hint = nearest(unknown[0], known, "field")
         raise InputError(f"{where}: {listed(unknown)} is no field of {record['peft_type'].upper()}{hint}")
-    if (init := fields.get("init_lora_weights")) in _FROM_DATA:
+    _check_types(kind, fields, where)
+    if (init := fields.get("init_lora_weights")) in _UNSUPPORTED:
+        raise InputError(f"{where}: init_lora_weights={init} {_UNSUPPORTED[init]}")
+    if (bias := fields.get("bias", "none")) not in ("none", None, False):
         raise InputError(
-            f"{where}: init_lora_weights={init} reads the training data before the training, which is not done here"
+            f"{where}: bias={bias} trains the base's own biases, which adapter files do not hold here; use bias: none, or "
+            "--method bitfit"
         )
     try:
         return kind(**fields)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {one_line(error, 300)}") from error
+
+
+def _check_types(kind: type, fields: dict[str, Any], where: str) -> None:
+    """Refuse numbers and switches that are none, by the types that PEFT declares; it checks the rest itself.
+
+    Whole numbers need not be whole: a plain LoRA of a rank-stabilised one has a scale that is not.
+    """
+    expected = {
+        "bool": (bool, "true or false"),
+        "int": ((int, float), "a number"),
+        "float": ((int, float), "a number"),
+    }
+    for name, value in fields.items():
+        declared = kind.__dataclass_fields__[name].type
+        declared = getattr(declared, "__name__", declared)  # a type, or its name
+        if declared not in expected:
+            continue
+        types, words = expected[declared]
+        if not isinstance(value, types) or (isinstance(value, bool) and declared != "bool"):
+            raise InputError(f"{where}: {name} is {one_line(repr(value), 60)}, but must be {words}")
+
+
+def require_matches(config, names: Collection[str], where: str) -> None:
+    """Make sure that every module and layer that a config lists is one of the model's modules ``names``.
+
+    Raises:
+        InputError: an entry is the end of no name, and would have no effect.
+    """
+    for field in ("target_modules", "modules_to_save", "exclude_modules"):
+        entries = getattr(config, field, None)
+        for entry in entries if isinstance(entries, (list, tuple, set)) else ():
+            if not any(name == entry or name.endswith(f".{entry}") for name in names):
+                ends = {name.rpartition(".")[2] for name in names}
+                raise InputError(
+                    f"{where}: {field}: {entry!r} is no module of this model{nearest(entry, ends, 'module')}"
+                )
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, field, None) or ():
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
+                raise InputError(f"{where}: {field}: {pattern!r} matches no module of this model")
 
 
 def changes_base(config) -> bool:

@@ -21,6 +21,8 @@ _LOWER = (
 )
 _HIGHER = ("top", "precision", "recall", "coverage", "density", "delta", "class_accuracy", "accuracy", "exact_match",
            "inception_score")  # fmt: skip
+#: Names of metrics, or what they begin with.
+METRICS = (*_LOWER, *_HIGHER)
 #: What begins the names of metrics of the base's old data; the rest is a metric's usual name.
 RETENTION = "retention_"
 

@@ -1,5 +1,6 @@
 """What a sweep compares: methods, each perhaps with flags of its own, as ``lora:rank=4`` names them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import quote
@@ -53,17 +54,25 @@ class Arm:
         return quote(self.name.replace(":", ","), safe="=,@+")
 
 
-def parse_arms(texts: list[str]) -> dict[str, Arm]:
+def arm_names(texts: Sequence[str]) -> list[str]:
+    """The names of arms as tables have them, in the order given.
+
+    Raises:
+        InputError: see `Arm.parse`; one is given twice.
+    """
+    names = [Arm.parse(text).name for text in texts]
+    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise InputError(f"a method is given twice: {twice[0]}")
+    return names
+
+
+def parse_arms(texts: Sequence[str]) -> dict[str, Arm]:
     """The arms by name, in the order given.
 
     Raises:
-        InputError: see `Arm.parse`; one is given twice, or takes the rate of one that does not search for its own.
+        InputError: see `arm_names`; one takes the rate of another that does not search for its own.
     """
-    arms: dict[str, Arm] = {}
-    for arm in map(Arm.parse, texts):
-        if arm.name in arms:
-            raise InputError(f"a method is given twice: {arm.name}")
-        arms[arm.name] = arm
+    arms = dict(zip(arm_names(texts), map(Arm.parse, texts)))
     for arm in arms.values():
         if arm.rate_of is not None and (arm.rate_of not in arms or arms[arm.rate_of].rate_of is not None):
             raise InputError(

@@ -76,7 +76,8 @@ def sweep_tasks(name: str, sweeps: Mapping[str, Sweep], folder: Path, run: Calla
 
 
 def table(benchmark: Benchmark, sweeps: Mapping[str, Sweep]) -> str:
-    """Test figures in percent: a row per method, a column per task, then the means of the groups, if any, and one mean.
+    """Test metrics in percent: a row per method, a column per task with the deviation over seeds, then the means of the
+    groups, if any, and one mean.
 
     If the runs measure the base's old data, the mean of that over the tasks comes last.
     """
@@ -88,8 +89,8 @@ def table(benchmark: Benchmark, sweeps: Mapping[str, Sweep]) -> str:
     heads = ["method", *sweeps, *benchmark.groups, "mean of groups" if benchmark.groups else "mean", *kept]
     lines = markdown_lines(heads, (_row(benchmark, method, rows, kept) for method in methods))
     note = (
-        f"{len(sweeps)} of {len(benchmark.tasks)} tasks. A mean is of the tasks that are there, and empty where one of "
-        "them is missing."
+        f"{len(sweeps)} of {len(benchmark.tasks)} tasks; test metrics in percent, of the tasks mean ± standard deviation over "
+        f"{_seeds_of(rows)}. A mean is of the tasks that are there, and empty where one of them is missing."
     )
     return "\n".join(lines) + f"\n\n{note}\n"
 
@@ -101,12 +102,20 @@ def _row(benchmark: Benchmark, method: str, rows: Mapping[str, Mapping[str, dict
     means = [_mean(values) for values in groups]
     known = [mean for mean, values in zip(means, groups) if values] if groups else [*figures.values()]
     left = [_mean([row.get("more", {}).get(name, (None, None))[0] for row in mine.values()]) for name in kept]
-    return [method, *(_percent(value) for value in (*figures.values(), *means, _mean(known), *left))]
+    tasks = [_percent(row.get("test_mean"), row.get("test_std")) for row in mine.values()]
+    return [method, *tasks, *(_percent(value) for value in (*means, _mean(known), *left))]
+
+
+def _seeds_of(rows: Mapping[str, Mapping[str, dict]]) -> str:
+    """How many seeds the cells are of."""
+    counts = {row["seeds"] for found in rows.values() for row in found.values()} or {0}
+    least, most = min(counts), max(counts)
+    return f"{most} seed{'s' * (most != 1)}" if least == most else f"{least} to {most} seeds"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(values) if values and None not in values else None
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
+def _percent(value: float | None, std: float | None = None) -> str:
+    return ("" if value is None else f"{100 * value:.1f}") + ("" if std is None else f" ± {100 * std:.1f}")

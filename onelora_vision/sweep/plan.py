@@ -4,17 +4,19 @@ Every arm (a method, perhaps with flags of its own) is tried at several learning
 validation split; at its best rate it is then trained with all seeds and judged on the test split, which has chosen nothing.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from onelora_vision.errors import InputError
-from onelora_vision.metrics.direction import higher_is_better, main_metric
+from onelora_vision.errors import InputError, nearest
+from onelora_vision.metrics.direction import METRICS, higher_is_better, main_metric
 from onelora_vision.storage.files import write_json
-from onelora_vision.sweep.arms import Arm, parse_arms
+from onelora_vision.sweep.arms import Arm, arm_names, parse_arms
 from onelora_vision.training.results import RESULTS, checked_run
 
 SETTINGS, RUNS, FAILED = "sweep.json", "runs", "failed.json"
@@ -62,7 +64,7 @@ class Run:
 
 @dataclass
 class Sweep:
-    """A sweep in its folder.
+    """A sweep in its folder, with the methods and seeds that earlier commands gave it: its tables keep them.
 
     Attributes:
         task: as ``onelora train`` calls it.
@@ -71,6 +73,11 @@ class Sweep:
         metric: what arms are ranked by; None: the task's main one.
         flags: of the script, for all runs. joins_validation: the final runs train on the validation split, too.
         more_metrics: further columns of the table. sections: names of arms by the title of a table of their own.
+        earlier: names of arms that earlier commands gave and this one does not: nothing is run for them.
+
+    Raises:
+        InputError: methods, rates, seeds or metrics that make no sense; or the folder holds a sweep with another task or
+            other flags, whose runs cannot be compared with these.
     """
 
     folder: Path
@@ -86,8 +93,11 @@ class Sweep:
     _results: dict[Run, dict] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.arms = parse_arms(list(self.methods))
-        self.methods = list(self.arms)
+        if not self.methods:
+            raise InputError("no method is given to sweep")
+        for flag, name in (("metric", self.metric), *(("more_metrics", name) for name in self.more_metrics)):
+            if name is not None and higher_is_better(name) is None:
+                raise InputError(f"--{flag} {name}: no such metric{nearest(name, METRICS, 'metric')}")
         for what, values in (("seed", self.seeds), ("learning rate", self.rates or ())):
             if len(set(values)) < len(values):
                 raise InputError(f"a {what} is given twice: {', '.join(map(str, values))}")
@@ -95,14 +105,23 @@ class Sweep:
             raise InputError(f"learning rates must be greater than 0: {', '.join(f'{r:g}' for r in self.rates)}")
         if any(not 0 <= seed < 2**31 for seed in self.seeds):
             raise InputError(f"seeds must be from 0 to 2^31 - 1: {', '.join(map(str, self.seeds))}")
+        before = settings_before(self.folder, self._same())
+        names = list(arm_names(self.methods))
+        self.arms = parse_arms([*(name for name in before.get("methods", []) if name not in names), *names])
+        self.methods, self.earlier = list(self.arms), set(self.arms) - set(names)
+        self.seeds = list(dict.fromkeys([*before.get("seeds", []), *self.seeds]))
+
+    def _same(self) -> dict[str, Any]:
+        """The settings that all commands on a folder share."""
+        return {"task": self.task, "flags": sorted(self.flags)}
 
     def open(self) -> None:
         """Note the settings in the folder.
 
         Raises:
-            InputError: a sweep with another task or other flags is there, whose runs cannot be compared with these.
+            InputError: files are there that are no sweep's.
         """
-        claim(self.folder, {"task": self.task, "flags": list(self.flags), "metric": self.metric})
+        claim(self.folder, self._same(), {"methods": self.methods, "seeds": list(self.seeds)})
 
     def place(self, run: Run) -> Path:
         """The run's ``--output_dir``."""
@@ -176,12 +195,28 @@ class Sweep:
     # ------------------------------------------------------------------------------------------------- the plan
 
     def rates_of(self, name: str) -> list[float]:
-        """The rates that are tried for an arm, as far as the runs that are done tell; in increasing order."""
+        """The rates that are tried for an arm, as far as the runs that are done tell; in increasing order.
+
+        What earlier commands have tried counts, too.
+        """
         arm = self.arms[name]
         if arm.rate_of is not None:
             return []
-        if self.rates is not None:
-            return sorted(self.rates)
+        if name in self.earlier:
+            return self._tried(arm)
+        rates = self._searched(arm) if self.rates is None else self.rates
+        return sorted({*rates, *self._tried(arm)})
+
+    def _tried(self, arm: Arm) -> list[float]:
+        """The rates of an arm's trials that are done, in increasing order."""
+        rates = []
+        for place in (self.folder / RUNS / arm.folder).glob("lr-*"):
+            with contextlib.suppress(ValueError):
+                rates.append(float(place.name.removeprefix("lr-")))
+        return sorted(rate for rate in rates if self.result(self._trial(arm, rate)) is not None)
+
+    def _searched(self, arm: Arm) -> list[float]:
+        """The arm's own rates: three, and more until the best lies inside."""
         middle = _LADDER.index(FIRST_RATES.get(arm.method, _USUAL_RATE))
         low, high = middle - 1, middle + 1
         while high - low < _MOST_RATES - 1:
@@ -225,9 +260,11 @@ class Sweep:
         return best is not None and rates[0] < best.rate < rates[-1]
 
     def finals(self, name: str) -> list[Run]:
-        """The runs that are judged on the test split; none before the rate is known."""
+        """The runs that are judged on the test split; none before the rate is known, and of an earlier command's arm those
+        that are done."""
         best = self.best_trial(name)
-        return [Run(self.arms[name], best.rate, seed, TEST) for seed in self.seeds] if best else []
+        runs = [Run(self.arms[name], best.rate, seed, TEST) for seed in self.seeds] if best else []
+        return [run for run in runs if self.result(run) is not None] if name in self.earlier else runs
 
     def runs(self) -> Iterator[Run]:
         """All runs that are known so far, in the order to do them."""
@@ -241,24 +278,36 @@ class Sweep:
         return [run for run in self.runs() if self.result(run) is None]
 
 
-def claim(folder: Path, now: dict[str, Any]) -> None:
-    """Note the settings ``now`` in the folder of a sweep, which is made if it is missing.
+def settings_before(folder: Path, same: dict[str, Any]) -> dict[str, Any]:
+    """The settings that earlier commands noted in the folder of a sweep; empty if there were none.
+
+    Raises:
+        InputError: one of ``same`` was another, so that the runs cannot be compared.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        return {}
+    before = read_settings(path)
+    for name, value in same.items():
+        if (was := before.get(name)) != value:
+            said = [" ".join(found) if isinstance(found, list) else found for found in (was, value)]
+            raise InputError(
+                f"{folder}: the sweep there has other {name} ({said[0] or 'none'}; now {said[1] or 'none'}): methods, rates "
+                "and seeds may change, for the rest choose another --output_dir"
+            )
+    return before
+
+
+def claim(folder: Path, same: dict[str, Any], more: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Note settings in the folder of a sweep, which is made if it is missing: ``same`` for all commands on it, and ``more``.
 
     Raises:
         InputError: a sweep with other settings is there, or files that are no sweep's.
     """
-    path = folder / SETTINGS
-    if path.exists():
-        before = read_settings(path)
-        if differ := [name for name in now if before.get(name) != now[name]]:
-            raise InputError(
-                f"{folder}: a sweep with another {differ[0]} is there ({before.get(differ[0])!r}, now "
-                f"{now[differ[0]]!r}); methods, rates and seeds may change, for the rest choose another --output_dir"
-            )
-    elif folder.is_dir() and any(folder.iterdir()):
+    if not settings_before(folder, same) and folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty and no sweep's; choose another --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**now, "written_by": "onelora_vision"})
+    write_json(folder / SETTINGS, {**same, **more, "written_by": "onelora_vision"})
 
 
 def read_settings(path: Path) -> dict[str, Any]:

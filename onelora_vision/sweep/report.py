@@ -154,7 +154,7 @@ def note_of(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
     if failed:
         parts.append(f"{len(failed)} runs gave no numbers: their rates are too great.")
     if missing:
-        parts.append(f"{missing} runs are missing; the same command goes on.")
+        parts.append(f"{missing} runs are missing; the same command resumes the sweep.")
     return " ".join(parts)
 
 
@@ -169,8 +169,11 @@ def markdown(sweep: Sweep, rows: list[dict[str, Any]], level: int = 1) -> str:
 
 
 def _sections(sweep: Sweep) -> list[tuple[str, Collection[str]]]:
-    """Titles and arms of the tables; one without a title if the sweep has no sections."""
-    return list(sweep.sections.items()) or [("", sweep.arms)]
+    """Titles and arms of the tables; one without a title if the sweep has no sections. What is in no section comes last."""
+    if not sweep.sections:
+        return [("", sweep.arms)]
+    others = [name for name in sweep.arms if not any(name in names for names in sweep.sections.values())]
+    return [*sweep.sections.items(), *([("Others", others)] if others else [])]
 
 
 def _csv(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
@@ -221,9 +224,12 @@ def _plot_cost(rows: Sequence[dict], metric: str, key: str, label: str, path: Pa
             value = row["validation"] if row["test_mean"] is None else row["test_mean"]
             axes.errorbar(row[key], value, yerr=row["test_std"] or 0, marker="o", capsize=3)
             axes.annotate(row["method"], (row[key], value), textcoords="offset points", xytext=(5, 4), fontsize=8)
-        axes.set(xlabel=label, ylabel=f"{metric} {arrow(metric)}")
-        if key == "adapter_parameters":
+        axes.set(xlabel=label, ylabel=f"{metric} {arrow(metric)}", title=PLOTS[path.name])
+        values = [row[key] for row in rows]
+        if key == "adapter_parameters" and max(values) > 10 * max(1, min(values)):
             axes.set_xscale("symlog", linthresh=10)
+        elif key == "adapter_parameters":
+            axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.margins(x=0.15)
         axes.grid(alpha=0.3)
 

@@ -102,6 +102,24 @@ def test_more_methods_and_seeds_use_what_is_done(tmp_path):
     assert all(file.read_text() == "x" for file in tmp_path.rglob("starts"))  # nothing was done twice
 
 
+def test_tables_keep_what_earlier_commands_gave(tmp_path):
+    runner.run_all(sweep_in(tmp_path, ["onelora"], seeds=[0, 1]), workers=2)
+    later = sweep_in(tmp_path, ["lora", "lora:rank=4@onelora"], seeds=[2], rates=[1e-1])
+    assert later.methods == ["onelora", "lora", "lora:rank=4@onelora"] and later.seeds == [0, 1, 2]
+    assert {run.arm.name for run in later.missing()} == {"lora", "lora:rank=4@onelora"}
+    runner.run_all(later, workers=2)
+    rows = {row["method"]: row for row in write_report(later)}
+    assert (rows["onelora"]["seeds"], rows["lora"]["seeds"], rows["lora:rank=4@onelora"]["seeds"]) == (2, 3, 3)
+
+
+def test_rates_that_were_tried_count_whatever_is_asked_for_now(tmp_path):
+    runner.run_all(sweep_in(tmp_path, ["onelora"], seeds=[0], rates=[3e-3]), workers=1)
+    more = sweep_in(tmp_path, ["onelora"], seeds=[0], rates=[1e-2])
+    assert more.rates_of("onelora") == [3e-3, 1e-2] and len(more.missing()) == 1
+    runner.run_all(more, workers=1)
+    assert more.best_trial("onelora").rate == 3e-3
+
+
 def test_an_arm_has_flags_of_its_own_and_may_take_anothers_rate(tmp_path):
     sweep = sweep_in(tmp_path, ["onelora", "lora", "lora:rank=4@onelora"], seeds=[0])
     sweep.sections = {"One": ["onelora", "lora"], "Two": ["lora:rank=4@onelora"]}
@@ -131,7 +149,7 @@ def test_what_the_script_refuses_or_a_killed_run_ends_the_sweep_with_its_words(t
 
 def test_other_settings_and_foreign_folders_are_refused(tmp_path):
     sweep_in(tmp_path / "a", ["onelora"])
-    with pytest.raises(InputError, match="a sweep with another flags is there"):
+    with pytest.raises(InputError, match=r"a: the sweep there has other flags \(none; now --few_shot=5\)"):
         sweep_in(tmp_path / "a", ["onelora"], flags=["--few_shot=5"])
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.txt").write_text("mine")
@@ -142,6 +160,7 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path):
         ({"methods": ["lorra"]}, "did you mean 'lora'"),
         ({"rates": [0.1, -1]}, "greater than 0"),
         ({"seeds": [-1]}, "seeds must be"),
+        ({"methods": []}, "no method is given"),
     ):
         with pytest.raises(InputError, match=message):
             sweep_in(tmp_path / "c", **options)
