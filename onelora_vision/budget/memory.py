@@ -28,8 +28,7 @@ from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import apply_method, trainable_parameters
 from onelora_vision.methods.names import find_method
 
-_LINE, _LINES = 16, 3  # the first of two batches that a line goes through; how many lines are tried
-_GROWTH = 4  # times the batch, until it does not fit
+_GROWTH = 4  # times the batch that is tried next where memory does not grow with it
 PRECISIONS = {
     "fp32": (torch.float32, None),
     "bf16": (torch.float32, torch.bfloat16),
@@ -68,10 +67,14 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = self.gradients = self.gradients_at_peak = 0
         self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+        self._watches: dict[int, weakref.ref] = {}  # of storages: a finalizer of `weakref` is registered for exit, too
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._count, result)
+        if isinstance(result, Tensor):
+            self._count(result)
+        elif result is not None:
+            tree_map_only(Tensor, self._count, result)
         return result
 
     def _count(self, tensor: Tensor) -> None:
@@ -80,13 +83,14 @@ class LiveBytes(TorchDispatchMode):
         if key in self._sizes:
             return
         self._sizes[key] = storage.nbytes()
-        weakref.finalize(storage, self._forget, key)
+        self._watches[key] = weakref.ref(storage, lambda watch: self._forget(key))
         self.now += self._sizes[key]
         if self.now > self.peak:
             self.peak, self.gradients_at_peak = self.now, self.gradients
 
     def _forget(self, key: int) -> None:
         self.now -= self._sizes.pop(key)
+        del self._watches[key]
 
     def count_gradient(self, parameter: nn.Parameter) -> None:
         """To be hooked behind the accumulation of a parameter's gradient."""
@@ -133,10 +137,11 @@ def plan(
             return fake_step(model, inputs, size, precision)
 
         measured = measure(batch)
+        kept = 0 if checkpointing or precision not in ("bf16", "fp16") else measured.weights // 2
         if memory is None or isinstance(memory, int):
-            largest = None if memory is None else _largest_batch(measure, memory, batch)
+            largest = None if memory is None else _largest_batch(measure, memory, batch, kept)
         else:
-            largest = [_largest_batch(measure, size, batch) for size in memory]
+            largest = [_largest_batch(measure, size, batch, kept) for size in memory]
         found[name] = {**vars(measured), "peak": measured.peak, "largest_batch": largest}
     fixed = {"backbone": backbone, "method": find_method(method).name, "precision": precision, "batch": batch}
     return {**fixed, "memory": memory, "trainable_parameters": trainable_parameters(model), **found}
@@ -222,39 +227,43 @@ def _on_fake_cpu(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             store[name] = tensor
 
 
-def _largest_batch(measure: Callable[[int], StepMemory], memory: int, batch: int) -> int:
+def _largest_batch(measure: Callable[[int], StepMemory], memory: int, batch: int, kept: int = 0) -> int:
     """The largest batch whose peak is within ``memory``.
 
-    Once activations make the peak, memory follows a straight line over the batch, which two batches tell; below that, the
-    optimizer's step may make it, and it hardly changes. So lines are tried, the next through the batch that the last one
-    pointed at; where they are wrong, a line through two batches that do not fit; where that is wrong, by halves.
+    A peak is the largest of sums of tensors, each linear in the batch, so it is convex: a line through two batches that
+    fit is never above it further on. Such a line says which batch to try next, and that none beyond fits. Until two
+    batches are known, a step of no samples stands for the other; where one is known that does not fit, the line to it.
+
+    Args:
+        measure: a step of that many samples. memory: bytes. batch: the first to measure.
+        kept: about what a step of no samples takes besides weights and optimizer, such as autocast's copies of the weights.
     """
+    first = measure(batch)
+    empty = first.weights + first.optimizer
+    peaks = {0: empty + kept if empty + kept < min(first.peak, memory) else empty, batch: first.peak}
+    while True:
+        fitting = sorted(size for size, peak in peaks.items() if peak <= memory)
+        if not fitting:
+            return 0
+        fits = fitting[-1]
+        above = min((size for size, peak in peaks.items() if peak > memory), default=None)
+        if above == fits + 1:
+            return fits
+        below = fitting[-2] if len(fitting) > 1 else None
+        guess = fits + _room(peaks, memory, below, fits) if below is not None else None
+        if guess == fits and below > 0:
+            return fits
+        if above is not None and (guess is None or guess >= above):
+            guess = fits + _room(peaks, memory, fits, above)
+        if guess is None:
+            guess = _GROWTH * max(fits, 1)
+        guess = max(guess, fits + 1) if above is None else min(max(guess, fits + 1), above - 1)
+        peaks[guess] = measure(guess).peak
 
-    def peak(size: int) -> int:
-        return measure(size).peak
 
-    first, second = _LINE, 2 * _LINE
-    for _ in range(_LINES):
-        slope = (peak(second) - peak(first)) / (second - first)
-        guess = second + math.floor((memory - peak(second)) / slope) if slope > 0 else 0
-        if guess < 1:
-            break
-        if peak(guess) <= memory < peak(guess + 1):
-            return guess
-        if guess in (first, second):
-            break
-        first, second = second, guess
-    if peak(1) > memory:
-        return 0
-    fits, above = 1, max(batch, 2)
-    while peak(above) <= memory:
-        fits, above = above, _GROWTH * above
-    slope = max(1.0, (peak(2 * above) - peak(above)) / above)
-    guess = above - math.ceil((peak(above) - memory) / slope)
-    for size in (guess, guess + 1):
-        if fits < size < above:
-            fits, above = (size, above) if peak(size) <= memory else (fits, size)
-    while above - fits > 1:
-        size = (fits + above) // 2
-        fits, above = (size, above) if peak(size) <= memory else (fits, size)
-    return fits
+def _room(peaks: dict[int, int], memory: int, first: int, second: int) -> int:
+    """How many samples more than the larger of two batches that fit, or than the one of two that fits, ``memory`` takes, by
+    the line through them."""
+    slope = (peaks[second] - peaks[first]) / (second - first)
+    fits = second if peaks[second] <= memory else first
+    return math.floor((memory - peaks[fits]) / slope) if slope > 0 else (_GROWTH - 1) * max(fits, 1)

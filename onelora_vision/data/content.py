@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
 
-from onelora_vision.data.classes.images import ClassImages
+from onelora_vision.data.classes.images import ClassImages, encoded_or_picture
 from onelora_vision.data.images import shown
 from onelora_vision.data.known_hashes import FileStates, KnownHashes
 from onelora_vision.data.paths import Paths
@@ -44,8 +44,8 @@ class Hashes(Sequence):
         return self.digests[index].tobytes().hex()
 
 
-def content_hash(image: str | os.PathLike | Image.Image) -> str:
-    """SHA-256, in hex, of a file's bytes, or of a picture's mode, size and pixels.
+def content_hash(image: str | os.PathLike | bytes | Image.Image) -> str:
+    """SHA-256, in hex, of a file's bytes, by its path or as they are, or of a picture's mode, size and pixels.
 
     Raises:
         InputError: the file cannot be opened.
@@ -53,7 +53,9 @@ def content_hash(image: str | os.PathLike | Image.Image) -> str:
     return _digest(image).hex()
 
 
-def _digest(image: str | os.PathLike | Image.Image) -> bytes:
+def _digest(image: str | os.PathLike | bytes | Image.Image) -> bytes:
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).digest()
     if isinstance(image, Image.Image):
         digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
         digest.update(image.tobytes())
@@ -66,7 +68,7 @@ def _digest(image: str | os.PathLike | Image.Image) -> bytes:
 
 def content_hashes(source: ClassImages, accelerator: Accelerator | None = None) -> Hashes:
     """`content_hash` of every image, in order; a file that cannot be opened is hashed by its path instead, so that
-    reading it later says what is wrong with it.
+    reading it later says what is wrong with it. Images in a table of `datasets` are hashed without being decoded.
 
     Files of many bytes are hashed once: their hashes are kept in the user's cache, and hold as long as path, size and
     times are the same. `_VERIFIED` of them are read all the same; if one is not what its hash says, all are hashed again.
@@ -82,7 +84,7 @@ def content_hashes(source: ClassImages, accelerator: Accelerator | None = None) 
     _hash_into(
         digests,
         range(last - first),
-        lambda index: source.images[first + index],
+        lambda index: encoded_or_picture(source.images, first + index),
         lambda index: source.path(first + index),
         _is_hidden(accelerator),
     )

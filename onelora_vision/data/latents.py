@@ -190,6 +190,10 @@ class LatentDataset(SeededDataset):
         if (self.places < 0).all():
             raise InputError(f"{self.source.name}/{self.source.split}: none of its {len(self)} images can be read")
 
+    def count_missing(self) -> int:
+        """How many images have no latents, because they cannot be read."""
+        return int((self.places[:, 0] < 0).sum())
+
     @property
     def class_names(self) -> list[str]:
         return self.source.class_names
@@ -244,7 +248,7 @@ def cache_latents(
 
     Raises:
         InputError: the transform is random beyond mirroring, an image cannot be read (unless the dataset skips such
-            images), or a latent is too large for ``dtype``.
+            images), a latent is too large for ``dtype``, or processes on several machines see different folders.
     """
     if not (isinstance(dataset, ClassImageDataset) and isinstance(dataset.transform, SquareCrop)):
         raise InputError("--cache_latents: these training images are drawn afresh at each pass; train without it")
@@ -263,7 +267,13 @@ def cache_latents(
         done = True
     if not all(gather_object([done])):
         return dataset
-    return LatentDataset(dataset, digests, LatentStore(store.folder))
+    latents = LatentDataset(dataset, digests, LatentStore(store.folder))
+    if len(set(gather_object([latents.count_missing()]))) > 1:
+        raise InputError(
+            f"{store.folder}: the processes of this run do not find the same latents there; on several machines "
+            "--latents_dir must be a folder that all share"
+        )
+    return latents
 
 
 def _own_part(digests: np.ndarray, places: np.ndarray, accelerator: Accelerator) -> np.ndarray:

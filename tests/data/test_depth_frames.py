@@ -1,3 +1,6 @@
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,6 +22,16 @@ from onelora_vision.plots.depth import save_depth_png
 def frame(depth, name: str = "d.png") -> DepthFrame:
     depth = np.asarray(depth, np.float32)
     return make_frame(np.zeros((*depth.shape, 3), np.uint8), depth, name, "i.png")
+
+
+def test_pairs_come_back_as_they_were():
+    pairs = [
+        FilePair(Path("/data/a.png"), Path("/data/a.npy")),
+        FilePair(Path("b.png"), Path("depth/b.png"), 1 / 256, Path("/data/b_mask.npy")),
+    ]
+    found = FrameFiles(pairs).pairs
+    assert list(found) == pairs and found[-1] == pairs[1] and type(found[0].image) is type(pairs[0].image)
+    assert list(pickle.loads(pickle.dumps(found))) == pairs
 
 
 def test_only_positive_finite_depth_is_valid():

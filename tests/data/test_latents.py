@@ -191,3 +191,15 @@ def test_what_a_killed_build_left_is_deleted_after_an_hour(cached, files):
         os.utime(path, (0, 0) if path != fresh else None)
     cached(dataset_of(files))
     assert fresh.exists() and other.exists() and not old.exists()
+
+
+def test_machines_that_see_different_folders_are_an_error(cached, files, monkeypatch):
+    """As if another process had found two images fewer: those that it did not encode itself."""
+
+    def gathered(values):
+        return [*values, values[0] + 2] if type(values[0]) is int else values
+
+    cached(dataset_of(files))
+    monkeypatch.setattr(latents, "gather_object", gathered)
+    with pytest.raises(InputError, match=r"do not find the same latents there.*--latents_dir"):
+        cached(dataset_of(files))

@@ -3,13 +3,14 @@
 import io
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
 from onelora_vision.data.classes.formats import FORMATS
 from onelora_vision.data.classes.images import ClassImages, class_numbers, stratified_split
 from onelora_vision.data.hub_tables import open_tables
-from onelora_vision.data.images import decode_image, read_image
+from onelora_vision.data.images import decode_image, read_image, shown
 from onelora_vision.errors import InputError, MissingSplit, nearest
 
 
@@ -61,6 +62,16 @@ class _HubImages(Sequence):
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def encoded(self, index: int) -> bytes:
+        """The file's bytes. Raises `InputError` if it is not in the table and cannot be read."""
+        entry = self.table[int(index)][self.column]
+        if entry["bytes"] is not None:
+            return entry["bytes"]
+        try:
+            return Path(entry["path"]).read_bytes()
+        except OSError as error:
+            raise InputError(f"{shown(entry['path'])}: the image cannot be read ({error.strerror})") from None
 
     def __getitem__(self, index: int) -> Image.Image:
         entry = self.table[int(index)][self.column]

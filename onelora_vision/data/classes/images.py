@@ -131,6 +131,13 @@ class Picked(Sequence):
         return self.images[int(self.indices[index])]
 
 
+def encoded_or_picture(images: Sequence, index: int) -> bytes | Image.Image:
+    """What is kept of a picture: the bytes of its file, where ``images`` have a method ``encoded`` for that; else itself."""
+    if isinstance(images, Picked):
+        return encoded_or_picture(images.images, int(images.indices[index]))
+    return images.encoded(index) if hasattr(images, "encoded") else images[index]
+
+
 class Pixels(Sequence):
     """Pictures from an array (N, H, W, 3) of bytes."""
 

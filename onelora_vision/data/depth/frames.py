@@ -5,7 +5,7 @@ number is invalid from the start; caps, crops and masks take more away later.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from onelora_vision.data.images import read_image, shown
+from onelora_vision.data.paths import Paths
 from onelora_vision.errors import InputError, MissingSplit, one_line
 from onelora_vision.storage.textfiles import read_lines
 
@@ -37,11 +38,33 @@ class FilePair(NamedTuple):
     mask: Path | None = None
 
 
+class FilePairs(Sequence[FilePair]):
+    """Pairs as arrays (see `Paths`), which loader workers share with the process that forked them."""
+
+    def __init__(self, pairs: Iterable[FilePair]):
+        pairs = list(pairs)
+        self._image, self._depth = Paths(pair.image for pair in pairs), Paths(pair.depth for pair in pairs)
+        self._mask = Paths(pair.mask or "" for pair in pairs)
+        self._scale = np.array([np.nan if pair.scale is None else pair.scale for pair in pairs], np.float64)
+
+    def __len__(self) -> int:
+        return len(self._scale)
+
+    def __getitem__(self, index: int) -> FilePair:
+        scale, mask = float(self._scale[index]), self._mask[index]
+        return FilePair(
+            Path(self._image[index]),
+            Path(self._depth[index]),
+            None if np.isnan(scale) else scale,
+            Path(mask) if mask else None,
+        )
+
+
 class FrameFiles(Sequence[DepthFrame]):
     """Frames that are files: ``pairs`` say which, ``read(path, scale)`` returns a depth file's metres (H, W)."""
 
     def __init__(self, pairs: Sequence[FilePair], read: "Callable[[Path, float | None], np.ndarray] | None" = None):
-        self.pairs, self.read = list(pairs), read or read_depth
+        self.pairs, self.read = FilePairs(pairs), read or read_depth
 
     def __len__(self) -> int:
         return len(self.pairs)

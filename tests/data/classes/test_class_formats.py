@@ -1,3 +1,4 @@
+import hashlib
 import inspect
 
 import numpy as np
@@ -14,6 +15,7 @@ from onelora_vision.data.classes.formats import (
     open_training_images,
 )
 from onelora_vision.data.classes.images import ClassImages
+from onelora_vision.data.content import content_hashes
 from onelora_vision.errors import InputError, MissingSplit
 
 
@@ -177,7 +179,7 @@ def test_cifar_binary_version(tmp_path, name):
         open_class_images(name, tmp_path)
 
 
-def test_datasets_package_from_a_local_folder(tmp_path):
+def test_datasets_package_from_a_local_folder(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     pictures = [Image.new("RGB", (4, 4), (k, 0, 0)) for k in range(20)]
     features = datasets.Features({"img": datasets.Image(), "kind": datasets.Value("string")})
@@ -187,6 +189,11 @@ def test_datasets_package_from_a_local_folder(tmp_path):
     train, test = (open_class_images(str(tmp_path / "saved"), split=split, **columns) for split in ("train", "test"))
     assert train.class_names == ["a", "b"] and len(train) == 16 and len(test) == 4
     assert {(test.read(i).getpixel((0, 0))[0] + test.labels[i]) % 2 for i in range(4)} == {1}
+    encoded = table.cast_column("img", datasets.Image(decode=False))["img"]
+    hashes = {hashlib.sha256(entry["bytes"]).hexdigest() for entry in encoded}
+    with monkeypatch.context() as patch:  # hashed without being decoded
+        patch.setattr("onelora_vision.data.classes.hub.decode_image", None)
+        assert {*content_hashes(train), *content_hashes(test)} == hashes and len(hashes) == 20
     with pytest.raises(InputError, match=r"no column 'image' \(--image_column\); .*'?img"):
         open_class_images(str(tmp_path / "saved"), label_column="kind")
 
