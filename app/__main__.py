@@ -137,6 +137,7 @@ def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
     except OSError as error:  # somebody else was faster
         raise InputError(f"--host {args.host} --port {args.port}: cannot be listened on ({one_line(error)})") from None
     if block:
+        studio.examples.warm()
         print(f"onelora_vision is at {page.local_url} (Ctrl-C stops it)", flush=True)
         try:
             threading.Event().wait()  # until a signal raises

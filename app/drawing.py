@@ -141,6 +141,19 @@ class Drawer:
         yield state
         views = {name: view_for(self.bases, variant, request) for name, variant in variants.items()}
         settings = settings.resolved(next(iter(views.values())).objective.name)
+        with session.pace.timed(mix):
+            yield from self._variants(mix, views, request, settings, folder, state)
+
+    def _variants(
+        self,
+        mix: Mix,
+        views: dict[str, DiTBase],
+        request: Request,
+        settings: SamplingSettings,
+        folder: Path,
+        state: Drawing,
+    ) -> Iterator[Drawing]:
+        """Draw with one view after the other, and put all pictures into an archive."""
         for number, (variant, view) in enumerate(views.items()):
             for step, images in draw_steps(self.bases, mix, view, request, settings):
                 state = replace(state, done=number * settings.steps + step + 1)
@@ -151,7 +164,8 @@ class Drawer:
             record = record_of(request, settings, mix, adapted=variant == ADAPTED)
             state = replace(state, **{variant: _save_samples(folder, variant, images, view, request, record)})
         archive = _write_archive(folder / "images.zip", [p.image for p in [*state.base, *state.adapted]])
-        yield replace(state, text="done", archive=archive, state=State.FINISHED)
+        text = f"Drawn: {len(request.names())} images, {settings.steps} steps, {mix or 'the base alone'}."
+        yield replace(state, text=text, archive=archive, state=State.FINISHED)
 
 
 def ended(state: State) -> Drawing:

@@ -13,6 +13,7 @@ from onelora_vision.errors import InputError, nearest
 
 from .library import Entry, Library, unique_name
 from .mix import Mix
+from .pace import Pace
 from .runs import Runs
 
 MAX_SESSIONS = 100
@@ -30,6 +31,7 @@ class Session:
         weights: weights that the user set, by name of the adapter.
         enabled: names of the adapters that take part.
         drawings, grids: the state of what is being drawn.
+        pace: how long answers take.
     """
 
     folder: Path
@@ -39,6 +41,7 @@ class Session:
     enabled: set[str] = field(default_factory=set)
     drawings: Runs = field(default_factory=Runs)
     grids: Runs = field(default_factory=Runs)
+    pace: Pace = field(default_factory=Pace)
     _outputs: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self):
@@ -87,6 +90,19 @@ class Session:
             raise InputError(f"weight {weight} of {name}: must be from {-WEIGHT_LIMIT:g} to {WEIGHT_LIMIT:g}")
         self.weights[name] = float(weight)
         (self.enabled.add if enabled else self.enabled.discard)(name)
+
+    def set_strength(self, task: str, weight: float) -> None:
+        """Give every enabled adapter of a task the same weight; without one, the first of the task is enabled.
+
+        Raises:
+            InputError: there is no adapter of the task.
+        """
+        entries = self.entries_for(task)
+        names = [name for name in entries if name in self.enabled] or list(entries)[:1]
+        if not names:
+            raise InputError(f"no {task} adapter is open: add one first")
+        for name in names:
+            self.set(name, True, weight)
 
     def weight(self, name: str) -> float:
         return self.weights.get(name, 1.0)

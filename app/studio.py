@@ -20,6 +20,7 @@ from onelora_vision.errors import InputError
 from . import classify, depth
 from .bases import Bases
 from .drawing import Drawer
+from .examples import Examples
 from .grid import GridDrawer
 from .hub import KNOWN_BASES, fetch_base
 from .library import Entry, Library, parcels, read_entry, receive
@@ -63,6 +64,8 @@ class Studio:
         examples = self.root / "examples"
         self.depth_example = depth.write_example(examples / "street.png")
         self.digit_examples = classify.write_examples(examples)
+        answering = self.drawer, self.depth, self.classifier
+        self.examples = Examples(examples, self.library, *answering, self.depth_example, self.digit_examples[0])
 
     def session(self, key: str | None) -> Session:
         return self.sessions.get(key)

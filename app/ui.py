@@ -8,6 +8,7 @@ from .tabs.classify import build_classify
 from .tabs.depth import build_depth
 from .tabs.details import build_details
 from .tabs.generate import build_generate
+from .tabs.strength import name_strengths
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "monospace"])
@@ -22,6 +23,11 @@ CSS = """
 .adapter .block, .adapter .form { border-width: 0 !important; padding: 0 !important; background: transparent !important;
   box-shadow: none !important; }
 .toast-title, [data-testid="status-tracker"]:has(> .error) { display: none !important; }
+.block > [data-testid="block-label"].float, .block .label-wrap > [data-testid="block-label"] { position: static; }
+.strength { white-space: nowrap; min-width: max-content !important; flex: 0 0 auto !important; }
+.strengths { align-items: center; gap: 6px !important; }
+.strengths > .block:has(.strength-title) { flex: 1 1 180px !important; }
+.strength-title { margin: 0; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .tight { gap: 8px !important; }
 .facts { padding: 0; font-size: 0.82rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .facts p { margin: 0 0 2px; }
@@ -29,6 +35,7 @@ CSS = """
 .drawn .image-frame img { width: 100%; height: 100%; object-fit: contain; }
 .drawn .grid-container { grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)) !important; }
 .drawn .grid-container img { object-fit: contain !important; padding-bottom: 16px; }
+.drawn .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
 .drawn .caption-label { max-width: 100%; left: 0; right: 0; padding: 1px 4px; font-size: 0.68rem; border-radius: 0; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 12px; }
 .card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 14px; }
@@ -55,19 +62,22 @@ def build_page(studio: Studio) -> gr.Blocks:
             "an adapter takes part at the weight you give it.",
             elem_id="title",
         )
-        panel = AdapterPanel(gr.State(0), gr.State(0))
+        panel = AdapterPanel(gr.State(0), gr.State(0), gr.State(""))
         with gr.Row(equal_height=False):
+            titles: dict[str, gr.HTML] = {}
             with gr.Column(scale=5, min_width=320), gr.Tabs() as tabs:
                 with gr.Tab("Generate", id="generate"):
-                    build_generate(studio, panel, page)
+                    titles["generation"] = build_generate(studio, panel, page)
                 with gr.Tab("Depth", id="depth"):
-                    build_depth(studio)
+                    titles["depth"] = build_depth(studio, panel, page)
                 with gr.Tab("Classify", id="classify"):
-                    build_classify(studio)
-                with gr.Tab("Details", id="details"):
-                    chosen = build_details(studio, panel, page)
+                    titles["classification"] = build_classify(studio, panel, page)
+                with gr.Tab("Details", id="details") as tab:
+                    chosen = build_details(studio, panel, page, tab)
             with gr.Column(scale=2, min_width=320):
                 build_panel(studio, panel, tabs, chosen)
+
+        name_strengths(studio, panel, page, titles)
 
         def leave(request: gr.Request):
             studio.sessions.close(request.session_hash)

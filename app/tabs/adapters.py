@@ -20,10 +20,12 @@ class AdapterPanel:
     Attributes:
         version: a number that changes when adapters come or go, or are switched from outside of the list.
         changed: a number that changes with everything that takes part in a mix.
+        touched: the task whose adapters a person has just given other weights, and a number that changes each time.
     """
 
     version: gr.State
     changed: gr.State
+    touched: gr.State
 
 
 def _build_saving(studio: Studio) -> None:
@@ -110,6 +112,11 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
     gr.api(set_adapter, api_name="set_adapter", queue=False)
 
 
+def touch(touched: str, task: str) -> str:
+    """The next value of `AdapterPanel.touched`."""
+    return f"{task}:{int(touched.rpartition(':')[2] or 0) + 1}"
+
+
 def _list(studio: Studio, panel: AdapterPanel, shown_by: list, request: gr.Request) -> None:
     rows = studio.rows(studio.session(request.session_hash))
     if not rows:
@@ -133,13 +140,19 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict) -> None
         studio.session(request.session_hash).set(name, is_on, number)
         return changed + 1
 
+    @toasts(studio, "Not changed")
+    def release(is_on: bool, number: float, changed: int, touched: str, request: gr.Request):
+        return switch(is_on, number, changed, request), touch(touched, row["task"])
+
     @toasts(studio, "Not removed")
     def forget(version: int, changed: int, request: gr.Request):
         studio.session(request.session_hash).remove(name)
         return version + 1, changed + 1
 
     inputs, hidden = [enabled, weight, panel.changed], {"api_visibility": "private"}
-    enabled.input(switch, inputs, panel.changed, **hidden, **QUICK)
+    touching = [*inputs, panel.touched], [panel.changed, panel.touched]
+    enabled.input(release, *touching, **hidden, **QUICK)
+    weight.release(release, *touching, trigger_mode="always_last", **hidden, **QUICK)
     weight.input(switch, inputs, panel.changed, trigger_mode="always_last", **hidden, **QUICK)
     details.click(lambda: (gr.update(selected="details"), name), None, shown_by, **hidden, **QUICK)
     state = [panel.version, panel.changed]

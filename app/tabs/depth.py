@@ -4,14 +4,21 @@ from pathlib import Path
 
 import gradio as gr
 
+from ..depth import DepthMaps
 from ..studio import Studio
+from .adapters import AdapterPanel
 from .common import MODEL, QUICK, hint, picture_input, toasts
+from .strength import build_strengths, is_due
 
-START = "Choose a picture, or take the example, and press Estimate depth."
+TASK = "depth"
+START = "Estimating the depth of an example …"
+EXAMPLE = (
+    "An example, a rendered street. Change the strength, or choose a picture of your own and press Estimate depth."
+)
 
 
-def build_depth(studio: Studio) -> None:
-    """Lay the tab out and connect it."""
+def build_depth(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.HTML:
+    """Lay the tab out and connect it; returns the title of its strengths."""
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
             picture = picture_input(elem_id="depth-picture")
@@ -22,6 +29,7 @@ def build_depth(studio: Studio) -> None:
             compare = gr.ImageSlider(
                 label="Base | adapted: drag the line", type="filepath", format="png", elem_id="depth-compare"
             )
+    strength = build_strengths(studio, panel, TASK)
     said = gr.HTML(hint(START), elem_id="depth-said")
     with gr.Row():
         options = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"], "min_width": 220}
@@ -34,15 +42,33 @@ def build_depth(studio: Studio) -> None:
     def run(path: str | None, request: gr.Request):
         session = studio.session(request.session_hash)
         maps = studio.depth.estimate(session, Path(path) if path else None)
-        text = maps.text if maps.adapted else f"{maps.text}. Enable a depth adapter to compare"
-        pair = (str(maps.plain_base), str(maps.plain_adapted or maps.plain_base))
-        done = gr.update(value=_text(maps.millimetres), interactive=maps.millimetres is not None)
-        shown = [_text(file) for file in (maps.base, maps.adapted, maps.difference)]
-        return hint(text), pair, *shown, done
+        return _shown(maps)
+
+    @toasts(studio, "Depth not estimated")
+    def run_again(path: str | None, touched: str, request: gr.Request):
+        is_wanted = path and is_due(studio, touched, TASK, request)
+        return run(path, request) if is_wanted else [gr.skip()] * len(outputs)
+
+    @toasts(studio, "No example")
+    def show_example():
+        said, *shown = _shown(studio.examples.depth())
+        return str(studio.depth_example), said + hint(EXAMPLE), *shown
 
     outputs = [said, compare, base, adapted, difference, file]
     estimate.click(run, picture, outputs, api_name="depth", **MODEL)
+    hidden = {"api_visibility": "private"}
+    panel.touched.change(run_again, [picture, panel.touched], outputs, trigger_mode="always_last", **hidden, **MODEL)
+    page.load(show_example, None, [picture, *outputs], **hidden, **QUICK)
     example.click(lambda: str(studio.depth_example), None, picture, api_visibility="private", **QUICK)
+    return strength
+
+
+def _shown(maps: DepthMaps) -> tuple:
+    """What the page shows of an estimate: text, slider, three maps, download."""
+    text = maps.text if maps.adapted else f"{maps.text}. Enable a depth adapter to compare"
+    pair = (str(maps.plain_base), str(maps.plain_adapted or maps.plain_base))
+    done = gr.update(value=_text(maps.millimetres), interactive=maps.millimetres is not None)
+    return hint(text), pair, *(_text(file) for file in (maps.base, maps.adapted, maps.difference)), done
 
 
 def _text(path: Path | None) -> str | None:

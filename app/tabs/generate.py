@@ -8,14 +8,19 @@ import gradio as gr
 from onelora_vision.diffusion.settings import SAMPLER_NAMES
 
 from ..drawing import MAX_SEED, TASK, Drawing, Picture, Request
+from ..examples import CLASSES, IMAGES
 from ..grid import AXES, parse_axis
 from ..restore import restore
 from ..runs import Runs, State
 from ..studio import Studio
 from .adapters import AdapterPanel
 from .common import MODEL, QUICK, announce, bar, hint, toast, toasts
+from .strength import build_strengths, is_due
 
-START = hint("Choose classes and press Draw: the base and your mix of adapters draw them on the same noise.")
+START = hint("Drawing an example …")
+EXAMPLE = hint(
+    "An example: the base and the adapter draw on the same noise. Change the strength, or choose classes and press Draw."
+)
 AXIS_VALUES = {
     "adapter weight": "0, 0.5, 1, 1.5",
     "guidance": "1, 2.5, 4",
@@ -26,14 +31,14 @@ AXIS_VALUES = {
 }
 
 
-def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None:
-    """Lay the tab out and connect it."""
+def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.HTML:
+    """Lay the tab out and connect it; returns the title of its strengths."""
     defaults = Request(("-",))
     with gr.Row():
         classes = gr.Dropdown(
             [], label="Classes", multiselect=True, allow_custom_value=True, scale=3, min_width=260, elem_id="classes"
         )
-        number = gr.Slider(1, 16, 4, step=1, label="Images of each class", scale=2, min_width=220)
+        number = gr.Slider(1, 16, IMAGES, step=1, label="Images of each class", scale=2, min_width=220)
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120, elem_id="seed")
         is_random = gr.Checkbox(False, label="Random seed", min_width=140, container=True)
@@ -58,6 +63,7 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", elem_id="draw")
         cancel = gr.Button("Cancel", elem_id="cancel")
+    strength = build_strengths(studio, panel, TASK)
     progress = gr.HTML(START, elem_id="draw-progress")
     with gr.Row():
         options = {"format": "png", "object_fit": "contain", "height": "auto", "buttons": ["download"]}
@@ -87,6 +93,29 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
     outputs = [progress, of_base, of_mix, everything, seed]
     announced = announce(draw, cancel, ticket, runs)
     announced.then(run, [ticket, *settings], outputs, api_name="draw", trigger_mode="multiple", **MODEL)
+
+    def take_ticket(touched: str, request: gr.Request) -> int:
+        return runs(request).take_ticket() if is_due(studio, touched, TASK, request) else 0
+
+    @toasts(studio, "Not drawn")
+    def run_again(request: gr.Request, number: int, classes, seed, is_random, *others):
+        """As `run`, but on the noise that is shown, and without setting the seed, which may just be changed."""
+        drawn = run(request, number, classes, seed, False, *others) if number else [[gr.skip()] * len(outputs)]
+        for shown in drawn:
+            yield shown[:-1]
+
+    hidden = {"api_visibility": "private", "trigger_mode": "multiple"}
+    touched = panel.touched.change(take_ticket, panel.touched, ticket, queue=False, show_progress="hidden", **hidden)
+    touched.then(run_again, [ticket, *settings], outputs[:-1], **hidden, **MODEL)
+
+    @toasts(studio, "No example")
+    def show_example(request: gr.Request):
+        drawing = studio.examples.drawing()
+        if runs(request).state is not State.IDLE:  # somebody was faster
+            return [gr.skip()] * 4
+        return EXAMPLE, _gallery(drawing.base), _gallery(drawing.adapted), _download(drawing)
+
+    page.load(show_example, None, outputs[:4], api_visibility="private", **QUICK)
     _restore(studio, panel, settings)
     _grid(studio, settings, request_of)
 
@@ -94,7 +123,7 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
     def choices(current: list[str] | None, chosen: str, base: str, request: gr.Request):
         session = studio.session(request.session_hash)
         names = studio.drawer.classes(session, base or "")
-        kept = [name for name in current or [] if name in names] or names[:4]
+        kept = [name for name in current or [] if name in names] or names[:CLASSES]
         mix = str(session.mix(TASK))
         info = f"Mix: {mix}" if mix else "No adapter is enabled: the base draws alone"
         fitting = studio.drawer.samplers(session, base or "")
@@ -103,11 +132,12 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
 
     when = [page.load, panel.changed.change, base.change]
     gr.on(when, choices, [classes, sampler, base], [classes, sampler], api_visibility="private", **QUICK)
+    return strength
 
 
 def _shown(drawing: Drawing) -> str:
     said = {
-        State.FINISHED: "Drawn. Each PNG says how it was made: drop one below to get its settings back.",
+        State.FINISHED: f"{drawing.text} Each PNG says how it was made: drop one below to get its settings back.",
         State.CANCELLED: "Cancelled.",
         State.FAILED: "Nothing was drawn.",
     }
