@@ -27,7 +27,7 @@ class Session:
     """One user's adapters and drawings.
 
     Attributes:
-        own: the adapters that the user added, by name.
+        own: the adapters that the user added, by name. trained: those of the user's trainings, by the training's name.
         weights: weights that the user set, by name of the adapter.
         enabled: names of the adapters that take part.
         drawings, grids: the state of what is being drawn.
@@ -37,6 +37,7 @@ class Session:
     folder: Path
     library: Library
     own: dict[str, Entry] = field(default_factory=dict)
+    trained: dict[str, Entry] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     enabled: set[str] = field(default_factory=set)
     drawings: Runs = field(default_factory=Runs)
@@ -49,7 +50,8 @@ class Session:
 
     def entries(self) -> dict[str, Entry]:
         """All adapters by name."""
-        return {entry.name: entry for entry in self.library.entries()[0]} | self.own
+        trained = {entry.name: entry for entry in self.trained.values()}
+        return {entry.name: entry for entry in self.library.entries()[0]} | trained | self.own
 
     def entries_for(self, task: str) -> dict[str, Entry]:
         """The adapters of a task by name."""
@@ -90,6 +92,12 @@ class Session:
             raise InputError(f"weight {weight} of {name}: must be from {-WEIGHT_LIMIT:g} to {WEIGHT_LIMIT:g}")
         self.weights[name] = float(weight)
         (self.enabled.add if enabled else self.enabled.discard)(name)
+
+    def use(self, name: str) -> None:
+        """Enable an adapter at weight 1, and no other of its task."""
+        entry = self.entry(name)
+        self.enabled -= set(self.entries_for(entry.adapter.info.task))
+        self.set(name, True, 1.0)
 
     def set_strength(self, task: str, weight: float) -> None:
         """Give every enabled adapter of a task the same weight; without one, the first of the task is enabled.

@@ -5,6 +5,7 @@ It takes texts and returns plain values and files; bad input raises `InputError`
 
 import atexit
 import functools
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +17,7 @@ from onelora_vision.adapters.file import write_adapter
 from onelora_vision.adapters.hub import fetch_adapter
 from onelora_vision.adapters.summary import inspect, plot_norms
 from onelora_vision.errors import InputError
+from onelora_vision.storage.files import atomic_file
 
 from . import classify, depth
 from .bases import Bases
@@ -26,6 +28,8 @@ from .hub import KNOWN_BASES, fetch_base
 from .library import Entry, Library, parcels, read_entry, receive
 from .names import without_paths
 from .sessions import Session, Sessions
+from .trainings.run import Phase
+from .trainings.runs import Trainings
 
 
 class Studio:
@@ -38,6 +42,7 @@ class Studio:
         hub_bases: hub ids and timm names that may be downloaded as bases, in addition to `app.hub.KNOWN_BASES`.
         max_base: most bytes of a base from the hub.
         root: folder for the files of sessions (default: a temporary one, removed at exit).
+        training: settings of `app.trainings.runs.Trainings` (default: nothing can be trained).
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Studio:
         device: str | None = None,
         hub_bases: Collection[str] = (),
         max_base: int = 8 << 30,
+        training: Mapping | None = None,
     ):
         self.max_upload = max_upload
         self.root = Path(root or tempfile.mkdtemp(prefix="onelora-app-"))
@@ -64,6 +70,8 @@ class Studio:
         examples = self.root / "examples"
         self.depth_example = depth.write_example(examples / "street.png")
         self.digit_examples = classify.write_examples(examples)
+        is_off = {"folder": self.root / "trainings", "refusal": "training is off"}
+        self.trainings = Trainings(source=self.bases.source, **(training or is_off))
         answering = self.drawer, self.depth, self.classifier
         self.examples = Examples(examples, self.library, *answering, self.depth_example, self.digit_examples[0])
 
@@ -76,7 +84,7 @@ class Studio:
 
     def public(self, value):
         """A text, or the texts in lists and dicts, without paths of this server."""
-        private = [folder for folder in (self.root, self.library.folder) if folder]
+        private = [folder for folder in (self.root, self.library.folder, self.trainings.folder) if folder]
         return without_paths(value, dict.fromkeys(private, "") | self.bases.names())
 
     # Adapters
@@ -140,6 +148,30 @@ class Studio:
         if same:
             raise InputError(f"{path}: is open already, as {same[0]}")
         return entry
+
+    def adopt(self, session: Session, secret: str) -> list[str]:
+        """Open the adapters of the user's finished trainings that are not open yet; returns their names."""
+        added = []
+        for run in self.trainings.of(secret):
+            if run.name in session.trained or run.phase() is not Phase.FINISHED:
+                continue
+            try:
+                entry = read_entry(run.adapter, session.free_name(run.title), "training")
+            except InputError:  # it was changed or deleted since
+                continue
+            session.trained[run.name] = entry
+            added.append(entry.name)
+        return added
+
+    def shown(self, session: Session, path: Path) -> Path:
+        """A copy of a file in the session's folder, from where a page may show it."""
+        key = hashlib.sha256(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()[:16]
+        copy = session.folder / "shown" / f"{key}{path.suffix}"
+        if not copy.exists():
+            copy.parent.mkdir(exist_ok=True)
+            with atomic_file(copy) as temporary:
+                shutil.copyfile(path, temporary)
+        return copy
 
     def save_mix(self, session: Session, task: str) -> Path:
         """Write the weighted sum of a task's enabled adapters as one adapter file.

@@ -9,6 +9,7 @@ from .tabs.depth import build_depth
 from .tabs.details import build_details
 from .tabs.generate import build_generate
 from .tabs.strength import name_strengths
+from .tabs.train import build_train
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "monospace"])
@@ -18,7 +19,11 @@ CSS = """
 #title h1 { margin-bottom: 0; }
 .hint { color: var(--body-text-color-subdued); margin: 4px 0; }
 .progress { display: flex; gap: 12px; align-items: center; }
-.progress progress { flex: 1; max-width: 420px; height: 12px; accent-color: var(--color-accent); }
+.progress progress { flex: 1; min-width: 80px; max-width: 420px; height: 10px; appearance: none; border: none; border-radius: 5px;
+  overflow: hidden; background: var(--border-color-primary); color: var(--color-accent); }
+.progress progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.progress progress::-webkit-progress-value { background: var(--color-accent); }
+.progress progress::-moz-progress-bar { background: var(--color-accent); }
 .adapter { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 12px; gap: 6px !important; }
 .adapter .block, .adapter .form { border-width: 0 !important; padding: 0 !important; background: transparent !important;
   box-shadow: none !important; }
@@ -28,6 +33,9 @@ CSS = """
 .strengths { align-items: center; gap: 6px !important; }
 .strengths > .block:has(.strength-title) { flex: 1 1 180px !important; }
 .strength-title { margin: 0; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+.folder-picker span { display: inline-block; padding: 4px 12px; border-radius: 6px; cursor: pointer; font-weight: 600;
+  background: var(--button-secondary-background-fill); color: var(--button-secondary-text-color); }
+.folder-picker + .hint { margin-left: 6px; }
 .tight { gap: 8px !important; }
 .facts { padding: 0; font-size: 0.82rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .facts p { margin: 0 0 2px; }
@@ -72,6 +80,8 @@ def build_page(studio: Studio) -> gr.Blocks:
                     titles["depth"] = build_depth(studio, panel, page)
                 with gr.Tab("Classify", id="classify"):
                     titles["classification"] = build_classify(studio, panel, page)
+                with gr.Tab("Train", id="train"):
+                    build_train(studio, panel, page, tabs)
                 with gr.Tab("Details", id="details") as tab:
                     chosen = build_details(studio, panel, page, tab)
             with gr.Column(scale=2, min_width=320):
