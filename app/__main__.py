@@ -161,6 +161,7 @@ def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
         hub_bases=args.hub_bases,
         max_base=args.max_base_mb << 20,
         training=training_of(args),
+        drawings=Path(args.output_dir).resolve() / "drawings" if is_own_machine(args.host) else None,
     )
     page = build_page(studio)
     page.queue(max_size=args.max_queue, default_concurrency_limit=args.jobs)

@@ -142,7 +142,12 @@ class Drawer:
         views = {name: view_for(self.bases, variant, request) for name, variant in variants.items()}
         settings = settings.resolved(next(iter(views.values())).objective.name)
         with session.pace.timed(mix):
-            yield from self._variants(mix, views, request, settings, folder, state)
+            for state in self._variants(mix, views, request, settings, folder, state):  # noqa: B020
+                if state.state is State.FINISHED and session.history is not None:
+                    drawn, beside = (state.adapted, state.base) if state.adapted else (state.base, [])
+                    files = ([picture.image for picture in part] for part in (drawn, beside))
+                    session.history.add(state.text, *files)
+                yield state
 
     def _variants(
         self,

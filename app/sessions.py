@@ -11,6 +11,7 @@ from pathlib import Path
 
 from onelora_vision.errors import InputError, nearest
 
+from .history import History
 from .library import Entry, Library, unique_name
 from .mix import Mix
 from .pace import Pace
@@ -20,6 +21,7 @@ MAX_SESSIONS = 100
 MAX_OWN = 24  # adapters that one user may add
 WEIGHT_LIMIT = 2.0
 KEPT_OUTPUTS = 8
+KEPT_DRAWINGS = 30  # of a session that does not keep them on disk
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Session:
         weights: weights that the user set, by name of the adapter.
         enabled: names of the adapters that take part.
         drawings, grids: the state of what is being drawn.
-        pace: how long answers take.
+        pace: how long answers take. history: what was drawn; None: it is not kept.
     """
 
     folder: Path
@@ -43,6 +45,7 @@ class Session:
     drawings: Runs = field(default_factory=Runs)
     grids: Runs = field(default_factory=Runs)
     pace: Pace = field(default_factory=Pace)
+    history: History | None = None
     _outputs: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self):
@@ -130,10 +133,15 @@ class Session:
 
 
 class Sessions:
-    """The sessions by id, in folders below ``root``. Beyond `MAX_SESSIONS`, the one that was idle longest is closed."""
+    """The sessions by id, in folders below ``root``. Beyond `MAX_SESSIONS`, the one that was idle longest is closed.
 
-    def __init__(self, library: Library, root: Path):
+    Args:
+        drawings: where all sessions keep their drawings; None: each keeps its own, and they go with it.
+    """
+
+    def __init__(self, library: Library, root: Path, drawings: Path | None = None):
         self.library, self.root = library, root
+        self._history = History(drawings) if drawings else None
         self._lock = threading.Lock()
         self._open: OrderedDict[str, Session] = OrderedDict()
 
@@ -146,7 +154,8 @@ class Sessions:
             if key not in self._open:
                 folder = Path(tempfile.mkdtemp(prefix="session-", dir=self.root))
                 (folder / "adapters").mkdir()
-                self._open[key] = Session(folder, self.library)
+                own = self._history or History(folder / "drawings", KEPT_DRAWINGS)
+                self._open[key] = Session(folder, self.library, history=own)
                 while len(self._open) > MAX_SESSIONS:
                     self._discard(self._open.popitem(last=False)[1])
             self._open.move_to_end(key)

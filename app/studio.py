@@ -21,12 +21,16 @@ from onelora_vision.storage.files import atomic_file
 
 from . import classify, depth
 from .bases import Bases
-from .drawing import Drawer
+from .command import command_of
+from .drawing import TASK, Drawer
 from .examples import Examples
 from .grid import GridDrawer
+from .history import Kept
 from .hub import KNOWN_BASES, fetch_base
 from .library import Entry, Library, parcels, read_entry, receive
+from .mix import Mix
 from .names import without_paths
+from .restore import read_settings
 from .sessions import Session, Sessions
 from .trainings.run import Phase
 from .trainings.runs import Trainings
@@ -43,6 +47,7 @@ class Studio:
         max_base: most bytes of a base from the hub.
         root: folder for the files of sessions (default: a temporary one, removed at exit).
         training: settings of `app.trainings.runs.Trainings` (default: nothing can be trained).
+        drawings: folder that all sessions keep their drawings in (default: each its own, until it is closed).
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Studio:
         hub_bases: Collection[str] = (),
         max_base: int = 8 << 30,
         training: Mapping | None = None,
+        drawings: str | Path | None = None,
     ):
         self.max_upload = max_upload
         self.root = Path(root or tempfile.mkdtemp(prefix="onelora-app-"))
@@ -64,7 +70,8 @@ class Studio:
         self.bases = Bases(
             bases or {}, functools.partial(fetch_base, limit=max_base), {*KNOWN_BASES, *hub_bases}, device
         )
-        self.sessions = Sessions(self.library, self.root)
+        self.sessions = Sessions(self.library, self.root, Path(drawings) if drawings else None)
+        self.shows_places = drawings is not None  # whether the one who sits at this machine is the user
         self.drawer, self.grid_drawer = Drawer(self.bases), GridDrawer(self.bases)
         self.depth, self.classifier = depth.DepthMapper(self.bases), classify.Classifier(self.bases)
         examples = self.root / "examples"
@@ -172,6 +179,14 @@ class Studio:
             with atomic_file(copy) as temporary:
                 shutil.copyfile(path, temporary)
         return copy
+
+    def command(self, session: Session, kept: Kept) -> str:
+        """The commands that draw what was drawn, if its adapters are open."""
+        found = read_settings(session, kept.first)
+        if found.missing:
+            return f"# add the adapter first: {', '.join(found.missing)}"
+        mix = Mix.of([(session.entry(name), weight) for name, weight in found.adapters], TASK)
+        return command_of(mix, found.request, self.shows_places)
 
     def save_mix(self, session: Session, task: str) -> Path:
         """Write the weighted sum of a task's enabled adapters as one adapter file.

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from onelora_vision.errors import InputError
+
 from ..classify import Answer, table
 from ..studio import Studio
 from .adapters import AdapterPanel
@@ -39,12 +41,15 @@ def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
         )
     turn = gr.State(0)
 
-    @toasts(studio, "Not classified")
-    def run(path: str | None, request: gr.Request):
+    def classify_it(path: str | None, request: gr.Request):
         session = studio.session(request.session_hash)
         rows = studio.classifier.classify(session, [Path(path)] if path else [])
         more = "" if len(rows[0]) > 1 else hint("Enable a classification adapter to compare.")
         return _answers(rows[0]) + more
+
+    @toasts(studio, "Not classified")
+    def run(path: str | None, request: gr.Request):
+        return classify_it(path, request)
 
     @toasts(studio, "Not classified")
     def run_all(paths: list[str] | None, request: gr.Request):
@@ -55,7 +60,12 @@ def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
 
     @toasts(studio, "Not classified")
     def run_again(path: str | None, touched: str, request: gr.Request):
-        return run(path, request) if path and is_due(studio, touched, TASK, request) else gr.skip()
+        if not (path and is_due(studio, touched, TASK, request)):
+            return gr.skip()
+        try:
+            return classify_it(path, request)
+        except InputError as error:  # nobody asked for it, so it is no reason for a toast
+            return hint(studio.public(str(error)))
 
     @toasts(studio, "No example")
     def show_example():

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from onelora_vision.errors import InputError
+
 from ..depth import DepthMaps
 from ..studio import Studio
 from .adapters import AdapterPanel
@@ -38,16 +40,23 @@ def build_depth(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.HTML
         difference = gr.Image(label="Adapted minus base", elem_id="depth-difference", **options)
     file = gr.DownloadButton("Download depth (16-bit PNG, millimetres)", interactive=False, elem_id="depth-file")
 
+    def estimate_it(path: str | None, request: gr.Request):
+        session = studio.session(request.session_hash)
+        return _shown(studio.depth.estimate(session, Path(path) if path else None))
+
     @toasts(studio, "Depth not estimated")
     def run(path: str | None, request: gr.Request):
-        session = studio.session(request.session_hash)
-        maps = studio.depth.estimate(session, Path(path) if path else None)
-        return _shown(maps)
+        return estimate_it(path, request)
 
     @toasts(studio, "Depth not estimated")
     def run_again(path: str | None, touched: str, request: gr.Request):
-        is_wanted = path and is_due(studio, touched, TASK, request)
-        return run(path, request) if is_wanted else [gr.skip()] * len(outputs)
+        same = [gr.skip()] * (len(outputs) - 1)
+        if not (path and is_due(studio, touched, TASK, request)):
+            return [gr.skip(), *same]
+        try:
+            return estimate_it(path, request)
+        except InputError as error:  # nobody asked for it, so it is no reason for a toast
+            return [hint(studio.public(str(error))), *same]
 
     @toasts(studio, "No example")
     def show_example():

@@ -1,20 +1,24 @@
 """Generate: draw classes with the base and with the mix, on the same noise; grids; settings from a picture."""
 
+import functools
 import random
 from pathlib import Path
 
 import gradio as gr
 
 from onelora_vision.diffusion.settings import SAMPLER_NAMES
+from onelora_vision.errors import InputError
 
 from ..drawing import MAX_SEED, TASK, Drawing, Picture, Request
 from ..examples import CLASSES, IMAGES
 from ..grid import AXES, parse_axis
 from ..restore import restore
 from ..runs import Runs, State
+from ..sessions import Session
 from ..studio import Studio
 from .adapters import AdapterPanel
 from .common import MODEL, QUICK, announce, bar, hint, toast, toasts
+from .history import build_history
 from .strength import build_strengths, is_due
 
 START = hint("Drawing an example …")
@@ -80,19 +84,22 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
 
     ticket = gr.State(0)
 
-    @toasts(studio, "Not drawn")
-    def run(request: gr.Request, number: int, *values):
+    def draw_it(request: gr.Request, number: int, *values):
         wanted = request_of(*values)
         for drawing in studio.drawer.draw(studio.session(request.session_hash), wanted, number):
             shown = _shown(drawing), _gallery(drawing.base), _gallery(drawing.adapted), _download(drawing), wanted.seed
             yield [gr.skip()] * len(shown) if drawing.state is State.SUPERSEDED else shown
+
+    @toasts(studio, "Not drawn")
+    def run(request: gr.Request, number: int, *values):
+        yield from draw_it(request, number, *values)
 
     def runs(request: gr.Request) -> Runs:
         return studio.session(request.session_hash).drawings
 
     outputs = [progress, of_base, of_mix, everything, seed]
     announced = announce(draw, cancel, ticket, runs)
-    announced.then(run, [ticket, *settings], outputs, api_name="draw", trigger_mode="multiple", **MODEL)
+    drawn = announced.then(run, [ticket, *settings], outputs, api_name="draw", trigger_mode="multiple", **MODEL)
 
     def take_ticket(touched: str, request: gr.Request) -> int:
         return runs(request).take_ticket() if is_due(studio, touched, TASK, request) else 0
@@ -100,13 +107,16 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
     @toasts(studio, "Not drawn")
     def run_again(request: gr.Request, number: int, classes, seed, is_random, *others):
         """As `run`, but on the noise that is shown, and without setting the seed, which may just be changed."""
-        drawn = run(request, number, classes, seed, False, *others) if number else [[gr.skip()] * len(outputs)]
-        for shown in drawn:
-            yield shown[:-1]
+        try:
+            drawn = draw_it(request, number, classes, seed, False, *others) if number else [[gr.skip()] * len(outputs)]
+            for shown in drawn:
+                yield shown[:-1]
+        except InputError as error:  # nobody asked for it, so it is no reason for a toast
+            yield [hint(studio.public(str(error))), *[gr.skip()] * (len(outputs) - 2)]
 
     hidden = {"api_visibility": "private", "trigger_mode": "multiple"}
     touched = panel.touched.change(take_ticket, panel.touched, ticket, queue=False, show_progress="hidden", **hidden)
-    touched.then(run_again, [ticket, *settings], outputs[:-1], **hidden, **MODEL)
+    drawn_again = touched.then(run_again, [ticket, *settings], outputs[:-1], **hidden, **MODEL)
 
     @toasts(studio, "No example")
     def show_example(request: gr.Request):
@@ -116,6 +126,8 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
         return EXAMPLE, _gallery(drawing.base), _gallery(drawing.adapted), _download(drawing)
 
     page.load(show_example, None, outputs[:4], api_visibility="private", **QUICK)
+    take = functools.partial(restored_settings, studio, says_so=False)
+    build_history(studio, panel, page, settings, [drawn, drawn_again], [progress, of_base, of_mix], take)
     _restore(studio, panel, settings)
     _grid(studio, settings, request_of)
 
@@ -168,21 +180,26 @@ def _restore(studio: Studio, panel: AdapterPanel, settings: list) -> None:
     def restored(path: str | None, version: int, changed: int, request: gr.Request):
         if path is None:
             return [gr.skip()] * (len(settings) + 3)
-        session = studio.session(request.session_hash)
-        found = restore(session, Path(path))
-        if found.missing:
-            names = ", ".join(found.missing)
-            toast(gr.Warning, "Adapter missing", f"Drawn with {names}: add it and drop the picture again.")
-        else:
-            toast(gr.Info, "Restored", "Settings and adapters are those of the picture.")
-        wanted, names = found.request, studio.drawer.classes(session, found.request.base)
-        kept = gr.update(choices=names, value=[name for name in wanted.classes if name in names])
-        sampler = gr.update(choices=studio.drawer.samplers(session, wanted.base), value=wanted.sampler)
-        values = [kept, wanted.seed, False, wanted.num_images, wanted.steps, sampler, wanted.guidance]
-        return [None, version + 1, changed + 1, *values, wanted.base, wanted.compare, wanted.guidance_base]
+        values = restored_settings(studio, studio.session(request.session_hash), Path(path))
+        return [None, version + 1, changed + 1, *values]
 
     state = [panel.version, panel.changed]
     file.upload(restored, [file, *state], [file, *state, *settings], api_name="restore", show_progress="minimal")
+
+
+def restored_settings(studio: Studio, session: Session, path: Path, says_so: bool = True) -> list:
+    """Take the settings and adapters of a PNG, and say so; returns the values of all widgets of the settings."""
+    found = restore(session, path)
+    if found.missing:
+        names = ", ".join(found.missing)
+        toast(gr.Warning, "Adapter missing", f"Drawn with {names}: add it and drop the picture again.")
+    elif says_so:
+        toast(gr.Info, "Restored", "Settings and adapters are those of the picture.")
+    wanted, names = found.request, studio.drawer.classes(session, found.request.base)
+    kept = gr.update(choices=names, value=[name for name in wanted.classes if name in names])
+    sampler = gr.update(choices=studio.drawer.samplers(session, wanted.base), value=wanted.sampler)
+    values = [kept, wanted.seed, False, wanted.num_images, wanted.steps, sampler, wanted.guidance]
+    return [*values, wanted.base, wanted.compare, wanted.guidance_base]
 
 
 def _grid(studio: Studio, settings: list, request_of) -> None:

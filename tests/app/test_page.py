@@ -184,6 +184,37 @@ def test_a_grid_of_weights_and_seeds(page):
     expect(page.locator("#grid-picture img")).to_be_visible()
 
 
+def test_the_history_brings_settings_and_pictures_back_compares_and_says_the_command(page):
+    draw(page, steps=3)
+    page.locator("#strengths-generation").get_by_role("button", name="Half").click()
+    expect(page.locator("#classes")).to_contain_text("Mix: 0.5 × handwriting-dit")
+    draw(page, steps=2)
+    newest = pictures(page, "#of-mix")
+    page.get_by_role("button", name="History").click()
+    strip = page.locator("#history-strip .thumbnail-item")
+    expect(strip.nth(1)).to_be_visible()
+    count = strip.count()
+    captions = [strip.nth(number).inner_text() for number in range(2)]
+    assert captions == ["0.5 × handwriting-dit", "1 × handwriting-dit"]
+    strip.nth(1).click()
+    expect(page.locator("#classes")).to_contain_text("Mix: 1 × handwriting-dit")
+    expect(page.get_by_label("number input for Steps")).to_have_value("3")
+    expect(page.locator("#draw-progress")).to_contain_text("From the history")
+    expect(page.locator("#history-command textarea")).to_have_value(re.compile(r"^onelora sample .*--steps 3 "))
+    strip.nth(0).click()
+    expect(page.locator("#history-compare img").first).to_be_visible()
+    expect(page.locator("#history-command textarea")).to_have_value(re.compile(r"^onelora blend .*:0.5 -o mix"))
+    shown = pictures(page, "#of-mix")
+    assert all(np.array_equal(one, other) for one, other in zip(newest, shown, strict=True))
+    page.locator("#history-star").click()
+    expect(strip.nth(0)).to_contain_text("★")
+    page.locator("#history-delete").click()
+    expect(strip).to_have_count(count - 1)
+    page.reload()
+    page.get_by_role("button", name="History").click()
+    expect(strip).to_have_count(count - 1)
+
+
 def test_cancel_stops_a_drawing(page):
     draw(page)
     expect(page.locator("#download-all")).to_be_enabled()
@@ -220,8 +251,6 @@ def test_draw_right_after_cancel_and_draw_without_cancel_draw_the_newest(page):
 def test_depth_with_a_slider_between_base_and_adapted(page, make_adapter):
     only(page, make_adapter("depth", 4), "streets-depth")
     page.get_by_role("tab", name="Depth").click()
-    page.locator("#estimate").click()
-    expect(toast(page)).to_contain_text("choose a picture first")
     page.locator("#depth-example").click()
     expect(page.locator("#depth-picture img")).to_be_visible()
     page.locator("#estimate").click()

@@ -21,7 +21,7 @@ try:
 except ImportError:  # the browser's fixture says so
     expect = None
 
-WAIT = 40_000  # milliseconds that a loaded machine may take
+WAIT = 300_000  # milliseconds that a loaded machine may take
 
 
 @pytest.fixture
