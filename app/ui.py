@@ -4,6 +4,7 @@ import gradio as gr
 
 from .studio import Studio
 from .tabs.adapters import AdapterPanel, build_panel
+from .tabs.api import build_api
 from .tabs.classify import build_classify
 from .tabs.depth import build_depth
 from .tabs.details import build_details
@@ -88,6 +89,7 @@ def build_page(studio: Studio) -> gr.Blocks:
                 build_panel(studio, panel, tabs, chosen)
 
         name_strengths(studio, panel, page, titles)
+        build_api(studio)
 
         def leave(request: gr.Request):
             studio.sessions.close(request.session_hash)

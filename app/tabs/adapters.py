@@ -43,7 +43,7 @@ def _build_saving(studio: Studio) -> None:
         path = studio.save_mix(studio.session(request.session_hash), kind)
         return gr.update(value=str(path), visible=True)
 
-    save.click(save_mix, task, mix, api_name="save_mix", **MODEL)
+    save.click(save_mix, task, mix, api_visibility="private", **MODEL)
 
 
 def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.Dropdown) -> None:
@@ -70,7 +70,7 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
     _build_saving(studio)
 
     @toasts(studio, "Not added")
-    def upload(paths: list[str] | None, version: int, changed: int, request: gr.Request):
+    def take_files(paths: list[str] | None, version: int, changed: int, request: gr.Request):
         names, refused = studio.upload(studio.session(request.session_hash), paths or [])
         if names:
             toast(gr.Info, "Added", ", ".join(names))
@@ -92,24 +92,22 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
 
     state = [panel.version, panel.changed]
     files.upload(
-        upload, [files, *state], [files, *state], api_name="upload", trigger_mode="multiple", show_progress="minimal"
+        take_files,
+        [files, *state],
+        [files, *state],
+        api_visibility="private",
+        trigger_mode="multiple",
+        show_progress="minimal",
     )
-    gr.on([fetch.click, hub.submit], from_hub, [hub, *state], [hub, *state], api_name="hub", show_progress="minimal")
+    gr.on(
+        [fetch.click, hub.submit],
+        from_hub,
+        [hub, *state],
+        [hub, *state],
+        api_visibility="private",
+        show_progress="minimal",
+    )
     again.click(look_again, panel.version, panel.version, api_visibility="private")
-
-    def adapters(request: gr.Request) -> list:
-        """Every adapter of this session with its facts and its state."""
-        return studio.rows(studio.session(request.session_hash))
-
-    @toasts(studio, "Not changed")
-    def set_adapter(name: str, enabled: bool, weight: float, request: gr.Request) -> list:
-        """Enable or disable an adapter, and give it a weight from -2 to 2."""
-        session = studio.session(request.session_hash)
-        session.set(name, enabled, weight)
-        return studio.rows(session)
-
-    gr.api(adapters, api_name="adapters", queue=False)
-    gr.api(set_adapter, api_name="set_adapter", queue=False)
 
 
 def touch(touched: str, task: str) -> str:

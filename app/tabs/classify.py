@@ -75,8 +75,8 @@ def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
         files = studio.digit_examples
         return str(files[number % len(files)]), number + 1
 
-    classify.click(run, picture, answers, api_name="classify", **MODEL)
-    start.click(run_all, many, found, api_name="classify_all", **MODEL)
+    classify.click(run, picture, answers, api_visibility="private", **MODEL)
+    start.click(run_all, many, found, api_visibility="private", **MODEL)
     hidden = {"api_visibility": "private"}
     panel.touched.change(run_again, [picture, panel.touched], answers, trigger_mode="always_last", **hidden, **MODEL)
     page.load(show_example, None, [picture, answers, turn], **hidden, **QUICK)

@@ -60,7 +60,7 @@ def refusal(lines: list[str], title: str) -> gr.Error:
     """Show each line in a toast of its own, and return the error to raise, which tells API users the same."""
     for line in lines:
         toast(gr.Warning, title, line)
-    return gr.Error("\n".join(html.escape(line) for line in lines), visible=False, print_exception=False)
+    return gr.Error("\n".join(html.escape(line, quote=False) for line in lines), visible=False, print_exception=False)
 
 
 def toast(kind: Callable, title: str, text: str) -> None:

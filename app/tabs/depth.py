@@ -64,7 +64,7 @@ def build_depth(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.HTML
         return str(studio.depth_example), said + hint(EXAMPLE), *shown
 
     outputs = [said, compare, base, adapted, difference, file]
-    estimate.click(run, picture, outputs, api_name="depth", **MODEL)
+    estimate.click(run, picture, outputs, api_visibility="private", **MODEL)
     hidden = {"api_visibility": "private"}
     panel.touched.change(run_again, [picture, panel.touched], outputs, trigger_mode="always_last", **hidden, **MODEL)
     page.load(show_example, None, [picture, *outputs], **hidden, **QUICK)

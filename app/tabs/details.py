@@ -41,7 +41,7 @@ def build_details(studio: Studio, panel: AdapterPanel, page: gr.Blocks, tab: gr.
         return current or (rows[0]["name"] if rows else None)
 
     tab.select(first, name, name, api_visibility="private", **QUICK)
-    name.change(show, name, [facts, plot], api_name="details", show_progress="minimal")
+    name.change(show, name, [facts, plot], api_visibility="private", show_progress="minimal")
     gr.on([page.load, panel.version.change], names, name, name, api_visibility="private", **QUICK)
     return name
 

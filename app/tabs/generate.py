@@ -99,7 +99,9 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
 
     outputs = [progress, of_base, of_mix, everything, seed]
     announced = announce(draw, cancel, ticket, runs)
-    drawn = announced.then(run, [ticket, *settings], outputs, api_name="draw", trigger_mode="multiple", **MODEL)
+    drawn = announced.then(
+        run, [ticket, *settings], outputs, api_visibility="private", trigger_mode="multiple", **MODEL
+    )
 
     def take_ticket(touched: str, request: gr.Request) -> int:
         return runs(request).take_ticket() if is_due(studio, touched, TASK, request) else 0
@@ -184,7 +186,7 @@ def _restore(studio: Studio, panel: AdapterPanel, settings: list) -> None:
         return [None, version + 1, changed + 1, *values]
 
     state = [panel.version, panel.changed]
-    file.upload(restored, [file, *state], [file, *state, *settings], api_name="restore", show_progress="minimal")
+    file.upload(restored, [file, *state], [file, *state, *settings], api_visibility="private", show_progress="minimal")
 
 
 def restored_settings(studio: Studio, session: Session, path: Path, says_so: bool = True) -> list:
@@ -231,6 +233,6 @@ def _grid(studio: Studio, settings: list, request_of) -> None:
 
     inputs = [ticket, x_name, x_values, y_name, y_values, *settings]
     announced = announce(start, stop, ticket, runs)
-    announced.then(run, inputs, [progress, picture, file], api_name="grid", trigger_mode="multiple", **MODEL)
+    announced.then(run, inputs, [progress, picture, file], api_visibility="private", trigger_mode="multiple", **MODEL)
     for name, values in ((x_name, x_values), (y_name, y_values)):
         name.input(lambda axis: AXIS_VALUES[axis], name, values, api_visibility="private", **QUICK)

@@ -184,7 +184,8 @@ def test_a_grid_of_weights_and_seeds(page):
     expect(page.locator("#grid-picture img")).to_be_visible()
 
 
-def test_the_history_brings_settings_and_pictures_back_compares_and_says_the_command(page):
+def test_the_history_brings_settings_and_pictures_back_compares_and_says_the_command(page, monkeypatch):
+    monkeypatch.setattr("app.pace.LIVE_SECONDS", 0.0)  # nothing but what is asked for is drawn
     draw(page, steps=3)
     page.locator("#strengths-generation").get_by_role("button", name="Half").click()
     expect(page.locator("#classes")).to_contain_text("Mix: 0.5 × handwriting-dit")
