@@ -1,4 +1,4 @@
-"""The page: tabs at the left, adapters at the right (below on a telephone), one theme, light and dark."""
+"""The page: tabs at the left, adapters at the right (folded above on a telephone), one theme, light and dark."""
 
 import gradio as gr
 
@@ -59,8 +59,19 @@ CSS = """
 .details th { text-align: left; font-weight: 500; color: var(--body-text-color-subdued); width: 40%; }
 .details th, .details td { padding: 3px 6px; border: none !important; border-bottom: 1px solid var(--border-color-primary) !important;
   overflow-wrap: anywhere; vertical-align: top; }
-@media (max-width: 480px) { .tab-container button { padding: 0 9px !important; font-size: 0.9rem; } }
+#panel { border-width: 0 !important; padding: 0; background: transparent; }
+#panel > .label-wrap { margin-bottom: 8px; }
+#panel > .label-wrap span { font-size: 1.25rem; font-weight: 600; }
+@media (max-width: 760px) {
+  .page-row > .panel-column { order: -1; }
+  #panel { border: 1px solid var(--border-color-primary) !important; border-radius: 8px; padding: 8px 12px; }
+}
+@media (max-width: 480px) { .tab-container button { padding: 0 6px !important; font-size: 0.85rem; } }
 """
+
+
+#: On a telephone the panel is above the results, and begins folded.
+_FOLD_PANEL = "() => { if (window.innerWidth <= 760) document.querySelector('#panel > .label-wrap')?.click(); }"
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -72,7 +83,7 @@ def build_page(studio: Studio) -> gr.Blocks:
             elem_id="title",
         )
         panel = AdapterPanel(gr.State(0), gr.State(0), gr.State(""))
-        with gr.Row(equal_height=False):
+        with gr.Row(equal_height=False, elem_classes="page-row"):
             titles: dict[str, gr.HTML] = {}
             with gr.Column(scale=5, min_width=320), gr.Tabs() as tabs:
                 with gr.Tab("Generate", id="generate"):
@@ -85,8 +96,12 @@ def build_page(studio: Studio) -> gr.Blocks:
                     build_train(studio, panel, page, tabs)
                 with gr.Tab("Details", id="details") as tab:
                     chosen = build_details(studio, panel, page, tab)
-            with gr.Column(scale=2, min_width=320):
+            with (
+                gr.Column(scale=2, min_width=320, elem_classes="panel-column"),
+                gr.Accordion("Adapters", open=True, elem_id="panel"),
+            ):
                 build_panel(studio, panel, tabs, chosen)
+        page.load(None, None, None, js=_FOLD_PANEL)
 
         name_strengths(studio, panel, page, titles)
         build_api(studio)

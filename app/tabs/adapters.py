@@ -48,7 +48,6 @@ def _build_saving(studio: Studio) -> None:
 
 def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.Dropdown) -> None:
     """Lay the panel out and connect it; an adapter's details are shown in ``tabs`` by choosing it in ``details``."""
-    gr.Markdown("## Adapters")
 
     @gr.render(inputs=[panel.version])
     def listed(version: int, request: gr.Request):

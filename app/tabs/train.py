@@ -236,7 +236,7 @@ def _said(studio: Studio, run: Training, progress: Progress, evaluation: dict) -
 
 
 def _label(run: Training) -> str:
-    return f"{run.title} · {run.name}"
+    return f"{run.title} · {run.name[5:16]}"
 
 
 def _duration(seconds: float) -> str:

@@ -293,16 +293,26 @@ def test_details_and_a_peft_folder(page, make_adapter, tmp_path):
     expect(page.locator("#norms img")).to_be_visible()
 
 
+@pytest.mark.parametrize("width", [360, 1600])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_cut_off_on_a_telephone(address, browser, scheme):
-    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+def test_nothing_is_cut_off_on_a_telephone_or_a_wide_screen(address, browser, scheme, width):
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
     page = context.new_page()
     page.goto(address)
-    expect(page.get_by_label("range slider for Weight of handwriting-dit")).to_be_visible(timeout=WAIT)
-    for tab in ("Depth", "Classify", "Details", "Generate"):
-        found = page.get_by_role("tab", name=tab)
-        if found.is_visible():
-            found.click()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    expect(page.locator("#draw-progress")).to_contain_text("An example", timeout=WAIT)
+    weight = page.get_by_label("range slider for Weight of handwriting-dit")
+    if width < 760:  # the adapters are folded, and above what they draw
+        expect(weight).to_be_hidden()
+        page.get_by_role("button", name="Adapters").click()
+        assert page.locator("#panel").bounding_box()["y"] < page.locator("#draw").bounding_box()["y"]
+    expect(weight).to_be_visible(timeout=WAIT)
+    for tab in ("Depth", "Classify", "Train", "Details", "Generate"):
+        if not page.get_by_role("tab", name=tab).is_visible():
+            page.locator(".overflow-menu > button").click()
+            page.locator(".overflow-dropdown").get_by_text(tab).click()
+        else:
+            page.get_by_role("tab", name=tab).click()
+        expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
     context.close()
