@@ -22,8 +22,8 @@ from onelora_vision.training.checkpoint import find_checkpoint
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.interrupt import Interruption, in_touch
-from onelora_vision.training.sharding import ONE_PROCESS
 from onelora_vision.training.metrics_file import MetricsFile
+from onelora_vision.training.sharding import ONE_PROCESS
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _SLOW = ("measuring", "encoding", "drawing")
