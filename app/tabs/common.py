@@ -75,7 +75,7 @@ def picture_input(**options) -> gr.Image:
     `gr.Image` would decode it, convert it to 8-bit RGB and fail in words of its own; `read_image` does this here, for
     the page as for the command line.
     """
-    picture = gr.Image(label="Picture", type="filepath", format="png", height=310, **options)
+    picture = gr.Image(label="Picture", type="filepath", format="png", height=350, **options)
     # not a subclass: gradio writes a .pyi file next to the code of each
     picture.preprocess = functools.partial(_sent_file, folder=picture.GRADIO_CACHE)
     return picture

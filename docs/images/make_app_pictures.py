@@ -35,6 +35,8 @@ def train(page: Page) -> None:
     page.locator("#train-start").click()
     page.get_by_text(re.compile(r"step 1[5-9]\d of 400")).wait_for(timeout=10 * WAIT)
     page.wait_for_timeout(3000)
+    page.evaluate("window.scrollTo(0, 0)")
+    page.wait_for_timeout(500)
     page.screenshot(path=FOLDER / "app-train.png")
     page.locator("#train-stop").click()
     page.get_by_text("Stopped after").wait_for(timeout=WAIT)
@@ -49,8 +51,8 @@ def show_details(page: Page) -> None:
 
 
 def make_small(path: Path) -> None:
-    """Leave a picture 200 colours, which a page of widgets does not miss."""
-    Image.open(path).convert("RGB").quantize(200, dither=Image.Dither.NONE).save(path, optimize=True)
+    """Leave a picture 256 colours, spread over all that it has."""
+    Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def main() -> None:
