@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import ipaddress
 import os
 import socket
 import tempfile
@@ -34,6 +35,25 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--max_queue", "--max-queue", type=int, default=32, help="requests that may wait")
     parser.add_argument("--jobs", type=int, default=2, help="requests that run a model at the same time")
+    parser.add_argument(
+        "--output_dir", "--output-dir", default="output/app", metavar="DIR",
+        help="folder for trainings and drawings that outlive the app (default: output/app)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow_training", "--allow-training", action="store_true",
+        help="let everybody who reaches this address train; without it, only where --host is this machine's own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max_training_mb", "--max-training-mb", type=int, default=512,
+        help="largest set of images of a training (default: 512)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max_trainings",
+        "--max-trainings",
+        type=int,
+        default=20,
+        help="trainings of a user that are kept (default: 20)",
+    )
     parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
     return parser.parse_args(argv)
 
@@ -84,13 +104,37 @@ def require_free(host: str, port: int) -> None:
         raise InputError(f"--host {host} --port {port}: cannot be listened on ({error.strerror})") from None
 
 
+def is_own_machine(host: str) -> bool:
+    """Whether nobody but this machine's own users reaches an address."""
+    try:
+        return ipaddress.ip_address(socket.getaddrinfo(host, None)[0][4][0].split("%")[0]).is_loopback
+    except (OSError, ValueError):
+        return False
+
+
+def training_of(args: argparse.Namespace) -> dict:
+    """The settings of `app.trainings.runs.Trainings` that the flags come to."""
+    from .trainings.images import Limits
+
+    is_shared = not is_own_machine(args.host)
+    refusal = "training is off, as this app is on a network; its operator can allow it with --allow_training"
+    return {
+        "folder": Path(args.output_dir).resolve() / "trainings",
+        "refusal": refusal if is_shared and not args.allow_training else "",
+        "is_shared": is_shared,
+        "limits": Limits(bytes=args.max_training_mb << 20),
+        "kept": args.max_trainings,
+        "on_cpu": args.device == "cpu",
+    }
+
+
 def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
     """Open the page with the files of all its users below ``root``; returns it at once if not to ``block``.
 
     Raises:
         InputError: a flag that makes no sense.
     """
-    for name in ("max_upload_mb", "max_base_mb", "max_queue", "jobs"):
+    for name in ("max_upload_mb", "max_base_mb", "max_queue", "jobs", "max_training_mb", "max_trainings"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} is {getattr(args, name)}, but must be at least 1")
     auth, bases = credentials(args.auth), bases_of(args.bases)
@@ -116,6 +160,8 @@ def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
         device=args.device,
         hub_bases=args.hub_bases,
         max_base=args.max_base_mb << 20,
+        training=training_of(args),
+        drawings=Path(args.output_dir).resolve() / "drawings" if is_own_machine(args.host) else None,
     )
     page = build_page(studio)
     page.queue(max_size=args.max_queue, default_concurrency_limit=args.jobs)
@@ -124,7 +170,7 @@ def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
             server_name=args.host,
             server_port=args.port,
             auth=auth,
-            max_file_size=args.max_upload_mb << 20,
+            max_file_size=max(args.max_upload_mb, 0 if studio.trainings.refusal else args.max_training_mb) << 20,
             share=False,
             inbrowser=False,
             prevent_thread_lock=True,
@@ -137,6 +183,7 @@ def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
     except OSError as error:  # somebody else was faster
         raise InputError(f"--host {args.host} --port {args.port}: cannot be listened on ({one_line(error)})") from None
     if block:
+        studio.examples.warm()
         print(f"onelora_vision is at {page.local_url} (Ctrl-C stops it)", flush=True)
         try:
             threading.Event().wait()  # until a signal raises

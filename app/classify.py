@@ -1,5 +1,6 @@
 """The most probable classes of pictures by the base's own head and by each enabled adapter."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +50,12 @@ class Classifier:
         own_head = Mix(AdapterInfo(ViTBase.task, "", mix.info.base))
         models = [("base", own_head), *((_title(*term), Mix.of([term], ViTBase.task)) for term in mix.terms)]
         views = [self.bases.view(model, base) for _, model in models]  # all before the first is used
-        columns = [
-            [Answer(title, classes) for classes in predict_classes(view, images, top=TOP)]
-            for (title, _), view in zip(models, views)
-        ]
+        is_one = len(pictures) == 1  # what a change of weights is answered with
+        with session.pace.timed(mix) if is_one else contextlib.nullcontext():
+            columns = [
+                [Answer(title, classes) for classes in predict_classes(view, images, top=TOP)]
+                for (title, _), view in zip(models, views)
+            ]
         return [list(row) for row in zip(*columns)]
 
 

@@ -62,8 +62,9 @@ class DepthMapper:
         mix, folder = session.mix(DepthBase.task), session.output()
         variants = [mix.without_adapters(), mix] if mix.terms else [mix]
         views = [self.bases.view(variant, base) for variant in variants]  # all before the first is used
-        maps = [estimate_depth(view, image, mix.info.extra.get("resolution")) for view in views]
-        return _draw(folder, maps[0], maps[1] if mix.terms else None, views[0].is_metric)
+        with session.pace.timed(mix):
+            maps = [estimate_depth(view, image, mix.info.extra.get("resolution")) for view in views]
+            return _draw(folder, maps[0], maps[1] if mix.terms else None, views[0].is_metric)
 
 
 def write_example(path: Path) -> Path:

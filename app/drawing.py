@@ -141,6 +141,24 @@ class Drawer:
         yield state
         views = {name: view_for(self.bases, variant, request) for name, variant in variants.items()}
         settings = settings.resolved(next(iter(views.values())).objective.name)
+        with session.pace.timed(mix):
+            for state in self._variants(mix, views, request, settings, folder, state):  # noqa: B020
+                if state.state is State.FINISHED and session.history is not None:
+                    drawn, beside = (state.adapted, state.base) if state.adapted else (state.base, [])
+                    files = ([picture.image for picture in part] for part in (drawn, beside))
+                    session.history.add(state.text, *files)
+                yield state
+
+    def _variants(
+        self,
+        mix: Mix,
+        views: dict[str, DiTBase],
+        request: Request,
+        settings: SamplingSettings,
+        folder: Path,
+        state: Drawing,
+    ) -> Iterator[Drawing]:
+        """Draw with one view after the other, and put all pictures into an archive."""
         for number, (variant, view) in enumerate(views.items()):
             for step, images in draw_steps(self.bases, mix, view, request, settings):
                 state = replace(state, done=number * settings.steps + step + 1)
@@ -151,7 +169,8 @@ class Drawer:
             record = record_of(request, settings, mix, adapted=variant == ADAPTED)
             state = replace(state, **{variant: _save_samples(folder, variant, images, view, request, record)})
         archive = _write_archive(folder / "images.zip", [p.image for p in [*state.base, *state.adapted]])
-        yield replace(state, text="done", archive=archive, state=State.FINISHED)
+        text = f"Drawn: {len(request.names())} images, {settings.steps} steps, {mix or 'the base alone'}."
+        yield replace(state, text=text, archive=archive, state=State.FINISHED)
 
 
 def ended(state: State) -> Drawing:

@@ -120,7 +120,7 @@ class GridDrawer:
         axes = {"x": asdict(x), "y": asdict(y)}
         _save_grid(picture, images, x, y, replace(record, request={**record.request, **axes}))
         shown = [Picture(picture, f"{y.name} by {x.name}")]
-        yield Drawing(total, total, "done", adapted=shown, archive=picture, state=State.FINISHED)
+        yield Drawing(total, total, f"Drawn: {total} cells.", adapted=shown, archive=picture, state=State.FINISHED)
 
 
 def _cell(session: Session, request: Request, values: dict) -> tuple[Mix, Request]:

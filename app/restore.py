@@ -25,6 +25,19 @@ def restore(session: Session, path: Path) -> Restored:
     """Read the settings of a PNG and enable its adapters, at their weights, in ``session``.
 
     Raises:
+        InputError: see `read_settings`.
+    """
+    found = read_settings(session, path)
+    session.enabled -= set(session.entries_for(TASK))
+    for name, weight in found.adapters:
+        session.set(name, True, weight)
+    return found
+
+
+def read_settings(session: Session, path: Path) -> Restored:
+    """The settings of a PNG, with the names that its adapters have in ``session``.
+
+    Raises:
         InputError: not a PNG of this app or of ``onelora sample``, or its settings are damaged.
     """
     record = SampleRecord.from_notes(read_notes(path), path.name)
@@ -36,9 +49,6 @@ def restore(session: Session, path: Path) -> Restored:
             missing.append(re.sub(r"[^\w\-. ]", "", Path(used.name).name)[:60])
         else:
             found.append((name, used.weight))
-    session.enabled -= set(session.entries_for(TASK))
-    for name, weight in found:
-        session.set(name, True, weight)
     return Restored(request, found, missing)
 
 

@@ -11,14 +11,17 @@ from pathlib import Path
 
 from onelora_vision.errors import InputError, nearest
 
+from .history import History
 from .library import Entry, Library, unique_name
 from .mix import Mix
+from .pace import Pace
 from .runs import Runs
 
 MAX_SESSIONS = 100
 MAX_OWN = 24  # adapters that one user may add
 WEIGHT_LIMIT = 2.0
 KEPT_OUTPUTS = 8
+KEPT_DRAWINGS = 30  # of a session that does not keep them on disk
 
 
 @dataclass
@@ -26,19 +29,23 @@ class Session:
     """One user's adapters and drawings.
 
     Attributes:
-        own: the adapters that the user added, by name.
+        own: the adapters that the user added, by name. trained: those of the user's trainings, by the training's name.
         weights: weights that the user set, by name of the adapter.
         enabled: names of the adapters that take part.
         drawings, grids: the state of what is being drawn.
+        pace: how long answers take. history: what was drawn; None: it is not kept.
     """
 
     folder: Path
     library: Library
     own: dict[str, Entry] = field(default_factory=dict)
+    trained: dict[str, Entry] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     enabled: set[str] = field(default_factory=set)
     drawings: Runs = field(default_factory=Runs)
     grids: Runs = field(default_factory=Runs)
+    pace: Pace = field(default_factory=Pace)
+    history: History | None = None
     _outputs: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self):
@@ -46,7 +53,8 @@ class Session:
 
     def entries(self) -> dict[str, Entry]:
         """All adapters by name."""
-        return {entry.name: entry for entry in self.library.entries()[0]} | self.own
+        trained = {entry.name: entry for entry in self.trained.values()}
+        return {entry.name: entry for entry in self.library.entries()[0]} | trained | self.own
 
     def entries_for(self, task: str) -> dict[str, Entry]:
         """The adapters of a task by name."""
@@ -88,6 +96,25 @@ class Session:
         self.weights[name] = float(weight)
         (self.enabled.add if enabled else self.enabled.discard)(name)
 
+    def use(self, name: str) -> None:
+        """Enable an adapter at weight 1, and no other of its task."""
+        entry = self.entry(name)
+        self.enabled -= set(self.entries_for(entry.adapter.info.task))
+        self.set(name, True, 1.0)
+
+    def set_strength(self, task: str, weight: float) -> None:
+        """Give every enabled adapter of a task the same weight; without one, the first of the task is enabled.
+
+        Raises:
+            InputError: there is no adapter of the task.
+        """
+        entries = self.entries_for(task)
+        names = [name for name in entries if name in self.enabled] or list(entries)[:1]
+        if not names:
+            raise InputError(f"no {task} adapter is open: add one first")
+        for name in names:
+            self.set(name, True, weight)
+
     def weight(self, name: str) -> float:
         return self.weights.get(name, 1.0)
 
@@ -106,10 +133,15 @@ class Session:
 
 
 class Sessions:
-    """The sessions by id, in folders below ``root``. Beyond `MAX_SESSIONS`, the one that was idle longest is closed."""
+    """The sessions by id, in folders below ``root``. Beyond `MAX_SESSIONS`, the one that was idle longest is closed.
 
-    def __init__(self, library: Library, root: Path):
+    Args:
+        drawings: where all sessions keep their drawings; None: each keeps its own, and they go with it.
+    """
+
+    def __init__(self, library: Library, root: Path, drawings: Path | None = None):
         self.library, self.root = library, root
+        self._history = History(drawings) if drawings else None
         self._lock = threading.Lock()
         self._open: OrderedDict[str, Session] = OrderedDict()
 
@@ -122,7 +154,8 @@ class Sessions:
             if key not in self._open:
                 folder = Path(tempfile.mkdtemp(prefix="session-", dir=self.root))
                 (folder / "adapters").mkdir()
-                self._open[key] = Session(folder, self.library)
+                own = self._history or History(folder / "drawings", KEPT_DRAWINGS)
+                self._open[key] = Session(folder, self.library, history=own)
                 while len(self._open) > MAX_SESSIONS:
                     self._discard(self._open.popitem(last=False)[1])
             self._open.move_to_end(key)

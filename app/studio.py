@@ -5,6 +5,7 @@ It takes texts and returns plain values and files; bad input raises `InputError`
 
 import atexit
 import functools
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -16,15 +17,23 @@ from onelora_vision.adapters.file import write_adapter
 from onelora_vision.adapters.hub import fetch_adapter
 from onelora_vision.adapters.summary import inspect, plot_norms
 from onelora_vision.errors import InputError
+from onelora_vision.storage.files import atomic_file
 
 from . import classify, depth
 from .bases import Bases
-from .drawing import Drawer
+from .command import command_of
+from .drawing import TASK, Drawer
+from .examples import Examples
 from .grid import GridDrawer
+from .history import Kept
 from .hub import KNOWN_BASES, fetch_base
 from .library import Entry, Library, parcels, read_entry, receive
+from .mix import Mix
 from .names import without_paths
+from .restore import read_settings
 from .sessions import Session, Sessions
+from .trainings.run import Phase
+from .trainings.runs import Trainings
 
 
 class Studio:
@@ -37,6 +46,8 @@ class Studio:
         hub_bases: hub ids and timm names that may be downloaded as bases, in addition to `app.hub.KNOWN_BASES`.
         max_base: most bytes of a base from the hub.
         root: folder for the files of sessions (default: a temporary one, removed at exit).
+        training: settings of `app.trainings.runs.Trainings` (default: nothing can be trained).
+        drawings: folder that all sessions keep their drawings in (default: each its own, until it is closed).
     """
 
     def __init__(
@@ -48,6 +59,8 @@ class Studio:
         device: str | None = None,
         hub_bases: Collection[str] = (),
         max_base: int = 8 << 30,
+        training: Mapping | None = None,
+        drawings: str | Path | None = None,
     ):
         self.max_upload = max_upload
         self.root = Path(root or tempfile.mkdtemp(prefix="onelora-app-"))
@@ -57,12 +70,17 @@ class Studio:
         self.bases = Bases(
             bases or {}, functools.partial(fetch_base, limit=max_base), {*KNOWN_BASES, *hub_bases}, device
         )
-        self.sessions = Sessions(self.library, self.root)
+        self.sessions = Sessions(self.library, self.root, Path(drawings) if drawings else None)
+        self.shows_places = drawings is not None  # whether the one who sits at this machine is the user
         self.drawer, self.grid_drawer = Drawer(self.bases), GridDrawer(self.bases)
         self.depth, self.classifier = depth.DepthMapper(self.bases), classify.Classifier(self.bases)
         examples = self.root / "examples"
         self.depth_example = depth.write_example(examples / "street.png")
         self.digit_examples = classify.write_examples(examples)
+        is_off = {"folder": self.root / "trainings", "refusal": "training is off"}
+        self.trainings = Trainings(source=self.bases.source, **(training or is_off))
+        answering = self.drawer, self.depth, self.classifier
+        self.examples = Examples(examples, self.library, *answering, self.depth_example, self.digit_examples[0])
 
     def session(self, key: str | None) -> Session:
         return self.sessions.get(key)
@@ -73,7 +91,7 @@ class Studio:
 
     def public(self, value):
         """A text, or the texts in lists and dicts, without paths of this server."""
-        private = [folder for folder in (self.root, self.library.folder) if folder]
+        private = [folder for folder in (self.root, self.library.folder, self.trainings.folder) if folder]
         return without_paths(value, dict.fromkeys(private, "") | self.bases.names())
 
     # Adapters
@@ -137,6 +155,38 @@ class Studio:
         if same:
             raise InputError(f"{path}: is open already, as {same[0]}")
         return entry
+
+    def adopt(self, session: Session, secret: str) -> list[str]:
+        """Open the adapters of the user's finished trainings that are not open yet; returns their names."""
+        added = []
+        for run in self.trainings.of(secret):
+            if run.name in session.trained or run.phase() is not Phase.FINISHED:
+                continue
+            try:
+                entry = read_entry(run.adapter, session.free_name(run.title), "training")
+            except InputError:  # it was changed or deleted since
+                continue
+            session.trained[run.name] = entry
+            added.append(entry.name)
+        return added
+
+    def shown(self, session: Session, path: Path) -> Path:
+        """A copy of a file in the session's folder, from where a page may show it."""
+        key = hashlib.sha256(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()[:16]
+        copy = session.folder / "shown" / f"{key}{path.suffix}"
+        if not copy.exists():
+            copy.parent.mkdir(exist_ok=True)
+            with atomic_file(copy) as temporary:
+                shutil.copyfile(path, temporary)
+        return copy
+
+    def command(self, session: Session, kept: Kept) -> str:
+        """The commands that draw what was drawn, if its adapters are open."""
+        found = read_settings(session, kept.first)
+        if found.missing:
+            return f"# add the adapter first: {', '.join(found.missing)}"
+        mix = Mix.of([(session.entry(name), weight) for name, weight in found.adapters], TASK)
+        return command_of(mix, found.request, self.shows_places)
 
     def save_mix(self, session: Session, task: str) -> Path:
         """Write the weighted sum of a task's enabled adapters as one adapter file.

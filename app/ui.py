@@ -1,13 +1,16 @@
-"""The page: tabs at the left, adapters at the right (below on a telephone), one theme, light and dark."""
+"""The page: tabs at the left, adapters at the right (folded above on a telephone), one theme, light and dark."""
 
 import gradio as gr
 
 from .studio import Studio
 from .tabs.adapters import AdapterPanel, build_panel
+from .tabs.api import build_api
 from .tabs.classify import build_classify
 from .tabs.depth import build_depth
 from .tabs.details import build_details
 from .tabs.generate import build_generate
+from .tabs.strength import name_strengths
+from .tabs.train import build_train
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=["ui-monospace", "monospace"])
@@ -17,11 +20,23 @@ CSS = """
 #title h1 { margin-bottom: 0; }
 .hint { color: var(--body-text-color-subdued); margin: 4px 0; }
 .progress { display: flex; gap: 12px; align-items: center; }
-.progress progress { flex: 1; max-width: 420px; height: 12px; accent-color: var(--color-accent); }
+.progress progress { flex: 1; min-width: 80px; max-width: 420px; height: 10px; appearance: none; border: none; border-radius: 5px;
+  overflow: hidden; background: var(--border-color-primary); color: var(--color-accent); }
+.progress progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.progress progress::-webkit-progress-value { background: var(--color-accent); }
+.progress progress::-moz-progress-bar { background: var(--color-accent); }
 .adapter { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 12px; gap: 6px !important; }
 .adapter .block, .adapter .form { border-width: 0 !important; padding: 0 !important; background: transparent !important;
   box-shadow: none !important; }
 .toast-title, [data-testid="status-tracker"]:has(> .error) { display: none !important; }
+.block > [data-testid="block-label"].float, .block .label-wrap > [data-testid="block-label"] { position: static; }
+.strength { white-space: nowrap; min-width: max-content !important; flex: 0 0 auto !important; }
+.strengths { align-items: center; gap: 6px !important; }
+.strengths > .block:has(.strength-title) { flex: 1 1 180px !important; }
+.strength-title { margin: 0; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+.folder-picker span { display: inline-block; padding: 4px 12px; border-radius: 6px; cursor: pointer; font-weight: 600;
+  background: var(--button-secondary-background-fill); color: var(--button-secondary-text-color); }
+.folder-picker + .hint { margin-left: 6px; }
 .tight { gap: 8px !important; }
 .facts { padding: 0; font-size: 0.82rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .facts p { margin: 0 0 2px; }
@@ -29,6 +44,7 @@ CSS = """
 .drawn .image-frame img { width: 100%; height: 100%; object-fit: contain; }
 .drawn .grid-container { grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)) !important; }
 .drawn .grid-container img { object-fit: contain !important; padding-bottom: 16px; }
+.drawn .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
 .drawn .caption-label { max-width: 100%; left: 0; right: 0; padding: 1px 4px; font-size: 0.68rem; border-radius: 0; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 12px; }
 .card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 14px; }
@@ -43,8 +59,19 @@ CSS = """
 .details th { text-align: left; font-weight: 500; color: var(--body-text-color-subdued); width: 40%; }
 .details th, .details td { padding: 3px 6px; border: none !important; border-bottom: 1px solid var(--border-color-primary) !important;
   overflow-wrap: anywhere; vertical-align: top; }
-@media (max-width: 480px) { .tab-container button { padding: 0 9px !important; font-size: 0.9rem; } }
+#panel { border-width: 0 !important; padding: 0; background: transparent; }
+#panel > .label-wrap { margin-bottom: 8px; }
+#panel > .label-wrap span { font-size: 1.25rem; font-weight: 600; }
+@media (max-width: 760px) {
+  .page-row > .panel-column { order: -1; }
+  #panel { border: 1px solid var(--border-color-primary) !important; border-radius: 8px; padding: 8px 12px; }
+}
+@media (max-width: 480px) { .tab-container button { padding: 0 6px !important; font-size: 0.85rem; } }
 """
+
+
+#: On a telephone the panel is above the results, and begins folded.
+_FOLD_PANEL = "() => { if (window.innerWidth <= 760) document.querySelector('#panel > .label-wrap')?.click(); }"
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -55,19 +82,29 @@ def build_page(studio: Studio) -> gr.Blocks:
             "an adapter takes part at the weight you give it.",
             elem_id="title",
         )
-        panel = AdapterPanel(gr.State(0), gr.State(0))
-        with gr.Row(equal_height=False):
+        panel = AdapterPanel(gr.State(0), gr.State(0), gr.State(""))
+        with gr.Row(equal_height=False, elem_classes="page-row"):
+            titles: dict[str, gr.HTML] = {}
             with gr.Column(scale=5, min_width=320), gr.Tabs() as tabs:
                 with gr.Tab("Generate", id="generate"):
-                    build_generate(studio, panel, page)
+                    titles["generation"] = build_generate(studio, panel, page)
                 with gr.Tab("Depth", id="depth"):
-                    build_depth(studio)
+                    titles["depth"] = build_depth(studio, panel, page)
                 with gr.Tab("Classify", id="classify"):
-                    build_classify(studio)
-                with gr.Tab("Details", id="details"):
-                    chosen = build_details(studio, panel, page)
-            with gr.Column(scale=2, min_width=320):
+                    titles["classification"] = build_classify(studio, panel, page)
+                with gr.Tab("Train", id="train"):
+                    build_train(studio, panel, page, tabs)
+                with gr.Tab("Details", id="details") as tab:
+                    chosen = build_details(studio, panel, page, tab)
+            with (
+                gr.Column(scale=2, min_width=320, elem_classes="panel-column"),
+                gr.Accordion("Adapters", open=True, elem_id="panel"),
+            ):
                 build_panel(studio, panel, tabs, chosen)
+        page.load(None, None, None, js=_FOLD_PANEL)
+
+        name_strengths(studio, panel, page, titles)
+        build_api(studio)
 
         def leave(request: gr.Request):
             studio.sessions.close(request.session_hash)

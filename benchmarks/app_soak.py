@@ -24,12 +24,12 @@ ROOT = Path(__file__).parents[1]
 ADAPTER = "handwriting-dit"
 
 
-def start_app() -> tuple[subprocess.Popen, str]:
-    """The app on a free port, and its address."""
+def start_app(output: Path) -> tuple[subprocess.Popen, str]:
+    """The app on a free port, and its address; what it keeps is below ``output``."""
     code = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])"
     port = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "app", "--port", port]
+    command = [sys.executable, "-m", "app", "--port", port, "--output_dir", str(output)]
     app = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     for line in app.stdout:
         if found := re.search(r"http://\S+", line):
@@ -56,12 +56,12 @@ class User:
     def draw(self) -> None:
         start = time.perf_counter()
         try:
-            answer = self.client.predict(["3"], 0, False, 1, 2, "dpm++", 2.5, "", True, api_name="/draw")
+            answer = self.client.predict(["3"], steps=2, sampler="dpm++", api_name="/draw")
         except Exception as error:  # whatever goes wrong is what is counted here
             self.errors.append(str(error)[:200])
             return
         self.times.append(time.perf_counter() - start)
-        files = [Path(item["image"]) for item in answer[2]]
+        files = [Path(file) for file in answer["adapted"]]
         mark = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
         for file in files:
             file.unlink()
@@ -102,9 +102,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="20 requests of 2 clients")
     args = parser.parse_args()
     clients, requests = (2, 20) if args.quick else (args.clients, args.requests)
-    app, address = start_app()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        app, address = start_app(Path(folder) / "output")
+        try:
             users = [User(address, number, Path(folder)) for number in range(clients)]
             for user in users:
                 user.draw()
@@ -113,9 +113,9 @@ def main() -> None:
             start = time.monotonic()
             readings = soak(users, requests, args.minutes, app.pid)
             seconds, after = time.monotonic() - start, resident_mb(app.pid)
-    finally:
-        app.terminate()
-        app.wait(timeout=30)
+        finally:
+            app.terminate()
+            app.wait(timeout=30)
     times = sorted(t for user in users for t in user.times)
     errors = [error for user in users for error in user.errors]
     distinct = len({user.first for user in users})

@@ -20,10 +20,12 @@ class AdapterPanel:
     Attributes:
         version: a number that changes when adapters come or go, or are switched from outside of the list.
         changed: a number that changes with everything that takes part in a mix.
+        touched: the task whose adapters a person has just given other weights, and a number that changes each time.
     """
 
     version: gr.State
     changed: gr.State
+    touched: gr.State
 
 
 def _build_saving(studio: Studio) -> None:
@@ -41,12 +43,11 @@ def _build_saving(studio: Studio) -> None:
         path = studio.save_mix(studio.session(request.session_hash), kind)
         return gr.update(value=str(path), visible=True)
 
-    save.click(save_mix, task, mix, api_name="save_mix", **MODEL)
+    save.click(save_mix, task, mix, api_visibility="private", **MODEL)
 
 
 def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.Dropdown) -> None:
     """Lay the panel out and connect it; an adapter's details are shown in ``tabs`` by choosing it in ``details``."""
-    gr.Markdown("## Adapters")
 
     @gr.render(inputs=[panel.version])
     def listed(version: int, request: gr.Request):
@@ -68,7 +69,7 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
     _build_saving(studio)
 
     @toasts(studio, "Not added")
-    def upload(paths: list[str] | None, version: int, changed: int, request: gr.Request):
+    def take_files(paths: list[str] | None, version: int, changed: int, request: gr.Request):
         names, refused = studio.upload(studio.session(request.session_hash), paths or [])
         if names:
             toast(gr.Info, "Added", ", ".join(names))
@@ -90,24 +91,27 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
 
     state = [panel.version, panel.changed]
     files.upload(
-        upload, [files, *state], [files, *state], api_name="upload", trigger_mode="multiple", show_progress="minimal"
+        take_files,
+        [files, *state],
+        [files, *state],
+        api_visibility="private",
+        trigger_mode="multiple",
+        show_progress="minimal",
     )
-    gr.on([fetch.click, hub.submit], from_hub, [hub, *state], [hub, *state], api_name="hub", show_progress="minimal")
+    gr.on(
+        [fetch.click, hub.submit],
+        from_hub,
+        [hub, *state],
+        [hub, *state],
+        api_visibility="private",
+        show_progress="minimal",
+    )
     again.click(look_again, panel.version, panel.version, api_visibility="private")
 
-    def adapters(request: gr.Request) -> list:
-        """Every adapter of this session with its facts and its state."""
-        return studio.rows(studio.session(request.session_hash))
 
-    @toasts(studio, "Not changed")
-    def set_adapter(name: str, enabled: bool, weight: float, request: gr.Request) -> list:
-        """Enable or disable an adapter, and give it a weight from -2 to 2."""
-        session = studio.session(request.session_hash)
-        session.set(name, enabled, weight)
-        return studio.rows(session)
-
-    gr.api(adapters, api_name="adapters", queue=False)
-    gr.api(set_adapter, api_name="set_adapter", queue=False)
+def touch(touched: str, task: str) -> str:
+    """The next value of `AdapterPanel.touched`."""
+    return f"{task}:{int(touched.rpartition(':')[2] or 0) + 1}"
 
 
 def _list(studio: Studio, panel: AdapterPanel, shown_by: list, request: gr.Request) -> None:
@@ -133,13 +137,19 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict) -> None
         studio.session(request.session_hash).set(name, is_on, number)
         return changed + 1
 
+    @toasts(studio, "Not changed")
+    def release(is_on: bool, number: float, changed: int, touched: str, request: gr.Request):
+        return switch(is_on, number, changed, request), touch(touched, row["task"])
+
     @toasts(studio, "Not removed")
     def forget(version: int, changed: int, request: gr.Request):
         studio.session(request.session_hash).remove(name)
         return version + 1, changed + 1
 
     inputs, hidden = [enabled, weight, panel.changed], {"api_visibility": "private"}
-    enabled.input(switch, inputs, panel.changed, **hidden, **QUICK)
+    touching = [*inputs, panel.touched], [panel.changed, panel.touched]
+    enabled.input(release, *touching, **hidden, **QUICK)
+    weight.release(release, *touching, trigger_mode="always_last", **hidden, **QUICK)
     weight.input(switch, inputs, panel.changed, trigger_mode="always_last", **hidden, **QUICK)
     details.click(lambda: (gr.update(selected="details"), name), None, shown_by, **hidden, **QUICK)
     state = [panel.version, panel.changed]

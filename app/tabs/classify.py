@@ -5,15 +5,23 @@ from pathlib import Path
 
 import gradio as gr
 
+from onelora_vision.errors import InputError
+
 from ..classify import Answer, table
 from ..studio import Studio
+from .adapters import AdapterPanel
 from .common import MODEL, QUICK, hint, picture_input, toasts
+from .strength import build_strengths, is_due
 
-START = hint("Choose a picture, or take an example, and press Classify.")
+TASK = "classification"
+START = hint("Classifying an example …")
+EXAMPLE = hint(
+    "An example, a handwritten digit. Change the strength, or choose a picture of your own and press Classify."
+)
 
 
-def build_classify(studio: Studio) -> None:
-    """Lay the tab out and connect it."""
+def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.HTML:
+    """Lay the tab out and connect it; returns the title of its strengths."""
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
             picture = picture_input(elem_id="class-picture", elem_classes="drawn")
@@ -21,6 +29,7 @@ def build_classify(studio: Studio) -> None:
                 example = gr.Button("Example", elem_id="class-example", min_width=100)
                 classify = gr.Button("Classify", variant="primary", elem_id="classify", min_width=100)
         with gr.Column(scale=2, min_width=280):
+            strength = build_strengths(studio, panel, TASK)
             answers = gr.HTML(START, elem_id="answers")
     with gr.Accordion("Many pictures: a table", open=False, elem_id="class-batch"):
         many = gr.File(
@@ -32,12 +41,15 @@ def build_classify(studio: Studio) -> None:
         )
     turn = gr.State(0)
 
-    @toasts(studio, "Not classified")
-    def run(path: str | None, request: gr.Request):
+    def classify_it(path: str | None, request: gr.Request):
         session = studio.session(request.session_hash)
         rows = studio.classifier.classify(session, [Path(path)] if path else [])
         more = "" if len(rows[0]) > 1 else hint("Enable a classification adapter to compare.")
         return _answers(rows[0]) + more
+
+    @toasts(studio, "Not classified")
+    def run(path: str | None, request: gr.Request):
+        return classify_it(path, request)
 
     @toasts(studio, "Not classified")
     def run_all(paths: list[str] | None, request: gr.Request):
@@ -46,13 +58,30 @@ def build_classify(studio: Studio) -> None:
         headers, cells = table([file.name for file in files], rows)
         return gr.update(value={"headers": headers, "data": cells})
 
+    @toasts(studio, "Not classified")
+    def run_again(path: str | None, touched: str, request: gr.Request):
+        if not (path and is_due(studio, touched, TASK, request)):
+            return gr.skip()
+        try:
+            return classify_it(path, request)
+        except InputError as error:  # nobody asked for it, so it is no reason for a toast
+            return hint(studio.public(str(error)))
+
+    @toasts(studio, "No example")
+    def show_example():
+        return str(studio.examples.digit), _answers(studio.examples.answers()) + EXAMPLE, 1
+
     def next_example(number: int):
         files = studio.digit_examples
         return str(files[number % len(files)]), number + 1
 
-    classify.click(run, picture, answers, api_name="classify", **MODEL)
-    start.click(run_all, many, found, api_name="classify_all", **MODEL)
+    classify.click(run, picture, answers, api_visibility="private", **MODEL)
+    start.click(run_all, many, found, api_visibility="private", **MODEL)
+    hidden = {"api_visibility": "private"}
+    panel.touched.change(run_again, [picture, panel.touched], answers, trigger_mode="always_last", **hidden, **MODEL)
+    page.load(show_example, None, [picture, answers, turn], **hidden, **QUICK)
     example.click(next_example, turn, [picture, turn], api_visibility="private", **QUICK)
+    return strength
 
 
 def _answers(answers: list[Answer]) -> str:

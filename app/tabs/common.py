@@ -60,7 +60,7 @@ def refusal(lines: list[str], title: str) -> gr.Error:
     """Show each line in a toast of its own, and return the error to raise, which tells API users the same."""
     for line in lines:
         toast(gr.Warning, title, line)
-    return gr.Error("\n".join(html.escape(line) for line in lines), visible=False, print_exception=False)
+    return gr.Error("\n".join(html.escape(line, quote=False) for line in lines), visible=False, print_exception=False)
 
 
 def toast(kind: Callable, title: str, text: str) -> None:
@@ -75,7 +75,7 @@ def picture_input(**options) -> gr.Image:
     `gr.Image` would decode it, convert it to 8-bit RGB and fail in words of its own; `read_image` does this here, for
     the page as for the command line.
     """
-    picture = gr.Image(label="Picture", type="filepath", format="png", height=280, **options)
+    picture = gr.Image(label="Picture", type="filepath", format="png", height=350, **options)
     # not a subclass: gradio writes a .pyi file next to the code of each
     picture.preprocess = functools.partial(_sent_file, folder=picture.GRADIO_CACHE)
     return picture

@@ -14,7 +14,7 @@ from .common import QUICK, hint, toasts
 START = hint("Choose an adapter here, or press Details beside one.")
 
 
-def build_details(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.Dropdown:
+def build_details(studio: Studio, panel: AdapterPanel, page: gr.Blocks, tab: gr.Tab) -> gr.Dropdown:
     """Lay the tab out and connect it; returns the widget that chooses the adapter."""
     name = gr.Dropdown([], label="Adapter", allow_custom_value=True, elem_id="details-name")
     with gr.Row():
@@ -36,7 +36,12 @@ def build_details(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.Dr
         known = [row["name"] for row in studio.rows(studio.session(request.session_hash))]
         return gr.update(choices=known, value=current if current in known else None)
 
-    name.change(show, name, [facts, plot], api_name="details", show_progress="minimal")
+    def first(current: str | None, request: gr.Request):
+        rows = studio.rows(studio.session(request.session_hash))
+        return current or (rows[0]["name"] if rows else None)
+
+    tab.select(first, name, name, api_visibility="private", **QUICK)
+    name.change(show, name, [facts, plot], api_visibility="private", show_progress="minimal")
     gr.on([page.load, panel.version.change], names, name, name, api_visibility="private", **QUICK)
     return name
 

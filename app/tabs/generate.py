@@ -1,21 +1,30 @@
 """Generate: draw classes with the base and with the mix, on the same noise; grids; settings from a picture."""
 
+import functools
 import random
 from pathlib import Path
 
 import gradio as gr
 
 from onelora_vision.diffusion.settings import SAMPLER_NAMES
+from onelora_vision.errors import InputError
 
 from ..drawing import MAX_SEED, TASK, Drawing, Picture, Request
+from ..examples import CLASSES, IMAGES
 from ..grid import AXES, parse_axis
 from ..restore import restore
 from ..runs import Runs, State
+from ..sessions import Session
 from ..studio import Studio
 from .adapters import AdapterPanel
 from .common import MODEL, QUICK, announce, bar, hint, toast, toasts
+from .history import build_history
+from .strength import build_strengths, is_due
 
-START = hint("Choose classes and press Draw: the base and your mix of adapters draw them on the same noise.")
+START = hint("Drawing an example …")
+EXAMPLE = hint(
+    "An example: the base and the adapter draw on the same noise. Change the strength, or choose classes and press Draw."
+)
 AXIS_VALUES = {
     "adapter weight": "0, 0.5, 1, 1.5",
     "guidance": "1, 2.5, 4",
@@ -26,14 +35,14 @@ AXIS_VALUES = {
 }
 
 
-def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None:
-    """Lay the tab out and connect it."""
+def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.HTML:
+    """Lay the tab out and connect it; returns the title of its strengths."""
     defaults = Request(("-",))
     with gr.Row():
         classes = gr.Dropdown(
             [], label="Classes", multiselect=True, allow_custom_value=True, scale=3, min_width=260, elem_id="classes"
         )
-        number = gr.Slider(1, 16, 4, step=1, label="Images of each class", scale=2, min_width=220)
+        number = gr.Slider(1, 16, IMAGES, step=1, label="Images of each class", scale=2, min_width=220)
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120, elem_id="seed")
         is_random = gr.Checkbox(False, label="Random seed", min_width=140, container=True)
@@ -58,6 +67,7 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", elem_id="draw")
         cancel = gr.Button("Cancel", elem_id="cancel")
+    strength = build_strengths(studio, panel, TASK)
     progress = gr.HTML(START, elem_id="draw-progress")
     with gr.Row():
         options = {"format": "png", "object_fit": "contain", "height": "auto", "buttons": ["download"]}
@@ -74,19 +84,52 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
 
     ticket = gr.State(0)
 
-    @toasts(studio, "Not drawn")
-    def run(request: gr.Request, number: int, *values):
+    def draw_it(request: gr.Request, number: int, *values):
         wanted = request_of(*values)
         for drawing in studio.drawer.draw(studio.session(request.session_hash), wanted, number):
             shown = _shown(drawing), _gallery(drawing.base), _gallery(drawing.adapted), _download(drawing), wanted.seed
             yield [gr.skip()] * len(shown) if drawing.state is State.SUPERSEDED else shown
+
+    @toasts(studio, "Not drawn")
+    def run(request: gr.Request, number: int, *values):
+        yield from draw_it(request, number, *values)
 
     def runs(request: gr.Request) -> Runs:
         return studio.session(request.session_hash).drawings
 
     outputs = [progress, of_base, of_mix, everything, seed]
     announced = announce(draw, cancel, ticket, runs)
-    announced.then(run, [ticket, *settings], outputs, api_name="draw", trigger_mode="multiple", **MODEL)
+    drawn = announced.then(
+        run, [ticket, *settings], outputs, api_visibility="private", trigger_mode="multiple", **MODEL
+    )
+
+    def take_ticket(touched: str, request: gr.Request) -> int:
+        return runs(request).take_ticket() if is_due(studio, touched, TASK, request) else 0
+
+    @toasts(studio, "Not drawn")
+    def run_again(request: gr.Request, number: int, classes, seed, is_random, *others):
+        """As `run`, but on the noise that is shown, and without setting the seed, which may just be changed."""
+        try:
+            drawn = draw_it(request, number, classes, seed, False, *others) if number else [[gr.skip()] * len(outputs)]
+            for shown in drawn:
+                yield shown[:-1]
+        except InputError as error:  # nobody asked for it, so it is no reason for a toast
+            yield [hint(studio.public(str(error))), *[gr.skip()] * (len(outputs) - 2)]
+
+    hidden = {"api_visibility": "private", "trigger_mode": "multiple"}
+    touched = panel.touched.change(take_ticket, panel.touched, ticket, queue=False, show_progress="hidden", **hidden)
+    drawn_again = touched.then(run_again, [ticket, *settings], outputs[:-1], **hidden, **MODEL)
+
+    @toasts(studio, "No example")
+    def show_example(request: gr.Request):
+        drawing = studio.examples.drawing()
+        if runs(request).state is not State.IDLE:  # somebody was faster
+            return [gr.skip()] * 4
+        return EXAMPLE, _gallery(drawing.base), _gallery(drawing.adapted), _download(drawing)
+
+    page.load(show_example, None, outputs[:4], api_visibility="private", **QUICK)
+    take = functools.partial(restored_settings, studio, says_so=False)
+    build_history(studio, panel, page, settings, [drawn, drawn_again], [progress, of_base, of_mix], take)
     _restore(studio, panel, settings)
     _grid(studio, settings, request_of)
 
@@ -94,7 +137,7 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
     def choices(current: list[str] | None, chosen: str, base: str, request: gr.Request):
         session = studio.session(request.session_hash)
         names = studio.drawer.classes(session, base or "")
-        kept = [name for name in current or [] if name in names] or names[:4]
+        kept = [name for name in current or [] if name in names] or names[:CLASSES]
         mix = str(session.mix(TASK))
         info = f"Mix: {mix}" if mix else "No adapter is enabled: the base draws alone"
         fitting = studio.drawer.samplers(session, base or "")
@@ -103,11 +146,12 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> None
 
     when = [page.load, panel.changed.change, base.change]
     gr.on(when, choices, [classes, sampler, base], [classes, sampler], api_visibility="private", **QUICK)
+    return strength
 
 
 def _shown(drawing: Drawing) -> str:
     said = {
-        State.FINISHED: "Drawn. Each PNG says how it was made: drop one below to get its settings back.",
+        State.FINISHED: f"{drawing.text} Each PNG says how it was made: drop one below to get its settings back.",
         State.CANCELLED: "Cancelled.",
         State.FAILED: "Nothing was drawn.",
     }
@@ -138,21 +182,26 @@ def _restore(studio: Studio, panel: AdapterPanel, settings: list) -> None:
     def restored(path: str | None, version: int, changed: int, request: gr.Request):
         if path is None:
             return [gr.skip()] * (len(settings) + 3)
-        session = studio.session(request.session_hash)
-        found = restore(session, Path(path))
-        if found.missing:
-            names = ", ".join(found.missing)
-            toast(gr.Warning, "Adapter missing", f"Drawn with {names}: add it and drop the picture again.")
-        else:
-            toast(gr.Info, "Restored", "Settings and adapters are those of the picture.")
-        wanted, names = found.request, studio.drawer.classes(session, found.request.base)
-        kept = gr.update(choices=names, value=[name for name in wanted.classes if name in names])
-        sampler = gr.update(choices=studio.drawer.samplers(session, wanted.base), value=wanted.sampler)
-        values = [kept, wanted.seed, False, wanted.num_images, wanted.steps, sampler, wanted.guidance]
-        return [None, version + 1, changed + 1, *values, wanted.base, wanted.compare, wanted.guidance_base]
+        values = restored_settings(studio, studio.session(request.session_hash), Path(path))
+        return [None, version + 1, changed + 1, *values]
 
     state = [panel.version, panel.changed]
-    file.upload(restored, [file, *state], [file, *state, *settings], api_name="restore", show_progress="minimal")
+    file.upload(restored, [file, *state], [file, *state, *settings], api_visibility="private", show_progress="minimal")
+
+
+def restored_settings(studio: Studio, session: Session, path: Path, says_so: bool = True) -> list:
+    """Take the settings and adapters of a PNG, and say so; returns the values of all widgets of the settings."""
+    found = restore(session, path)
+    if found.missing:
+        names = ", ".join(found.missing)
+        toast(gr.Warning, "Adapter missing", f"Drawn with {names}: add it and drop the picture again.")
+    elif says_so:
+        toast(gr.Info, "Restored", "Settings and adapters are those of the picture.")
+    wanted, names = found.request, studio.drawer.classes(session, found.request.base)
+    kept = gr.update(choices=names, value=[name for name in wanted.classes if name in names])
+    sampler = gr.update(choices=studio.drawer.samplers(session, wanted.base), value=wanted.sampler)
+    values = [kept, wanted.seed, False, wanted.num_images, wanted.steps, sampler, wanted.guidance]
+    return [*values, wanted.base, wanted.compare, wanted.guidance_base]
 
 
 def _grid(studio: Studio, settings: list, request_of) -> None:
@@ -184,6 +233,6 @@ def _grid(studio: Studio, settings: list, request_of) -> None:
 
     inputs = [ticket, x_name, x_values, y_name, y_values, *settings]
     announced = announce(start, stop, ticket, runs)
-    announced.then(run, inputs, [progress, picture, file], api_name="grid", trigger_mode="multiple", **MODEL)
+    announced.then(run, inputs, [progress, picture, file], api_visibility="private", trigger_mode="multiple", **MODEL)
     for name, values in ((x_name, x_values), (y_name, y_values)):
         name.input(lambda axis: AXIS_VALUES[axis], name, values, api_visibility="private", **QUICK)

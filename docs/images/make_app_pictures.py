@@ -1,10 +1,13 @@
 """The pictures of the app in the documentation: ``python docs/images/make_app_pictures.py`` (needs chromium)."""
 
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 FOLDER = Path(__file__).parent
@@ -13,26 +16,30 @@ WAIT = 90_000  # milliseconds that a slow machine may take for a drawing
 
 
 def draw(page: Page) -> None:
-    field = page.locator("#classes input")
-    field.wait_for(timeout=WAIT)
-    for name in "347":
-        field.click()
-        field.press_sequentially(name)
-        field.press("Enter")
-    page.locator("#draw").click()
-    page.locator("#of-mix img").first.wait_for(timeout=WAIT)
-    page.wait_for_timeout(5000)
+    page.get_by_text("An example: the base").wait_for(timeout=WAIT)
+    page.locator("#strengths-generation").get_by_role("button", name="Half").click()
+    page.get_by_text("Drawn:").first.wait_for(timeout=WAIT)
+    page.wait_for_timeout(4000)
     page.screenshot(path=FOLDER / "app-generate.png")
 
 
 def estimate(page: Page) -> None:
     page.get_by_role("tab", name="Depth").click()
-    page.get_by_role("button", name="Example").first.click()
+    page.get_by_text("An example, a rendered street").wait_for(timeout=WAIT)
     page.wait_for_timeout(3000)
-    page.get_by_role("button", name="Estimate depth").click()
-    page.get_by_text("difference").first.wait_for(timeout=WAIT)
-    page.wait_for_timeout(2000)
     page.screenshot(path=FOLDER / "app-depth.png", full_page=True)
+
+
+def train(page: Page) -> None:
+    page.get_by_role("tab", name="Train").click()
+    page.locator("#train-start").click()
+    page.get_by_text(re.compile(r"step 1[5-9]\d of 400")).wait_for(timeout=10 * WAIT)
+    page.wait_for_timeout(3000)
+    page.evaluate("window.scrollTo(0, 0)")
+    page.wait_for_timeout(500)
+    page.screenshot(path=FOLDER / "app-train.png")
+    page.locator("#train-stop").click()
+    page.get_by_text("Stopped after").wait_for(timeout=WAIT)
 
 
 def show_details(page: Page) -> None:
@@ -43,8 +50,20 @@ def show_details(page: Page) -> None:
     page.screenshot(path=FOLDER / "app-adapters.png")
 
 
+def make_small(path: Path) -> None:
+    """Leave a picture 256 colours, spread over all that it has."""
+    Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
 def main() -> None:
-    command = [sys.executable, "-m", "app", "--port", "7899"]
+    with tempfile.TemporaryDirectory() as output:
+        take_all(output)
+    for path in FOLDER.glob("app-*.png"):
+        make_small(path)
+
+
+def take_all(output: str) -> None:
+    command = [sys.executable, "-m", "app", "--port", "7899", "--output_dir", output]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         while "7899" not in (server.stdout.readline() or "7899"):
@@ -53,7 +72,7 @@ def main() -> None:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page(viewport=SIZE)
             page.goto("http://127.0.0.1:7899", timeout=WAIT)
-            for take in (draw, estimate, show_details):
+            for take in (draw, estimate, show_details, train):
                 take(page)
             browser.close()
     finally:

@@ -103,8 +103,8 @@ class RunOptions:
         None, "number of checkpoints to keep, the newest (default: all)", may_change=True
     )
     resume_from_checkpoint: str | None = option(None, "checkpoint folder to resume from, or 'latest'", may_change=True)
-    report_to: Literal["auto", "tensorboard", "wandb", "none"] = option(
-        "auto", "where to log metrics; auto: tensorboard if installed", may_change=True
+    report_to: Literal["auto", "tensorboard", "wandb", "jsonl", "none"] = option(
+        "auto", "where to log metrics; auto: tensorboard if installed; jsonl: a file of JSON lines", may_change=True
     )
     logging_dir: str = option("logs", "folder for the logs, inside --output_dir", may_change=True)
     push_to_hub: bool = option(False, "upload the adapter to the Hugging Face hub at the end", may_change=True)

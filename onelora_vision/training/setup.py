@@ -22,6 +22,7 @@ from onelora_vision.training.checkpoint import find_checkpoint
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.interrupt import Interruption, in_touch
+from onelora_vision.training.metrics_file import MetricsFile
 from onelora_vision.training.sharding import ONE_PROCESS
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -141,7 +142,7 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 config.gradient_accumulation_steps, sync_with_dataloader=False
             ),
-            log_with=_tracker(config.report_to),
+            log_with=_tracker(config),
             project_config=ProjectConfiguration(
                 project_dir=config.output_dir, logging_dir=str(Path(config.output_dir) / config.logging_dir)
             ),
@@ -160,7 +161,10 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def _tracker(report_to: str) -> str | None:
+def _tracker(config: TrainingConfig) -> str | MetricsFile | None:
+    report_to = config.report_to
+    if report_to == "jsonl":
+        return MetricsFile(Path(config.output_dir) / config.logging_dir)
     if report_to == "auto":
         return "tensorboard" if importlib.util.find_spec("tensorboard") else None
     return None if report_to == "none" else report_to

@@ -3,6 +3,7 @@
 from accelerate import Accelerator
 
 from onelora_vision.storage.files import writing
+from onelora_vision.training.metrics_file import MetricsFile
 
 
 def open_trackers(accelerator: Accelerator, step: int) -> None:
@@ -15,6 +16,9 @@ def open_trackers(accelerator: Accelerator, step: int) -> None:
         # What a killed run logged after its last checkpoint is logged again.
         with writing(accelerator.logging_dir):
             accelerator.init_trackers("onelora_vision", init_kwargs={"tensorboard": {"purge_step": step + 1}})
+            for tracker in accelerator.trackers:
+                if isinstance(tracker, MetricsFile):
+                    tracker.rewind(step)
 
 
 def log_metrics(accelerator: Accelerator, kind: str, metrics: dict[str, float], step: int) -> None:

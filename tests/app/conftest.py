@@ -62,7 +62,9 @@ def serve_app(tmp_path_factory):
     pages = []
 
     def start(*flags):
-        arguments = parse(["--port", str(free_port()), *flags]), tmp_path_factory.mktemp("app")
+        folder = tmp_path_factory.mktemp("app")
+        output = [] if "--output_dir" in flags else ["--output_dir", str(folder / "output")]
+        arguments = parse(["--port", str(free_port()), *output, *flags]), folder
         # In a thread of its own, as a browser's event loop may be running in this one.
         with ThreadPoolExecutor(1) as pool:
             pages.append(pool.submit(serve, *arguments, block=False).result())

@@ -1,11 +1,11 @@
 """The app over its API, as scripts use it: the same flows as in the browser."""
 
 import json
-import re
 import socket
 import threading
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,8 @@ import onelora_vision.embedded
 from onelora_vision.adapters.file import read_adapter
 from onelora_vision.cli.main import main as onelora
 
-DRAW = [["2"], 3, False, 1, 2, "dpm++", 2.5, "", True]  # classes, seed, random, images, steps, sampler, …
-FROM_BASE = [*DRAW, True]  # what comes last may be left out
+DRAW = {"classes": ["2"], "seed": 3, "steps": 2, "sampler": "dpm++"}
+FROM_BASE = {**DRAW, "guidance_base": True}
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def add(client, file, weight=1.0):
 
 def draw(client, wanted=DRAW):
     """What ``/draw`` ends in: pixels of base and adapted, and the files."""
-    _, base, adapted, *_ = client.predict(*wanted, api_name="/draw")
-    files = [[Path(item["image"]) for item in gallery] for gallery in (base, adapted)]
+    drawn = client.predict(**wanted, api_name="/draw")
+    files = [[Path(file) for file in drawn[part]] for part in ("base", "adapted")]
     return [[np.asarray(Image.open(file)) for file in part] for part in files], files
 
 
@@ -58,12 +58,11 @@ def test_draw_save_the_mix_and_restore(client, address, make_adapter, tmp_path):
     name = add(client, make_adapter("generation", 1), 0.5)
     (base, adapted), files = draw(client)
     assert base[0].shape == (32, 32, 3) and not np.array_equal(base[0], adapted[0])
-    mix = client.predict("generation", api_name="/save_mix")
-    mix = Path(mix["value"] if isinstance(mix, dict) else mix)
+    mix = Path(client.predict("generation", api_name="/blend")["file"])
     assert read_adapter(mix).info.extra["blend"][0]["weight"] == 0.5
     client.predict(name, True, -2.0, api_name="/set_adapter")
     restored = client.predict(handle_file(files[1][0]), api_name="/restore")
-    assert 3 in restored and any(isinstance(v, dict) and v.get("value") == "dpm++" for v in restored)
+    assert restored["missing_adapters"] == [] and restored["settings"].items() >= DRAW.items()
     (row,) = [row for row in client.predict(api_name="/adapters") if row["name"] == name]
     assert row["enabled"] and row["weight"] == 0.5
     assert np.array_equal(draw(client)[0][1][0], adapted[0])
@@ -77,7 +76,7 @@ def test_the_base_guides_over_the_api_and_comes_back_from_the_picture(client, ma
     add(client, make_adapter("generation", 2))
     own, (guided, files) = draw(client)[0], draw(client, FROM_BASE)
     assert np.array_equal(own[0][0], guided[0][0]) and not np.array_equal(own[1][0], guided[1][0])
-    assert client.predict(handle_file(files[1][0]), api_name="/restore")[-1] is True
+    assert client.predict(handle_file(files[1][0]), api_name="/restore")["settings"]["guidance_base"] is True
 
 
 def test_users_at_the_same_time_get_the_pictures_they_get_alone(address, make_adapter, tmp_path):
@@ -118,18 +117,56 @@ def test_a_bad_file_is_an_error_in_words_and_the_session_goes_on(client, tmp_pat
 def test_grid_depth_classes_and_details(client, make_adapter, tmp_path):
     for task in ("generation", "depth", "classification"):
         add(client, make_adapter(task, 1))
-    said, picture, _ = client.predict("adapter weight", "0, 1", "seed", "1, 2", *DRAW, api_name="/grid")
-    assert "Drawn" in said and Image.open(picture).width > 200
+    grid = client.predict("adapter weight", "0, 1", "seed", "1, 2", **DRAW, api_name="/grid")
+    assert "Drawn: 4 cells" in grid["text"] and Image.open(grid["picture"]).width > 200
     Image.new("RGB", (40, 30), "gray").save(tmp_path / "p.png")
-    said, pair, *maps, _ = client.predict(handle_file(tmp_path / "p.png"), api_name="/depth")
-    assert len(pair) == 2 and all(maps) and "median" in said
-    answers = client.predict(handle_file(tmp_path / "p.png"), api_name="/classify")
-    assert answers.count("<section") == 2
-    table = client.predict([handle_file(tmp_path / "p.png")] * 2, api_name="/classify_all")
-    table = table.get("value", table)
-    assert len(table["data"]) == 2 and table["headers"][:2] == ["picture", "base"]
-    facts, plot = client.predict(client.predict(api_name="/adapters")[0]["name"], api_name="/details")
-    assert "fingerprint" in facts and plot
+    maps = client.predict(handle_file(tmp_path / "p.png"), api_name="/depth")
+    assert all(Image.open(maps[name]).width for name in ("base", "adapted", "difference", "millimetres"))
+    assert "median" in maps["text"]
+    rows = client.predict([handle_file(tmp_path / "p.png")] * 2, api_name="/classify")
+    assert len(rows) == 2 and rows[0]["answers"][0]["model"] == "base" and len(rows[0]["answers"]) == 2
+    found = client.predict(client.predict(api_name="/adapters")[0]["name"], api_name="/details")
+    assert found["facts"]["base_fingerprint"] and Image.open(found["plot"]).width
+
+
+def test_every_endpoint_is_named_and_typed(client):
+    described = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(described) == {
+        *(
+            "/adapters",
+            "/set_adapter",
+            "/upload",
+            "/hub",
+            "/blend",
+            "/details",
+            "/draw",
+            "/grid",
+            "/restore",
+            "/depth",
+        ),
+        *("/classify", "/train", "/trainings", "/stop_training", "/resume_training"),
+    }
+    for name, endpoint in described.items():
+        for parameter in endpoint["parameters"]:
+            assert not parameter["parameter_name"].startswith("param"), (name, parameter)
+            assert parameter["python_type"]["type"] != "Any", (name, parameter)
+
+
+def test_a_training_over_the_api_is_its_owners(client, tmp_path, monkeypatch):
+    monkeypatch.setattr("app.trainings.run.flags_of", lambda *settings: ["dit", "--learning_rat", "1"])
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        for name in ("a/1.png", "b/1.png"):
+            archive.writestr(name, b"")
+    images = handle_file(tmp_path / "mine.zip")
+    begun = client.predict("Draw the classes", images, steps=3, key="secret", api_name="/train")
+    assert begun["title"] == "mine-dit" and begun["steps"] == 3
+    names = [row["name"] for row in client.predict(key="secret", api_name="/trainings")]
+    assert begun["name"] in names
+    client.predict(begun["name"], key="secret", api_name="/stop_training")
+    with pytest.raises(AppError, match="no training 'x' of yours"):
+        client.predict("x", api_name="/stop_training")
+    with pytest.raises(AppError, match="files of the server are not read"):
+        client.predict("Draw the classes", {"path": "/etc/passwd"}, api_name="/train")
 
 
 def write_pictures(folder):
@@ -162,21 +199,18 @@ def test_pictures_are_decoded_as_on_the_command_line(client, make_adapter, tmp_p
         with pytest.raises(SystemExit, match="0"):
             onelora([*command, str(adapter), *output[adapter]])
     expected = [row["classes"] for row in json.loads(capsys.readouterr().out)]
-    table = client.predict([handle_file(picture) for picture in pictures], api_name="/classify_all")
-    column = table.get("value", table)["headers"].index(name)
-    for picture, best, row in zip(pictures, expected, table.get("value", table)["data"], strict=True):
-        *_, file = client.predict(handle_file(picture), api_name="/depth")
-        file = file["value"] if isinstance(file, dict) else file
+    rows = client.predict([handle_file(picture) for picture in pictures], api_name="/classify")
+    for picture, best, row in zip(pictures, expected, rows, strict=True):
+        file = client.predict(handle_file(picture), api_name="/depth")["millimetres"]
         stored = np.asarray(Image.open(tmp_path / "depth" / f"{picture.stem}_depth.png"))
         assert np.array_equal(np.asarray(Image.open(file)), stored), picture.name
-        share = f"{100 * best[0]['probability']:.1f} %"
-        assert row[column] == f"{best[0]['name']} ({share})"
-        answers = client.predict(handle_file(picture), api_name="/classify").split("<section")[-1]
-        found = re.findall(r'class="name">(.*?)<.*?class="share">(.*?)<', answers)
-        assert found == [(c["name"], f"{100 * c['probability']:.1f} %") for c in best], picture.name
+        (answer,) = [one for one in row["answers"] if one["model"] == name]
+        assert [one["name"] for one in answer["classes"]] == [one["name"] for one in best], picture.name
+        shares = [[one["probability"] for one in part] for part in (answer["classes"], best)]
+        assert np.allclose(*shares, atol=1e-5), picture.name
 
 
-@pytest.mark.parametrize(("endpoint", "many"), [("/depth", False), ("/classify", False), ("/classify_all", True)])
+@pytest.mark.parametrize(("endpoint", "many"), [("/depth", False), ("/classify", True)])
 def test_a_broken_picture_is_one_message_that_names_it(client, tmp_path, endpoint, many):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
     file = handle_file(tmp_path / "broken.png")
@@ -222,8 +256,10 @@ def test_files_outside_are_not_served_and_large_uploads_are_refused(address, ser
     for meta in ({}, {"meta": {"_type": "gradio.FileData"}}):
         said = call(address, "depth", {"path": str(inside.with_name("adapter_config.json")), **meta})
         assert "event: error" in said and "cannot be read as an image" not in said
+        said = call(address, "classify", [{"path": str(inside.with_name("adapter_config.json")), **meta}])
+        assert "event: error" in said and "cannot be read as an image" not in said
     client.close()
-    url = serve_app("--max_upload_mb", "1")
+    url = serve_app("--max_upload_mb", "1", "--max_training_mb", "1")
     (tmp_path / "large.safetensors").write_bytes(bytes(1_100_000))
     client = Client(url, verbose=False)
     with pytest.raises(Exception, match=r"(?i)maximum|size|413|large"):
