@@ -107,12 +107,15 @@ def plan(
     num_classes: int | None = None,
     fuse_qkv: bool = False,
     rank: int | None = None,
+    compression: str = "sum",
+    compression_rank: int | None = None,
     max_length: int | None = None,
     watch: Callable[[str], None] = lambda step: None,
 ) -> dict:
     """Memory of a training step, and the largest batch within ``memory`` bytes, without and with checkpointing.
 
-    For several sizes of ``memory``, ``largest_batch`` is a list in their order.
+    For several sizes of ``memory``, ``largest_batch`` is a list in their order. ``rank``, ``compression`` and
+    ``compression_rank`` are for the methods that have them (see `methods.apply.apply_method`).
 
     Returns ``{"backbone", "method", "precision", "batch", "memory", "trainable_parameters", "plain":
     {"weights", "activations", "gradients", "optimizer", "saved", "peak", "largest_batch"}, "gradient_checkpointing":
@@ -127,9 +130,11 @@ def plan(
         raise InputError(f"--precision {precision}: choose {', '.join(PRECISIONS)}")
     if batch < 1:
         raise InputError(f"--batch is {batch}, but must be at least 1")
-    found = {}
+    row, found = find_method(method), {}
+    options = {"rank": rank} if row.rank else {}
+    options |= {"compression": compression, "compression_rank": compression_rank} if row.takes_compression else {}
     for name, checkpointing in (("plain", False), ("gradient_checkpointing", True)):
-        model, inputs = _build(backbone, method, num_classes, fuse_qkv, rank, max_length, checkpointing)
+        model, inputs = _build(backbone, method, options, num_classes, fuse_qkv, max_length, checkpointing)
 
         @functools.cache
         def measure(size: int, model=model, inputs=inputs, name=name) -> StepMemory:
@@ -143,16 +148,16 @@ def plan(
         else:
             largest = [_largest_batch(measure, size, batch, kept) for size in memory]
         found[name] = {**vars(measured), "peak": measured.peak, "largest_batch": largest}
-    fixed = {"backbone": backbone, "method": find_method(method).name, "precision": precision, "batch": batch}
+    fixed = {"backbone": backbone, "method": row.name, "precision": precision, "batch": batch}
     return {**fixed, "memory": memory, "trainable_parameters": trainable_parameters(model), **found}
 
 
 def _build(
     backbone: str,
     method: str,
+    options: dict,
     num_classes: int | None,
     fuse_qkv: bool,
-    rank: int | None,
     max_length: int | None,
     checkpointing: bool,
 ) -> tuple[PeftModel, Callable]:
@@ -161,8 +166,7 @@ def _build(
         base.set_length(max_length)
     if checkpointing:
         enable_gradient_checkpointing(base.model)
-    row = find_method(method)
-    return apply_method(base.model, method, base.adaptation(), rank=rank if row.rank else None), base.example
+    return apply_method(base.model, method, base.adaptation(), **options), base.example
 
 
 def fake_step(model: PeftModel, inputs: Callable, batch: int, precision: str = "fp32") -> StepMemory:

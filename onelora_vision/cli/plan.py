@@ -3,6 +3,7 @@
 import argparse
 import re
 
+from onelora_vision.compressions import COMPRESSIONS
 from onelora_vision.errors import InputError
 from onelora_vision.methods.names import find_method
 
@@ -26,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_length", "--max-length", type=int, help="tokens of a sample, for a language model (default: 512)"
     )
     parser.add_argument("--rank", type=int, help="rank, for the methods that have one (default: the method's own)")
+    parser.add_argument(
+        "--compression", default="sum", choices=COMPRESSIONS, help="what b multiplies, of the methods with a sum"
+    )
+    parser.add_argument(
+        "--compression_rank", "--compression-rank", type=int, help="directions of --compression subspace (default: 16)"
+    )
 
 
 def run(args: argparse.Namespace) -> list[dict]:
@@ -37,7 +44,7 @@ def run(args: argparse.Namespace) -> list[dict]:
     from onelora_vision.runtime.progress import progress_bar
 
     options = {"num_classes": args.num_classes, "fuse_qkv": args.fuse_qkv, "rank": args.rank}
-    options["max_length"] = args.max_length
+    options |= {name: getattr(args, name) for name in ("compression", "compression_rank", "max_length")}
     with progress_bar(None, desc="measuring", unit="step", leave=False) as bar:
 
         def watch(step: str) -> None:

@@ -77,6 +77,20 @@ def test_planned_bytes_are_those_of_a_real_step(host, method, precision):
     assert planned.optimizer == 8 * trainable_parameters(model)
 
 
+@pytest.mark.parametrize("compression", ["random", "singular", "subspace"])
+def test_directions_of_a_network_without_weights_are_planned(compression):
+    def step(base):
+        model = apply_method(base.model, "onelora", base.adaptation(), compression=compression)
+        return planner.fake_step(model, base.example, 3)
+
+    real = DiTBase.from_config(DIT, num_classes=5)
+    with torch.device("meta"):
+        empty = DiTBase.from_config(DIT, num_classes=5)
+    real, without = step(real), step(empty)
+    vectors = real.weights - without.weights  # those of the network without weights are made during the step
+    assert vectors > 0 and without.saved == pytest.approx(real.saved, abs=vectors)
+
+
 def test_weights_are_those_of_the_precision(dit):
     model = apply_method(dit, "onelora", dit_adaptation(dit))
     inputs = DiTBase(model=dit).example
@@ -89,12 +103,14 @@ def test_weights_are_those_of_the_precision(dit):
     assert half.activations < full.activations
 
 
-def test_checkpointing_takes_less_and_the_largest_batch_is_the_largest(monkeypatch):
-    config = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 4, "sample_size": 8}
+DIT = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 4, "sample_size": 8, "in_channels": 4,
+       "out_channels": 8}  # fmt: skip
 
+
+def test_checkpointing_takes_less_and_the_largest_batch_is_the_largest(monkeypatch):
     def describe(name, num_classes, fuse_qkv):
         with torch.device("meta"):
-            return DiTBase.from_config({**config, "in_channels": 4, "out_channels": 8}, num_classes=5)
+            return DiTBase.from_config(DIT, num_classes=5)
 
     monkeypatch.setattr(planner, "describe", describe)
     memory = 4_000_000

@@ -4,13 +4,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from onelora_vision.compressions import Compression
 from onelora_vision.errors import InputError
 from onelora_vision.tuners import hosts
 from onelora_vision.tuners.layer import LinearAdapter
 from onelora_vision.tuners.onelora import operator
-from onelora_vision.tuners.onelora.compression import random_compression, singular_compression, subspace_compression
+from onelora_vision.tuners.onelora.compression import (
+    random_compression,
+    singular_compression,
+    subspace_compression,
+    subspace_rank,
+)
 from onelora_vision.tuners.onelora.config import OneLoraConfig
 from onelora_vision.tuners.onelora.vectors import Vectors, compose, delta_weight, merged, weighted
 from onelora_vision.tuners.precision import CompressionDict, VectorDict
@@ -35,8 +41,11 @@ def compression_vector(
         return random_compression(layer.in_features, compression.seed).to(hosts.device_of(layer))
     if compression.name == "sum":
         return None
-    _check_readable(name, layer, compression)
     weight = layer.weight if weight is None else weight
+    if isinstance(weight, FakeTensor):  # sizes without values: the memory of a step is being planned
+        count = () if compression.name == "singular" else (subspace_rank(*weight.shape, compression.rank),)
+        return weight.new_empty(*count, weight.shape[1], dtype=torch.promote_types(weight.dtype, torch.float32))
+    _check_readable(name, layer, compression)
     return (
         singular_compression(weight)
         if compression.name == "singular"
