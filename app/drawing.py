@@ -189,14 +189,25 @@ def view_for(bases: Bases, mix: Mix, request: Request) -> DiTBase:
     return view
 
 
-def sampling_settings(info: AdapterInfo, request: Request) -> SamplingSettings:
+def sampling_settings(info: AdapterInfo, request: Request | None = None) -> SamplingSettings:
     """The settings of a request; those that it does not have are as the adapter was evaluated."""
     try:
         settings = trained_settings(info)
     except (TypeError, ValueError):  # a file may say anything
         settings = SamplingSettings()
+    if request is None:
+        return settings
     settings = replace(settings, sampler=request.sampler, steps=request.steps, guidance_scale=request.guidance)
     return replace(settings, guidance_base=request.guidance_base)
+
+
+def own_guidance(mix: Mix) -> tuple[float, bool]:
+    """The guidance that the mix's first adapter was evaluated with: its scale, and whether the base guides."""
+    defaults = Request(("-",))
+    if not mix.terms:
+        return defaults.guidance, defaults.guidance_base
+    settings = sampling_settings(mix.terms[0][0].adapter.info)
+    return settings.guidance_scale, settings.guidance_base
 
 
 def require_guidable(mix: Mix, settings: SamplingSettings) -> None:

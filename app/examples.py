@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from .classify import Answer, Classifier
 from .depth import DepthMapper, DepthMaps
-from .drawing import Drawer, Drawing, Request
+from .drawing import TASK, Drawer, Drawing, Request, own_guidance
 from .library import Library
 from .sessions import Session
 
@@ -63,7 +63,9 @@ class Examples:
 
     def _draw(self) -> Drawing:
         classes = self._drawer.classes(self._session)[:CLASSES]
-        *_, drawn = self._drawer.draw(self._session, Request(tuple(classes), num_images=IMAGES))
+        guidance, from_base = own_guidance(self._session.mix(TASK))
+        request = Request(tuple(classes), num_images=IMAGES, guidance=guidance, guidance_base=from_base)
+        *_, drawn = self._drawer.draw(self._session, request)
         return drawn
 
     def _once(self, name: str, make: Callable[[], T]) -> T:

@@ -34,6 +34,7 @@ class Session:
         enabled: names of the adapters that take part.
         drawings, grids: the state of what is being drawn.
         pace: how long answers take. history: what was drawn; None: it is not kept.
+        guided_by: the adapters that the page's guidance was set for.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class Session:
     grids: Runs = field(default_factory=Runs)
     pace: Pace = field(default_factory=Pace)
     history: History | None = None
+    guided_by: tuple[str, ...] = ()
     _outputs: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self):
@@ -101,6 +103,11 @@ class Session:
         entry = self.entry(name)
         self.enabled -= set(self.entries_for(entry.adapter.info.task))
         self.set(name, True, 1.0)
+
+    def follow_guidance(self, mix: Mix) -> bool:
+        """Note that the page's guidance is set for a mix's adapters; whether it was set for others before."""
+        before, self.guided_by = self.guided_by, tuple(entry.name for entry, _ in mix.terms)
+        return before != self.guided_by
 
     def set_strength(self, task: str, weight: float) -> None:
         """Give every enabled adapter of a task the same weight; without one, the first of the task is enabled.

@@ -9,7 +9,7 @@ import gradio as gr
 from onelora_vision.diffusion.settings import SAMPLER_NAMES
 from onelora_vision.errors import InputError
 
-from ..drawing import MAX_SEED, TASK, Drawing, Picture, Request
+from ..drawing import MAX_SEED, TASK, Drawing, Picture, Request, own_guidance
 from ..examples import CLASSES, IMAGES
 from ..grid import AXES, parse_axis
 from ..restore import restore
@@ -138,14 +138,17 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
         session = studio.session(request.session_hash)
         names = studio.drawer.classes(session, base or "")
         kept = [name for name in current or [] if name in names] or names[:CLASSES]
-        mix = str(session.mix(TASK))
-        info = f"Mix: {mix}" if mix else "No adapter is enabled: the base draws alone"
+        mix = session.mix(TASK)
+        info = f"Mix: {mix}" if mix.terms else "No adapter is enabled: the base draws alone"
+        # Other adapters bring the guidance that they were evaluated with; some were trained to need none.
+        own = own_guidance(mix) if session.follow_guidance(mix) else (gr.skip(), gr.skip())
         fitting = studio.drawer.samplers(session, base or "")
         of_base = gr.update(choices=fitting, value=chosen if chosen in fitting else fitting[0])
-        return gr.update(choices=names, value=kept, info=info), of_base
+        return gr.update(choices=names, value=kept, info=info), of_base, *own
 
     when = [page.load, panel.changed.change, base.change]
-    gr.on(when, choices, [classes, sampler, base], [classes, sampler], api_visibility="private", **QUICK)
+    shown = [classes, sampler, guidance, from_base]
+    gr.on(when, choices, [classes, sampler, base], shown, api_visibility="private", **QUICK)
     return strength
 
 
@@ -192,6 +195,7 @@ def _restore(studio: Studio, panel: AdapterPanel, settings: list) -> None:
 def restored_settings(studio: Studio, session: Session, path: Path, says_so: bool = True) -> list:
     """Take the settings and adapters of a PNG, and say so; returns the values of all widgets of the settings."""
     found = restore(session, path)
+    session.follow_guidance(session.mix(TASK))  # by the picture's guidance, not by its adapters'
     if found.missing:
         names = ", ".join(found.missing)
         toast(gr.Warning, "Adapter missing", f"Drawn with {names}: add it and drop the picture again.")

@@ -77,6 +77,7 @@ def test_each_tab_opens_with_an_example(page):
     expect(page.locator("#draw-progress")).to_contain_text("An example")
     base, adapted = pictures(page, "#of-base"), pictures(page, "#of-mix")
     assert len(base) == len(adapted) == 8 and not np.array_equal(base[0], adapted[0])
+    expect(page.get_by_label("number input for Guidance")).to_have_value("4")  # as the shipped adapter was evaluated
     page.get_by_role("tab", name="Depth").click()
     expect(page.locator("#depth-said")).to_contain_text("An example")
     for name in ("#depth-picture", "#depth-base", "#depth-adapted", "#depth-difference", "#depth-compare"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app.drawing import Request
+from app.drawing import Request, own_guidance
 from app.grid import parse_axis
 from app.restore import restore
 from app.runs import State
@@ -93,6 +93,18 @@ def test_the_base_guides_the_mix_and_no_view_is_changed_for_it(studio, session, 
     own = last(studio.drawer.draw(session, REQUEST))[1]
     assert not np.array_equal(own[0], np.asarray(Image.open(state.adapted[0].image)))
     assert restore(session, state.adapted[0].image).request == replace(wanted, sampler="dpm++")
+
+
+def test_the_page_follows_the_guidance_of_the_adapters_once(studio, session, make_adapter):
+    shipped = session.mix("generation")
+    assert own_guidance(shipped) == (4.0, True) and own_guidance(shipped.without_adapters()) == (2.5, False)
+    assert session.follow_guidance(shipped) and not session.follow_guidance(shipped.at_weight(0.5))
+    distilled = read_adapter(make_adapter("generation", 7))
+    distilled.info.extra = {"training": {"guidance_distillation": 1.5}}
+    file = write_adapter(distilled.config, distilled.tensors, distilled.info, session.output() / "d.safetensors")
+    use(studio, session, file)
+    assert own_guidance(session.mix("generation")) == (1.0, False)
+    assert session.follow_guidance(session.mix("generation"))
 
 
 def test_guidance_that_has_no_effect_or_is_doubled_is_refused(studio, session, make_adapter):
