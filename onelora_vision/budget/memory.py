@@ -110,6 +110,7 @@ def plan(
     compression: str = "sum",
     compression_rank: int | None = None,
     max_length: int | None = None,
+    quantize: str = "none",
     watch: Callable[[str], None] = lambda step: None,
 ) -> dict:
     """Memory of a training step, and the largest batch within ``memory`` bytes, without and with checkpointing.
@@ -133,6 +134,7 @@ def plan(
     row, found = find_method(method), {}
     options = {"rank": rank} if row.rank else {}
     options |= {"compression": compression, "compression_rank": compression_rank} if row.takes_compression else {}
+    options["quantize"] = quantize
     for name, checkpointing in (("plain", False), ("gradient_checkpointing", True)):
         model, inputs = _build(backbone, method, options, num_classes, fuse_qkv, max_length, checkpointing)
 

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_length", "--max-length", type=int, help="tokens of a sample, for a language model (default: 512)"
     )
+    parser.add_argument("--quantize", default="none", help="int8: the weights of the adapted layers in 8 bits")
     parser.add_argument("--rank", type=int, help="rank, for the methods that have one (default: the method's own)")
     parser.add_argument(
         "--compression", default="sum", choices=COMPRESSIONS, help="what b multiplies, of the methods with a sum"
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace) -> list[dict]:
     from onelora_vision.runtime.progress import progress_bar
 
     options = {"num_classes": args.num_classes, "fuse_qkv": args.fuse_qkv, "rank": args.rank}
-    options |= {name: getattr(args, name) for name in ("compression", "compression_rank", "max_length")}
+    names = ("compression", "compression_rank", "max_length", "quantize")
+    options |= {name: getattr(args, name) for name in names}
     with progress_bar(None, desc="measuring", unit="step", leave=False) as bar:
 
         def watch(step: str) -> None:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from onelora_vision.backbones.base import Adaptation
 from onelora_vision.compressions import DEFAULT_RANK
 from onelora_vision.errors import InputError, NotApplicable, listed, nearest, one_line
-from onelora_vision.methods.names import Method, check_options, find_method
+from onelora_vision.methods.names import Method, check_options, check_quantize, find_method
 from onelora_vision.methods.peft_config import changes_base, make_config, require_matches
 from onelora_vision.methods.peft_methods import PeftMethod
 from onelora_vision.methods.residual import keep_initial_values
@@ -30,6 +30,7 @@ from onelora_vision.tuners import MoraConfig, OneLoraConfig, hosts, shortcuts
 from onelora_vision.tuners.matching import exact_pattern
 from onelora_vision.tuners.mora.functional import ROTATING, SHARING
 from onelora_vision.tuners.precision import train_in_float32
+from onelora_vision.tuners.quantised import quantise_linears
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def apply_method(
     extra_modules_to_save: Sequence[str] = (),
     peft_fields: dict | None = None,
     adapter_name: str = "default",
+    quantize: str = "none",
 ) -> PeftModel:
     """Freeze ``model`` and put a method on it; the result saves, loads, switches and merges as any PEFT model.
 
@@ -140,6 +142,7 @@ def apply_method(
         extra_modules_to_save: full names of further modules to train whole.
         peft_fields: a PEFT config's fields (see `methods.peft_config`), in place of the method's own settings. Layers
             that it names are taken as PEFT takes them.
+        quantize: "int8" keeps the weights of ``adaptation.target_modules`` in 8 bits, in place (`tuners.quantised`).
 
     Raises:
         InputError: unknown method, an option that the method does not have, modules that do not exist or that the
@@ -147,6 +150,7 @@ def apply_method(
     """
     row = find_method(method)
     check_options(row, rank, lora_alpha, compression, target_modules, compression_rank)
+    check_quantize(row, quantize, peft_fields)
     whole = _modules_trained_whole(model, row, adaptation, extra_modules_to_save)
     linears = adaptation.target_modules if target_modules is None else _chosen(adaptation, target_modules)
     on_norms = row.peft is not None and row.peft.on_norms
@@ -182,6 +186,8 @@ def apply_method(
     hosts.check_trainable_whole(model, whole)
     if row.peft and row.peft.reads_weights and any(parameter.is_meta for parameter in model.parameters()):
         raise NotApplicable(f"method {row.name} begins with the base's weights: without them it cannot be counted")
+    if quantize != "none":
+        quantise_linears(model, [name for name in adaptation.target_modules if not _is_under(name, whole)])
     with seeded(seed), _bad_input(row, options):
         adapted = get_peft_model(model, config, adapter_name=adapter_name)
     _check_outcome(adapted, row, targets, config.modules_to_save or [])

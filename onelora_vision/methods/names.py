@@ -148,3 +148,24 @@ def check_options(
 
 def _those_with(attribute: str) -> str:
     return ", ".join(row.name for row in METHODS.values() if getattr(row, attribute))
+
+
+#: Kinds of 8-bit weights for a frozen base, as ``--quantize`` names them.
+QUANTISATIONS = ("none", "int8")
+_ON_INT8 = ("lora", "vera", "mora1", "mora6", "head")
+
+
+def check_quantize(row: Method, quantize: str, peft_fields: dict | None = None) -> None:
+    """Raise an `InputError`, unless ``quantize`` is one of `QUANTISATIONS` that goes with the method: one that neither
+    trains the frozen weights nor reads them."""
+    if quantize not in QUANTISATIONS:
+        raise InputError(f"--quantize {quantize}: choose {', '.join(QUANTISATIONS)}")
+    if quantize == "none":
+        return
+    if peft_fields is not None:
+        raise InputError("--quantize with --peft_config: give --method; a config may ask for what reads the weights")
+    if not (row.parts or row.config or row.name in _ON_INT8):
+        raise InputError(
+            f"--quantize with --method {row.name}: it trains or reads the frozen weights, which need full precision; "
+            "use a member of 1LoRA's family, lora, vera or mora"
+        )

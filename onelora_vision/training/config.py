@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import ClassVar, Literal
 
 from onelora_vision.errors import InputError
-from onelora_vision.methods.names import Method, check_options, find_method
+from onelora_vision.methods.names import Method, check_options, check_quantize, find_method
 from onelora_vision.methods.peft_config import changes_base, method_of, read_peft_config
 from onelora_vision.storage.files import atomic_file
 
@@ -125,6 +125,7 @@ class HardwareOptions:
         False, "recompute activations in the backward pass to save memory", may_change=True
     )
     shard_base: bool = option(False, "shard the frozen blocks across processes (FSDP2)", may_change=True)
+    quantize: Literal["none", "int8"] = option("none", "keep the weights of the adapted layers in 8 bits")
     torch_compile: bool = option(False, "compile the network's blocks; the first steps are slower", may_change=True)
     dataloader_num_workers: int = option(0, "processes that load data; 0: the main process", may_change=True)
 
@@ -163,6 +164,8 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         row = self._method()
         check_options(row, self.rank, self.lora_alpha, self.compression, self.target_modules, self.compression_rank)
+        check_quantize(row, self.quantize, self.peft_fields)
+        self._require("quantize", self.quantize == "none" or not self.shard_base, "none with --shard_base")
         self._require("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
         if self.max_train_steps is None and self.num_train_epochs is None:
             raise InputError("neither --max_train_steps nor --num_train_epochs is set: give one of them")
@@ -201,7 +204,7 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
     @property
     def method_options(self) -> dict:
         """What `onelora_vision.methods.apply.apply_method` takes besides model, method and places."""
-        names = ("rank", "lora_alpha", "compression", "compression_rank", "target_modules", "seed")
+        names = ("rank", "lora_alpha", "compression", "compression_rank", "target_modules", "seed", "quantize")
         return {name: getattr(self, name) for name in names} | {"peft_fields": self.peft_fields}
 
     def _refuse_ignored(self, flags: Collection[str], name: str, value: str) -> None:

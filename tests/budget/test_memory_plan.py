@@ -43,7 +43,7 @@ class Allocations(TorchDispatchMode):
 def real_step(model, inputs, batch, precision):
     weights, autocast = planner.PRECISIONS[precision]
     for parameter in model.parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(weights)
     model.train()
     arguments = inputs(batch)
@@ -89,6 +89,30 @@ def test_directions_of_a_network_without_weights_are_planned(compression):
     real, without = step(real), step(empty)
     vectors = real.weights - without.weights  # those of the network without weights are made during the step
     assert vectors > 0 and without.saved == pytest.approx(real.saved, abs=vectors)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_quantised_base_is_planned_as_it_is(precision):
+    base = tiny_base("diffusers")
+    full = sum(p.nbytes for p in base.model.parameters())
+    inputs, model = base.example, apply_method(base.model, "onelora", base.adaptation(), quantize="int8")
+    planned = planner.fake_step(model, inputs, 3, precision)
+    saved, peak = real_step(model, inputs, 3, precision)
+    assert planned.weights < 0.7 * full
+    assert planned.saved == pytest.approx(saved, rel=0.02)
+    assert planned.activations + planned.gradients == pytest.approx(peak, rel=0.05)
+
+
+def test_the_command_plans_8_bits(dit_folder, capsys):
+    rows = []
+    for kind in ("none", "int8"):
+        with pytest.raises(SystemExit) as ended:
+            main(["plan", "--backbone", str(dit_folder), "--batch", "1", "--quantize", kind, "--json"])
+        assert ended.value.code == 0
+        rows.append(json.loads(capsys.readouterr().out)[0]["plain"])
+    assert rows[1]["weights"] < 0.6 * rows[0]["weights"] and rows[1]["peak"] < rows[0]["peak"]
+    with pytest.raises(InputError, match="--quantize int3: choose none, int8"):
+        planner.plan(str(dit_folder), quantize="int3")
 
 
 def test_weights_are_those_of_the_precision(dit):

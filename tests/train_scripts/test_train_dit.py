@@ -265,6 +265,27 @@ def test_the_base_guides_the_samples_that_are_measured(dit_folder, food101, tmp_
         Protocol.parse(own["protocol"]).require_comparable(Protocol.parse(results["protocol"]))
 
 
+def test_a_run_on_8_bits_resumes_bit_for_bit_and_its_adapter_fits_the_base(dit_folder, food101, tmp_path, capsys):
+    flags = {"quantize": "int8", "gradient_checkpointing": "true", "mixed_precision": "bf16", "use_ema": "true"}
+    output = tmp_path / "out"
+    assert run(*arguments(dit_folder, food101, output, **flags)) == 0
+    unbroken = (output / "adapter" / "adapter_model.safetensors").read_bytes()
+    for name in ("checkpoint-4", "adapter", "adapter_without_ema"):
+        (output / name).rename(tmp_path / f"first-{name}")
+    again = arguments(dit_folder, food101, output, resume_from_checkpoint="latest", **flags)
+    assert run(*again[:-4], "--quantize=none", *again[-3:]) == 2 and "quantize" in capsys.readouterr().err
+    assert run(*again) == 0
+    assert (output / "adapter" / "adapter_model.safetensors").read_bytes() == unbroken
+    assert run(*arguments(dit_folder, food101, tmp_path / "full", **flags | {"quantize": "none"})) == 0
+    assert losses(output) == pytest.approx(losses(tmp_path / "full"), rel=0.02) and losses(output) != losses(
+        tmp_path / "full"
+    )
+    from onelora_vision.inference.loading import load_adapted
+
+    adapted = load_adapted(output / "adapter")
+    assert not any(p.dtype == torch.int8 for p in adapted.model.parameters())
+
+
 @pytest.mark.parametrize("method", ["onelora", "lora"])
 def test_a_run_with_all_changes_of_the_loss_resumes_bit_for_bit(dit_folder, food101, tmp_path, method):
     flags = {

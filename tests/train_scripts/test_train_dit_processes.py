@@ -69,7 +69,7 @@ def launch(processes: int, dit_folder, pictures, output, **changed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changed", [{}, CHANGED_LOSS], ids=["plain", "changed loss"])
+@pytest.mark.parametrize("changed", [{}, CHANGED_LOSS, {"quantize": "int8"}], ids=["plain", "changed loss", "8 bits"])
 def test_two_processes_do_what_one_does(dit_folder, pictures, tmp_path, changed):
     history, results, reference = launch(1, dit_folder, pictures, tmp_path / "one", **changed)
     history2, results2, reference2 = launch(2, dit_folder, pictures, tmp_path / "two", **changed)

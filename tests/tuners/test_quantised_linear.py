@@ -1,0 +1,118 @@
+"""Training on frozen layers of 8 bits, by ``--quantize int8``; bases of other libraries are in test_quantised.py."""
+
+import pytest
+import torch
+from tiny_hosts import HOSTS, example, fresh, save_base, trained_on
+from torch import nn
+
+from onelora_vision.adapters.bases import load_base
+from onelora_vision.adapters.export import export
+from onelora_vision.adapters.file import save_adapter
+from onelora_vision.backbones.base import output_of
+from onelora_vision.errors import InputError
+from onelora_vision.methods.apply import apply_method
+from onelora_vision.tuners.quantised import Int8Linear, quantise_linears
+
+
+@pytest.fixture
+def pair():
+    torch.manual_seed(0)
+    layer = nn.Linear(48, 32).requires_grad_(False)
+    layer.weight[3] *= 1000
+    layer.weight[4] = 0
+    return layer, Int8Linear(layer)
+
+
+def test_a_value_is_off_by_at_most_half_a_step_of_its_row(pair):
+    layer, quantised = pair
+    values = quantised.weight * quantised.weight_scale[:, None]
+    steps = layer.weight.abs().amax(1, keepdim=True) / 127
+    assert ((values - layer.weight).abs() <= steps * 0.5001).all()
+    assert quantised.weight.dtype == torch.int8 and quantised.bias is layer.bias
+    assert not any(p.requires_grad for p in quantised.parameters())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_output_and_gradient_are_those_of_the_values_it_keeps(pair, bias):
+    _, quantised = pair
+    if not bias:
+        quantised.bias = None
+    values = quantised.weight * quantised.weight_scale[:, None]
+    x = torch.randn(2, 5, 48, requires_grad=True)
+    y = quantised(x)
+    torch.testing.assert_close(y, nn.functional.linear(x, values, quantised.bias), rtol=1e-4, atol=1e-4)
+    given = torch.randn_like(y)
+    (gradient,) = torch.autograd.grad(y, x, given)
+    torch.testing.assert_close(gradient, given @ values, rtol=1e-4, atol=1e-2)
+
+
+def test_nothing_but_its_own_tensors_is_kept_for_the_backward_pass(pair):
+    _, quantised = pair
+    kept = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t)
+    with hooks, torch.autocast("cpu", torch.bfloat16):
+        y = quantised(torch.randn(5, 48, requires_grad=True))
+    assert y.dtype == torch.bfloat16
+    assert set(kept) == {quantised.weight.data_ptr(), quantised.weight_scale.data_ptr()}
+
+
+def test_a_layer_under_two_names_stays_one_and_others_stay_what_they_are():
+    shared = nn.Linear(4, 4)
+    model = nn.ModuleDict({"a": shared, "b": shared, "c": nn.Bilinear(2, 2, 2), "d": nn.Linear(4, 4)})
+    quantise_linears(model, ["a", "b", "c"])
+    assert type(model["a"]) is Int8Linear and model["a"] is model["b"]
+    assert type(model["c"]) is nn.Bilinear and type(model["d"]) is nn.Linear
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("method", ["onelora", "difffit", "lora", "vera", "mora6", "head"])
+def test_methods_train_on_it_and_are_close_to_the_full_precision(host, method):
+    outputs = []
+    for quantize in ("none", "int8"):
+        model, adaptation = fresh(host)
+        if method == "head" and not adaptation.whole_modules:
+            return
+        torch.manual_seed(0)
+        adapted = apply_method(model, method, adaptation, quantize=quantize)
+        outputs.append(output_of(adapted, example(host)))
+    outputs[1].square().mean().backward()
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in trained) and any(p.grad.any() for p in trained)
+    frozen = [p for n, p in adapted.named_parameters() if n.endswith("weight") and p.dtype == torch.int8]
+    assert len(frozen) == len(adaptation.target_modules)
+    difference = (outputs[1] - outputs[0]).abs().max() / outputs[0].abs().max()
+    assert 0 < difference < 0.1
+
+
+def test_an_adapter_is_merged_into_the_full_precision(tmp_path, forked_reloads):
+    base = save_base("timm", tmp_path / "base")
+    info = trained_on(base, "timm", tmp_path / "a").info
+    loaded = load_base(info)
+    model = apply_method(loaded.model, "onelora", loaded.adaptation(), quantize="int8")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    with pytest.raises(InputError, match=r"quantised or sharded \(int8\).*full precision"):
+        model.merge_and_unload()
+    adapter = save_adapter(model, tmp_path / "int8", info)
+    assert loaded.fingerprint() == info.base_fingerprint
+    result = export(adapter, "merged", tmp_path / "merged")
+    assert result["error"] < 1e-5 < result["effect"]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("full", {}, "--quantize with --method full: it trains or reads the frozen weights"),
+        ("dora", {}, "--quantize with --method dora"),
+        ("oft", {}, "--quantize with --method oft"),
+        ("onelora", {"quantize": "int4"}, "--quantize int4: choose none, int8"),
+        ("onelora", {"compression": "singular"}, "reads the weight, which is quantised"),
+        ("lora", {"peft_fields": {"peft_type": "LORA"}}, "--quantize with --peft_config"),
+    ],
+)
+def test_what_needs_the_weights_is_refused(method, options, message):
+    model, adaptation = fresh("timm")
+    with pytest.raises(InputError, match=message):
+        apply_method(model, method, adaptation, **{"quantize": "int8", **options})
