@@ -11,6 +11,7 @@ from onelora_vision.adapters.file import save_adapter
 from onelora_vision.backbones.base import output_of
 from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import apply_method
+from onelora_vision.training.compilation import compile_blocks
 from onelora_vision.tuners.quantised import Int8Linear, quantise_linears
 
 
@@ -116,3 +117,19 @@ def test_what_needs_the_weights_is_refused(method, options, message):
     model, adaptation = fresh("timm")
     with pytest.raises(InputError, match=message):
         apply_method(model, method, adaptation, **{"quantize": "int8", **options})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_compiled_blocks_compute_the_same(precision):
+    model, adaptation = fresh("timm")
+    adapted = apply_method(model, "onelora", adaptation, quantize="int8")
+    outputs = []
+    for compiles in (False, True):
+        if compiles:
+            compile_blocks(adapted)
+        with torch.autocast("cpu", precision, enabled=precision is not None):
+            outputs.append(output_of(adapted, example("timm")).float())
+    torch.testing.assert_close(*outputs, rtol=0.05, atol=0.02 if precision else 1e-4)
+    outputs[1].square().mean().backward()
+    assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
