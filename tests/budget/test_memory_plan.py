@@ -110,7 +110,8 @@ def test_the_command_plans_8_bits(dit_folder, capsys):
             main(["plan", "--backbone", str(dit_folder), "--batch", "1", "--quantize", kind, "--json"])
         assert ended.value.code == 0
         rows.append(json.loads(capsys.readouterr().out)[0]["plain"])
-    assert rows[1]["weights"] < 0.6 * rows[0]["weights"] and rows[1]["peak"] < rows[0]["peak"]
+    # 39,936 of 115,936 values: the label table has 1,001 rows
+    assert rows[1]["weights"] < 0.8 * rows[0]["weights"] and rows[1]["peak"] < rows[0]["peak"]
     with pytest.raises(InputError, match="--quantize int3: choose none, int8"):
         planner.plan(str(dit_folder), quantize="int3")
 
