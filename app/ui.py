@@ -62,6 +62,12 @@ CSS = """
 #panel { border-width: 0 !important; padding: 0; background: transparent; }
 #panel > .label-wrap { margin-bottom: 8px; }
 #panel > .label-wrap span { font-size: 1.25rem; font-weight: 600; }
+.norms ol { list-style: none; margin: 0; padding: 0; max-height: 70vh; overflow-y: auto; font-size: 0.8rem; }
+.norms li { display: grid; grid-template-columns: minmax(0, 1fr) 5em; gap: 0 8px; margin: 0 0 6px; }
+.norms .layer { grid-column: 1 / -1; overflow-wrap: anywhere; }
+.norms .bar { height: 8px; align-self: center; border-radius: 4px; background: var(--border-color-primary); overflow: hidden; }
+.norms .bar i { display: block; height: 100%; background: var(--color-accent); }
+.norms .share { text-align: right; font-variant-numeric: tabular-nums; }
 @media (max-width: 760px) {
   .page-row > .panel-column { order: -1; }
   #panel { border: 1px solid var(--border-color-primary) !important; border-radius: 8px; padding: 8px 12px; }
