@@ -19,7 +19,7 @@ from onelora_vision.adapters.summary import inspect, plot_norms
 from onelora_vision.errors import InputError
 from onelora_vision.storage.files import atomic_file
 
-from . import classify, depth
+from . import cards, classify, depth
 from .bases import Bases
 from .command import command_of
 from .drawing import TASK, Drawer
@@ -108,6 +108,10 @@ class Studio:
             facts = entry.facts()
             rows.append({**facts, "base": self.public(facts["base"]), **state})
         return rows
+
+    def thumbnail(self, session: Session, name: str) -> str | None:
+        """A small picture of what an adapter does, as a data URL, if its folder has one."""
+        return cards.thumbnail(session.entry(name).path)
 
     def problems(self) -> list[str]:
         """Files in the adapters folder that cannot be used, each with its reason."""

@@ -174,6 +174,25 @@ def test_a_bad_file_is_a_toast_leaves_the_list_and_lets_good_ones_in(page, make_
     assert len(pictures(page, "#of-mix")) == 4
 
 
+def test_cards_have_pictures_and_words_and_are_filtered(page):
+    cards = page.locator(".adapter")
+    expect(cards).to_have_count(3)
+    expect(page.locator(".adapter .thumbnail")).to_have_count(3)
+    expect(cards.first).to_contain_text("distance to the real images")
+    page.locator("#panel-search textarea, #panel-search input").first.fill("STREETS")
+    expect(cards).to_have_count(1)
+    page.locator("#panel-search textarea, #panel-search input").first.fill("nothing of that kind")
+    expect(page.locator("#panel")).to_contain_text("No adapter is like that")
+    page.locator("#panel-search textarea, #panel-search input").first.fill("")
+    page.locator("#panel-task input").click()
+    page.get_by_role("option", name="Of the open tab").click()
+    expect(cards).to_have_count(1)
+    page.get_by_role("tab", name="Classify").click()
+    expect(cards.first).to_contain_text("right answers")
+    page.get_by_role("tab", name="Train").click()
+    expect(cards).to_have_count(3)
+
+
 def test_a_grid_of_weights_and_seeds(page):
     draw(page)
     page.get_by_role("button", name="X/Y grid").click()
