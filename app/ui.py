@@ -91,7 +91,7 @@ def build_page(studio: Studio) -> gr.Blocks:
             "an adapter takes part at the weight you give it.",
             elem_id="title",
         )
-        panel = AdapterPanel(gr.State(0), gr.State(0), gr.State(""), gr.State("generation"))
+        panel = AdapterPanel(gr.State(0), gr.State(0), gr.State(""), gr.State("generation"), gr.State(""))
         with gr.Row(equal_height=False, elem_classes="page-row"):
             titles: dict[str, gr.HTML] = {}
             with gr.Column(scale=5, min_width=320), gr.Tabs() as tabs:

@@ -23,12 +23,14 @@ class AdapterPanel:
         changed: a number that changes with everything that takes part in a mix.
         touched: the task whose adapters a person has just given other weights, and a number that changes each time.
         tab: the task of the tab that is open; empty where it has none.
+        strip: the adapter that a strip of strengths was asked for, and a number that changes each time.
     """
 
     version: gr.State
     changed: gr.State
     touched: gr.State
     tab: gr.State
+    strip: gr.State
 
 
 def _build_saving(studio: Studio) -> None:
@@ -122,9 +124,9 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
     again.click(look_again, panel.version, panel.version, api_visibility="private")
 
 
-def touch(touched: str, task: str) -> str:
-    """The next value of `AdapterPanel.touched`."""
-    return f"{task}:{int(touched.rpartition(':')[2] or 0) + 1}"
+def touch(touched: str, what: str) -> str:
+    """The next value of `AdapterPanel.touched` or ``strip``, for a task or an adapter."""
+    return f"{what}:{int(touched.rpartition(':')[2] or 0) + 1}"
 
 
 def _list(studio: Studio, panel: AdapterPanel, shown_by: list, task: str, words: str, request: gr.Request) -> None:
@@ -147,6 +149,7 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict, picture
     weight = gr.Slider(-2, 2, row["weight"], step=0.05, label=f"Weight of {name}", interactive=True)
     with gr.Row():
         details = gr.Button("Details", size="sm", min_width=80)
+        strip = gr.Button("Strip −1 … 1.5", size="sm", min_width=80, visible=row["task"] == "generation")
         remove = gr.Button("Remove", size="sm", visible=row["removable"], min_width=80)
 
     @toasts(studio, "Not changed")
@@ -163,6 +166,11 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict, picture
         studio.session(request.session_hash).remove(name)
         return version + 1, changed + 1
 
+    @toasts(studio, "No strip")
+    def draw_strip(version: int, changed: int, before: str, request: gr.Request):
+        studio.session(request.session_hash).use(name)
+        return gr.update(selected="generate"), version + 1, changed + 1, touch(before, name)
+
     inputs, hidden = [enabled, weight, panel.changed], {"api_visibility": "private"}
     touching = [*inputs, panel.touched], [panel.changed, panel.touched]
     enabled.input(release, *touching, **hidden, **QUICK)
@@ -170,6 +178,7 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict, picture
     weight.input(switch, inputs, panel.changed, trigger_mode="always_last", **hidden, **QUICK)
     details.click(lambda: (gr.update(selected="details"), name), None, shown_by, **hidden, **QUICK)
     state = [panel.version, panel.changed]
+    strip.click(draw_strip, [*state, panel.strip], [shown_by[0], *state, panel.strip], **hidden, **QUICK)
     remove.click(forget, state, state, **hidden, **QUICK)
 
 

@@ -25,6 +25,7 @@ START = hint("Drawing an example …")
 EXAMPLE = hint(
     "An example: the base and the adapter draw on the same noise. Change the strength, or choose classes and press Draw."
 )
+STRIP = ("adapter weight", "-1, -0.5, 0, 0.5, 1, 1.5", "seed", "0")  # across and down
 AXIS_VALUES = {
     "adapter weight": "0, 0.5, 1, 1.5",
     "guidance": "1, 2.5, 4",
@@ -131,7 +132,7 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
     take = functools.partial(restored_settings, studio, says_so=False)
     build_history(studio, panel, page, settings, [drawn, drawn_again], [progress, of_base, of_mix], take)
     _restore(studio, panel, settings)
-    _grid(studio, settings, request_of)
+    _grid(studio, panel, settings, request_of)
 
     @toasts(studio, "Classes unknown")
     def choices(current: list[str] | None, chosen: str, base: str, request: gr.Request):
@@ -204,8 +205,8 @@ def restored_settings(studio: Studio, session: Session, path: Path, says_so: boo
     return [*values, wanted.base, wanted.compare, wanted.guidance_base]
 
 
-def _grid(studio: Studio, settings: list, request_of) -> None:
-    with gr.Accordion("X/Y grid: two settings against each other", open=False, elem_id="grid"):
+def _grid(studio: Studio, panel: AdapterPanel, settings: list, request_of) -> None:
+    with gr.Accordion("X/Y grid: two settings against each other", open=False, elem_id="grid") as box:
         with gr.Row():
             x_name = gr.Dropdown(list(AXES), value=AXES[0], label="Across", min_width=170)
             x_values = gr.Textbox(AXIS_VALUES[AXES[0]], label="Values across", scale=2, min_width=160)
@@ -233,6 +234,15 @@ def _grid(studio: Studio, settings: list, request_of) -> None:
 
     inputs = [ticket, x_name, x_values, y_name, y_values, *settings]
     announced = announce(start, stop, ticket, runs)
-    announced.then(run, inputs, [progress, picture, file], api_visibility="private", trigger_mode="multiple", **MODEL)
+    options = {"api_visibility": "private", "trigger_mode": "multiple"}
+    announced.then(run, inputs, [progress, picture, file], **options, **MODEL)
+
+    def strip(request: gr.Request):
+        """The settings of a strip of strengths, and a ticket to draw it."""
+        return gr.update(open=True), *STRIP, runs(request).take_ticket()
+
+    axes = [x_name, x_values, y_name, y_values]
+    asked = panel.strip.change(strip, None, [box, *axes, ticket], queue=False, show_progress="hidden", **options)
+    asked.then(run, inputs, [progress, picture, file], **options, **MODEL)
     for name, values in ((x_name, x_values), (y_name, y_values)):
         name.input(lambda axis: AXIS_VALUES[axis], name, values, api_visibility="private", **QUICK)

@@ -174,6 +174,17 @@ def test_a_bad_file_is_a_toast_leaves_the_list_and_lets_good_ones_in(page, make_
     assert len(pictures(page, "#of-mix")) == 4
 
 
+def test_a_strip_of_strengths_is_one_click(page):
+    page.get_by_label("number input for Steps").fill("2")
+    page.get_by_label("number input for Steps").press("Tab")
+    page.get_by_role("tab", name="Depth").click()
+    page.get_by_role("button", name="Strip −1 … 1.5").click()
+    expect(page.get_by_role("tab", name="Generate")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#grid")).to_contain_text("Drawn: 6 cells.")
+    expect(page.get_by_label("Values across")).to_have_value("-1, -0.5, 0, 0.5, 1, 1.5")
+    expect(page.locator("#grid-picture img")).to_be_visible()
+
+
 def test_cards_have_pictures_and_words_and_are_filtered(page):
     cards = page.locator(".adapter")
     expect(cards).to_have_count(3)
