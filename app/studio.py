@@ -19,7 +19,7 @@ from onelora_vision.adapters.summary import inspect, plot_norms
 from onelora_vision.errors import InputError
 from onelora_vision.storage.files import atomic_file
 
-from . import classify, depth
+from . import cards, classify, depth
 from .bases import Bases
 from .command import command_of
 from .drawing import TASK, Drawer
@@ -108,6 +108,10 @@ class Studio:
             facts = entry.facts()
             rows.append({**facts, "base": self.public(facts["base"]), **state})
         return rows
+
+    def thumbnail(self, session: Session, name: str) -> str | None:
+        """A small picture of what an adapter does, as a data URL, if its folder has one."""
+        return cards.thumbnail(session.entry(name).path)
 
     def problems(self) -> list[str]:
         """Files in the adapters folder that cannot be used, each with its reason."""
@@ -201,13 +205,18 @@ class Studio:
         path = session.output() / f"{task}-mix.safetensors"
         return write_adapter(adapter.config, adapter.tensors, adapter.info, path)
 
-    def details(self, session: Session, name: str) -> tuple[dict, Path | None]:
-        """What an adapter's file says, and a plot of its norms per layer (None if no layer is adapted)."""
+    def facts(self, session: Session, name: str) -> dict:
+        """What an adapter's file says, and the norms of its layers as ``rows``."""
         entry = session.entry(name)
         facts = {**inspect(entry.path), "file_bytes": entry.file_bytes}
         facts.update({key: self.public(facts[key]) for key in ("file", "base", "extra", "versions")})
+        return facts
+
+    def details(self, session: Session, name: str) -> tuple[dict, Path | None]:
+        """`facts`, and a plot of the norms per layer (None if no layer is adapted)."""
+        facts = self.facts(session, name)
         if not facts["rows"]:
             return facts, None
         plot = session.output() / "norms.png"
-        plot_norms(facts["rows"], plot, entry.name)
+        plot_norms(facts["rows"], plot, session.entry(name).name)
         return facts, plot

@@ -6,6 +6,7 @@ from .studio import Studio
 from .tabs.adapters import AdapterPanel, build_panel
 from .tabs.api import build_api
 from .tabs.classify import build_classify
+from .tabs.common import QUICK
 from .tabs.depth import build_depth
 from .tabs.details import build_details
 from .tabs.generate import build_generate
@@ -30,6 +31,7 @@ CSS = """
   box-shadow: none !important; }
 .toast-title, [data-testid="status-tracker"]:has(> .error) { display: none !important; }
 .block > [data-testid="block-label"].float, .block .label-wrap > [data-testid="block-label"] { position: static; }
+.block:has(> [data-testid="block-label"].float) > .image-container { height: calc(100% - 30px); }
 .strength { white-space: nowrap; min-width: max-content !important; flex: 0 0 auto !important; }
 .strengths { align-items: center; gap: 6px !important; }
 .strengths > .block:has(.strength-title) { flex: 1 1 180px !important; }
@@ -40,6 +42,7 @@ CSS = """
 .tight { gap: 8px !important; }
 .facts { padding: 0; font-size: 0.82rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .facts p { margin: 0 0 2px; }
+.facts .thumbnail { width: 100%; height: 84px; object-fit: cover; object-position: top; border-radius: 6px; margin: 2px 0 6px; }
 .drawn img { image-rendering: pixelated; }
 .drawn .image-frame img { width: 100%; height: 100%; object-fit: contain; }
 .drawn .grid-container { grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)) !important; }
@@ -62,6 +65,12 @@ CSS = """
 #panel { border-width: 0 !important; padding: 0; background: transparent; }
 #panel > .label-wrap { margin-bottom: 8px; }
 #panel > .label-wrap span { font-size: 1.25rem; font-weight: 600; }
+.norms ol { list-style: none; margin: 0; padding: 0; max-height: 70vh; overflow-y: auto; font-size: 0.8rem; }
+.norms li { display: grid; grid-template-columns: minmax(0, 1fr) 5em; gap: 0 8px; margin: 0 0 6px; }
+.norms .layer { grid-column: 1 / -1; overflow-wrap: anywhere; }
+.norms .bar { height: 8px; align-self: center; border-radius: 4px; background: var(--border-color-primary); overflow: hidden; }
+.norms .bar i { display: block; height: 100%; background: var(--color-accent); }
+.norms .share { text-align: right; font-variant-numeric: tabular-nums; }
 @media (max-width: 760px) {
   .page-row > .panel-column { order: -1; }
   #panel { border: 1px solid var(--border-color-primary) !important; border-radius: 8px; padding: 8px 12px; }
@@ -82,26 +91,30 @@ def build_page(studio: Studio) -> gr.Blocks:
             "an adapter takes part at the weight you give it.",
             elem_id="title",
         )
-        panel = AdapterPanel(gr.State(0), gr.State(0), gr.State(""))
+        panel = AdapterPanel(gr.State(0), gr.State(0), gr.State(""), gr.State("generation"), gr.State(""))
         with gr.Row(equal_height=False, elem_classes="page-row"):
             titles: dict[str, gr.HTML] = {}
             with gr.Column(scale=5, min_width=320), gr.Tabs() as tabs:
-                with gr.Tab("Generate", id="generate"):
+                with gr.Tab("Generate", id="generate") as generate_tab:
                     titles["generation"] = build_generate(studio, panel, page)
-                with gr.Tab("Depth", id="depth"):
+                with gr.Tab("Depth", id="depth") as depth_tab:
                     titles["depth"] = build_depth(studio, panel, page)
-                with gr.Tab("Classify", id="classify"):
+                with gr.Tab("Classify", id="classify") as classify_tab:
                     titles["classification"] = build_classify(studio, panel, page)
-                with gr.Tab("Train", id="train"):
+                with gr.Tab("Train", id="train") as train_tab:
                     build_train(studio, panel, page, tabs)
-                with gr.Tab("Details", id="details") as tab:
-                    chosen = build_details(studio, panel, page, tab)
+                with gr.Tab("Details", id="details") as details_tab:
+                    chosen = build_details(studio, panel, page, details_tab)
+            tabs_of = [(generate_tab, "generation"), (depth_tab, "depth"), (classify_tab, "classification")]
+            tabs_of += [(train_tab, ""), (details_tab, "")]
             with (
                 gr.Column(scale=2, min_width=320, elem_classes="panel-column"),
                 gr.Accordion("Adapters", open=True, elem_id="panel"),
             ):
                 build_panel(studio, panel, tabs, chosen)
         page.load(None, None, None, js=_FOLD_PANEL)
+        for tab, task in tabs_of:
+            tab.select(lambda task=task: task, None, panel.tab, api_visibility="private", **QUICK)
 
         name_strengths(studio, panel, page, titles)
         build_api(studio)

@@ -7,10 +7,11 @@ import gradio as gr
 
 from onelora_vision.backbones.table import TASKS
 
+from ..cards import is_wanted, metric_in_words
 from ..studio import Studio
 from .common import MODEL, QUICK, hint, refusal, toast, toasts
 
-SHOWN_METRICS = 2
+ALL, OF_TAB = "all", "tab"  # of what the panel shows
 
 
 @dataclass
@@ -21,11 +22,15 @@ class AdapterPanel:
         version: a number that changes when adapters come or go, or are switched from outside of the list.
         changed: a number that changes with everything that takes part in a mix.
         touched: the task whose adapters a person has just given other weights, and a number that changes each time.
+        tab: the task of the tab that is open; empty where it has none.
+        strip: the adapter that a strip of strengths was asked for, and a number that changes each time.
     """
 
     version: gr.State
     changed: gr.State
     touched: gr.State
+    tab: gr.State
+    strip: gr.State
 
 
 def _build_saving(studio: Studio) -> None:
@@ -49,9 +54,19 @@ def _build_saving(studio: Studio) -> None:
 def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.Dropdown) -> None:
     """Lay the panel out and connect it; an adapter's details are shown in ``tabs`` by choosing it in ``details``."""
 
-    @gr.render(inputs=[panel.version])
-    def listed(version: int, request: gr.Request):
-        _list(studio, panel, [tabs, details], request)
+    with gr.Row(elem_classes="tight"):
+        shown = gr.Dropdown(
+            [("All adapters", ALL), ("Of the open tab", OF_TAB), *((row.does, task) for task, row in TASKS.items())],
+            value=ALL, show_label=False, container=False, min_width=120, elem_id="panel-task",
+        )  # fmt: skip
+        words = gr.Textbox(
+            placeholder="Search", show_label=False, container=False, min_width=100, elem_id="panel-search"
+        )
+
+    @gr.render(inputs=[panel.version, shown, words, panel.tab])
+    def listed(version: int, wanted: str, text: str, tab: str, request: gr.Request):
+        task = {ALL: "", OF_TAB: tab}.get(wanted, wanted)
+        _list(studio, panel, [tabs, details], task, text or "", request)
 
     with gr.Column(elem_classes="tight"):
         files = gr.File(
@@ -109,27 +124,32 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
     again.click(look_again, panel.version, panel.version, api_visibility="private")
 
 
-def touch(touched: str, task: str) -> str:
-    """The next value of `AdapterPanel.touched`."""
-    return f"{task}:{int(touched.rpartition(':')[2] or 0) + 1}"
+def touch(touched: str, what: str) -> str:
+    """The next value of `AdapterPanel.touched` or ``strip``, for a task or an adapter."""
+    return f"{what}:{int(touched.rpartition(':')[2] or 0) + 1}"
 
 
-def _list(studio: Studio, panel: AdapterPanel, shown_by: list, request: gr.Request) -> None:
-    rows = studio.rows(studio.session(request.session_hash))
+def _list(studio: Studio, panel: AdapterPanel, shown_by: list, task: str, words: str, request: gr.Request) -> None:
+    session = studio.session(request.session_hash)
+    rows = studio.rows(session)
     if not rows:
         gr.HTML(hint("No adapters yet: add a file below, or start the app with --adapters FOLDER."))
-    for row in rows:
+    wanted = [row for row in rows if is_wanted(row, task, words)]
+    if rows and not wanted:
+        gr.HTML(hint("No adapter is like that: choose All adapters, or empty the search."))
+    for row in wanted:
         with gr.Column(elem_classes="adapter"):
-            _row(studio, panel, shown_by, row)
+            _row(studio, panel, shown_by, row, studio.thumbnail(session, row["name"]))
 
 
-def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict) -> None:
+def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict, picture: str | None) -> None:
     name = row["name"]
     enabled = gr.Checkbox(row["enabled"], label=name, interactive=True, container=False)
-    gr.HTML(_facts(row), padding=False)
+    gr.HTML(_facts(row, picture), padding=False)
     weight = gr.Slider(-2, 2, row["weight"], step=0.05, label=f"Weight of {name}", interactive=True)
     with gr.Row():
         details = gr.Button("Details", size="sm", min_width=80)
+        strip = gr.Button("Strip −1 … 1.5", size="sm", min_width=80, visible=row["task"] == "generation")
         remove = gr.Button("Remove", size="sm", visible=row["removable"], min_width=80)
 
     @toasts(studio, "Not changed")
@@ -146,6 +166,11 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict) -> None
         studio.session(request.session_hash).remove(name)
         return version + 1, changed + 1
 
+    @toasts(studio, "No strip")
+    def draw_strip(version: int, changed: int, before: str, request: gr.Request):
+        studio.session(request.session_hash).use(name)
+        return gr.update(selected="generate"), version + 1, changed + 1, touch(before, name)
+
     inputs, hidden = [enabled, weight, panel.changed], {"api_visibility": "private"}
     touching = [*inputs, panel.touched], [panel.changed, panel.touched]
     enabled.input(release, *touching, **hidden, **QUICK)
@@ -153,21 +178,20 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict) -> None
     weight.input(switch, inputs, panel.changed, trigger_mode="always_last", **hidden, **QUICK)
     details.click(lambda: (gr.update(selected="details"), name), None, shown_by, **hidden, **QUICK)
     state = [panel.version, panel.changed]
+    strip.click(draw_strip, [*state, panel.strip], [shown_by[0], *state, panel.strip], **hidden, **QUICK)
     remove.click(forget, state, state, **hidden, **QUICK)
 
 
-def _facts(row: dict) -> str:
+def _facts(row: dict, picture: str | None) -> str:
     size = row["bytes"]
     size = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
-    what = [TASKS[row["task"]].does, row["method"], f"{row['values']:,} values", size, f"on {row['base']}"]
-    lines = [" · ".join(what)]
-    shown = [
-        f"{name} {'' if old is None else f'{old:.4g} → '}{new:.4g}"
-        for name, old, new in row["metrics"][:SHOWN_METRICS]
+    lines = [metric_in_words(row["task"], row["metrics"])]
+    lines += [
+        " · ".join([TASKS[row["task"]].does, row["method"], f"{row['values']:,} values", size, f"on {row['base']}"])
     ]
-    lines += [", ".join(shown)] if shown else []
     names = row["class_names"]
     if names:
         more = f" … ({len(names)} classes)" if len(names) > 12 else ""
         lines.append(f"classes: {', '.join(names[:12])}{more}")
-    return '<div class="facts">' + "".join(f"<p>{html.escape(line)}</p>" for line in lines) + "</div>"
+    image = f'<img class="thumbnail" src="{picture}" alt="pictures of {html.escape(row["name"])}">' if picture else ""
+    return f'<div class="facts">{image}' + "".join(f"<p>{html.escape(line)}</p>" for line in lines if line) + "</div>"

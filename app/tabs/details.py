@@ -21,16 +21,14 @@ def build_details(studio: Studio, panel: AdapterPanel, page: gr.Blocks, tab: gr.
         with gr.Column(scale=1, min_width=280):
             facts = gr.HTML(START, elem_id="details-facts")
         with gr.Column(scale=1, min_width=280):
-            plot = gr.Image(
-                label="Norms per layer", format="png", interactive=False, elem_id="norms", buttons=["fullscreen"]
-            )
+            norms = gr.HTML(elem_id="norms")
 
     @toasts(studio, "No details")
     def show(chosen: str | None, request: gr.Request):
         if not chosen:
-            return START, None
-        said, picture = studio.details(studio.session(request.session_hash), chosen)
-        return _facts(said), None if picture is None else str(picture)
+            return START, ""
+        said = studio.facts(studio.session(request.session_hash), chosen)
+        return _facts(said), _norms(said["rows"])
 
     def names(current: str | None, request: gr.Request):
         known = [row["name"] for row in studio.rows(studio.session(request.session_hash))]
@@ -41,7 +39,7 @@ def build_details(studio: Studio, panel: AdapterPanel, page: gr.Blocks, tab: gr.
         return current or (rows[0]["name"] if rows else None)
 
     tab.select(first, name, name, api_visibility="private", **QUICK)
-    name.change(show, name, [facts, plot], api_visibility="private", show_progress="minimal")
+    name.change(show, name, [facts, norms], api_visibility="private", show_progress="minimal")
     gr.on([page.load, panel.version.change], names, name, name, api_visibility="private", **QUICK)
     return name
 
@@ -59,6 +57,22 @@ def _facts(said: dict) -> str:
 
 _PLAIN = ("task", "method", "peft_type", "compression", "base", "base_fingerprint", "layers", "layer_values",
           "whole_values", "values", "file_bytes", "classes", "null_class", "protocol")  # fmt: skip
+
+
+def _norms(rows: list[dict]) -> str:
+    """A bar per adapted layer and part, in the colours of the page; long lists scroll."""
+    if not rows:
+        return hint("No layer has an adapter: what this file changes was trained whole.")
+    most = max(row["norm"] or 0.0 for row in rows) or 1.0
+    has_parts = len({row["part"] for row in rows}) > 1
+    lines = [
+        f'<li><span class="layer">{html.escape(row["layer"])}{html.escape(" · " + row["part"]) if has_parts else ""}</span>'
+        f'<span class="bar"><i style="width:{100 * (row["norm"] or 0.0) / most:.1f}%"></i></span>'
+        f'<span class="share">{_number(row["norm"])}</span></li>'
+        for row in rows
+    ]
+    title = "Norms per layer (of gamma: of gamma − 1)"
+    return f'<section class="details norms"><h3>{title}</h3><ol tabindex="0">{"".join(lines)}</ol></section>'
 
 
 def _number(value: object) -> str:

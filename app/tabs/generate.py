@@ -25,6 +25,7 @@ START = hint("Drawing an example …")
 EXAMPLE = hint(
     "An example: the base and the adapter draw on the same noise. Change the strength, or choose classes and press Draw."
 )
+STRIP = ("adapter weight", "-1, -0.5, 0, 0.5, 1, 1.5", "seed", "0")  # across and down
 AXIS_VALUES = {
     "adapter weight": "0, 0.5, 1, 1.5",
     "guidance": "1, 2.5, 4",
@@ -37,6 +38,28 @@ AXIS_VALUES = {
 
 def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.HTML:
     """Lay the tab out and connect it; returns the title of its strengths."""
+    settings = _build_settings(studio)
+    with gr.Row():
+        draw = gr.Button("Draw", variant="primary", elem_id="draw")
+        cancel = gr.Button("Cancel", elem_id="cancel")
+    strength = build_strengths(studio, panel, TASK)
+    progress = gr.HTML(START, elem_id="draw-progress")
+    with gr.Row():
+        options = {"format": "png", "object_fit": "contain", "height": "auto", "buttons": ["download"]}
+        of_base = gr.Gallery(label="Base", elem_id="of-base", elem_classes="drawn", min_width=280, **options)
+        of_mix = gr.Gallery(label="Adapted", elem_id="of-mix", elem_classes="drawn", min_width=280, **options)
+    everything = gr.DownloadButton("Download all", interactive=False, elem_id="download-all")
+    outputs = [progress, of_base, of_mix, everything, settings[1]]
+    drawn = _connect_drawing(studio, panel, page, draw, cancel, settings, outputs)
+    take = functools.partial(restored_settings, studio, says_so=False)
+    build_history(studio, panel, page, settings, drawn, [progress, of_base, of_mix], take)
+    _restore(studio, panel, settings)
+    _grid(studio, panel, settings)
+    return strength
+
+
+def _build_settings(studio: Studio) -> list:
+    """The widgets of the settings, in the order of `_request_of`."""
     defaults = Request(("-",))
     with gr.Row():
         classes = gr.Dropdown(
@@ -64,28 +87,28 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
             info="Away from what the base draws without a class, not from what the mix does",
             container=True,
         )
-    with gr.Row():
-        draw = gr.Button("Draw", variant="primary", elem_id="draw")
-        cancel = gr.Button("Cancel", elem_id="cancel")
-    strength = build_strengths(studio, panel, TASK)
-    progress = gr.HTML(START, elem_id="draw-progress")
-    with gr.Row():
-        options = {"format": "png", "object_fit": "contain", "height": "auto", "buttons": ["download"]}
-        of_base = gr.Gallery(label="Base", elem_id="of-base", elem_classes="drawn", min_width=280, **options)
-        of_mix = gr.Gallery(label="Adapted", elem_id="of-mix", elem_classes="drawn", min_width=280, **options)
-    everything = gr.DownloadButton("Download all", interactive=False, elem_id="download-all")
-    settings = [classes, seed, is_random, number, steps, sampler, guidance, base, compare, from_base]
+    return [classes, seed, is_random, number, steps, sampler, guidance, base, compare, from_base]
 
-    def request_of(classes, seed, is_random, number, steps, sampler, guidance, base, compare, from_base) -> Request:
-        seed = random.randrange(MAX_SEED // 2) if is_random else int(seed or 0)
-        numbers = {"seed": seed, "num_images": int(number), "steps": int(steps), "guidance": float(guidance)}
-        switches = {"compare": compare, "guidance_base": from_base}
-        return Request(tuple(classes or ()), sampler=sampler, base=base or "", **numbers, **switches)
 
+def _request_of(classes, seed, is_random, number, steps, sampler, guidance, base, compare, from_base) -> Request:
+    seed = random.randrange(MAX_SEED // 2) if is_random else int(seed or 0)
+    numbers = {"seed": seed, "num_images": int(number), "steps": int(steps), "guidance": float(guidance)}
+    switches = {"compare": compare, "guidance_base": from_base}
+    return Request(tuple(classes or ()), sampler=sampler, base=base or "", **numbers, **switches)
+
+
+def _connect_drawing(
+    studio: Studio, panel: AdapterPanel, page: gr.Blocks, draw, cancel, settings: list, outputs: list
+) -> list:
+    """Draw when asked, when the strength changes, and an example at first; returns the events that end a drawing.
+
+    Args:
+        outputs: text, both galleries, download, seed.
+    """
     ticket = gr.State(0)
 
     def draw_it(request: gr.Request, number: int, *values):
-        wanted = request_of(*values)
+        wanted = _request_of(*values)
         for drawing in studio.drawer.draw(studio.session(request.session_hash), wanted, number):
             shown = _shown(drawing), _gallery(drawing.base), _gallery(drawing.adapted), _download(drawing), wanted.seed
             yield [gr.skip()] * len(shown) if drawing.state is State.SUPERSEDED else shown
@@ -96,12 +119,6 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
 
     def runs(request: gr.Request) -> Runs:
         return studio.session(request.session_hash).drawings
-
-    outputs = [progress, of_base, of_mix, everything, seed]
-    announced = announce(draw, cancel, ticket, runs)
-    drawn = announced.then(
-        run, [ticket, *settings], outputs, api_visibility="private", trigger_mode="multiple", **MODEL
-    )
 
     def take_ticket(touched: str, request: gr.Request) -> int:
         return runs(request).take_ticket() if is_due(studio, touched, TASK, request) else 0
@@ -116,10 +133,6 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
         except InputError as error:  # nobody asked for it, so it is no reason for a toast
             yield [hint(studio.public(str(error))), *[gr.skip()] * (len(outputs) - 2)]
 
-    hidden = {"api_visibility": "private", "trigger_mode": "multiple"}
-    touched = panel.touched.change(take_ticket, panel.touched, ticket, queue=False, show_progress="hidden", **hidden)
-    drawn_again = touched.then(run_again, [ticket, *settings], outputs[:-1], **hidden, **MODEL)
-
     @toasts(studio, "No example")
     def show_example(request: gr.Request):
         drawing = studio.examples.drawing()
@@ -127,11 +140,19 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
             return [gr.skip()] * 4
         return EXAMPLE, _gallery(drawing.base), _gallery(drawing.adapted), _download(drawing)
 
+    hidden = {"api_visibility": "private", "trigger_mode": "multiple"}
+    announced = announce(draw, cancel, ticket, runs)
+    drawn = announced.then(run, [ticket, *settings], outputs, **hidden, **MODEL)
+    touched = panel.touched.change(take_ticket, panel.touched, ticket, queue=False, show_progress="hidden", **hidden)
+    drawn_again = touched.then(run_again, [ticket, *settings], outputs[:-1], **hidden, **MODEL)
     page.load(show_example, None, outputs[:4], api_visibility="private", **QUICK)
-    take = functools.partial(restored_settings, studio, says_so=False)
-    build_history(studio, panel, page, settings, [drawn, drawn_again], [progress, of_base, of_mix], take)
-    _restore(studio, panel, settings)
-    _grid(studio, settings, request_of)
+    _offer_classes(studio, panel, page, settings)
+    return [drawn, drawn_again]
+
+
+def _offer_classes(studio: Studio, panel: AdapterPanel, page: gr.Blocks, settings: list) -> None:
+    """Offer the classes and samplers of the mix and its base, whatever they are just now."""
+    classes, sampler, guidance, base, from_base = (settings[place] for place in (0, 5, 6, 7, 9))
 
     @toasts(studio, "Classes unknown")
     def choices(current: list[str] | None, chosen: str, base: str, request: gr.Request):
@@ -149,7 +170,6 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
     when = [page.load, panel.changed.change, base.change]
     shown = [classes, sampler, guidance, from_base]
     gr.on(when, choices, [classes, sampler, base], shown, api_visibility="private", **QUICK)
-    return strength
 
 
 def _shown(drawing: Drawing) -> str:
@@ -208,8 +228,8 @@ def restored_settings(studio: Studio, session: Session, path: Path, says_so: boo
     return [*values, wanted.base, wanted.compare, wanted.guidance_base]
 
 
-def _grid(studio: Studio, settings: list, request_of) -> None:
-    with gr.Accordion("X/Y grid: two settings against each other", open=False, elem_id="grid"):
+def _grid(studio: Studio, panel: AdapterPanel, settings: list) -> None:
+    with gr.Accordion("X/Y grid: two settings against each other", open=False, elem_id="grid") as box:
         with gr.Row():
             x_name = gr.Dropdown(list(AXES), value=AXES[0], label="Across", min_width=170)
             x_values = gr.Textbox(AXIS_VALUES[AXES[0]], label="Values across", scale=2, min_width=160)
@@ -226,7 +246,7 @@ def _grid(studio: Studio, settings: list, request_of) -> None:
 
     @toasts(studio, "Not drawn")
     def run(request: gr.Request, number: int, *values):
-        session, axes, wanted = studio.session(request.session_hash), values[:4], request_of(*values[4:])
+        session, axes, wanted = studio.session(request.session_hash), values[:4], _request_of(*values[4:])
         x, y = parse_axis(session, axes[0], axes[1]), parse_axis(session, axes[2], axes[3])
         for drawing in studio.grid_drawer.draw(session, wanted, x, y, number):
             shown = _shown(drawing), str(drawing.adapted[0].image) if drawing.adapted else None, _download(drawing)
@@ -237,6 +257,15 @@ def _grid(studio: Studio, settings: list, request_of) -> None:
 
     inputs = [ticket, x_name, x_values, y_name, y_values, *settings]
     announced = announce(start, stop, ticket, runs)
-    announced.then(run, inputs, [progress, picture, file], api_visibility="private", trigger_mode="multiple", **MODEL)
+    options = {"api_visibility": "private", "trigger_mode": "multiple"}
+    announced.then(run, inputs, [progress, picture, file], **options, **MODEL)
+
+    def strip(request: gr.Request):
+        """The settings of a strip of strengths, and a ticket to draw it."""
+        return gr.update(open=True), *STRIP, runs(request).take_ticket()
+
+    axes = [x_name, x_values, y_name, y_values]
+    asked = panel.strip.change(strip, None, [box, *axes, ticket], queue=False, show_progress="hidden", **options)
+    asked.then(run, inputs, [progress, picture, file], **options, **MODEL)
     for name, values in ((x_name, x_values), (y_name, y_values)):
         name.input(lambda axis: AXIS_VALUES[axis], name, values, api_visibility="private", **QUICK)

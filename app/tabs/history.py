@@ -29,27 +29,7 @@ def build_history(
         settings: the widgets of the settings; take: their values from a picture, whose adapters it enables.
         drawn: the events after which there may be a new drawing. results: what shows it: a text, and two galleries.
     """
-    with gr.Accordion("History", open=False, elem_id="history"):
-        said = gr.HTML(EMPTY, elem_id="history-said")
-        strip = gr.Gallery(
-            show_label=False, allow_preview=False, interactive=False, columns=8, height="auto", object_fit="contain",
-            elem_id="history-strip", elem_classes=["drawn", "strip"], visible=False, buttons=[],
-        )  # fmt: skip
-        with gr.Row(visible=False) as tools:
-            star = gr.Button("Star", size="sm", min_width=80, elem_id="history-star")
-            delete = gr.Button("Delete", size="sm", min_width=80, elem_id="history-delete")
-        command = gr.Textbox(
-            label="As a command",
-            lines=2,
-            interactive=False,
-            buttons=["copy"],
-            visible=False,
-            elem_id="history-command",
-        )
-        compare = gr.ImageSlider(
-            label="The one before | this one: drag the line", type="filepath", format="png", visible=False,
-            elem_id="history-compare", elem_classes="drawn",
-        )  # fmt: skip
+    said, strip, tools, star, delete, command, compare = _build_strip()
     names, chosen = gr.State([]), gr.State([])  # of the strip; and of the two that were clicked last
 
     def session_of(request: gr.Request) -> Session:
@@ -98,6 +78,32 @@ def build_history(
     strip.select(choose, [names, chosen, *state], [chosen, *state, *shown, *results, *settings], **options)
     star.click(starred, chosen, [star, *strips], **options)
     delete.click(deleted, chosen, [chosen, tools, command, compare, *strips], **options)
+
+
+def _build_strip() -> tuple:
+    """The widgets: text, strip, row of buttons, its two buttons, command, comparison."""
+    with gr.Accordion("History", open=False, elem_id="history"):
+        said = gr.HTML(EMPTY, elem_id="history-said")
+        strip = gr.Gallery(
+            show_label=False, allow_preview=False, interactive=False, columns=8, height="auto", object_fit="contain",
+            elem_id="history-strip", elem_classes=["drawn", "strip"], visible=False, buttons=[],
+        )  # fmt: skip
+        with gr.Row(visible=False) as tools:
+            star = gr.Button("Star", size="sm", min_width=80, elem_id="history-star")
+            delete = gr.Button("Delete", size="sm", min_width=80, elem_id="history-delete")
+        command = gr.Textbox(
+            label="As a command",
+            lines=2,
+            interactive=False,
+            buttons=["copy"],
+            visible=False,
+            elem_id="history-command",
+        )
+        compare = gr.ImageSlider(
+            label="The one before | this one: drag the line", type="filepath", format="png", visible=False,
+            elem_id="history-compare", elem_classes="drawn",
+        )  # fmt: skip
+    return said, strip, tools, star, delete, command, compare
 
 
 def _caption(kept: Kept) -> str:

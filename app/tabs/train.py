@@ -147,6 +147,25 @@ def _connect(studio: Studio, panel: AdapterPanel, page, tabs, secret, settings: 
         more = 1 if added else 0
         return [*looked, version + more, changed + more] if more else [*looked, gr.skip(), gr.skip()]
 
+    private = {"api_visibility": "private"}
+    page.load(opened, [secret, *state], [secret, run, *state], **private, **QUICK)
+    start.click(started, [secret, *settings], run, show_progress="minimal", **private)
+    looking = toasts(studio, "Not shown")(lambda name, key, request: look_at(name, key, "", request))
+
+    def look(name: str | None, key: str, request: gr.Request):
+        return looking(name, key, request)
+
+    run.change(look, [run, secret], shown, **private, **QUICK)
+    view["timer"].tick(ticked, [run, secret, view["seen"], *state], [*shown, *state], **private, **QUICK)
+    _connect_buttons(studio, panel, tabs, secret, view, shown, look_at, runs_of)
+
+
+def _connect_buttons(
+    studio: Studio, panel: AdapterPanel, tabs, secret, view: dict, shown: list, look_at, runs_of
+) -> None:
+    """Stop, resume, delete and use the training that is shown; the functions are those of `_connect`."""
+    run, state, private = view["run"], [panel.version, panel.changed], {"api_visibility": "private"}
+
     @toasts(studio, "Not stopped")
     def stopped(name: str, key: str):
         studio.trainings.stop(key, name)
@@ -173,16 +192,6 @@ def _connect(studio: Studio, panel: AdapterPanel, page, tabs, secret, settings: 
         session.use(entry.name)
         return gr.update(selected=_TABS[entry.adapter.info.task]), version + 1, changed + 1
 
-    private = {"api_visibility": "private"}
-    page.load(opened, [secret, *state], [secret, run, *state], **private, **QUICK)
-    start.click(started, [secret, *settings], run, show_progress="minimal", **private)
-    looking = toasts(studio, "Not shown")(lambda name, key, request: look_at(name, key, "", request))
-
-    def look(name: str | None, key: str, request: gr.Request):
-        return looking(name, key, request)
-
-    run.change(look, [run, secret], shown, **private, **QUICK)
-    view["timer"].tick(ticked, [run, secret, view["seen"], *state], [*shown, *state], **private, **QUICK)
     view["stop"].click(stopped, [run, secret], [view["said"], view["stop"]], **private, **QUICK)
     view["resume"].click(resumed, [run, secret], shown, **private, **QUICK)
     view["delete"].click(deleted, [run, secret, *state], [run, *state], **private, **QUICK)

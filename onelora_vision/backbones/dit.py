@@ -251,6 +251,8 @@ def save_pipeline(
 def class_ids(names: Sequence[str | int], class_names: Sequence[str]) -> list[int]:
     """Class numbers for names or numbers; a name may be any of the comma-separated synonyms of a class.
 
+    An int is a number, also where classes are called by other numbers; a text is a name first.
+
     Raises:
         InputError: for a name or number that the model does not have.
     """
@@ -261,7 +263,7 @@ def class_ids(names: Sequence[str | int], class_names: Sequence[str]) -> list[in
     found = []
     for name in names:
         key = str(name).strip().lower()
-        if key in ids:
+        if key in ids and not isinstance(name, int):
             found.append(ids[key])
         elif key.isdigit() and int(key) < len(class_names):
             found.append(int(key))

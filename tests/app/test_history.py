@@ -73,7 +73,7 @@ def test_the_command_draws_the_same_pictures(tmp_path, make_adapter, weights, mo
     for seed, weight in enumerate(weights, start=1):
         (name,), _ = studio.upload(session, [make_adapter("generation", seed)])
         session.set(name, True, weight)
-    wanted = Request(("1", "2"), seed=5, num_images=2, steps=2, sampler="ddim", guidance=1.5)
+    wanted = Request(("2", "A"), seed=5, num_images=2, steps=2, sampler="ddim", guidance=1.5)
     *_, drawn = studio.drawer.draw(session, wanted)
     (kept,) = session.history.shown()
     assert kept.text == drawn.text and kept.parts()[1] == tuple(picture.image.name for picture in drawn.adapted)

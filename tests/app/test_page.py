@@ -175,6 +175,36 @@ def test_a_bad_file_is_a_toast_leaves_the_list_and_lets_good_ones_in(page, make_
     assert len(pictures(page, "#of-mix")) == 4
 
 
+def test_a_strip_of_strengths_is_one_click(page):
+    page.get_by_label("number input for Steps").fill("2")
+    page.get_by_label("number input for Steps").press("Tab")
+    page.get_by_role("tab", name="Depth").click()
+    page.get_by_role("button", name="Strip −1 … 1.5").click()
+    expect(page.get_by_role("tab", name="Generate")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#grid")).to_contain_text("Drawn: 6 cells.")
+    expect(page.get_by_label("Values across")).to_have_value("-1, -0.5, 0, 0.5, 1, 1.5")
+    expect(page.locator("#grid-picture img")).to_be_visible()
+
+
+def test_cards_have_pictures_and_words_and_are_filtered(page):
+    cards = page.locator(".adapter")
+    expect(cards).to_have_count(3)
+    expect(page.locator(".adapter .thumbnail")).to_have_count(3)
+    expect(cards.first).to_contain_text("distance to the real images")
+    page.locator("#panel-search textarea, #panel-search input").first.fill("STREETS")
+    expect(cards).to_have_count(1)
+    page.locator("#panel-search textarea, #panel-search input").first.fill("nothing of that kind")
+    expect(page.locator("#panel")).to_contain_text("No adapter is like that")
+    page.locator("#panel-search textarea, #panel-search input").first.fill("")
+    page.locator("#panel-task input").click()
+    page.get_by_role("option", name="Of the open tab").click()
+    expect(cards).to_have_count(1)
+    page.get_by_role("tab", name="Classify").click()
+    expect(cards.first).to_contain_text("right answers")
+    page.get_by_role("tab", name="Train").click()
+    expect(cards).to_have_count(3)
+
+
 def test_a_grid_of_weights_and_seeds(page):
     draw(page)
     page.get_by_role("button", name="X/Y grid").click()
@@ -291,7 +321,7 @@ def test_details_and_a_peft_folder(page, make_adapter, tmp_path):
     page.get_by_role("button", name="Details").last.click()
     expect(page.get_by_role("tab", name="Details")).to_have_attribute("aria-selected", "true")
     expect(page.locator("#details-facts")).to_contain_text("base fingerprint")
-    expect(page.locator("#norms img")).to_be_visible()
+    expect(page.locator("#norms .bar").first).to_be_visible()
 
 
 @pytest.mark.parametrize("width", [360, 1600])

@@ -153,6 +153,7 @@ def test_a_folder_without_a_pipeline_is_refused_by_name(tmp_path):
 def test_class_ids_by_name_synonym_and_number():
     names = ["apple pie", "tench, Tinca tinca", "sushi"]
     assert class_ids(["Sushi", "tinca tinca", 0, "2"], names) == [2, 1, 0, 2]
+    assert class_ids([0, 1, 2, "1", "2"], ["1", "2", "A"]) == [0, 1, 2, 0, 1]  # names that are numbers, and others'
     with pytest.raises(InputError, match="did you mean 'sushi'"):
         class_ids(["shushi"], names)
     with pytest.raises(InputError, match="no class 3"):
