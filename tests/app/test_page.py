@@ -1,6 +1,7 @@
 """The page in a real browser, from adapters to pictures, with the embedded bases."""
 
 import io
+import os
 import re
 
 import numpy as np
@@ -14,7 +15,7 @@ try:
 except ImportError:  # the browser's fixture says so
     expect = None
 
-WAIT = int(__import__("os").environ.get("ONELORA_PAGE_WAIT", 300_000))
+WAIT = int(os.environ.get("ONELORA_PAGE_WAIT", 300_000))
 
 
 @pytest.fixture(scope="module")
