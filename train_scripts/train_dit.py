@@ -141,7 +141,7 @@ from onelora_vision.diffusion.latents import LatentScale
 from onelora_vision.errors import MissingSplit, listed
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.metrics.features import open_features
-from onelora_vision.metrics.generative import weights_hash
+from onelora_vision.metrics.generative import require_known, weights_hash
 from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.tasks.generation import GenerationTask, LazyLatents, generator_retention
 from onelora_vision.tasks.retention import Retention
@@ -223,6 +223,8 @@ def make_evaluator(config: DiTConfig, base: DiTBase, sampler: ImageSampler, acce
     if wanted == "none" or config.fid_num_samples == 0:
         return None
     features = open_features(wanted, config.fid_weights, config.fid_timm_model)
+    if features.class_names:
+        require_known(base.class_names, features.class_names)  # else its features say nothing of these images
     if config.fid_reference:
         reference = published_reference(features, config.fid_reference)
     else:

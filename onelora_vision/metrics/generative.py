@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from onelora_vision import embedded
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, listed
 from onelora_vision.metrics.classifier import GlyphClassifier
 from onelora_vision.metrics.frechet import FeatureStatistics, frechet_distance
 from onelora_vision.metrics.kid import kernel_distance
@@ -189,6 +189,18 @@ def inception_score(logits: torch.Tensor, part: int = 5000) -> float:
     return torch.stack(scores).mean().item()
 
 
+def require_known(class_names: Sequence[str], known_names: Sequence[str]) -> None:
+    """Make sure that a classifier of samples knows all classes.
+
+    Raises:
+        InputError: it does not know some.
+    """
+    if unknown := [name for name in class_names if name not in known_names]:
+        raise InputError(
+            f"the classifier of the samples does not know the classes {listed(unknown)}: it knows {listed(known_names, 8)}"
+        )
+
+
 def class_accuracy(
     logits: torch.Tensor, labels: Sequence[int], class_names: Sequence[str], known_names: Sequence[str]
 ) -> float:
@@ -199,9 +211,7 @@ def class_accuracy(
     Raises:
         InputError: for a class that the classifier does not know.
     """
-    unknown = [name for name in class_names if name not in known_names]
-    if unknown:
-        raise InputError(f"the classifier of the samples does not know the classes {unknown}: it knows {known_names}")
+    require_known(class_names, known_names)
     columns = [list(known_names).index(name) for name in class_names]
     right = logits[:, columns].argmax(1) == torch.as_tensor(labels)
     return right.double().mean().item()

@@ -96,6 +96,7 @@ def test_the_base_guides_the_mix_and_no_view_is_changed_for_it(studio, session, 
 
 
 def test_the_page_follows_the_guidance_of_the_adapters_once(studio, session, make_adapter):
+    session.set("handwriting-dit", True, 1.0)
     shipped = session.mix("generation")
     assert own_guidance(shipped) == (4.0, True) and own_guidance(shipped.without_adapters()) == (2.5, False)
     assert session.follow_guidance(shipped) and not session.follow_guidance(shipped.at_weight(0.5))

@@ -144,6 +144,10 @@ def of_peft(**fields):
     return build("diffusers", "lora", peft_fields={"peft_type": "LORA", "r": 1, **fields})
 
 
+def with_biases():
+    return get_peft_model(fresh("diffusers")[0], LoraConfig(r=1, target_modules=["to_q"], bias="all"))
+
+
 def without_null_class():
     model = build("diffusers", "onelora")
     table = model.get_base_model().label_table.original_module
@@ -160,7 +164,7 @@ def without_null_class():
         (merged, "the adapter is merged into its weights: call unmerge_adapter"),
         (lambda: of_peft(init_lora_weights="pissa"), "init_lora_weights=pissa takes its first values out of the base"),
         (lambda: of_peft(init_lora_weights="olora"), "init_lora_weights=olora"),
-        (lambda: of_peft(bias="all"), "bias=all trains the base's own biases"),
+        (with_biases, "bias=all trains the base's own biases"),
     ],
 )
 def test_a_base_that_cannot_be_had_is_one_line(make, message):

@@ -265,6 +265,7 @@ def test_the_base_guides_the_samples_that_are_measured(dit_folder, food101, tmp_
         Protocol.parse(own["protocol"]).require_comparable(Protocol.parse(results["protocol"]))
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_a_run_on_8_bits_resumes_bit_for_bit_and_its_adapter_fits_the_base(dit_folder, food101, tmp_path, capsys):
     flags = {"quantize": "int8", "gradient_checkpointing": "true", "mixed_precision": "bf16", "use_ema": "true"}
     output = tmp_path / "out"
