@@ -1,6 +1,7 @@
 """The panel of adapters: what is open, what takes part at which weight, and how to add more."""
 
 import html
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import gradio as gr
@@ -63,10 +64,19 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
             placeholder="Search", show_label=False, container=False, min_width=100, elem_id="panel-search"
         )
 
-    @gr.render(inputs=[panel.version, shown, words, panel.tab])
-    def listed(version: int, wanted: str, text: str, tab: str, request: gr.Request):
-        task = {ALL: "", OF_TAB: tab}.get(wanted, wanted)
-        _list(studio, panel, [tabs, details], task, text or "", request)
+    task = gr.State("")  # whose adapters are listed; empty for all of them
+    gr.on(
+        [shown.change, panel.tab.change],
+        lambda wanted, tab: {ALL: "", OF_TAB: tab}.get(wanted, wanted),
+        [shown, panel.tab],
+        task,
+        api_visibility="private",
+        **QUICK,
+    )
+
+    @gr.render(inputs=[panel.version, task, words])
+    def listed(version: int, wanted: str, text: str, request: gr.Request):
+        _list(studio, panel, [tabs, details], wanted, text or "", request)
 
     with gr.Column(elem_classes="tight"):
         files = gr.File(
@@ -171,15 +181,19 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict, picture
         studio.session(request.session_hash).use(name)
         return gr.update(selected="generate"), version + 1, changed + 1, touch(before, name)
 
-    inputs, hidden = [enabled, weight, panel.changed], {"api_visibility": "private"}
-    touching = [*inputs, panel.touched], [panel.changed, panel.touched]
-    enabled.input(release, *touching, **hidden, **QUICK)
-    weight.release(release, *touching, trigger_mode="always_last", **hidden, **QUICK)
-    weight.input(switch, inputs, panel.changed, trigger_mode="always_last", **hidden, **QUICK)
-    details.click(lambda: (gr.update(selected="details"), name), None, shown_by, **hidden, **QUICK)
+    def on(event: Callable, what: str, function: Callable, inputs: list | None, outputs: list, **more) -> None:
+        # the key keeps an event's number when the list is drawn anew: a click on the row that is just replaced counts
+        event(function, inputs, outputs, key=f"{what} {name}", api_visibility="private", **more, **QUICK)
+
+    values = [enabled, weight, panel.changed]
+    touching = [*values, panel.touched], [panel.changed, panel.touched]
     state = [panel.version, panel.changed]
-    strip.click(draw_strip, [*state, panel.strip], [shown_by[0], *state, panel.strip], **hidden, **QUICK)
-    remove.click(forget, state, state, **hidden, **QUICK)
+    on(enabled.input, "switch", release, *touching)
+    on(weight.release, "release", release, *touching, trigger_mode="always_last")
+    on(weight.input, "weigh", switch, values, [panel.changed], trigger_mode="always_last")
+    on(details.click, "details", lambda: (gr.update(selected="details"), name), None, shown_by)
+    on(strip.click, "strip", draw_strip, [*state, panel.strip], [shown_by[0], *state, panel.strip])
+    on(remove.click, "remove", forget, state, state)
 
 
 def _facts(row: dict, picture: str | None) -> str:

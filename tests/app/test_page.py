@@ -1,6 +1,7 @@
 """The page in a real browser, from adapters to pictures, with the embedded bases."""
 
 import io
+import json
 import os
 import re
 
@@ -174,6 +175,19 @@ def test_a_bad_file_is_a_toast_leaves_the_list_and_lets_good_ones_in(page, make_
     expect(page.locator(".toast-body", has_text="some/adapter: could not be fetched from the hub")).to_be_visible()
     draw(page)
     assert len(pictures(page, "#of-mix")) == 4
+
+
+def test_a_click_counts_while_the_list_is_drawn_anew(page, make_adapter):
+    def event_of_a_click():
+        with page.expect_request(lambda request: "queue/join" in request.url) as sent:
+            row = page.locator(".adapter", has=page.get_by_role("checkbox", name="handwriting-dit"))
+            row.get_by_role("button", name="Details").click()
+        return json.loads(sent.value.post_data)["fn_index"]
+
+    before = event_of_a_click()
+    add(page, make_adapter("generation", 41))
+    expect(page.get_by_role("checkbox", name="generation-onelora-41")).to_be_visible()
+    assert event_of_a_click() == before
 
 
 def test_a_strip_of_strengths_is_one_click(page):
