@@ -24,7 +24,7 @@ SHORT = ("--max_train_steps=2", *SMALL_BATCHES)
 MANY_PICTURES = ("--eval_batch_size=50",)
 FEW_ANSWERS = ("--max_eval_samples=4", "--num_examples=2", "--max_new_tokens=8")
 FEW = ("--num_inference_steps=2", "--fid_num_samples=6")
-#: The recipes that a small rehearsal measures, and at one scale of guidance.
+#: The recipes that a rehearsal measures, and at one scale of guidance: the others draw and measure in the same way.
 MEASURED = ("food101-xl2-onelora", "food101-xl2-lora", "food101-sit-xl2-onelora")
 ONE_SCALE = ("--guidance_scales=",)
 NOT_MEASURED = (*ONE_SCALE, "--fid_features=none")
@@ -75,7 +75,7 @@ def all_steps(small: bool) -> list[Step]:
     for file in sorted(CONFIGS.rglob("*.yaml")):
         name = f"{file.parent.name}/{file.stem}"
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        steps += _RECIPES[file.parent.name](name, file, config, small)
+        steps += _RECIPES[file.parent.name](name, file, config)
     return steps + _more_of_dit(small) + _more_of_classification(small) + _more_of_depth() + _more_of_language()
 
 
@@ -122,13 +122,12 @@ def _conversions(small: bool) -> list[Step]:
     ]
 
 
-def _dit(name: str, file: Path, config: dict, small: bool) -> list[Step]:
+def _dit(name: str, file: Path, config: dict) -> list[Step]:
     base, output = config["pretrained_model_name_or_path"], config["output_dir"]
     is_local = base.startswith("base/")
     images = f"images/{file.stem}"
-    measured = ()
-    if small:  # Fréchet distances of 2,048 features take minutes, whatever the network's size
-        measured = ONE_SCALE if file.stem in MEASURED else NOT_MEASURED
+    # Fréchet distances of 2,048 features take minutes, whatever the network's size and method
+    measured = ONE_SCALE if file.stem in MEASURED else NOT_MEASURED
     drawn = (*ONELORA, "sample", f"{output}/adapter", "-o", images, "--classes=sushi,waffles", "--num_images=1")
     return [
         Step(
@@ -142,7 +141,7 @@ def _dit(name: str, file: Path, config: dict, small: bool) -> list[Step]:
     ]
 
 
-def _classification(name: str, file: Path, config: dict, small: bool) -> list[Step]:
+def _classification(name: str, file: Path, config: dict) -> list[Step]:
     output = config["output_dir"]
     trained = f"{output}/seed-0"  # --seeds has a folder for each
     train = (*LAUNCH, *_recipe("classification", file), "--data_dir=data", "--seeds=0", *SHORT, *MANY_PICTURES)
@@ -153,7 +152,7 @@ def _classification(name: str, file: Path, config: dict, small: bool) -> list[St
     ]
 
 
-def _depth(name: str, file: Path, config: dict, small: bool) -> list[Step]:
+def _depth(name: str, file: Path, config: dict) -> list[Step]:
     output, data = config["output_dir"], config["dataset_name"]
     train = (*LAUNCH, *_recipe("depth", file), f"--train_data_dir={DEPTH_FOLDERS[data]}", *SHORT)
     maps = f"depth/{file.stem}"
@@ -164,7 +163,7 @@ def _depth(name: str, file: Path, config: dict, small: bool) -> list[Step]:
     ]
 
 
-def _language(name: str, file: Path, config: dict, small: bool) -> list[Step]:
+def _language(name: str, file: Path, config: dict) -> list[Step]:
     output = config["output_dir"]
     train = (*PYTHON, *_recipe("language", file), f"--data_file={METAMATH}", *SHORT, *FEW_ANSWERS)
     predict = (*ONELORA, "predict", "--adapter", f"{output}/adapter", "What is 15 percent of 80?")
@@ -174,7 +173,7 @@ def _language(name: str, file: Path, config: dict, small: bool) -> list[Step]:
     ]
 
 
-#: By folder of recipes: called with the recipe's name, its file, what is in it, and whether the rehearsal is small.
+#: By folder of recipes: called with the recipe's name, its file, and what is in it.
 _RECIPES = {"dit": _dit, "classification": _classification, "depth": _depth, "language": _language}
 
 
@@ -183,7 +182,7 @@ def _more_of_dit(small: bool) -> list[Step]:
     recipe, output = CONFIGS / "dit" / "food101-xl2-onelora.yaml", "output/dit-food101-onelora"
     name, adapter = "dit/food101-xl2-onelora", "output/dit-food101-onelora/adapter"
     trained, on_base = (f"{name}/train",), ("food101", DIT)
-    train = (*PYTHON, *_recipe("dit", recipe), "--data_dir=data", *FEW, *(ONE_SCALE if small else ()))
+    train = (*PYTHON, *_recipe("dit", recipe), "--data_dir=data", *FEW, *ONE_SCALE)
     sample = (*ONELORA, "sample", adapter, "--num_images=1", "--steps=2")
     own = ("--dataset_name=imagefolder", "--data_dir=my-images", "--learning_rate=1e-3", "--head_learning_rate=1e-3",
            "--lr_warmup_steps=0", "--cache_latents", "--mixed_precision=bf16")  # fmt: skip
