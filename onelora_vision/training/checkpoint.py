@@ -72,6 +72,30 @@ def run_settings(config: TrainingConfig, num_samples: int, samples_per_step: int
     return {**fixed, "number of training samples": num_samples, "samples per step": samples_per_step}
 
 
+def require_same_run(folder: str | Path, model: nn.Module, settings: dict, defaults: dict) -> None:
+    """Refuse a checkpoint that the run cannot continue from, by its settings and the shapes of what it holds.
+
+    Args:
+        model: the bare one, whose trained parameters the checkpoint is to fill.
+        settings: of this run. defaults: of its settings, for those that the checkpoint is too old to know.
+
+    Raises:
+        InputError: the folder is not a checkpoint, is damaged, or was written by a run with other settings.
+    """
+    folder = Path(folder)
+    state = _read_state(folder)
+    if state is None:
+        raise InputError(f"{folder} is not a checkpoint: it has no readable state.json and trained.safetensors")
+    known = {name: value for name, value in defaults.items() if name in settings}
+    _refuse_other_settings(folder, known | state["settings"], settings)
+    try:
+        with safetensors.safe_open(folder / "trained.safetensors", "pt") as file:
+            saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
+    _require_shapes(folder, saved, trained_parameters(model))
+
+
 def save_checkpoint(output_dir: str | Path, run: RunState, settings: dict) -> Path:
     """Write ``checkpoint-<step>`` atomically.
 
@@ -111,23 +135,19 @@ def _training_state(run: RunState) -> bytes:
     return buffer.getvalue()
 
 
-def load_checkpoint(folder: str | Path, run: RunState, settings: dict) -> None:
-    """Bring ``run`` to the state that was saved.
+def load_checkpoint(folder: str | Path, run: RunState) -> None:
+    """Bring ``run`` to the state that was saved, in a checkpoint that `require_same_run` has passed.
 
     Raises:
-        InputError: the folder is not a checkpoint, is damaged, or was written by a run with other settings.
+        InputError: the checkpoint is damaged, or does not fit the model.
     """
     folder = Path(folder)
-    state = _read_state(folder)
-    if state is None:
-        raise InputError(f"{folder} is not a checkpoint: it has no readable state.json and trained.safetensors")
-    _refuse_other_settings(folder, state["settings"], settings)
     try:
         trained = safetensors.torch.load_file(folder / "trained.safetensors")
         average = safetensors.torch.load_file(folder / "ema.safetensors") if run.ema else {}
         rest = torch.load(folder / "training_state.pt", map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError) as error:
-        raise InputError(f"{folder} is damaged: {error}; resume from another checkpoint") from error
+        raise _damaged(folder, error) from error
     _copy_into(trained_parameters(run.model), trained, folder)
     if run.ema:
         _copy_into(run.ema.average, average, folder)
@@ -143,25 +163,35 @@ def load_checkpoint(folder: str | Path, run: RunState, settings: dict) -> None:
 
 @torch.no_grad()
 def _copy_into(targets: dict[str, torch.Tensor], values: dict[str, torch.Tensor], folder: Path) -> None:
-    shapes, saved = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (targets, values))
+    _require_shapes(folder, {name: tuple(value.shape) for name, value in values.items()}, targets)
+    for name, target in targets.items():
+        target.copy_(values[name])
+
+
+def _require_shapes(folder: Path, saved: dict[str, tuple], targets: dict[str, torch.Tensor]) -> None:
+    shapes = {name: tuple(target.shape) for name, target in targets.items()}
     if shapes != saved:
         name = min(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
         raise InputError(
             f"{folder} does not fit this model: {name} was {saved.get(name, 'absent')}, is {shapes.get(name, 'absent')}"
         )
-    for name, target in targets.items():
-        target.copy_(values[name])
 
 
 def _refuse_other_settings(folder: Path, before: dict, now: dict) -> None:
     now = json.loads(json.dumps(now))  # as JSON gives it back: tuples as lists
+    if before.get("task", now.get("task")) != now.get("task"):
+        raise InputError(f"cannot resume {folder}: it is a checkpoint of another task, {before['task']}")
     changes = [
         f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
         for name in {**before, **now}
-        if before.get(name) != now.get(name)
+        if name != "task" and before.get(name) != now.get(name)
     ]
     if changes:
         raise InputError(f"cannot resume {folder} with other settings: {'; '.join(changes)}")
+
+
+def _damaged(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder} is damaged: {error}; resume from another checkpoint")
 
 
 def find_checkpoint(output_dir: str | Path, wanted: str | None) -> Path | None:

@@ -5,6 +5,7 @@ name their ``group`` of the help, and overrides defaults; `command_line.parse_co
 """
 
 import dataclasses
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,6 +219,17 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:  # also for NaN, which compares false
             raise InputError(f"--{name} is {getattr(self, name)!r}, but must be {what}")
+
+
+def default_settings(config_class: type[TrainingConfig]) -> dict:
+    """The settings that nobody has given, as JSON gives them back: of a run that is too old to know an option, say."""
+    found = {}
+    for field in dataclasses.fields(config_class):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return json.loads(json.dumps(found))
 
 
 def save_config(config: TrainingConfig, path: str | Path) -> None:

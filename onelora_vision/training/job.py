@@ -20,7 +20,7 @@ from onelora_vision.tasks.retention import Retention
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.evaluation import evaluate, evaluating
 from onelora_vision.training.html_report import REPORT, render_report
-from onelora_vision.training.loop import train
+from onelora_vision.training.loop import require_resumable, train
 from onelora_vision.training.optim import trained_parameters
 from onelora_vision.training.record import Record
 from onelora_vision.training.report import plot_loss, print_outcome, publish
@@ -58,6 +58,7 @@ def run_job(
     with run.phase("preparing the run"):
         if run.config.peft_config:
             require_readable(task.adapted.active_peft_config)
+        require_resumable(run, task, dataset)
         old_data = {"old data": retention.identity} if retention else {}
         record = Record.open(run, task, task.identity() | identity_of(dataset) | old_data)
         record.held_out = watched is None or watched.held_out

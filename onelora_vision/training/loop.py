@@ -18,7 +18,7 @@ from onelora_vision.runtime.progress import progress_bar
 from onelora_vision.tasks.base import Task
 from onelora_vision.training import checkpoint as ckpt
 from onelora_vision.training.compilation import compile_blocks
-from onelora_vision.training.config import save_config
+from onelora_vision.training.config import default_settings, save_config
 from onelora_vision.training.ema import EMA
 from onelora_vision.training.evaluation import PeriodicEvaluation
 from onelora_vision.training.optim import (
@@ -67,6 +67,24 @@ def train(
     return TrainingSummary.of(loop.state.progress)
 
 
+def require_resumable(run: Run, task: Task, dataset: Dataset) -> None:
+    """Refuse a checkpoint to resume from that is not of this run, before anything is computed or written.
+
+    Raises:
+        InputError: the checkpoint is damaged, or was written by a run with other settings, data or base.
+    """
+    folder = ckpt.find_checkpoint(run.config.output_dir, run.config.resume_from_checkpoint)
+    if folder is not None:
+        settings = _fixed_settings(run, task, dataset)
+        ckpt.require_same_run(folder, task.model, settings, default_settings(type(run.config)))
+
+
+def _fixed_settings(run: Run, task: Task, dataset: Dataset) -> dict:
+    """What a resumed run must have in common with the interrupted one."""
+    fixed = ckpt.run_settings(run.config, len(dataset), samples_per_step(run.config, run.accelerator.num_processes))
+    return {"task": task.info.task} | fixed | task.identity() | identity_of(dataset)
+
+
 def prepare_loop(
     run: Run, task: Task, dataset: Dataset, evaluation_loader=None, watched: WatchedSamples | None = None
 ) -> "TrainingLoop":
@@ -89,10 +107,9 @@ def prepare_loop(
     sharded = ShardedBlocks(model, accelerator) if config.shard_base else None
     ema = EMA(model, config.ema_decay) if config.use_ema else None
     state = ckpt.RunState(model, optimizer, scheduler, accelerator.scaler, ema, RankAllocation.of(model, steps))
-    fixed = ckpt.run_settings(config, len(dataset), samples_per_step(config, processes))
-    settings = fixed | task.identity() | identity_of(dataset)
     evaluation = PeriodicEvaluation(run, task, state, evaluation_loader, sharded)
     validation_loss = ValidationLoss(run, task, state, watched, steps)
+    settings = _fixed_settings(run, task, dataset)
     return TrainingLoop(run, task, dataset, steps, state, settings, evaluation, validation_loss, sharded)
 
 
@@ -134,7 +151,8 @@ class TrainingLoop:
         config, accelerator = self.config, self.accelerator
         folder = ckpt.find_checkpoint(config.output_dir, config.resume_from_checkpoint)
         if folder is not None:
-            ckpt.load_checkpoint(folder, self.state, self.settings)
+            ckpt.require_same_run(folder, self.state.model, self.settings, default_settings(type(config)))
+            ckpt.load_checkpoint(folder, self.state)
             accelerator.print(f"resumed from {folder}")
         self.saved_step = self.state.progress.step
         accelerator.wait_for_everyone()

@@ -18,6 +18,7 @@ from torch import Tensor
 from onelora_vision.errors import InputError
 from onelora_vision.storage.files import write_json
 from onelora_vision.tasks.base import Task
+from onelora_vision.training.config import default_settings
 from onelora_vision.training.report import count_parameters, peak_memory_bytes, versions
 from onelora_vision.training.results import PHASES, RESULTS
 from onelora_vision.training.setup import Run
@@ -94,7 +95,8 @@ class Record:
         """Keep what an earlier start of this run measured under the same settings."""
         if found.get("protocol") != self.task.info.protocol or found.get("identity") != self.identity:
             return
-        before, now = found.get("config", {}), json.loads(json.dumps(dataclasses.asdict(self.run.config)))
+        before = default_settings(type(self.run.config)) | found.get("config", {})
+        now = json.loads(json.dumps(dataclasses.asdict(self.run.config)))
         changed = {name for name in {*before, *now} if before.get(name) != now.get(name)} - _HARMLESS
         if not changed - _OF_TRAINING and self._is_at_least(found, "baseline"):
             self.phase, self.before = "baseline", found["metrics"]["before"]

@@ -100,7 +100,7 @@ def start_run(config: TrainingConfig) -> Iterator[Run]:
         run = Run(config, _accelerator(config), interruption)
         if not config.dry_run:
             found = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
-            run.resumes = config.resume_from_checkpoint == "latest" or run.folder.contains(found)
+            run.resumes = run.folder.contains(found)
             if run.accelerator.is_main_process:
                 run.folder.take()
                 run.folder.require_free(run.resumes, config.overwrite)

@@ -109,6 +109,7 @@ def test_a_changed_world_is_refused_with_what_has_changed(job, tmp_path, capsys)
     script, flags = job
     output, data = tmp_path / "out", DATA.get(script, "data_dir")
     assert run(job, output, max_train_steps=2) == 0
+    results = (output / "results.json").read_bytes()
     capsys.readouterr()
     other = shutil.copytree(flags["pretrained_model_name_or_path"], tmp_path / "other-base")
     changed = {"pretrained_model_name_or_path": other, "seed": 7, "method": "lora"}
@@ -116,15 +117,30 @@ def test_a_changed_world_is_refused_with_what_has_changed(job, tmp_path, capsys)
     line = error_line(capsys)
     for difference in ("seed was 0, is 7", "method was 'onelora', is 'lora'", f"is '{other}'"):
         assert difference in line
-    assert "weights" not in line
+    assert "weights" not in line and "resume with the same command" not in line
+    assert (output / "results.json").read_bytes() == results
 
     write = {"depth": jobs.write_frames, "language": jobs.write_rows}.get(script, jobs.write_images)
     moved = {data: write(tmp_path / "data"), "max_train_steps": 3}
     assert run(job, output, resume_from_checkpoint="latest", **moved) == 0
     change_one(tmp_path / "data")
+    results = (output / "results.json").read_bytes()
     capsys.readouterr()
     assert run(job, output, resume_from_checkpoint="latest", **moved) == 2
     assert "other settings: files of the training data was '" in error_line(capsys)
+    assert (output / "results.json").read_bytes() == results
+
+
+@pytest.mark.parametrize("job", ["depth"], indirect=True)
+def test_the_run_of_another_task_is_refused_and_left_alone(job, tmp_path, capsys):
+    assert run(job, tmp_path / "out", max_train_steps=2) == 0
+    results = (tmp_path / "out" / "results.json").read_bytes()
+    other = "classification", {**jobs.make_job("classification", tmp_path / "other"), **LEAN}
+    capsys.readouterr()
+    assert run(other, tmp_path / "out", resume_from_checkpoint="latest") == 2
+    line = error_line(capsys)
+    assert line.endswith(f"cannot resume {tmp_path}/out/checkpoint-2: it is a checkpoint of another task, depth")
+    assert (tmp_path / "out" / "results.json").read_bytes() == results
 
 
 def change_one(data: Path) -> None:

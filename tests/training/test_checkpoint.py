@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import resource
@@ -68,6 +69,22 @@ def test_a_new_run_does_not_mix_with_an_old_ones_checkpoints(tmp_path):
         InputError, match=r"contains an earlier run \(checkpoint-1, .* latest, replace it with --overwrite"
     ):
         job(tmp_path)
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_begun_anew(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(InputError, match="has no checkpoint to continue from: replace it with --overwrite"):
+        job(tmp_path, resume_from_checkpoint="latest")
+
+
+def test_an_option_that_a_checkpoint_is_too_old_to_know_has_its_default(tmp_path):
+    job(tmp_path, max_train_steps=1)
+    file = tmp_path / "checkpoint-1" / "state.json"
+    state = json.loads(file.read_text())
+    for name in ("task", "quantize"):
+        del state["settings"][name]
+    file.write_text(json.dumps(state))
+    assert job(tmp_path, resume_from_checkpoint="latest")[0].steps == 4
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
