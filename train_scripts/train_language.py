@@ -12,6 +12,7 @@ Examples:
       --data_file MetaMathQA-395K.json
 """
 
+import logging
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -111,6 +112,8 @@ class LanguageConfig(EvaluationDataOptions, DataOptions, ModelOptions, TrainingC
         super().__post_init__()
         self.dataset_name = self.dataset_name or (JSON if self.data_file else EMBEDDED)
         self._refuse_ignored(ignored_by(self.dataset_name), "dataset_name", self.dataset_name)
+        if self.eval_data_file:
+            self._refuse_ignored({"held_out_fraction"}, "eval_data_file", self.eval_data_file)
         is_embedded = self.dataset_name == EMBEDDED
         if self.exact_match_samples is None:
             self.exact_match_samples = _EXACT_MATCH_SAMPLES if is_embedded else 0
@@ -160,6 +163,9 @@ from onelora_vision.training.setup import Run, start_run
 from onelora_vision.training.validation_loss import WatchedSamples
 
 
+_log = logging.getLogger(__name__)
+
+
 class Rows(NamedTuple):
     """Rows to train on, to choose settings by, and to report figures of; and how many could not be read."""
 
@@ -175,18 +181,27 @@ def open_splits(config: LanguageConfig) -> Rows:
     where = {"download": config.download, "cache_dir": config.cache_dir}
     train = open_rows(config.dataset_name, config.data_file, reader, **where)
     if config.eval_data_file:
-        test = read_rows(config.eval_data_file, reader)
+        test = read_rows(config.eval_data_file, reader, "--eval_data_file")
+        warn_of_common_rows(train, test)
     else:
         train, test = held_out(train, config.held_out_fraction, config.seed)
     validation = []
     if config.validation_fraction:
-        train, validation = held_out(train, config.validation_fraction, config.seed, stream=1)
+        train, validation = held_out(train, config.validation_fraction, config.seed, stream=1, flag="--validation_fraction")
     elif config.eval_split == "validation" or config.validation_steps:
         raise InputError(
             "rows to choose settings by are wanted, but none are held out: set --validation_fraction, such as 0.05"
         )
     train = train[: config.max_train_samples]
     return Rows(train, validation, test[: config.max_eval_samples], reader.skipped)
+
+
+def warn_of_common_rows(train: list[Row], test: list[Row]) -> None:
+    """Say how many rows to evaluate on are also trained on."""
+    known = {row[:2] for row in train}
+    common = sum(row[:2] in known for row in test)
+    if common:
+        _log.warning("--eval_data_file: %d of its %d rows are among those to train on", common, len(test))
 
 
 def load_base(config: LanguageConfig) -> LanguageBase:
@@ -231,7 +246,9 @@ def train(config: LanguageConfig, run: Run) -> dict:
     model = adapt(base, config).to(accelerator.device)
     data = {name: encode(getattr(rows, name), base, config) for name in rows._fields[:3] if getattr(rows, name)}
     accelerator.print(told(data, rows.bad, config.max_length))
-    trained = data["train"]
+    trained, judged = data["train"], data[config.eval_split]
+    if written := max(config.exact_match_samples, config.num_examples):
+        base.require_room(judged.longest_prompt(written), config.max_new_tokens)
     if config.packing:
         with accelerator.autocast():
             base.require_packing()
@@ -240,7 +257,6 @@ def train(config: LanguageConfig, run: Run) -> dict:
     if config.dry_run:
         return {}
 
-    judged = data[config.eval_split]
     if config.max_eval_samples and config.eval_split == "validation":
         judged = encode(judged.rows[: config.max_eval_samples], base, config)
     settings = {

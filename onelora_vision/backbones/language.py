@@ -66,10 +66,9 @@ class LanguageBase(Base):
                 tokenizer with an end token.
         """
         source = embedded.resolve(cls.task, source)
-        kind = "language model"
         if base_dtype not in DTYPES:
             raise InputError(f"base_dtype {one_line(repr(base_dtype), 40)}: must be {' or '.join(DTYPES)}")
-        require_place(source, kind)
+        require_place(source, "causal language")
         where = {"revision": revision, "cache_dir": cache_dir}
         try:
             with quiet_transformers():
@@ -77,7 +76,7 @@ class LanguageBase(Base):
         except LOADING_ERRORS as error:
             raise InputError(f"{source}: its config cannot be read ({one_line(error, 300)})") from error
         _require_decoder(config, source)
-        model = load_transformers(AutoModelForCausalLM, source, kind, dtype=DTYPES[base_dtype], **where)
+        model = load_transformers(AutoModelForCausalLM, source, "a language model", dtype=DTYPES[base_dtype], **where)
         tokenizer = load_tokenizer(source, len_of(model), **where)
         return cls(model=model, source=source, tokenizer=tokenizer, length=TRIAL_LENGTH)
 
@@ -111,11 +110,28 @@ class LanguageBase(Base):
         Raises:
             InputError: it knows fewer, and would fail or go astray beyond them.
         """
-        known = getattr(self.model.config, "max_position_embeddings", None)
-        if known is not None and tokens > known:
+        if self.positions is not None and tokens > self.positions:
             raise InputError(
-                f"{self.source}: knows {known:,} positions, but the longest row has {tokens:,} tokens: lower --max_length"
+                f"{self.source}: knows {self.positions:,} positions, but the longest row has {tokens:,} tokens: lower "
+                "--max_length"
             )
+
+    def require_room(self, prompt: int, max_new_tokens: int) -> None:
+        """Make sure that the network knows the positions of a prompt and its answer, both in tokens.
+
+        Raises:
+            InputError: it knows fewer.
+        """
+        if self.positions is not None and prompt + max_new_tokens > self.positions:
+            raise InputError(
+                f"{self.source}: knows {self.positions:,} positions, but the longest prompt has {prompt:,} tokens and its "
+                f"answer may have {max_new_tokens:,}: ask something shorter, or lower --max_new_tokens"
+            )
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens of a sequence, if the network's config says so."""
+        return getattr(self.model.config, "max_position_embeddings", None)
 
     def set_length(self, tokens: int) -> None:
         if tokens < 1:
@@ -170,10 +186,15 @@ class LanguageBase(Base):
     def continue_tokens(
         self, prompts: Sequence[Tensor], max_new_tokens: int, model: nn.Module | None = None
     ) -> Tensor:
-        """Greedy continuations of one batch of prompts, token ids (T_i,): (B, max_new_tokens), padded after the end."""
+        """Greedy continuations of one batch of prompts, token ids (T_i,): (B, max_new_tokens), padded after the end.
+
+        Raises:
+            InputError: see `require_room`.
+        """
         model, pad = model or self.model, self.tokenizer.pad_token_id
         device = next(model.parameters()).device
         length = max(map(len, prompts))
+        self.require_room(length, max_new_tokens)
         ids = torch.full((len(prompts), length), pad, device=device)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):  # on the left, so that all of them end where the answers begin

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.language import LanguageBase
-from onelora_vision.data.text.prompts import METAMATH, find_template, prompt_of
-from onelora_vision.errors import InputError
+from onelora_vision.data.text.prompts import METAMATH, find_template, prompt_of, require_questions
 
 
 class Answerer:
@@ -33,10 +32,9 @@ class Answerer:
             max_new_tokens: tokens of an answer, at most (default: as in the evaluation of the training).
 
         Raises:
-            InputError: ``questions`` is not a sequence of texts.
+            InputError: ``questions`` is not a sequence of texts; one of them is empty, or too long for the model.
         """
-        if isinstance(questions, str) or not all(isinstance(question, str) for question in questions):
-            raise InputError('answer takes a list of texts, such as ["What is 2 plus 3?"]')
+        require_questions(questions)
         prompts = [prompt_of(question, self.template) for question in questions]
         most = max_new_tokens or self.info.extra.get("max_new_tokens") or 256
         return self.base.complete(prompts, max_new_tokens=most, batch_size=batch_size)

@@ -50,3 +50,18 @@ def file_below(folder: Path, name: str) -> Path:
     if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
         raise InputError(f"{one_line(name)}: this file is listed, but lies outside of {one_line(folder)}")
     return path
+
+
+def require_unicode(text: str, what: str) -> None:
+    """Refuse a text that no file could hold: one with half a surrogate pair, as a broken escape or argument leaves it.
+
+    Raises:
+        InputError: ``what`` is such a text.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} is not Unicode: its character {error.start + 1:,} is half a surrogate pair, as text in another encoding "
+            "leaves it; give it as UTF-8"
+        ) from None

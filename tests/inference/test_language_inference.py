@@ -44,8 +44,11 @@ def test_the_prompt_is_that_of_the_training(make):
         assert found[0] == base.complete([prompt], max_new_tokens=5)[0] and len(found) == 2
     with pytest.raises(InputError, match="neither metamath nor none"):
         load_adapted(make(prompt_template="broken"))
-    with pytest.raises(InputError, match="a list of texts"):
+    with pytest.raises(InputError, match="a list of questions"):
         load_adapted(make()).answer("2?")
+    for question, message in (("", "question 2 is empty"), ("\ud83d", "question 2 is not Unicode")):
+        with pytest.raises(InputError, match=message):
+            load_adapted(make()).answer(["2?", question])
 
 
 def test_questions_on_the_command_line_and_in_files(make, tmp_path, capsys):
@@ -68,7 +71,9 @@ def test_questions_on_the_command_line_and_in_files(make, tmp_path, capsys):
         (["a?", "--top", "3"], "--top is for pictures"),
         (["a?", "--npy"], "--npy is for pictures"),
         (["a?", "--max_new_tokens", "0"], "--max_new_tokens is 0"),
-        (["  "], "a question is empty"),
+        (["  "], "the question is empty"),
+        (["\udce9t\udce9?"], "the question is not Unicode"),
+        (["a" * 600], "knows 512 positions, but the longest prompt has "),
         (["missing.txt"], "missing.txt: cannot be read"),
         (["empty.txt"], "empty.txt: holds no questions"),
     ],

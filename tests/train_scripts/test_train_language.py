@@ -215,7 +215,10 @@ def test_a_dry_run_says_what_was_cut_and_left_out(base, tmp_path, capsys):
         ({"dataset_name": "arithmetic"}, "--data_file has no effect with --dataset_name arithmetic"),
         ({"download": "true"}, "--download has no effect with --dataset_name json"),
         ({"validation_fraction": 0, "eval_split": "validation"}, "set --validation_fraction"),
-        ({"held_out_fraction": 0.01}, "20 rows: holding out 0.01 of them leaves 20 to train on and 0 to evaluate on"),
+        ({"held_out_fraction": 0.01}, "--held_out_fraction 0.01 of 20 rows leaves 20 to train on and 0 to evaluate on"),
+        ({"validation_fraction": 0.01}, "--validation_fraction 0.01 of 16 rows leaves 16 to train on"),
+        ({"eval_data_file": "a.jsonl", "held_out_fraction": 0.3}, "no effect with --eval_data_file a.jsonl"),
+        ({"max_new_tokens": 512}, "knows 512 positions, but the longest prompt has "),
         ({"max_length": 3}, "within --max_length 3 tokens"),
         ({"pretrained_model_name_or_path": "nowhere"}, "nowhere: no such folder"),
         ({"pretrained_model_name_or_path": "embedded/sit"}, "no embedded base of that name; it has embedded/language"),
@@ -229,6 +232,11 @@ def test_bad_input_is_one_line(base, sums, tmp_path, changes, message):
         run(base, sums, tmp_path / "out", **changes)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_are_trained_and_evaluated_on_are_told(base, sums, tmp_path, caplog):
+    run(base, sums, tmp_path / "out", eval_data_file=sums, dry_run="true")
+    assert "--eval_data_file: 20 of its 20 rows are among those to train on" in caplog.text
 
 
 def test_rows_beyond_the_network_s_positions_are_refused(base, tmp_path):

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from onelora_vision.data.text.prompts import require_questions
 from onelora_vision.errors import InputError
 from onelora_vision.inference.loading import load_adapted
 from onelora_vision.runtime.progress import progress
@@ -30,7 +31,7 @@ def _questions(given: list[str]) -> list[str]:
     """The questions: the lines of a text file, or what was given itself.
 
     Raises:
-        InputError: a file without a question, an empty question, or what looks like a file that is not there.
+        InputError: a file without a question, a question that cannot be asked, or what looks like a file that is not there.
     """
     found = []
     for text in given:
@@ -39,8 +40,7 @@ def _questions(given: list[str]) -> list[str]:
             if not lines:
                 raise InputError(f"{text}: holds no questions, which are one a line")
             found += lines
-        elif not text.strip():
-            raise InputError("a question is empty: give its text, or a text file with one a line")
         else:
             found.append(text)
+    require_questions(found)
     return found

@@ -83,6 +83,10 @@ class TextDataset(Dataset):
         """The most tokens of a row."""
         return int(self._starts.diff().max())
 
+    def longest_prompt(self, count: int) -> int:
+        """The most tokens of a prompt among the first ``count`` rows."""
+        return int(self._prompts[:count].max())
+
     def __getitem__(self, ref: SampleRef | int) -> dict[str, Any]:
         return self.__getitems__([ref])[0]
 

@@ -1,6 +1,9 @@
 """How a question becomes the prompt of a language model."""
 
+from collections.abc import Sequence
+
 from onelora_vision.errors import InputError, nearest, one_line
+from onelora_vision.storage.textfiles import require_unicode
 
 QUERY = "{query}"
 #: The prompt of MetaMath (arXiv 2309.12284) as its README has it: Alpaca's, ended by a call for steps.
@@ -26,6 +29,21 @@ def find_template(given: str) -> str:
     raise InputError(
         f"--prompt_template {one_line(given, 60)}: neither {' nor '.join(TEMPLATES)} nor a text with {QUERY} in it{hint}"
     )
+
+
+def require_questions(given: Sequence[str]) -> None:
+    """Refuse what cannot be asked.
+
+    Raises:
+        InputError: it is not a sequence of texts, or one of them is empty or not Unicode.
+    """
+    if isinstance(given, str) or not all(isinstance(question, str) for question in given):
+        raise InputError('expected a list of questions, such as ["What is 2 plus 3?"]')
+    for number, question in enumerate(given, 1):
+        what = f"question {number}" if len(given) > 1 else "the question"
+        if not question.strip():
+            raise InputError(f"{what} is empty: give its text")
+        require_unicode(question, what)
 
 
 def prompt_of(query: str, template: str) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from onelora_vision.errors import InputError, MissingSplit, nearest, one_line
 from onelora_vision.seeding import mix
-from onelora_vision.storage.textfiles import read_text
+from onelora_vision.storage.textfiles import read_text, require_unicode
 
 _log = logging.getLogger(__name__)
 #: Columns of question and answer that are looked for where none are named: MetaMathQA's, and the usual ones.
@@ -59,32 +59,45 @@ class RowReader:
             raise record
         if not isinstance(record, Mapping):
             raise InputError(f'{where}: expected an object such as {{"query": "…", "response": "…"}}')
-        columns = self.columns or next(
-            (pair for pair in COLUMNS if pair[0] in record and pair[1] in record), COLUMNS[0]
-        )
         texts = []
-        for column in columns:
+        for column in self.columns or _columns_of(where, record):
             if column not in record:
                 hint = nearest(column, list(map(str, record)), "column")
                 raise InputError(f"{where}: has no {column!r} (--prompt_column, --response_column){hint}")
             if not isinstance(record[column], str) or not record[column].strip():
                 raise InputError(f"{where}: {column!r} is {one_line(repr(record[column]), 60)}, but must be a text")
+            require_unicode(record[column], f"{where}: {column!r}")
             texts.append(record[column].strip())
         return Row(*texts, where)
 
 
-def read_rows(path: str | os.PathLike, reader: RowReader) -> list[Row]:
-    """The rows of a JSONL file, or of a JSON file that is a list of objects.
+def _columns_of(where: str, record: Mapping) -> tuple[str, str]:
+    """The first of `COLUMNS` that a record has."""
+    for pair in COLUMNS:
+        if pair[0] in record and pair[1] in record:
+            return pair
+    known = ", ".join(" and ".join(pair) for pair in COLUMNS)
+    names = one_line(", ".join(map(str, record)), 80) or "none"
+    lists = [name for name, value in record.items() if isinstance(value, list)]
+    advice = (
+        f"give the list of {lists[0]!r} as a file of its own" if lists else "name two with --prompt_column and --response_column"
+    )
+    raise InputError(f"{where}: its columns are {names}, not {known}; {advice}")
+
+
+def read_rows(path: str | os.PathLike, reader: RowReader, flag: str = "--data_file") -> list[Row]:
+    """The rows of a JSONL file, or of a JSON file that is a list of objects. ``flag`` goes before the path in messages.
 
     Raises:
         InputError: it cannot be read, or holds a bad row (file, line or number, and why) where the reader minds.
         MissingSplit: it holds no rows.
     """
-    text = read_text(path, "--data_file")
+    text, skipped = read_text(path, flag), reader.skipped
     records = _json_records(path, text) if text.lstrip()[:1] == "[" else _lines(path, text)
     rows = reader.rows(records)
     if not rows:
-        raise MissingSplit(f"{one_line(path)}: holds no rows")
+        without = f"; all {reader.skipped - skipped:,} were skipped" if reader.skipped > skipped else ""
+        raise MissingSplit(f"{flag} {one_line(path)}: holds no rows{without}")
     return rows
 
 
@@ -95,21 +108,27 @@ def _lines(path: str | os.PathLike, text: str) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 yield where, json.loads(line)
-            except ValueError as error:
-                yield where, InputError(f"{where}: not JSON ({getattr(error, 'msg', error)})")
+            except (ValueError, RecursionError) as error:
+                advice = "; each line must be an object of its own" if number == 1 else ""
+                yield where, InputError(f"{where}: not JSON ({getattr(error, 'msg', error)}){advice}")
 
 
 def _json_records(path: str | os.PathLike, text: str) -> Iterator[tuple[str, Any]]:
     try:
         records = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{one_line(path)} line {error.lineno}: not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InputError(f"{one_line(path)}{line}: not JSON ({getattr(error, 'msg', error)})") from None
     for number, record in enumerate(records, 1):
         yield f"{Path(path).name} entry {number}", record
 
 
-def held_out(rows: Sequence[Row], fraction: float, seed: int, stream: int = 0) -> tuple[list[Row], list[Row]]:
+def held_out(
+    rows: Sequence[Row], fraction: float, seed: int, stream: int = 0, flag: str = "--held_out_fraction"
+) -> tuple[list[Row], list[Row]]:
     """The rows in an order drawn by ``seed``, without the last ``fraction`` of them, and these.
+
+    ``flag`` is what the fraction was given with.
 
     Raises:
         MissingSplit: one of the two parts would be empty.
@@ -118,8 +137,9 @@ def held_out(rows: Sequence[Row], fraction: float, seed: int, stream: int = 0) -
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(mix(seed, _SPLIT_STREAM, stream)))
     mixed = [rows[index] for index in order.tolist()]
     if not 0 < count < len(rows):
+        rest = len(rows) - count
         raise MissingSplit(
-            f"{len(rows)} row{'s' * (len(rows) != 1)}: holding out {fraction:g} of them leaves {len(rows) - count} to train on and {count} to "
-            "evaluate on; give more rows, or another fraction"
+            f"{flag} {fraction:g} of {len(rows)} row{'s' * (len(rows) != 1)} leaves {rest} to train on and {count} to "
+            f"evaluate on: give more rows, or another {flag}"
         )
     return mixed[: len(rows) - count], mixed[len(rows) - count :]

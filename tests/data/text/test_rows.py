@@ -33,8 +33,11 @@ def test_columns_by_name_and_a_separator_inside_of_a_text(tmp_path):
 BAD = [
     ("{", "line 2: not JSON"),
     ("[1]", "line 2: expected an object"),
-    ({"query": "x"}, "line 2: has no 'response'"),
-    ({"query": "x", "respones": "y"}, "did you mean 'respones'"),
+    ("[" * 20000, "line 2: not JSON"),
+    ({"query": "x"}, "line 2: its columns are query, not query and response, prompt and response, prompt and completion;"),
+    ({"query": "x", "completion": "y"}, "columns are query, completion, not"),
+    ({"data": [GOOD]}, "give the list of 'data' as a file of its own"),
+    ('{"query": "\\ud83d", "response": "y"}', "line 2: 'query' is not Unicode: its character 1 is half a surrogate pair"),
     ({"query": "x", "response": 5}, "line 2: 'response' is 5, but must be a text"),
     ({"query": " ", "response": "y"}, "line 2: 'query' is ' ', but must be a text"),
 ]
@@ -56,6 +59,12 @@ def test_a_bad_row_is_named_or_left_out(line, message, tmp_path, caplog):
 def test_files_without_rows_or_with_damage(tmp_path):
     with pytest.raises(MissingSplit, match="holds no rows"):
         read_rows(write(tmp_path, ""), RowReader())
+    with pytest.raises(MissingSplit, match="--eval_data_file .*holds no rows; all 2 were skipped"):
+        read_rows(write(tmp_path, "{", {}), RowReader(on_bad_row="skip"), "--eval_data_file")
+    with pytest.raises(InputError, match="line 1: not JSON .*; each line must be an object of its own"):
+        read_rows(write(tmp_path, "{", '"query": "x"}'), RowReader())
+    with pytest.raises(InputError, match="not JSON"):
+        read_rows(write(tmp_path, "[" * 20000), RowReader())
     (tmp_path / "rows.json").write_text('[{"query": "x",\n "response" "y"}]')
     with pytest.raises(InputError, match=r"rows.json line 2: not JSON"):
         read_rows(tmp_path / "rows.json", RowReader())
@@ -74,9 +83,9 @@ def test_the_split_is_drawn_by_the_seed():
 @pytest.mark.parametrize("count", [1, 2])
 def test_an_empty_split_is_refused(count):
     with pytest.raises(
-        MissingSplit, match=rf"{count} rows?: holding out 0.2 of them leaves {count} to train on and 0"
+        MissingSplit, match=rf"--share 0.2 of {count} rows? leaves {count} to train on and 0 to evaluate on"
     ):
-        held_out([Row("a", "b")] * count, 0.2, 0)
+        held_out([Row("a", "b")] * count, 0.2, 0, flag="--share")
 
 
 def test_a_data_set_of_the_datasets_package(tmp_path):
