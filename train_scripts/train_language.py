@@ -162,7 +162,6 @@ from onelora_vision.training.report import print_plan
 from onelora_vision.training.setup import Run, start_run
 from onelora_vision.training.validation_loss import WatchedSamples
 
-
 _log = logging.getLogger(__name__)
 
 
@@ -187,7 +186,9 @@ def open_splits(config: LanguageConfig) -> Rows:
         train, test = held_out(train, config.held_out_fraction, config.seed)
     validation = []
     if config.validation_fraction:
-        train, validation = held_out(train, config.validation_fraction, config.seed, stream=1, flag="--validation_fraction")
+        train, validation = held_out(
+            train, config.validation_fraction, config.seed, stream=1, flag="--validation_fraction"
+        )
     elif config.eval_split == "validation" or config.validation_steps:
         raise InputError(
             "rows to choose settings by are wanted, but none are held out: set --validation_fraction, such as 0.05"

@@ -90,11 +90,15 @@ class RunFolder:
                 f"which were changed since: {listed(foreign)}; move them away or choose another folder"
             )
         if self.has_trained() and not resumes and not overwrite:
-            can = any(map(_CHECKPOINT.fullmatch, self._names()))
-            how = "continue it with --resume_from_checkpoint latest, " if can else "it has no checkpoint to continue from: "
+            names = listed(self._names(), 3)
+            if not any(map(_CHECKPOINT.fullmatch, self._names())):
+                raise InputError(
+                    f"--output_dir {self.given} contains an earlier run ({names}), but no checkpoint to continue it from: "
+                    "replace it with --overwrite, or choose another folder"
+                )
             raise InputError(
-                f"--output_dir {self.given} contains an earlier run ({listed(self._names(), 3)}): {how}"
-                "replace it with --overwrite, or choose another folder"
+                f"--output_dir {self.given} contains an earlier run ({names}): continue it with "
+                "--resume_from_checkpoint latest, replace it with --overwrite, or choose another folder"
             )
 
     def has_trained(self) -> bool:

@@ -215,7 +215,10 @@ def test_a_dry_run_says_what_was_cut_and_left_out(base, tmp_path, capsys):
         ({"dataset_name": "arithmetic"}, "--data_file has no effect with --dataset_name arithmetic"),
         ({"download": "true"}, "--download has no effect with --dataset_name json"),
         ({"validation_fraction": 0, "eval_split": "validation"}, "set --validation_fraction"),
-        ({"held_out_fraction": 0.01}, "--held_out_fraction 0.01 of 20 rows leaves 20 to train on and 0 to evaluate on"),
+        (
+            {"held_out_fraction": 0.01},
+            "--held_out_fraction 0.01 of 20 rows leaves 20 to train on and 0 to evaluate on",
+        ),
         ({"validation_fraction": 0.01}, "--validation_fraction 0.01 of 16 rows leaves 16 to train on"),
         ({"eval_data_file": "a.jsonl", "held_out_fraction": 0.3}, "no effect with --eval_data_file a.jsonl"),
         ({"max_new_tokens": 512}, "knows 512 positions, but the longest prompt has "),

@@ -73,7 +73,7 @@ def test_a_new_run_does_not_mix_with_an_old_ones_checkpoints(tmp_path):
 
 def test_a_finished_run_without_its_checkpoints_is_not_begun_anew(tmp_path):
     (tmp_path / "adapter").mkdir()
-    with pytest.raises(InputError, match="has no checkpoint to continue from: replace it with --overwrite"):
+    with pytest.raises(InputError, match="but no checkpoint to continue it from: replace it with --overwrite"):
         job(tmp_path, resume_from_checkpoint="latest")
 
 

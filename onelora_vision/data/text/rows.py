@@ -80,7 +80,9 @@ def _columns_of(where: str, record: Mapping) -> tuple[str, str]:
     names = one_line(", ".join(map(str, record)), 80) or "none"
     lists = [name for name, value in record.items() if isinstance(value, list)]
     advice = (
-        f"give the list of {lists[0]!r} as a file of its own" if lists else "name two with --prompt_column and --response_column"
+        f"give the list of {lists[0]!r} as a file of its own"
+        if lists
+        else "name two with --prompt_column and --response_column"
     )
     raise InputError(f"{where}: its columns are {names}, not {known}; {advice}")
 

@@ -34,10 +34,16 @@ BAD = [
     ("{", "line 2: not JSON"),
     ("[1]", "line 2: expected an object"),
     ("[" * 20000, "line 2: not JSON"),
-    ({"query": "x"}, "line 2: its columns are query, not query and response, prompt and response, prompt and completion;"),
+    (
+        {"query": "x"},
+        "line 2: its columns are query, not query and response, prompt and response, prompt and completion;",
+    ),
     ({"query": "x", "completion": "y"}, "columns are query, completion, not"),
     ({"data": [GOOD]}, "give the list of 'data' as a file of its own"),
-    ('{"query": "\\ud83d", "response": "y"}', "line 2: 'query' is not Unicode: its character 1 is half a surrogate pair"),
+    (
+        '{"query": "\\ud83d", "response": "y"}',
+        "line 2: 'query' is not Unicode: its character 1 is half a surrogate pair",
+    ),
     ({"query": "x", "response": 5}, "line 2: 'response' is 5, but must be a text"),
     ({"query": " ", "response": "y"}, "line 2: 'query' is ' ', but must be a text"),
 ]
@@ -59,9 +65,9 @@ def test_a_bad_row_is_named_or_left_out(line, message, tmp_path, caplog):
 def test_files_without_rows_or_with_damage(tmp_path):
     with pytest.raises(MissingSplit, match="holds no rows"):
         read_rows(write(tmp_path, ""), RowReader())
-    with pytest.raises(MissingSplit, match="--eval_data_file .*holds no rows; all 2 were skipped"):
+    with pytest.raises(MissingSplit, match=r"--eval_data_file .*holds no rows; all 2 were skipped"):
         read_rows(write(tmp_path, "{", {}), RowReader(on_bad_row="skip"), "--eval_data_file")
-    with pytest.raises(InputError, match="line 1: not JSON .*; each line must be an object of its own"):
+    with pytest.raises(InputError, match=r"line 1: not JSON .*; each line must be an object of its own"):
         read_rows(write(tmp_path, "{", '"query": "x"}'), RowReader())
     with pytest.raises(InputError, match="not JSON"):
         read_rows(write(tmp_path, "[" * 20000), RowReader())
