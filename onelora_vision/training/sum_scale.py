@@ -27,6 +27,8 @@ steps of full size on any noise, and b would only grow."""
 def rates_by_sums(task: Task, batch: dict, accelerator: Accelerator) -> dict[str, float]:
     """Factor of the learning rate of each trained b, by the parameter's name: 1 / rms of its layer's sums in ``batch``.
 
+    Padding, where ``batch["attention_mask"]`` (B, T) is 0, does not count in inputs of that shape, (B, T, k).
+
     Every process brings a batch of its own and gets the same factors.
 
     Raises:
@@ -41,13 +43,15 @@ def rates_by_sums(task: Task, batch: dict, accelerator: Accelerator) -> dict[str
     }
     if not layers:
         raise InputError("--sum_scale rms is for methods with sum: nothing in this model multiplies a sum")
+    batch = send_to_device(batch, accelerator.device, skip_keys="seed")
+    mask = batch.get("attention_mask")
     totals = torch.zeros(len(layers), 3, device=accelerator.device, dtype=torch.float64)
     was_training = task.model.training
     task.model.eval()
     with ExitStack() as hooks, accelerator.autocast():
         for row, (layer, adapter) in zip(totals, layers.values()):
-            hooks.callback(layer.register_forward_pre_hook(_adding_to(row, adapter)).remove)
-        task.forward(send_to_device(batch, accelerator.device, skip_keys="seed"))
+            hooks.callback(layer.register_forward_pre_hook(_adding_to(row, adapter, mask)).remove)
+        task.forward(batch)
     task.model.train(was_training)
     sums, inputs, tokens = accelerator.reduce(totals, "sum").T
     sizes, lengths = (sums / tokens).sqrt(), (inputs / tokens).sqrt()
@@ -56,11 +60,13 @@ def rates_by_sums(task: Task, batch: dict, accelerator: Accelerator) -> dict[str
     return dict(zip(layers, torch.where(sizes > 0, 1 / sizes, 1.0).tolist()))
 
 
-def _adding_to(row: Tensor, adapter: str) -> Callable[[nn.Module, tuple], None]:
+def _adding_to(row: Tensor, adapter: str, mask: Tensor | None) -> Callable[[nn.Module, tuple], None]:
     """A hook that adds squared sums (their mean, if there are several), squared inputs and tokens of a layer's input (..., k) to ``row``."""
 
     def add(layer: OneLoraLayer, args: tuple) -> None:
         x = args[0].float()
+        if mask is not None and x.shape[:-1] == mask.shape:
+            x = x[mask.bool()]
         s = compress(x, layer.vectors(adapter).v)
         row.add_(torch.stack([s.square().mean(-1).sum(), x.square().sum(), s.new_tensor(s[..., 0].numel())]))
 

@@ -51,6 +51,13 @@ def test_sums_that_are_rounding_errors_count_as_the_input_itself():
     assert found["second.onelora_b.default"] == pytest.approx(1 / 6**0.5, rel=1e-2)
 
 
+def test_padding_does_not_count():
+    x, mask = torch.randn(2, 5, 4) + 3, torch.ones(2, 5, dtype=torch.long)
+    alone = factors({"x": x[:1]})
+    x[1], mask[1] = 100.0, 0
+    assert factors({"x": x, "attention_mask": mask}) == pytest.approx(alone, rel=1e-5)
+
+
 def test_without_an_input_the_rate_is_the_plain_one():
     assert factors({"x": torch.zeros(2, 5, 4)})["first.onelora_b.default"] == 1
 
