@@ -124,6 +124,7 @@ from onelora_vision.tasks.retention import SEED, Retention
 from onelora_vision.training.description import describe
 from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.job import run_job
+from onelora_vision.training.loop import try_data
 from onelora_vision.training.report import aggregate_seeds, print_plan
 from onelora_vision.training.setup import Run, start_run
 from onelora_vision.training.validation_loss import WatchedSamples
@@ -222,7 +223,9 @@ def train(config: ClassificationConfig, run: Run) -> dict:
     shown = ", ".join(f"{count:,} of {split}" for split, count in sizes.items())
     accelerator.print(f"{len(base.class_names)} classes ({listed(base.class_names, 8)}); images: {shown}")
     print_plan(config, model, len(training), accelerator)
+    dataset = ClassImageDataset(training, training_transform(base, config), config.on_bad_image)
     if config.dry_run:
+        try_data(run, dataset)
         return {}
 
     protocol = f"{len(test)} images of {test.name} {test.split} at {base.data_config['input_size'][-1]} pixels"
@@ -231,7 +234,6 @@ def train(config: ClassificationConfig, run: Run) -> dict:
     mean, std = base.normalisation
     mixing = (config.smoothing, config.mixup, config.cutmix)
     task = ClassificationTask(model, base.class_names, *mixing, mean, std, info, test)
-    dataset = ClassImageDataset(training, training_transform(base, config), config.on_bad_image)
     loader = partial(make_evaluation_loader, base=base, config=config, accelerator=accelerator)
     if validation is None:
         return run_job(run, task, dataset, loader(test), retention=retention)

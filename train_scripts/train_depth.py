@@ -142,6 +142,7 @@ from onelora_vision.tasks.depth import DepthTask, depth_retention
 from onelora_vision.tasks.retention import SEED, Retention
 from onelora_vision.training.description import describe
 from onelora_vision.training.job import run_job
+from onelora_vision.training.loop import try_data
 from onelora_vision.training.report import print_plan
 from onelora_vision.training.setup import Run, start_run
 from onelora_vision.training.validation_loss import WatchedSamples
@@ -159,6 +160,7 @@ def train(config: DepthConfig, run: Run) -> dict:
     retention = make_retention(config, base, own, model, size, accelerator) if own else None
     print_plan(config, model, len(train_data), accelerator)
     if config.dry_run:
+        try_data(run, train_data)
         return {}
 
     settings = {"max_depth": base.max_depth, "resolution": config.resolution, "fuse_qkv": config.fuse_qkv}

@@ -154,6 +154,7 @@ from onelora_vision.tasks.sample_evaluation import (
 )
 from onelora_vision.training.description import describe
 from onelora_vision.training.job import run_job
+from onelora_vision.training.loop import try_data
 from onelora_vision.training.report import print_plan
 from onelora_vision.training.setup import Run, start_run
 from onelora_vision.training.validation_loss import WatchedSamples
@@ -318,6 +319,7 @@ def train(config: DiTConfig, run: Run) -> dict:
         require_base(model)
     print_plan(config, model, len(dataset), accelerator)
     if config.dry_run:
+        try_data(run, dataset)
         return {}
 
     # Samples: how they are made, measured and shown

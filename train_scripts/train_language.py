@@ -158,6 +158,7 @@ from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.tasks.language import LanguageTask
 from onelora_vision.training.description import describe
 from onelora_vision.training.job import run_job
+from onelora_vision.training.loop import try_data
 from onelora_vision.training.report import print_plan
 from onelora_vision.training.setup import Run, start_run
 from onelora_vision.training.validation_loss import WatchedSamples
@@ -256,6 +257,7 @@ def train(config: LanguageConfig, run: Run) -> dict:
         trained = packed(trained, config, accelerator)
     print_plan(config, model, len(data["train"]), accelerator)
     if config.dry_run:
+        try_data(run, trained)
         return {}
 
     if config.max_eval_samples and config.eval_split == "validation":

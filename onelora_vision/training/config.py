@@ -112,7 +112,9 @@ class RunOptions:
     hub_model_id: str | None = option(
         None, "repository to upload to (default: the name of --output_dir)", may_change=True
     )
-    dry_run: bool = option(False, "print what would be trained and for how long, then stop", may_change=True)
+    dry_run: bool = option(
+        False, "print what would be trained and for how long, read a batch, then stop", may_change=True
+    )
 
 
 @dataclass(kw_only=True)

@@ -113,6 +113,20 @@ def prepare_loop(
     return TrainingLoop(run, task, dataset, steps, state, settings, evaluation, validation_loss, sharded)
 
 
+def try_data(run: Run, dataset: Dataset) -> None:
+    """Read the first batch of a dry run, which computes nothing with it, and print the shapes of its tensors.
+
+    Raises:
+        InputError: one of its samples cannot be read.
+    """
+    with run.phase("reading the first batch"):
+        batch = _first_batch(run, dataset)
+    shapes = [
+        f"{name} {'x'.join(map(str, x.shape))}" for name, x in batch.items() if torch.is_tensor(x) and x.ndim > 1
+    ]
+    run.accelerator.print(f"first batch           {', '.join(shapes)}")
+
+
 def _first_batch(run: Run, dataset: Dataset) -> dict:
     """What this process's run begins with."""
     config, place = run.config, (run.accelerator.process_index, run.accelerator.num_processes)

@@ -72,6 +72,19 @@ def test_a_nan_is_reported_with_step_files_and_rate(job, tmp_path, capsys):
     assert not (tmp_path / "adapter").exists()
 
 
+def test_a_dry_run_reads_a_batch(job, tmp_path, capsys):
+    assert run(job, tmp_path / "out", dry_run="true") == 0
+    assert "\nfirst batch           " in capsys.readouterr().out
+    if job[0] == "language":  # rows are read when the file is opened
+        return
+    flags, data = job[1], DATA.get(job[0], "data_dir")
+    shutil.copytree(flags[data], tmp_path / "data")
+    for file in [*(tmp_path / "data").rglob("*.png"), *(tmp_path / "data").rglob("*.npy")]:
+        file.write_bytes(b"no image")
+    assert run((job[0], {**flags, data: tmp_path / "data"}), tmp_path / "out", dry_run="true") == 2
+    assert "cannot be read" in error_line(capsys) and not (tmp_path / "out").exists()
+
+
 def test_a_full_disk_ends_a_run_in_one_line(job, tmp_path, capsys, monkeypatch):
     unlimited, update = resource.getrlimit(resource.RLIMIT_FSIZE), OptimizerStep._update
 
