@@ -42,12 +42,15 @@ def test_the_tables_are_made_of_what_is_kept_of_the_runs(tmp_path):
             }
             sweep.place(run).mkdir(parents=True)
             (sweep.place(run) / "results.json").write_text(json.dumps(results))
+    (runs / "classification" / "sweep.json").write_text('{"task": "classification"}')
     study.main.__wrapped__(["report", "--folder", str(runs), "--kept", str(kept), "--docs", str(docs)])
     text = (docs / study.TABLES).read_text()
     assert text == study.tables(kept) and "| onelora | 0.003 | 5,184 | 0.9 | 0.91 ± 0.01 | 1 ± 0 | " in text
     assert "## classification, " in text and "**Methods**" in text and "## depth" not in text and "missing" not in text
-    assert {path.name for path in kept.rglob("*") if path.is_file()} == {"results.json"}
-    assert not any(str(tmp_path) in path.read_text() for path in kept.rglob("results.json"))
+    assert {path.name for path in kept.rglob("*") if path.is_file()} == {"results.json", "sweep.json"}
+    assert not any(str(tmp_path) in path.read_text() for path in kept.rglob("*.json"))
+    study.take_up("classification", tmp_path / "anew", kept)
+    assert not study.sweep_of("classification", tmp_path / "anew").missing()
 
 
 def test_no_such_job():
