@@ -19,6 +19,7 @@ def test_the_tables_are_made_of_what_is_kept_of_the_runs(tmp_path):
     docs, kept, runs = tmp_path / "docs", tmp_path / "kept", tmp_path / "runs"
     (docs / "images").mkdir(parents=True)
     sweep = study.sweep_of("classification", runs)
+    sweep.open()
     while missing := sweep.missing():  # as if each run's best rate were 3e-3
         for run in missing:
             top1 = 0.9 - abs(math.log(run.rate / 3e-3)) / 100 + run.seed / 100
@@ -42,7 +43,6 @@ def test_the_tables_are_made_of_what_is_kept_of_the_runs(tmp_path):
             }
             sweep.place(run).mkdir(parents=True)
             (sweep.place(run) / "results.json").write_text(json.dumps(results))
-    (runs / "classification" / "sweep.json").write_text('{"task": "classification"}')
     study.main.__wrapped__(["report", "--folder", str(runs), "--kept", str(kept), "--docs", str(docs)])
     text = (docs / study.TABLES).read_text()
     assert text == study.tables(kept) and "| onelora | 0.003 | 5,184 | 0.9 | 0.91 ± 0.01 | 1 ± 0 | " in text
