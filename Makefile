@@ -1,5 +1,5 @@
 PYTHON ?= python
-SOURCES = onelora_vision train_scripts app benchmarks tests
+SOURCES = onelora_vision train_scripts app benchmarks tests docs/formulas.py
 
 BENCHMARKS = step swap bank memory data scale profile
 
@@ -45,7 +45,7 @@ rehearsal:
 
 # Into site/. Strictly: a dead link, or a page that is not in the navigation, is an error.
 docs:
-	$(PYTHON) -m mkdocs build --strict
+	$(PYTHON) -m zensical build --strict
 
 # The adapters that ship with the package: what the three scripts make without arguments. Their pictures get 256 colours,
 # which makes the package 0.8 MB smaller.

@@ -36,7 +36,7 @@ OTHER_PROGRAMS = [
     )
     for path in ROOT.glob(pattern)
 ]
-COMMAND = re.compile(r"\s*(\$ )?(onelora|(\S*/)?python3?|(\S*/)?pip|accelerate|torchrun|make|mkdocs) ")
+COMMAND = re.compile(r"\s*(\$ )?(onelora|(\S*/)?python3?|(\S*/)?pip|accelerate|torchrun|make|zensical) ")
 BASH = [block for block in BLOCKS if block.language == "bash"]
 RUN_BY_CI = ("pytest", "venv", "pip")
 # The block that CI runs as it stands.
@@ -110,7 +110,7 @@ def check(words, page, patch):
     elif program == "make":
         targets = {word for word in arguments if "=" not in word}
         assert targets <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    elif program == "mkdocs":
+    elif program == "zensical":
         assert arguments[0] in ("build", "serve") and set(arguments[1:]) <= {"--strict"}
     else:
         assert program in ("cd", "git", "source", "docker"), f"{page.name}: unknown command {shlex.join(words)}"
