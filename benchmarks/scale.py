@@ -1,4 +1,4 @@
-"""How opening, hashing, ordering and sharing a folder of images grow with their number.
+"""How opening, hashing, ordering and sharing a folder of images grow with their number; reading latents and images.
 
     python -m benchmarks.scale --images 10000,100000
     python -m benchmarks.scale --images 1280000 --folder /data/scale      # 5 GB of disk, kept for another run
@@ -39,12 +39,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", help="where the images are written, and kept (default: a temporary folder)")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # in the process of one size
     parser.add_argument("--latents", type=int, default=20480, help="latents to read back; 0: none")
+    parser.add_argument("--pictures", type=int, default=512, help="pictures to decode and to keep decoded; 0: none")
     parser.add_argument("--rounds", type=int, default=5, help="of reading them, by each way in turn")
     parser.add_argument("--output", help="JSON file")
     parser.add_argument("--quick", action="store_true", help="few images, to see that this runs")
     args = parser.parse_args(argv)
     if args.quick:
-        args.images, args.latents, args.rounds = "200", 512, 1
+        args.images, args.latents, args.pictures, args.rounds = "200", 512, 32, 1
     return args
 
 
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> dict:
         return {"rows": measure(Path(args.folder))}
     results = {"device": platform.processor() or platform.machine(), "images": {}}
     with tempfile.TemporaryDirectory() as temporary:
-        for count in map(int, args.images.split(",")):
+        for count in map(int, filter(None, args.images.split(","))):
             folder = Path(args.folder or temporary) / str(count)
             write_folder(folder, count)
             results["images"][count] = measured_apart(folder, Path(temporary) / "cache")
@@ -63,6 +64,12 @@ def main(argv: list[str] | None = None) -> dict:
         results["latents"] = latent_rates(args.latents, args.rounds)
         print(f"\n{args.latents:,} latents of 4 x 32 x 32, batches of {BATCH}: read per second")
         print("\n".join(f"{name}: {rate:,.0f}" for name, rate in results["latents"].items()))
+    if args.pictures:
+        results["pictures"] = picture_rates(args.pictures, args.rounds)
+        print(
+            f"\n{args.pictures:,} JPEG files of 500 x 375, items per CPU second: read each time, --cache_images uint8"
+        )
+        print("\n".join(f"{name}: {a:,.0f}, {b:,.0f}" for name, (a, b) in results["pictures"].items()))
     if args.output:
         write_json(args.output, results)
     return results
@@ -173,6 +180,54 @@ def latent_rates(count: int, rounds: int) -> dict[str, float]:
                 read = BATCH * sum(1 for _ in batches)
                 rates.setdefault((name, workers), []).append(read / (time.perf_counter() - started))
     return {f"{name}, {workers} workers": sorted(found)[len(found) // 2] for (name, workers), found in rates.items()}
+
+
+def picture_rates(count: int, rounds: int) -> dict[str, tuple[float, float]]:
+    """Items per CPU second of an epoch that reads the files, and of one of decoded images; medians of rounds by turns.
+
+    Pictures have the detail of photographs: colours that vary slowly, with noise.
+    """
+    from PIL import Image
+    from timm.data import create_transform
+
+    from onelora_vision.data.classes.dataset import ClassImageDataset
+    from onelora_vision.data.classes.images import ClassImages
+    from onelora_vision.data.depth.caps import Caps
+    from onelora_vision.data.depth.dataset import DepthDataset, InputSize
+    from onelora_vision.data.depth.frames import FilePair, FrameFiles
+    from onelora_vision.data.generation import SquareCrop
+
+    draw, rates = np.random.default_rng(0), {}
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = [FilePair(Path(folder, f"{number}.jpg"), Path(folder, f"{number}.png")) for number in range(count)]
+        for image, depth, *_ in pairs:
+            small = Image.fromarray(draw.integers(0, 255, (12, 16, 3), dtype=np.uint8))
+            smooth = np.asarray(small.resize((500, 375), Image.Resampling.BICUBIC), np.float32)
+            noisy = (smooth + draw.normal(0, 8, smooth.shape)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(image, quality=90)
+            Image.fromarray((smooth[..., 0] * 40 + 1000).astype(np.uint16)).save(depth)
+        source = ClassImages([str(pair.image) for pair in pairs], [0] * count, ["one"], "benchmark", "train")
+        crop = create_transform(224, is_training=True, scale=(0.7, 1), color_jitter=None, normalize=False)
+        makers = {
+            "classification, a random crop to 224": lambda: ClassImageDataset(source, crop),
+            "DiT, a random square of 256": lambda: ClassImageDataset(source, SquareCrop(256, center_crop=False)),
+            "depth, a random square of 364": lambda: DepthDataset(
+                FrameFiles(pairs), Caps(0.1, 80), InputSize(364, None, 14), train=True
+            ),
+        }
+        for name, make in makers.items():
+            sets = make(), make()
+            sets[1].keep_decoded(hidden=True)
+            found = [[_items_per_second(dataset) for dataset in sets] for _ in range(rounds)]
+            rates[name] = tuple(float(rate) for rate in np.median(found, 0))
+    return rates
+
+
+def _items_per_second(dataset) -> float:
+    started = time.process_time()
+    for first in range(0, len(dataset), 32):
+        dataset.__getitems__(range(first, min(first + 32, len(dataset))))
+    return len(dataset) / (time.process_time() - started)
 
 
 def _measured(work: Callable, count: int) -> tuple[dict, object]:

@@ -121,6 +121,7 @@ from onelora_vision.runtime.command import exits_cleanly
 from onelora_vision.storage.files import write_json
 from onelora_vision.tasks.classification import ClassificationTask, classifier_retention
 from onelora_vision.tasks.retention import SEED, Retention
+from onelora_vision.training.decoding import keep_decoded
 from onelora_vision.training.description import describe
 from onelora_vision.training.folder import RunFolder
 from onelora_vision.training.job import run_job
@@ -234,6 +235,7 @@ def train(config: ClassificationConfig, run: Run) -> dict:
     mean, std = base.normalisation
     mixing = (config.smoothing, config.mixup, config.cutmix)
     task = ClassificationTask(model, base.class_names, *mixing, mean, std, info, test)
+    keep_decoded(run, dataset)
     loader = partial(make_evaluation_loader, base=base, config=config, accelerator=accelerator)
     if validation is None:
         return run_job(run, task, dataset, loader(test), retention=retention)

@@ -18,6 +18,7 @@ from onelora_vision.data.depth.formats import FORMATS, find_format, needs_folder
 from onelora_vision.errors import InputError, MissingSplit
 from onelora_vision.training.command_line import check_command_line, parse_config
 from onelora_vision.training.config import Schedule, TrainingConfig, option
+from onelora_vision.training.decoding import DecodingOptions, keep_decoded
 from onelora_vision.training.retention_options import OldData, RetentionOptions
 
 EMBEDDED = "embedded/depth"
@@ -43,7 +44,7 @@ class ModelOptions:
 
 
 @dataclass(kw_only=True)
-class DataOptions:
+class DataOptions(DecodingOptions):
     group: ClassVar[str] = "data"
 
     dataset_name: str | None = option(
@@ -113,7 +114,8 @@ class DepthConfig(EvaluationDataOptions, RetentionOptions, LossOptions, DataOpti
         train_name, eval_name = self.dataset_names
         ignored, eval_ignored = find_format(train_name).ignores, find_format(eval_name).ignores
         ignored_by_both = self.ignored_flags(frozenset({"on_bad_image"}) & ignored & eval_ignored)
-        self._refuse_ignored({f"train_{flag}" for flag in ignored} | ignored_by_both, "dataset_name", train_name)
+        ignored_in_training = {f"train_{flag}" for flag in ignored} | ({"cache_images"} & ignored)
+        self._refuse_ignored(ignored_in_training | ignored_by_both, "dataset_name", train_name)
         self._refuse_ignored({f"eval_{flag}" for flag in eval_ignored}, "eval_dataset_name", eval_name)
 
     @property
@@ -166,6 +168,7 @@ def train(config: DepthConfig, run: Run) -> dict:
     settings = {"max_depth": base.max_depth, "resolution": config.resolution, "fuse_qkv": config.fuse_qkv}
     how = protocol(config.dataset_names[1], eval_split(config), eval_data, size, config.loss == "ssi")
     info = describe(run, base, train_data, config.dataset_name, how, **settings)
+    keep_decoded(run, train_data)
     losses = (config.loss, config.silog_lambda, config.silog_factor, config.gradient_weight)
     task = DepthTask(model, base, eval_data.caps, *losses, info, (eval_data, config.num_validation_images))
     loader = accelerator.prepare(evaluation_loader(eval_data, config.eval_batch_size, config.dataloader_num_workers))

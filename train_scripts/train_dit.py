@@ -93,6 +93,8 @@ class DiTConfig(LossOptions, RetentionOptions, DataOptions, ModelOptions, Traini
         ignored = self.ignored_flags(ignored_by(self.dataset_name)) - {"cache_dir"}  # which is the model's here
         ignored |= EMBEDDED_IGNORES if self.dataset_name == EMBEDDED else set()
         self._refuse_ignored(ignored, "dataset_name", self.dataset_name)
+        if self.cache_latents and self.cache_images != "none":
+            raise InputError("--cache_images has no effect with --cache_latents, which keeps more: leave it out")
         self._require("class_dropout_prob", 0 <= self.class_dropout_prob < 1, "in [0, 1)")
         self._require("validation_fraction", 0 <= self.validation_fraction < 1, "in [0, 1)")
         self._require("fid_num_samples", self.fid_num_samples == 0 or self.fid_num_samples >= 2, "0, or at least 2")
@@ -152,6 +154,7 @@ from onelora_vision.tasks.sample_evaluation import (
     measure_reference,
     published_reference,
 )
+from onelora_vision.training.decoding import keep_decoded
 from onelora_vision.training.description import describe
 from onelora_vision.training.job import run_job
 from onelora_vision.training.loop import try_data
@@ -344,6 +347,8 @@ def train(config: DiTConfig, run: Run) -> dict:
         if isinstance(dataset, LatentDataset):
             vae.to("cpu")
             vae = None
+    else:
+        keep_decoded(run, dataset)
 
     # Train, evaluate, save
     settings = {name: getattr(config, name) for name in ("fuse_qkv", "stock_numerics")}

@@ -22,7 +22,7 @@ class SquareCrop:
     random_flip: bool = False
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        image = _short_side(image, self.resolution)
+        image = self.prepare(image)
         left, top = (side - self.resolution for side in image.size)
         share = (0.5, 0.5) if self.center_crop else torch.rand(2).tolist()
         left, top = round(left * share[0]), round(top * share[1])
@@ -30,6 +30,10 @@ class SquareCrop:
         if self.draw_flip():
             image = F.horizontal_flip(image)
         return F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """The image with its short side at the resolution, which nothing random is in; a second time, it stays as it is."""
+        return _short_side(image, self.resolution)
 
     def draw_flip(self) -> bool:
         """Whether to mirror this sample: with a centred crop the one random choice, also where latents are cached."""

@@ -5,10 +5,11 @@ from typing import ClassVar, Literal
 
 from onelora_vision.data.classes.formats import EMBEDDED
 from onelora_vision.training.config import option
+from onelora_vision.training.decoding import DecodingOptions
 
 
 @dataclass(kw_only=True)
-class ClassDataOptions:
+class ClassDataOptions(DecodingOptions):
     """Which data set of `onelora_vision.data.classes.formats`, and where it is."""
 
     group: ClassVar[str] = "data"

@@ -217,7 +217,8 @@ def test_an_interrupted_run_ends_in_the_same_bytes(base, cifar, tmp_path):
     unbroken = (output / "adapter" / "adapter_model.safetensors").read_bytes()
     for name in ("checkpoint-4", "adapter"):
         (output / name).rename(tmp_path / name)
-    assert run(*arguments(base, cifar, output, **flags, resume_from_checkpoint="latest")) == 0
+    again = {"resume_from_checkpoint": "latest", "cache_images": "uint8"}
+    assert run(*arguments(base, cifar, output, **flags, **again)) == 0
     assert (output / "adapter" / "adapter_model.safetensors").read_bytes() == unbroken
 
 
@@ -339,6 +340,10 @@ def test_a_folder_alone_is_the_data(base, cifar, tmp_path):
         ({"dataset_name": "embedded", "data_dir": "pics"}, "--data_dir has no effect with --dataset_name embedded"),
         ({"data_dir": "pics", "download": True}, "--download has no effect with --dataset_name imagefolder"),
         ({"on_bad_image": "skip"}, "--on_bad_image has no effect with --dataset_name embedded"),
+        (
+            {"dataset_name": "cifar10", "cache_images": "uint8"},
+            "--cache_images has no effect with --dataset_name cifar10",
+        ),
         ({"dataset_name": "cifar10", "data_dir": "x", "label_column": "fine"}, "--label_column has no effect"),
     ],
 )

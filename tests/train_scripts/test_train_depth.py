@@ -153,9 +153,9 @@ def test_every_kind_of_method_trains(base, streets, tmp_path, method):
     assert read_adapter(tmp_path / "adapter").info.method == method
 
 
-def test_workers_and_gradient_checkpointing_change_nothing(base, streets, tmp_path):
+def test_workers_gradient_checkpointing_and_decoded_images_change_nothing(base, streets, tmp_path):
     plain = run(config_of(base, streets, tmp_path / "plain", max_train_steps=3, num_validation_images=0))
-    changes = {"dataloader_num_workers": 2, "gradient_checkpointing": "true"}
+    changes = {"dataloader_num_workers": 2, "gradient_checkpointing": "true", "cache_images": "uint8"}
     other = run(config_of(base, streets, tmp_path / "other", max_train_steps=3, num_validation_images=0, **changes))
     assert other["metrics"]["after"]["rmse"] != plain["metrics"]["before"]["rmse"]
     assert other["metrics"]["after"] == pytest.approx(plain["metrics"]["after"], rel=1e-6)
@@ -243,8 +243,9 @@ def test_rendered_data_cannot_be_unreadable_but_another_data_set_of_the_run_can(
 
 def test_flags_without_effect_are_flags():
     names = {field.name for field in dataclasses.fields(DepthConfig)}
-    assert set().union(*(row.ignores for row in FORMATS.values())) == {"data_dir", "split_file", "on_bad_image"}
-    assert names >= {"train_data_dir", "eval_data_dir", "train_split_file", "eval_split_file", "on_bad_image"}
+    shared, places = {"on_bad_image", "cache_images"}, {"data_dir", "split_file"}
+    assert set().union(*(row.ignores for row in FORMATS.values())) == shared | places
+    assert names >= shared | {f"{part}_{place}" for part in ("train", "eval") for place in places}
 
 
 def test_a_single_frame_is_a_data_set(base, streets, tmp_path):

@@ -187,6 +187,8 @@ def losses(output) -> list[float]:
 def test_cached_latents_give_the_losses_of_images(dit_folder, food101, tmp_path):
     common = {"random_flip": "true", "use_ema": "true", "num_validation_images": 0}
     assert run(*arguments(dit_folder, food101, tmp_path / "plain", **common)) == 0
+    assert run(*arguments(dit_folder, food101, tmp_path / "decoded", **common, cache_images="uint8")) == 0
+    assert losses(tmp_path / "decoded") == losses(tmp_path / "plain")
     cache = {"cache_latents": "true", "latents_dir": tmp_path / "latents"}
     assert run(*arguments(dit_folder, food101, tmp_path / "cached", **common, **cache)) == 0
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
@@ -416,6 +418,7 @@ def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food1
         ({"guidance_interval": "0.5"}, "guidance_interval"),
         ({"guidance_scales": "1,two"}, "guidance_scales"),
         ({"cache_latents": "true", "center_crop": "false"}, "--center_crop"),
+        ({"cache_latents": "true", "cache_images": "uint8"}, "--cache_images has no effect with --cache_latents"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(dit_folder, food101, tmp_path, capsys, flags, message):

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from onelora_vision.data.classes.images import ClassImages
+from onelora_vision.data.decoded import PICTURE, DecodedArrays, decode_all
 from onelora_vision.data.stream import BadItems, SampleRef, SeededDataset
 
 
@@ -32,6 +34,31 @@ class ClassImageDataset(SeededDataset):
         self.transform = transform
         self.on_bad_image = on_bad_image
         self._bad = BadItems(len(source), on_bad_image, f"{source.name}/{source.split}")
+        self._decoded: DecodedArrays | None = None
+
+    def keep_decoded(self, hidden: bool = False) -> None:
+        """Decode all images into memory that a loader's workers share; items stay the same, bit for bit.
+
+        What the transform's own ``prepare(picture)``, if it has one, does to each picture is done first; the transform
+        must change nothing when it does that again. Unreadable images are met as without this, when they are asked for.
+
+        Args:
+            hidden: no progress bar.
+
+        Raises:
+            InputError: the images take more memory than there is.
+        """
+        prepare = getattr(self.transform, "prepare", lambda picture: picture)
+        name = f"{self.source.name}/{self.source.split}"
+
+        def read(index: int) -> tuple[np.ndarray]:
+            return (np.asarray(prepare(self.source.read(index))),)
+
+        self._decoded = decode_all(read, len(self), PICTURE, name, hidden)
+
+    def _read(self, index: int) -> Image.Image:
+        kept = self._decoded[index] if self._decoded else None
+        return self.source.read(index) if kept is None else Image.fromarray(kept[0])
 
     @property
     def class_names(self) -> list[str]:
@@ -50,7 +77,7 @@ class ClassImageDataset(SeededDataset):
         return len(self.source)
 
     def _item(self, ref: SampleRef, seed: Callable[[int], None]) -> dict[str, Any]:
-        index, picture = self._bad.first_readable(ref.index, self.source.read)
+        index, picture = self._bad.first_readable(ref.index, self._read)
         seed(ref.seed)
         image = self.transform(picture)
         label = int(self.source.labels[index])

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 EMBEDDED, GLYPHS = "embedded", "glyphs"
 SPLITS = ("train", "validation", "test")
 _HUB_ONLY = frozenset({"image_column", "label_column", "cache_dir"})
-_BUILTIN = _HUB_ONLY | {"data_dir", "download", "on_bad_image", "validation_fraction"}
+_DECODED = frozenset({"on_bad_image", "cache_images"})  # pixels, which are in memory as they are
+_BUILTIN = _HUB_ONLY | _DECODED | {"data_dir", "download", "validation_fraction"}
 
 
 class ClassFormat(NamedTuple):
@@ -29,7 +30,7 @@ class ClassFormat(NamedTuple):
     Attributes:
         open: called as ``open(root, split, download=…, seed=…)``.
         ignores: arguments of `open_class_images`, `open_training_images` and `ClassImageDataset`, and the flags of the
-            same names, that have no effect with it.
+            same names, that have no effect with it; and ``cache_images``, if its images are in memory anyway.
     """
 
     open: Callable[..., "ClassImages"]
@@ -48,8 +49,8 @@ def _reader(module: str, function: str) -> Callable[..., "ClassImages"]:
 FORMATS = {
     EMBEDDED: ClassFormat(_reader("builtin", "digits"), _BUILTIN),
     GLYPHS: ClassFormat(_reader("builtin", "glyphs"), _BUILTIN),
-    "cifar10": ClassFormat(_reader("cifar", "cifar10"), _HUB_ONLY | {"on_bad_image"}),
-    "cifar100": ClassFormat(_reader("cifar", "cifar100"), _HUB_ONLY | {"on_bad_image"}),
+    "cifar10": ClassFormat(_reader("cifar", "cifar10"), _HUB_ONLY | _DECODED),
+    "cifar100": ClassFormat(_reader("cifar", "cifar100"), _HUB_ONLY | _DECODED),
     "food101": ClassFormat(_reader("torchvision", "food101")),
     "flowers102": ClassFormat(_reader("torchvision", "flowers102"), _HUB_ONLY | {"validation_fraction"}),
     "oxford_iiit_pet": ClassFormat(_reader("torchvision", "oxford_iiit_pet")),

@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from onelora_vision.data.decoded import PICTURE_AND_DEPTH, DecodedArrays, decode_all
 from onelora_vision.data.depth.caps import Caps, counted
 from onelora_vision.data.depth.frames import DepthFrame
 from onelora_vision.data.images import MAX_ASPECT
+from onelora_vision.data.paths import Paths
 from onelora_vision.data.stream import BadItems, SampleRef
 from onelora_vision.errors import InputError
 from onelora_vision.seeding import mix
@@ -95,6 +97,8 @@ class DepthDataset(Dataset):
         self.caps = caps._replace(crop="none") if train else caps
         self.random_flip, self.color_jitter = train and random_flip, train and color_jitter
         self._bad = BadItems(len(self), on_bad_image, "this depth data set")
+        self._decoded: DecodedArrays | None = None
+        self._names = Paths()  # of the frames in it
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -125,8 +129,25 @@ class DepthDataset(Dataset):
             "path": frame.name,
         }
 
+    def keep_decoded(self, hidden: bool = False) -> None:
+        """`ClassImageDataset.keep_decoded` of the frames: pictures as bytes, depth in fp32, 7 bytes per pixel."""
+        names = [""] * len(self)
+
+        def read(index: int) -> tuple[np.ndarray, np.ndarray]:
+            frame = self.frames[self.chosen[index]]
+            names[index] = frame.name
+            return np.where(frame.valid, frame.depth, np.float32(0)), frame.image
+
+        self._decoded = decode_all(read, len(self), PICTURE_AND_DEPTH, "this depth data set", hidden)
+        self._names = Paths(names)
+
     def _read(self, index: int) -> tuple[DepthFrame, np.ndarray]:
-        frame = self.frames[self.chosen[index]]
+        kept = self._decoded[index] if self._decoded else None
+        if kept is None:
+            frame = self.frames[self.chosen[index]]
+        else:
+            depth, image = kept
+            frame = DepthFrame(image, depth, depth > 0, self._names[index])
         return frame, counted(frame, self.caps)
 
     def __getitems__(self, refs: list[SampleRef | int]) -> list[dict]:

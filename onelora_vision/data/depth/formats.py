@@ -42,7 +42,7 @@ def _reader(module: str, function: str) -> Callable:
 
 
 _FOLDERS = frozenset({"split_file"})  # a split is a folder of these
-_RENDERED = frozenset({"data_dir", "split_file", "on_bad_image"})
+_RENDERED = frozenset({"data_dir", "split_file", "on_bad_image", "cache_images"})
 
 FORMATS = {
     "rooms": DepthFormat(_scenes("rooms"), "rooms", ignores=_RENDERED),

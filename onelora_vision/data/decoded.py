@@ -1,0 +1,117 @@
+"""Decoded images in memory that a loader's workers share, so that no later epoch decodes them again."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+
+import numpy as np
+import torch
+
+from onelora_vision.errors import InputError
+from onelora_vision.runtime.memory import available_shared_memory, processes_here
+from onelora_vision.runtime.progress import progress_bar
+
+#: Arrays (H, W, ...) of an item by type and last dimensions: a picture; and a picture with its depth in metres.
+PICTURE = ((np.uint8, (3,)),)
+PICTURE_AND_DEPTH = ((np.float32, ()), (np.uint8, (3,)))
+_PIECE = 1 << 30  # bytes of shared memory that are taken at a time
+_SAMPLED = 32  # items whose size says how much memory all will take
+_THREADS, _BLOCK = 8, 64  # decoding frees the interpreter's lock; items that wait in memory of their own
+_SHARE = 0.9  # of the memory that is available: training needs some, too
+
+
+class DecodedArrays(Sequence):
+    """Arrays of each item, of its own height and width; None for an item that cannot be read.
+
+    All items lie in a few pieces of shared memory, which the workers of a `DataLoader` share, forked or not.
+
+    Args:
+        layout: `PICTURE` or `PICTURE_AND_DEPTH`. The first has the widest type.
+        count: number of items.
+    """
+
+    def __init__(self, layout: tuple, count: int):
+        self.layout = layout
+        self.pieces: list[torch.Tensor] = []
+        self.places = np.full((count, 4), -1, np.int64)  # piece, its first byte there, height, width
+        self._free = self._piece_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> list[np.ndarray] | None:
+        piece, start, height, width = self.places[index].tolist()
+        if piece < 0:
+            return None
+        found, memory = [], self.pieces[piece].numpy()
+        for dtype, last in self.layout:
+            shape = (height, width, *last)
+            size = prod(shape) * np.dtype(dtype).itemsize
+            found.append(memory[start : start + size].view(dtype).reshape(shape))
+            start += size
+        return found
+
+    def put(self, index: int, arrays: Sequence[np.ndarray], room_for: Callable[[int], None], expected: int) -> None:
+        """Copy an item's arrays.
+
+        Args:
+            room_for: raises an error if so many bytes more cannot be had.
+            expected: bytes that all items are expected to take.
+        """
+        size = -(-sum(array.nbytes for array in arrays) // 8) * 8  # the next item starts where any type may
+        if size > self._free:
+            self._piece_bytes = max(size, min(_PIECE, expected // 8 if self.pieces else expected))
+            room_for(self._piece_bytes)
+            self.pieces.append(torch.empty(self._piece_bytes, dtype=torch.uint8).share_memory_())
+            self._free = self._piece_bytes
+        self.places[index] = len(self.pieces) - 1, self._piece_bytes - self._free, *arrays[0].shape[:2]
+        for kept, array in zip(self[index], arrays):
+            kept[:] = array
+        self._free -= size
+
+
+def decode_all(
+    read: Callable[[int], Sequence[np.ndarray]], count: int, layout: tuple, name: str, hidden: bool = False
+) -> DecodedArrays:
+    """Read all items into shared memory, side by side.
+
+    Args:
+        read: the arrays of an item, as in ``layout``; an item for which it raises an `InputError` is left out.
+        name: of the data set, for messages. hidden: no progress bar.
+
+    Raises:
+        InputError: they take more than `_SHARE` of the memory that is available, as some of them say or as it turns out.
+    """
+
+    def readable(index: int) -> Sequence[np.ndarray] | None:
+        try:
+            return read(index)
+        except InputError:
+            return None
+
+    sampled = [
+        readable(int(index)) for index in np.unique(np.linspace(0, count - 1, min(count, _SAMPLED)).astype(int))
+    ]
+    sizes = [sum(array.nbytes for array in arrays) + 8 for arrays in sampled if arrays is not None]
+    expected = int(np.mean(sizes) * count) if sizes else 0
+
+    def room_for(size: int, processes: int = 1) -> None:
+        available = available_shared_memory()
+        if size * processes > _SHARE * available:
+            each = f" in each of {processes_here()} processes" if processes_here() > 1 else ""
+            raise InputError(
+                f"--cache_images: the {count:,} decoded images of {name} take about {expected / 1e9:.3g} GB{each}, and "
+                f"{available / 1e9:.3g} GB of memory are free for them: use fewer or smaller images, or leave it out"
+            )
+
+    room_for(expected, processes_here())
+    kept = DecodedArrays(layout, count)
+    bar = progress_bar(count, desc="decoding images", unit="image", leave=False, hidden=hidden)
+    with ThreadPoolExecutor(_THREADS) as pool, bar:
+        for first in range(0, count, _BLOCK):
+            block = range(first, min(first + _BLOCK, count))
+            for index, arrays in zip(block, pool.map(readable, block)):
+                if arrays is not None:
+                    kept.put(index, arrays, room_for, expected)
+            bar.update(len(block))
+    return kept
