@@ -2,6 +2,7 @@
 
     python -m benchmarks.scale --images 10000,100000
     python -m benchmarks.scale --images 1280000 --folder /data/scale      # 5 GB of disk, kept for another run
+    python -m benchmarks.scale --images 100000 --tars                     # in tar files of 10,000
 
 Each size is a folder of JPEG files of 3 kB in class folders, up to 1,000, and is measured in a process of its own. "s",
 "CPU s": seconds of the clock and of the process; "kept", "peak": bytes per image that a phase adds to the process and
@@ -20,6 +21,7 @@ import os
 import platform
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,13 +31,14 @@ import numpy as np
 
 from onelora_vision.storage.files import write_json
 
-FILE_BYTES, CLASSES, BATCH = 3000, 1000, 256
+FILE_BYTES, CLASSES, TAR_IMAGES, BATCH = 3000, 1000, 10_000, 256
 COLUMNS = ("s", "cpu", "kept", "peak")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", default="10000,100000", help="numbers of images, with commas")
+    parser.add_argument("--tars", action="store_true", help="the images are in tar files (webdataset)")
     parser.add_argument("--folder", help="where the images are written, and kept (default: a temporary folder)")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # in the process of one size
     parser.add_argument("--latents", type=int, default=20480, help="latents to read back; 0: none")
@@ -52,13 +55,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict:
     args = parse(argv)
     if args.measure:
-        return {"rows": measure(Path(args.folder))}
+        return {"rows": measure(Path(args.folder), args.tars)}
     results = {"device": platform.processor() or platform.machine(), "images": {}}
     with tempfile.TemporaryDirectory() as temporary:
         for count in map(int, filter(None, args.images.split(","))):
-            folder = Path(args.folder or temporary) / str(count)
-            write_folder(folder, count)
-            results["images"][count] = measured_apart(folder, Path(temporary) / "cache")
+            folder = Path(args.folder or temporary) / f"{count}{'-tars' * args.tars}"
+            (write_tars if args.tars else write_folder)(folder, count)
+            results["images"][count] = measured_apart(folder, Path(temporary) / "cache", args.tars)
             show(count, results["images"][count])
     if args.latents:
         results["latents"] = latent_rates(args.latents, args.rounds)
@@ -77,12 +80,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 def write_folder(folder: Path, count: int) -> None:
     """``count`` different files in class folders below ``folder/train``, unless they are there."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.new("RGB", (32, 32), "gray").save(file, "jpeg")
-    picture = file.getvalue().ljust(FILE_BYTES - 8, b"\0")
-    classes = min(CLASSES, max(count // 10, 1))
+    picture, classes = _picture(), _classes(count)
     for label in range(classes):
         place = folder / "train" / f"n{label:08d}"
         place.mkdir(parents=True, exist_ok=True)
@@ -94,8 +92,37 @@ def write_folder(folder: Path, count: int) -> None:
                 image.write(picture + number.to_bytes(8))
 
 
-def measured_apart(folder: Path, cache: Path) -> dict:
-    command = [sys.executable, "-m", "benchmarks.scale", "--measure", "--folder", str(folder)]
+def write_tars(folder: Path, count: int) -> None:
+    """The same in tar files below ``folder``, 10,000 images each, unless they are there."""
+    picture, classes = _picture(), _classes(count)
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in range(0, count, TAR_IMAGES):
+        path = folder / f"train-{first // TAR_IMAGES:04d}.tar"
+        if path.exists():
+            continue
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+            for number in range(first, min(first + TAR_IMAGES, count)):
+                label = str(number % classes).encode()
+                for kind, data in (("jpg", picture + number.to_bytes(8)), ("cls", label)):
+                    entry = tarfile.TarInfo(f"{number:08d}.{kind}")
+                    entry.size = len(data)
+                    archive.addfile(entry, io.BytesIO(data))
+
+
+def _picture() -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), "gray").save(file, "jpeg")
+    return file.getvalue().ljust(FILE_BYTES - 8, b"\0")
+
+
+def _classes(count: int) -> int:
+    return min(CLASSES, max(count // 10, 1))
+
+
+def measured_apart(folder: Path, cache: Path, tars: bool) -> dict:
+    command = [sys.executable, "-m", "benchmarks.scale", "--measure", "--folder", str(folder), *["--tars"] * tars]
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "TQDM_DISABLE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
@@ -103,7 +130,7 @@ def measured_apart(folder: Path, cache: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(folder: Path) -> dict:
+def measure(folder: Path, tars: bool) -> dict:
     """The phases of a start, in order: the seconds of each, and bytes per image."""
     from onelora_vision.data.classes.formats import open_class_images
     from onelora_vision.data.content import content_hashes
@@ -117,9 +144,12 @@ def measure(folder: Path) -> dict:
         rows[name], result = _measured(work, len(images) if images else 0)
         return result
 
-    images = phase("open", lambda: open_class_images("imagefolder", folder))
+    kind = "webdataset" if tars else "imagefolder"
+    images = phase("open", lambda: open_class_images(kind, folder))
     for part in ("kept", "peak"):
         rows["open"][part] /= len(images)
+    if tars:
+        phase("open, second start", lambda: open_class_images(kind, folder))
     hashes = [phase(f"hash, {start} start", lambda: content_hashes(images)) for start in ("first", "second")]
     assert list(hashes[0]) == list(hashes[1])
     with tempfile.TemporaryDirectory() as place:

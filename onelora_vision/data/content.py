@@ -19,6 +19,7 @@ from onelora_vision.data.classes.images import ClassImages, encoded_or_picture
 from onelora_vision.data.images import shown
 from onelora_vision.data.known_hashes import FileStates, KnownHashes
 from onelora_vision.data.paths import Paths
+from onelora_vision.data.tar_images import TarImages
 from onelora_vision.errors import InputError, WriteError
 from onelora_vision.runtime.progress import progress_bar
 from onelora_vision.storage.cache import NoHomeFolder, dispensable
@@ -76,7 +77,7 @@ def content_hashes(source: ClassImages, accelerator: Accelerator | None = None) 
     Args:
         accelerator: all processes of a run call this together, and each hashes its share. None: one process does it all.
     """
-    if isinstance(source.images, Paths):
+    if isinstance(source.images, (Paths, TarImages)):
         return _file_hashes(source.images, accelerator)
     rank, world = _place(accelerator)
     first, last = (len(source) * number // world for number in (rank, rank + 1))
@@ -96,14 +97,14 @@ def file_hashes(paths: Iterable[str | os.PathLike]) -> Hashes:
     return _file_hashes(Paths(paths), None)
 
 
-def _file_hashes(paths: Paths, accelerator: Accelerator | None) -> Hashes:
+def _file_hashes(images: Paths | TarImages, accelerator: Accelerator | None) -> Hashes:
     rank, world = _place(accelerator)
-    files = paths.take(slice(len(paths) * rank // world, len(paths) * (rank + 1) // world))
-    states = FileStates.of(files, time.time_ns())
+    files = images.take(slice(len(images) * rank // world, len(images) * (rank + 1) // world))
+    states = files.states() if isinstance(files, TarImages) else FileStates.of(files, time.time_ns())
     kept = None
     if world * (states.total_size + _FILE * len(files)) >= _WORTH_KEEPING:
         with dispensable((NoHomeFolder,)):
-            kept = KnownHashes.file_for(paths)
+            kept = KnownHashes.file_for(images.folders)
     known = KnownHashes.empty()
     if kept is not None:
         with dispensable((InputError,)):
@@ -115,7 +116,7 @@ def _file_hashes(paths: Paths, accelerator: Accelerator | None) -> Hashes:
     missing = np.flatnonzero(rows < 0)
     digests = np.empty((len(files), 32), np.uint8)
     digests[rows >= 0] = known.digest[rows[rows >= 0]]
-    unreadable = _hash_into(digests, missing, files.__getitem__, files.__getitem__, _is_hidden(accelerator))
+    unreadable = _hash_into(digests, missing, *_readers(files), _is_hidden(accelerator))
     states.state[unreadable] = 0
     *columns, new = zip(*_gathered((states.path, states.state, digests, len(missing)), accelerator))
     path, state, digests = map(_together, columns)
@@ -142,13 +143,18 @@ def _together(parts: Sequence[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _is_wrong(known: KnownHashes, rows: np.ndarray, files: Paths, count: int) -> bool:
+def _readers(files: Paths | TarImages) -> tuple[Callable, Callable]:
+    """What gives what `content_hash` takes of a file, and its name."""
+    return (files.encoded, files.path) if isinstance(files, TarImages) else (files.__getitem__, files.__getitem__)
+
+
+def _is_wrong(known: KnownHashes, rows: np.ndarray, files: Paths | TarImages, count: int) -> bool:
     """Whether one of ``count`` files whose hashes are known has another one."""
     candidates = np.flatnonzero(rows >= 0)
     chosen = random.SystemRandom().sample(range(len(candidates)), min(count, len(candidates)))
     chosen = candidates[np.array(chosen, int)]
     found, files = np.empty((len(chosen), 32), np.uint8), files.take(chosen)
-    _hash_into(found, range(len(chosen)), files.__getitem__, files.__getitem__, hidden=True)
+    _hash_into(found, range(len(chosen)), *_readers(files), hidden=True)
     return not np.array_equal(found, known.digest[rows[chosen]])
 
 

@@ -6,6 +6,7 @@ One file in the user's cache for the folder that a data set is in; 48 bytes per 
 import array
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,8 +43,8 @@ class FileStates(NamedTuple):
     def of(cls, paths: Paths, now: int) -> "FileStates":
         """Of files as they are ``now``, in nanoseconds since 1970."""
         names, numbers = bytearray(), array.array("q")
-        for path in paths.moved(lambda folder: os.path.join(os.path.abspath(folder), "")):
-            names += hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
+        for path in _absolute(paths):
+            names += _number(path)
             try:
                 status = os.stat(path)
                 numbers.extend((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
@@ -52,18 +53,31 @@ class FileStates(NamedTuple):
         numbers = np.frombuffer(numbers, np.int64).reshape(-1, 3).T
         size, *times = numbers
         settled = np.maximum(*times) < now - _SETTLED_NS
-        state = np.where(settled & (times[0] != 0), _mixed(numbers.view(np.uint64)), np.uint64(0))
+        state = np.where(settled & (times[0] != 0), mixed(numbers.view(np.uint64)), np.uint64(0))
         return cls(np.frombuffer(names, np.uint64), state, int(size.sum()))
 
 
-def _mixed(columns: np.ndarray) -> np.ndarray:
+def path_numbers(paths: Paths) -> np.ndarray:
+    """64 bits of a hash of each absolute path, (N,)."""
+    return np.frombuffer(b"".join(map(_number, _absolute(paths))), np.uint64)
+
+
+def _absolute(paths: Paths) -> Paths:
+    return paths.moved(lambda folder: os.path.join(os.path.abspath(folder), ""))
+
+
+def _number(path: str) -> bytes:
+    return hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
+
+
+def mixed(columns: np.ndarray) -> np.ndarray:
     """64 bits from each column of numbers (K, N), by the finaliser of SplitMix64 (Steele et al. 2014)."""
-    mixed = np.full(columns.shape[1], 0x9E3779B97F4A7C15, np.uint64)
+    found = np.full(columns.shape[1], 0x9E3779B97F4A7C15, np.uint64)
     for values in columns:
-        mixed = (mixed ^ values) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    return mixed
+        found = (found ^ values) * np.uint64(0xBF58476D1CE4E5B9)
+        found = (found ^ (found >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        found ^= found >> np.uint64(31)
+    return found
 
 
 class KnownHashes:
@@ -81,9 +95,9 @@ class KnownHashes:
         return cls(*(np.empty((0, *shape), dtype) for dtype, shape in _COLUMNS.values()))
 
     @staticmethod
-    def file_for(paths: Paths) -> Path:
-        """Where the hashes of these files are kept. Raises `storage.cache.NoHomeFolder`."""
-        folder = os.path.commonpath([os.path.abspath(folder) for folder in paths.folders])
+    def file_for(folders: Iterable[str]) -> Path:
+        """Where the hashes of the files in these folders are kept. Raises `storage.cache.NoHomeFolder`."""
+        folder = os.path.commonpath([os.path.abspath(folder) for folder in folders])
         return default_cache() / "hashes" / f"{combined_hash([folder])[:16]}.safetensors"
 
     @classmethod

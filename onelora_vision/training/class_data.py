@@ -16,7 +16,7 @@ class ClassDataOptions(DecodingOptions):
 
     dataset_name: str | None = option(
         None,
-        "embedded (handwritten digits), glyphs (printed characters), imagefolder, cifar10, cifar100, food101, flowers102, "
+        "embedded (handwritten digits), glyphs (printed characters), imagefolder, webdataset, cifar10, cifar100, food101, flowers102, "
         "oxford_iiit_pet, vtab/TASK, fgvc/NAME, or a hub data set (default: imagefolder with --data_dir, else embedded)",
     )
     data_dir: str | None = option(None, "folder of the data set", may_change=True)

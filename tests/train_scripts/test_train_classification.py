@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import timm
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from transformers import AutoImageProcessor, Dinov2Config, Dinov2ForImageClassification
 
 from onelora_vision.adapters.file import read_adapter
@@ -220,6 +221,23 @@ def test_an_interrupted_run_ends_in_the_same_bytes(base, cifar, tmp_path):
     again = {"resume_from_checkpoint": "latest", "cache_images": "uint8"}
     assert run(*arguments(base, cifar, output, **flags, **again)) == 0
     assert (output / "adapter" / "adapter_model.safetensors").read_bytes() == unbroken
+
+
+def test_images_in_tar_files_train_as_those_in_folders_do(base, cifar, tmp_path):
+    for split in ("train", "test"):
+        with tarfile.open(tmp_path / f"{split}-0.tar", "w") as archive:
+            for path in sorted((cifar / split).rglob("*.png")):
+                (tmp_path / "label").write_text(path.parent.name)
+                archive.add(path, f"{path.parent.name}-{path.stem}.png")
+                archive.add(tmp_path / "label", f"{path.parent.name}-{path.stem}.cls")
+    assert run(*arguments(base, cifar, tmp_path / "folders")) == 0
+    place = {"dataset_name": "webdataset", "data_dir": tmp_path, "dataloader_num_workers": 1}
+    assert run(*arguments(base, cifar, tmp_path / "tars", **place)) == 0
+    one, two = (
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("folders", "tars")
+    )
+    assert load(one).keys() == load(two).keys()
+    assert all(torch.equal(value, load(two)[name]) for name, value in load(one).items())
 
 
 def test_a_transformers_base_trains_on_its_processors_pixels(cifar, tmp_path):

@@ -55,6 +55,7 @@ FORMATS = {
     "flowers102": ClassFormat(_reader("torchvision", "flowers102"), _HUB_ONLY | {"validation_fraction"}),
     "oxford_iiit_pet": ClassFormat(_reader("torchvision", "oxford_iiit_pet")),
     "imagefolder": ClassFormat(_reader("folders", "imagefolder"), _HUB_ONLY | {"download"}),
+    "webdataset": ClassFormat(_reader("webdataset", "webdataset"), _HUB_ONLY | {"download"}),
 }
 #: Benchmarks of several tasks, each of which is a data set ``BENCHMARK/TASK``; their ``open`` takes the ``task``, too.
 BENCHMARKS = {
@@ -101,10 +102,10 @@ def open_class_images(
         dataset_name: a key of `FORMATS` ("embedded", 5,000 MNIST digits, and "glyphs" need no folder), ``vtab/TASK`` or
             ``fgvc/NAME``, or the id or local folder of a data set for the `datasets` package.
         data_dir: the data set's folder or the folder above it. For imagefolder: class folders, or train/ and
-            test/ (or val/) with class folders in them.
+            test/ (or val/) with class folders in them. For webdataset: a folder of tar files, or a pattern that names some.
         split: "train", "validation" (where the data set has one in addition to its test split) or "test".
         download: download the data set into ``data_dir`` if it is not there.
-        seed: of the stratified split (80 % train, 20 % test) of an imagefolder without splits.
+        seed: of the stratified split (80 % train, 20 % test) of an imagefolder or of tar files without splits.
         image_column, label_column: columns of a `datasets` data set.
         cache_dir: where `datasets` keeps what it downloads.
 

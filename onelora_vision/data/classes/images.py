@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset
 
 from onelora_vision.data.images import read_image, shown, to_rgb, trimmed
 from onelora_vision.data.paths import Paths
+from onelora_vision.data.tar_images import TarImages
 from onelora_vision.errors import InputError, MissingSplit, listed
 from onelora_vision.seeding import mix
 
@@ -22,7 +23,7 @@ class ClassImages:
     """Images and their classes, opened but not read.
 
     Attributes:
-        images: `Paths` (a list of paths becomes one), or a sequence of Pillow images, read when indexed.
+        images: `Paths` (a list of paths becomes one), `TarImages`, or a sequence of Pillow images, read when indexed.
         labels: the class of each image, an index into ``class_names``: an array (N,) of int32, whatever it is made of.
         class_names: one name per class.
         name: of the data set, for messages and cards.
@@ -53,6 +54,8 @@ class ClassImages:
 
     def path(self, index: int) -> str:
         """Where image ``index`` comes from: its file, or the data set's name, split and index."""
+        if isinstance(self.images, TarImages):
+            return self.images.path(index)
         return self.images[index] if isinstance(self.images, Paths) else f"{self.name}/{self.split}[{index}]"
 
     def identity(self) -> str:
@@ -72,14 +75,18 @@ class ClassImages:
     def subset(self, indices: Sequence[int] | np.ndarray, split: str | None = None) -> "ClassImages":
         """The images at ``indices``, in that order, with all class names; ``split`` renames the split."""
         indices = np.asarray(indices, dtype=np.int64)
-        images = self.images.take(indices) if isinstance(self.images, Paths) else Picked(self.images, indices)
+        files = isinstance(self.images, (Paths, TarImages))
+        images = self.images.take(indices) if files else Picked(self.images, indices)
         return replace(self, images=images, labels=self.labels[indices], split=split or self.split)
 
     def joined(self, other: "ClassImages") -> "ClassImages":
         """These images and then ``other``'s, of the same classes."""
         both = (self.images, other.images)
-        paths = all(isinstance(images, Paths) for images in both)
-        images = Paths(itertools.chain(*both)) if paths else ConcatDataset(both)
+        if all(isinstance(images, Paths) for images in both):
+            images = Paths(itertools.chain(*both))
+        else:
+            tars = all(isinstance(images, TarImages) for images in both)
+            images = self.images.joined(other.images) if tars else ConcatDataset(both)
         return replace(self, images=images, labels=np.concatenate([self.labels, other.labels]))
 
     def drawn(self, count: int, seed: int = 0) -> "ClassImages":

@@ -198,6 +198,24 @@ def test_datasets_package_from_a_local_folder(tmp_path, monkeypatch):
         open_class_images(str(tmp_path / "saved"), label_column="kind")
 
 
+def test_parquet_files_in_a_local_folder(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    (tmp_path / "pets").mkdir()
+    for split, count in (("train", 6), ("validation", 4), ("test", 2)):
+        pictures = [Image.new("RGB", (4, 4), (k, 0, 0)) for k in range(count)]
+        table = datasets.Dataset.from_dict({"image": pictures, "label": [k % 2 for k in range(count)]}, features)
+        table.to_parquet(tmp_path / "pets" / f"{split}-00000-of-00001.parquet")
+    options = {"cache_dir": str(tmp_path / "cache")}
+    train, validation, test = (
+        open_class_images(str(tmp_path / "pets"), split=split, **options) for split in ("train", "validation", "test")
+    )
+    assert [len(images) for images in (train, validation, test)] == [6, 4, 2]
+    assert train.class_names == ["cat", "dog"] and train.labels.tolist() == [0, 1] * 3
+    assert [train.read(k).getpixel((0, 0))[0] for k in (5, 0, 3)] == [5, 0, 3]
+    assert len({*content_hashes(train)}) == 6
+
+
 def test_hub_ids_are_not_fetched_unasked():
     with pytest.raises(InputError, match="--download"):
         open_class_images("someone/pictures")

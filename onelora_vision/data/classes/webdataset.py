@@ -1,0 +1,178 @@
+"""Tar files in the WebDataset layout: a picture with ``.cls``, a class by name or number, or a ``.json`` next to it.
+
+Where images and labels are is found once and kept in the user's cache, a file per tar file.
+"""
+
+import glob
+import itertools
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from onelora_vision.data.classes.images import ClassImages, class_numbers, stratified_split
+from onelora_vision.data.images import shown
+from onelora_vision.data.known_hashes import FileStates
+from onelora_vision.data.paths import Paths
+from onelora_vision.data.tar_images import TarImages, TarIndex, index_tar
+from onelora_vision.errors import InputError, MissingSplit, WriteError
+from onelora_vision.runtime.progress import progress_bar
+from onelora_vision.storage.cache import NoHomeFolder, combined_hash, default_cache, dispensable
+from onelora_vision.storage.files import atomic_file
+from onelora_vision.storage.textfiles import read_lines
+
+_SPLITS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "test": "test",
+}  # fmt: skip
+_MOST_FILES = 100_000
+_RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
+_NAMES = "classnames.txt"
+_FORMAT = "1"  # of the index files
+
+
+def webdataset(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
+    """Tar files below ``root``, or those that it names as a pattern: ``DIR/part-{0000..0099}.tar``, ``DIR/*.tar``.
+
+    Names with the words train, val and test, of a file or of the folder in ``root`` that it is in, say the split;
+    without them, 80 % of each class are to train on, by ``seed``. Classes are those of the training split: names, or
+    numbers, which the lines of ``classnames.txt`` next to the files name, if it is there.
+
+    Raises:
+        MissingSplit: there are no tar files of this split.
+        InputError: there are no tar files, or one is damaged or has an image without a label.
+    """
+    files = _files(root)
+    by_split = _by_split(files, root)
+    train = _opened(by_split["train"])
+    values = sorted({value for part in train[1] for value in part.label_names}, key=_in_order)
+    if set(by_split) == {"train"}:
+        images = _class_images(root, train, values, "train")
+        return stratified_split(images, split, seed)
+    own = ("validation",) if "test" in by_split else ()
+    wanted = {"train": ("train",), "validation": own, "test": ("test", "validation")}[split]
+    there = next((name for name in wanted if name in by_split), None)
+    if there is None:
+        raise MissingSplit(f"{shown(root)}: has no tar files of a {split} split; it has {', '.join(by_split)}")
+    return _class_images(root, train if there == "train" else _opened(by_split[there]), values, split)
+
+
+def _class_images(root: Path, opened: tuple[TarImages, list[TarIndex]], values: list[str], split: str) -> ClassImages:
+    images, parts = opened
+    where, names = f"{shown(root)}/{split}", values
+    numbers = [np.array(class_numbers(part.label_names, values, where), np.int32)[part.label] for part in parts]
+    listed = Path(images.folders[0]) / _NAMES
+    if listed.is_file() and values and all(value.isdecimal() for value in values):
+        lines = read_lines(listed, "list of class names")
+        if int(values[-1]) >= len(lines):
+            raise InputError(f"{shown(listed)}: has {len(lines)} names, but there is a class {values[-1]}")
+        names = [lines[int(value)].strip() for value in values]
+    return ClassImages(images, np.concatenate(numbers), [shown(name) for name in names], shown(root.name), split)
+
+
+def _in_order(value: str) -> tuple:
+    return (0, int(value), value) if value.isdecimal() else (1, 0, value)
+
+
+def _files(root: Path) -> list[str]:
+    """The tar files in a folder and the folders in it, or those that a pattern names, sorted."""
+    pattern = str(root)
+    if root.is_dir():
+        found = [str(path) for path in itertools.chain(root.glob("*.tar"), root.glob("*/*.tar"))]
+    elif glob.has_magic(pattern):
+        found = [path for name in _in_ranges(pattern) for path in glob.glob(name)]
+    else:
+        found = _in_ranges(pattern) if _RANGE.search(pattern) or root.is_file() else []
+    if not found:
+        where = "--data_dir takes their folder, or a pattern such as DIR/part-{0000..0099}.tar"
+        raise InputError(f"{shown(root)}: no tar files there; {where}")
+    return sorted(found)
+
+
+def _in_ranges(pattern: str) -> list[str]:
+    """The names that a pattern with ``{FIRST..LAST}`` stands for."""
+    names = [pattern]
+    while match := _RANGE.search(names[0]):
+        first, last = map(int, match.groups())
+        if not 0 <= last - first < _MOST_FILES // len(names):
+            raise InputError(f"{shown(pattern)}: names no files, or more than {_MOST_FILES:,}")
+        numbers = [f"{k:0{len(match[1])}}" for k in range(first, last + 1)]
+        names = [name.replace(match[0], number, 1) for name in names for number in numbers]
+    return names
+
+
+def _by_split(files: list[str], root: Path) -> dict[str, list[str]]:
+    """The files of each split; all of them as ``train`` where names tell no splits apart."""
+    found: dict[str | None, list[str]] = {}
+    for path in files:
+        name = str(Path(path).relative_to(root)) if root.is_dir() else Path(path).name
+        words = re.split(r"[^a-z]+", name.lower())
+        found.setdefault(next((_SPLITS[word] for word in words if word in _SPLITS), None), []).append(path)
+    if len(found) == 1 or "train" not in found:
+        return {"train": files}
+    if None in found:
+        raise InputError(f"{shown(found[None][0])}: has no train, val or test in its name, which other files have")
+    return found
+
+
+def _opened(files: list[str]) -> tuple[TarImages, list[TarIndex]]:
+    """The pictures of tar files, and of each file its index without the names."""
+    states, parts = FileStates.of(Paths(files), time.time_ns()).state, []
+
+    def names() -> Iterator[str]:
+        with progress_bar(len(files), desc="opening tar files", unit="file", leave=False) as bar:
+            for path, state in zip(files, states):
+                part = _index(path, int(state))
+                parts.append(part._replace(names=()))
+                yield from (f"{path}/{name}" for name in part.names)
+                bar.update()
+
+    found = Paths(names())
+    tar = np.repeat(np.arange(len(files), dtype=np.uint32), [len(part.label) for part in parts])
+    offset, size = (np.concatenate([getattr(part, column) for part in parts]) for column in ("offset", "size"))
+    return TarImages(found, files, states, tar, offset, size), parts
+
+
+def _index(path: str, state: int) -> TarIndex:
+    """The index of a tar file: the one that is kept, if the file is still in that state, which 0 never is."""
+    kept = None
+    with dispensable((NoHomeFolder,)):
+        kept = default_cache() / "tars" / f"{combined_hash([str(Path(path).resolve())])[:16]}.safetensors"
+    if kept is not None and state and (found := _kept_index(kept, state)):
+        return found
+    found = index_tar(path)
+    if kept is not None and state:
+        names = [name.encode(errors="surrogateescape") for name in found.names]
+        arrays = {
+            "offset": found.offset,
+            "size": found.size,
+            "label": found.label,
+            "name_size": np.array([len(name) for name in names], np.uint16),
+            "names": np.frombuffer(b"".join(names), np.uint8),
+        }
+        facts = {"state": str(state), "format": _FORMAT, "labels": json.dumps(found.label_names)}
+        with dispensable((WriteError,)), atomic_file(kept) as temporary:
+            save_file(arrays, temporary, facts)
+    return found
+
+
+def _kept_index(file: Path, state: int) -> TarIndex | None:
+    """What is kept of a tar file in ``state``; None if that is not there, or cannot be read."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            facts = opened.metadata() or {}
+            if (facts.get("state"), facts.get("format")) != (str(state), _FORMAT):
+                return None
+            parts = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dictionary
+        text, ends = parts["names"].tobytes(), np.cumsum(parts["name_size"], dtype=np.int64)
+        names = [
+            text[end - size : end].decode(errors="surrogateescape") for end, size in zip(ends, parts["name_size"])
+        ]
+        return TarIndex(names, parts["offset"], parts["size"], parts["label"], json.loads(facts["labels"]))
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
