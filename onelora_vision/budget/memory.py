@@ -70,6 +70,8 @@ class LiveBytes(TorchDispatchMode):
         self._watches: dict[int, weakref.ref] = {}  # of storages: a finalizer of `weakref` is registered for exit, too
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.prim.device.default:  # most calls of a step: a fake tensor is asked for its device
+            return args[0].fake_device
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             self._count(result)

@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_length", "--max-length", type=int, help="tokens of a sample, for a language model (default: 512)"
     )
-    parser.add_argument("--quantize", default="none", help="int8: the weights of the adapted layers in 8 bits")
+    parser.add_argument(
+        "--quantize", default="none", help="int8, nf4: the weights of the adapted layers in 8 or 4 bits"
+    )
     parser.add_argument("--rank", type=int, help="rank, for the methods that have one (default: the method's own)")
     parser.add_argument(
         "--compression", default="sum", choices=COMPRESSIONS, help="what b multiplies, of the methods with a sum"

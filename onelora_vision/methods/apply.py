@@ -142,7 +142,8 @@ def apply_method(
         extra_modules_to_save: full names of further modules to train whole.
         peft_fields: a PEFT config's fields (see `methods.peft_config`), in place of the method's own settings. Layers
             that it names are taken as PEFT takes them.
-        quantize: "int8" keeps the weights of ``adaptation.target_modules`` in 8 bits, in place (`tuners.quantised`).
+        quantize: "int8" and "nf4" keep the weights of ``adaptation.target_modules`` in 8 or 4 bits, in place
+            (`tuners.quantised`).
 
     Raises:
         InputError: unknown method, an option that the method does not have, modules that do not exist or that the
@@ -187,7 +188,7 @@ def apply_method(
     if row.peft and row.peft.reads_weights and any(parameter.is_meta for parameter in model.parameters()):
         raise NotApplicable(f"method {row.name} begins with the base's weights: without them it cannot be counted")
     if quantize != "none":
-        quantise_linears(model, [name for name in adaptation.target_modules if not _is_under(name, whole)])
+        quantise_linears(model, [name for name in adaptation.target_modules if not _is_under(name, whole)], quantize)
     with seeded(seed), _bad_input(row, options):
         adapted = get_peft_model(model, config, adapter_name=adapter_name)
     _check_outcome(adapted, row, targets, config.modules_to_save or [])

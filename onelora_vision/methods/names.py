@@ -150,9 +150,9 @@ def _those_with(attribute: str) -> str:
     return ", ".join(row.name for row in METHODS.values() if getattr(row, attribute))
 
 
-#: Kinds of 8-bit weights for a frozen base, as ``--quantize`` names them.
-QUANTISATIONS = ("none", "int8")
-_ON_INT8 = ("lora", "vera", "mora1", "mora6", "head")
+#: Kinds of weights of few bits for a frozen base, as ``--quantize`` names them.
+QUANTISATIONS = ("none", "int8", "nf4")
+_ON_QUANTISED = ("lora", "vera", "mora1", "mora6", "head")
 
 
 def check_quantize(row: Method, quantize: str, peft_fields: dict | None = None) -> None:
@@ -164,7 +164,7 @@ def check_quantize(row: Method, quantize: str, peft_fields: dict | None = None) 
         return
     if peft_fields is not None:
         raise InputError("--quantize with --peft_config: give --method; a config may ask for what reads the weights")
-    if not (row.parts or row.config or row.name in _ON_INT8):
+    if not (row.parts or row.config or row.name in _ON_QUANTISED):
         raise InputError(
             f"--quantize with --method {row.name}: it trains or reads the frozen weights, which need full precision; "
             "use a member of 1LoRA's family, lora, vera or mora"

@@ -128,7 +128,9 @@ class HardwareOptions:
         False, "recompute activations in the backward pass to save memory", may_change=True
     )
     shard_base: bool = option(False, "shard the frozen blocks across processes (FSDP2)", may_change=True)
-    quantize: Literal["none", "int8"] = option("none", "keep the weights of the adapted layers in 8 bits")
+    quantize: Literal["none", "int8", "nf4"] = option(
+        "none", "keep the weights of the adapted layers in 8 bits (int8) or 4 (nf4)"
+    )
     torch_compile: bool = option(False, "compile the network's blocks; the first steps are slower", may_change=True)
     dataloader_num_workers: int = option(0, "processes that load data; 0: the main process", may_change=True)
 

@@ -1,11 +1,12 @@
-"""Frozen linear layers with weights of 8 bits, to train adapters on.
+"""Frozen linear layers with weights of 8 or 4 bits, to train adapters on.
 
 Libraries that quantise for inference keep what they compute with: torchao's int8 layers save the dequantised weight of
 each layer for the backward pass, so that training takes the memory of half precision. Here both passes start from the
-8 bits.
+8 or 4 bits.
 """
 
 from collections.abc import Iterable
+from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,13 @@ from torch.autograd.function import once_differentiable
 from onelora_vision.tuners.hosts import is_plain_linear
 
 _LARGEST = 127
+_BLOCK = 64
 
 
-class Int8Linear(nn.Linear):
-    """y = diag(s) Q x + bias with Q int8 (out, in) and s fp32 (out,): each row of W divided by its largest magnitude / 127.
+class QuantisedLinear(nn.Linear):
+    """y = W x + bias with a frozen W that ``weight`` and ``weight_scale`` hold in few bits.
 
-    A value is off by at most s/2, which is 1/254 of its row's largest. Products are computed in x's type, or in
-    autocast's: bf16 and fp16 hold all values of Q. The gradient of x is exact for this layer; Q and s have none.
+    Products are computed in x's type, or in autocast's. The gradient of x is exact for this layer; W has none.
 
     Args:
         layer: the Linear to replace; its bias is shared.
@@ -29,22 +30,84 @@ class Int8Linear(nn.Linear):
     def __init__(self, layer: nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        weight = layer.weight.detach()
-        scale = weight.abs().amax(1).float().clamp_min(torch.finfo(torch.float32).tiny) / _LARGEST
-        quantised = (weight / scale[:, None]).round_().clamp_(-_LARGEST, _LARGEST).to(torch.int8)
-        self.weight = nn.Parameter(quantised, requires_grad=False)
+        codes, scale = self.quantise(layer.weight.detach())
+        self.weight = nn.Parameter(codes, requires_grad=False)
         self.register_buffer("weight_scale", scale)
         self.bias = layer.bias
         self.train(layer.training)
 
+    @staticmethod
+    def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The codes and scales of a weight (out, in)."""
+        raise NotImplementedError
+
+    def product(self, x: Tensor) -> Tensor:
+        """W x in x's type."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        y = _Int8Product.apply(x.to(dtype), self.weight, self.weight_scale)
+        y = self.product(x.to(dtype))
         return y if self.bias is None else y + self.bias.to(dtype)
+
+
+class Int8Linear(QuantisedLinear):
+    """W = diag(s) Q with Q int8 (out, in) and s fp32 (out,): each row of W divided by its largest magnitude / 127.
+
+    A value is off by at most s/2, which is 1/254 of its row's largest. bf16 and fp16 hold all values of Q.
+    """
+
+    @staticmethod
+    def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+        scale = weight.abs().amax(1).float().clamp_min(torch.finfo(torch.float32).tiny) / _LARGEST
+        return (weight / scale[:, None]).round_().clamp_(-_LARGEST, _LARGEST).to(torch.int8), scale
+
+    def product(self, x: Tensor) -> Tensor:
+        return _Int8Product.apply(x, self.weight, self.weight_scale)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, int8"
+
+
+class NF4Linear(QuantisedLinear):
+    """Each 64 values of W, row after row, as their largest magnitude (fp32) times values of `nf4_values` (4 bits each).
+
+    That is NormalFloat of QLoRA (arXiv 2305.14314, appendix E) without its second quantisation. ``weight`` holds two codes
+    per byte, the first in the upper four bits, (⌈out · in / 64⌉, 32); the last block is filled up with zeros. A value is off
+    by at most 0.152 of its block's largest.
+    """
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__(layer)
+        values = nf4_values().to(self.weight_scale.device)
+        pairs = torch.stack([values.repeat_interleave(16), values.repeat(16)], 1)
+        self.register_buffer("pairs", pairs, persistent=False)  # (256, 2): the values of a byte
+
+    @staticmethod
+    def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+        flat = weight.float().flatten()
+        blocks = nn.functional.pad(flat, (0, -len(flat) % _BLOCK)).unflatten(0, (-1, _BLOCK))
+        scale = blocks.abs().amax(1)
+        values = nf4_values().to(weight.device)
+        middles = (values[1:] + values[:-1]) / 2
+        blocks = blocks / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+        codes = torch.bucketize(blocks, middles, out_int32=True).to(torch.uint8)
+        return (codes[:, ::2] << 4) | codes[:, 1::2], scale
+
+    def product(self, x: Tensor) -> Tensor:
+        return _NF4Product.apply(x, self.weight, self.weight_scale, self.pairs, self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, nf4"
+
+
+def nf4_values() -> Tensor:
+    """The 16 values of NormalFloat, in order: quantiles of the normal distribution, seven below zero, zero, eight above."""
+    outermost, quantile = 0.9677083, NormalDist().inv_cdf
+    above, below = ([quantile(outermost + (0.5 - outermost) * k / n) for k in range(n)] for n in (8, 7))
+    values = [*(-value for value in below), 0.0, *reversed(above)]
+    return torch.tensor(values, dtype=torch.float32) / above[0]
 
 
 class _Int8Product(torch.autograd.Function):
@@ -67,14 +130,38 @@ class _Int8Product(torch.autograd.Function):
         return (gradient * scale.to(gradient.dtype)) @ weight.to(gradient.dtype), None, None
 
 
-def quantise_linears(model: nn.Module, names: Iterable[str]) -> None:
-    """Put an `Int8Linear` in the place of each named Linear, in place; other kinds of layer stay what they are."""
-    made: dict[int, Int8Linear] = {}  # a layer may have several names
+class _NF4Product(torch.autograd.Function):
+    """W x with W in NF4, of which the backward pass keeps the layer's own tensors."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, codes: Tensor, scale: Tensor, pairs: Tensor, outputs: int) -> Tensor:
+        ctx.save_for_backward(codes, scale, pairs)
+        ctx.shape = (outputs, x.shape[-1])
+        return nn.functional.linear(x, _from_nf4(codes, scale, pairs, ctx.shape, x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return gradient @ _from_nf4(*ctx.saved_tensors, ctx.shape, gradient.dtype), None, None, None, None
+
+
+def _from_nf4(codes: Tensor, scale: Tensor, pairs: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """The weight (out, in) that an `NF4Linear` keeps, in ``dtype``."""
+    values = nn.functional.embedding(codes.int(), pairs.to(dtype)).flatten(1)  # (blocks, 64)
+    return (values * scale.to(dtype)[:, None]).flatten()[: shape[0] * shape[1]].view(shape)
+
+
+KINDS = {"int8": Int8Linear, "nf4": NF4Linear}
+
+
+def quantise_linears(model: nn.Module, names: Iterable[str], kind: str = "int8") -> None:
+    """Put a layer of `KINDS` in the place of each named Linear, in place; other kinds of layer stay what they are."""
+    made: dict[int, QuantisedLinear] = {}  # a layer may have several names
     for name in names:
         layer = model.get_submodule(name)
         if id(layer) not in made:
             if not is_plain_linear(layer) or not layer.weight.is_floating_point():
                 continue
-            made[id(layer)] = Int8Linear(layer)
+            made[id(layer)] = KINDS[kind](layer)
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, made[id(layer)])

@@ -92,10 +92,11 @@ def test_directions_of_a_network_without_weights_are_planned(compression):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_quantised_base_is_planned_as_it_is(precision):
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantised_base_is_planned_as_it_is(precision, kind):
     base = tiny_base("diffusers")
     full = sum(p.nbytes for p in base.model.parameters())
-    inputs, model = base.example, apply_method(base.model, "onelora", base.adaptation(), quantize="int8")
+    inputs, model = base.example, apply_method(base.model, "onelora", base.adaptation(), quantize=kind)
     planned = planner.fake_step(model, inputs, 3, precision)
     saved, peak = real_step(model, inputs, 3, precision)
     assert planned.weights < 0.7 * full
@@ -112,7 +113,7 @@ def test_the_command_plans_8_bits(dit_folder, capsys):
         rows.append(json.loads(capsys.readouterr().out)[0]["plain"])
     # 39,936 of 115,936 values: the label table has 1,001 rows
     assert rows[1]["weights"] < 0.8 * rows[0]["weights"] and rows[1]["peak"] < rows[0]["peak"]
-    with pytest.raises(InputError, match="--quantize int3: choose none, int8"):
+    with pytest.raises(InputError, match="--quantize int3: choose none, int8, nf4"):
         planner.plan(str(dit_folder), quantize="int3")
 
 
