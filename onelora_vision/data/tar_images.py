@@ -138,7 +138,7 @@ def _members(file: IO[bytes]) -> Iterator[Member]:
         file.seek(position)
         header = file.read(_BLOCK)
         if position == 0 and header[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5"):
-            raise DamagedTar("is compressed, so that single images cannot be read: decompress it")
+            raise DamagedTar("is compressed, which rules out reading single images: decompress it")
         if len(header) < _BLOCK:
             raise DamagedTar("is damaged: it ends without the empty block that ends a tar file")
         if not any(header):
@@ -148,7 +148,7 @@ def _members(file: IO[bytes]) -> Iterator[Member]:
         start = position + _BLOCK
         position = start + -(-size // _BLOCK) * _BLOCK
         if start + size > end:
-            raise DamagedTar(f"is damaged: it ends in the midst of a member of {size:,} bytes")
+            raise DamagedTar(f"is damaged: it ends in the middle of a member of {size:,} bytes")
         if kind in (b"L", b"x"):
             if size > _LARGEST_HEADER:
                 raise DamagedTar(f"has a header of {size:,} bytes; names may have {_LONGEST_NAME}")
@@ -161,7 +161,7 @@ def _members(file: IO[bytes]) -> Iterator[Member]:
                 raise DamagedTar(f"has a name of more than {_LONGEST_NAME} bytes, {name[:40]!r}…")
             yield Member(name, start, size)
         elif kind == b"S":
-            raise DamagedTar("has a sparse member; write it anew with images as plain files")
+            raise DamagedTar("has a sparse member; store images as plain files")
         if kind != b"g":
             extended = {}
 

@@ -147,7 +147,7 @@ def test_files_are_searched_and_hashed_once_and_again_when_they_change(folder, c
 CASES = {
     "no tar": (lambda data: b"hello" * 1000, "damaged, or no tar file"),
     "empty": (lambda data: b"", "ends without the empty block"),
-    "cut in a member": (lambda data: data[:700], "ends in the midst of a member"),
+    "cut in a member": (lambda data: data[:700], "ends in the middle of a member"),
     "cut after a member": (lambda data: data[:1024], "ends without the empty block"),
     "flipped": (lambda data: data[:30] + b"?" + data[31:], "checksum"),
     "compressed": (lambda data: b"\x1f\x8b" + data, "is compressed"),
