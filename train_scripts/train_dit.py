@@ -11,10 +11,12 @@ Examples:
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from onelora_vision.data.classes.formats import EMBEDDED, GLYPHS, ignored_by, needs_folder
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, nearest
+from onelora_vision.metrics.direction import METRICS, higher_is_better
 from onelora_vision.training.class_data import ClassDataOptions
 from onelora_vision.training.command_line import check_command_line, parse_config
 from onelora_vision.training.config import Schedule, TrainingConfig, option
@@ -98,10 +100,15 @@ class DiTConfig(LossOptions, RetentionOptions, DataOptions, ModelOptions, Traini
         self._require("class_dropout_prob", 0 <= self.class_dropout_prob < 1, "in [0, 1)")
         self._require("validation_fraction", 0 <= self.validation_fraction < 1, "in [0, 1)")
         self._require("fid_num_samples", self.fid_num_samples == 0 or self.fid_num_samples >= 2, "0, or at least 2")
+        best = self.metric_for_best_model  # what evaluations measure is only known when the base has been measured
+        if best and higher_is_better(best) is None:
+            raise InputError(f"--metric_for_best_model {best}: no such metric{nearest(best, METRICS, 'metric')}")
         if self.fid_reference and self.fid_features != "inception":
             raise InputError(
                 "--fid_reference holds statistics of Inception features: it needs --fid_features inception"
             )
+        if self.fid_reference:
+            self._require("fid_reference", Path(self.fid_reference).is_file(), "an npz file that is there")
         if self.retention:
             self._require(
                 "retention_samples", self.retention_samples is None or self.retention_samples >= 2, "at least 2"
@@ -140,6 +147,7 @@ from onelora_vision.data.latents import EncodedImages, LatentDataset, cache_late
 from onelora_vision.data.synthetic.digits import HandwrittenDigits
 from onelora_vision.diffusion.guidance import require_base
 from onelora_vision.diffusion.latents import LatentScale
+from onelora_vision.diffusion.sampling import fitting
 from onelora_vision.errors import MissingSplit, listed
 from onelora_vision.methods.apply import apply_method
 from onelora_vision.metrics.features import open_features
@@ -245,6 +253,7 @@ def make_evaluator(config: DiTConfig, base: DiTBase, sampler: ImageSampler, acce
         precision=precision_of(accelerator),
         ema=config.use_ema,
         distillation=config.guidance_distillation,
+        stock_numerics=config.stock_numerics,
     )
 
 
@@ -317,7 +326,8 @@ def train(config: DiTConfig, run: Run) -> dict:
     dataset = open_data(config, base, "train", augments=True)
     take_classes(base, dataset.class_names, config, accelerator)
     model = apply_method(base.model, config.method, base.adaptation(), **config.method_options)
-    sampling, loss = config.sampling(), config.loss_settings()
+    loss = config.loss_settings()
+    sampling = fitting(config.sampling(), base.model.config.in_channels, base.schedule)
     if config.guidance_base or config.guidance_distillation:
         require_base(model)
     print_plan(config, model, len(dataset), accelerator)

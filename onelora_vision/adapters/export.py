@@ -44,7 +44,7 @@ def export(
 
     Returns a dictionary with ``file`` (what to load), ``carried`` (what it holds in addition to low-rank changes), ``error``
         (greatest difference of the reloaded outputs) and ``effect`` (what the adapter itself changes), both relative
-        to the largest output.
+        to the largest output; of an adapter that is guided already also ``guidance_distillation``.
 
     Raises:
         InputError: the format cannot hold the adapter (with the list of what it cannot hold), or the reloaded export
@@ -78,6 +78,8 @@ def export(
             )
     effect = _relative(written.plain, written.expected)
     result = {"file": written.file, "carried": written.carried, "error": error, "effect": effect}
+    if adapter.info.guidance_distillation:
+        result["guidance_distillation"] = adapter.info.guidance_distillation
     return {"output": str(output), "to": to, "dtype": dtype, **result}
 
 

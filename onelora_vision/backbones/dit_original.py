@@ -84,20 +84,22 @@ def read_original(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def original_of(path: str | Path, state: dict[str, torch.Tensor], wanted: str | None = None) -> str:
-    """Whose checkpoint a file is, a key of `ORIGINALS`: what is ``wanted``, what it says, or DiT's.
+    """Whose checkpoint a file is, a key of `ORIGINALS`: what it says, what is ``wanted``, or DiT's.
 
     Raises:
-        InputError: it holds REPA's tensors and DiT's is wanted, or nothing is and its name is not DiT's.
+        InputError: its tensors or its header say otherwise than ``wanted``, or nothing does and its name is not DiT's.
     """
+    title = SafetensorsFile(str(path)).strings.get(_KIND) if Path(path).suffix == ".safetensors" else None
+    written = next((name for name, original in ORIGINALS.items() if original.title == title), None)
+    if written and wanted not in (None, written):
+        raise InputError(f"{path}: --model {wanted}, but its header says {written}: leave --model out")
     is_repa = any(key.startswith((_PROJECTORS, "bn.")) for key in state)
     if is_repa and wanted == "dit":
         raise InputError(f"{path}: holds tensors that only REPA's checkpoints have: leave --model out, or give repa")
     if wanted or is_repa:
         return wanted or "repa"
-    if Path(path).suffix == ".safetensors":
-        title = SafetensorsFile(str(path)).strings.get(_KIND)
-        if name := next((name for name, original in ORIGINALS.items() if original.title == title), None):
-            return name
+    if written:
+        return written
     if re.search(r"(?<![a-z])(sit|repa)(?![a-z])", Path(path).name.lower()):
         raise InputError(
             f"{path}: the tensors of DiT, SiT and REPA are the same, and by its name it is not DiT's: say whose it is "

@@ -45,3 +45,5 @@ def show(result: dict, args: argparse.Namespace) -> None:
         f"reloaded without onelora_vision: outputs differ by {result['error']:.1e} of the largest "
         f"(the adapter changes them by {result['effect']:.1e})"
     )
+    if "guidance_distillation" in result:
+        print("it is guided already, by its training: draw with it at a guidance scale of 1")

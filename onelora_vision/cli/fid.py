@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="two sets of images: folders or npz files, real first; the real ones also as published statistics (npz)",
+        help="two sets of images: folders or npz files, real first; the real ones also as published statistics (npz); or "
+        "the word compare and two runs, as folders or results.json",
     )
     parser.add_argument("--features", default="inception", help=", ".join(FEATURES))
     parser.add_argument("--fid_weights", "--fid-weights", help="weights of inception or dinov2: a file, or download")

@@ -55,14 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument(
         "--guidance_scale", "--guidance-scale", type=float, help="classifier-free guidance scale; 1: no guidance"
     )
-    sampling.add_argument(
+    guided_by = sampling.add_mutually_exclusive_group()
+    guided_by.add_argument(
         "--guidance_base",
         "--guidance-base",
         action="store_true",
         default=None,
         help="guide away from the frozen base instead of the adapted model's null class",
     )
-    sampling.add_argument(
+    guided_by.add_argument(
         "--no_guidance_base",
         "--no-guidance-base",
         dest="guidance_base",
@@ -97,8 +98,13 @@ def run(args: argparse.Namespace) -> dict:
     if "guidance_interval" in given:
         given["guidance_interval"] = parse_numbers(args.guidance_interval, "--guidance_interval", count=2)
     SamplingSettings(**given).require_effect()  # refuses what cannot be sampled with
+    if args.guidance_base and args.without_adapter:
+        raise InputError(
+            "--guidance_base has no effect with --without_adapter: the base is guided by its own null class"
+        )
     adapter = require_adapter(args.adapter)
     from onelora_vision.backbones.dit import DiTBase, class_ids
+    from onelora_vision.diffusion.sampling import fitting
     from onelora_vision.inference.loading import load_adapted
     from onelora_vision.metrics.generative import weights_hash
     from onelora_vision.storage.outputs import check_folder
@@ -111,11 +117,13 @@ def run(args: argparse.Namespace) -> dict:
     ids = list(dict.fromkeys(class_ids(chosen, generator.class_names)))
     labels = [label for label in ids for _ in range(args.num_images)]
     seeds = [args.seed + number for _ in ids for number in range(args.num_images)]
-    settings = dataclasses.replace(generator.settings, **given).resolved(generator.base.objective.name)
+    wanted = dataclasses.replace(generator.settings, **given)
+    settings = fitting(wanted, generator.base.model.config.in_channels, generator.base.schedule)
     if not args.without_adapter:
         generator.check(settings, "--guidance_scale")
     if args.guidance_base:
         settings.require_effect()
+    settings = dataclasses.replace(settings, guidance_base=settings.uses_base and not args.without_adapter)
     record = SampleRecord(settings, (UsedAdapter(str(args.adapter)),), adapted=not args.without_adapter)
     names = [generator.class_names[label] for label in ids]
     drawn = {

@@ -17,7 +17,7 @@ from onelora_vision.diffusion.flow import Flow, integrate
 from onelora_vision.diffusion.guidance import GuidedModel
 from onelora_vision.diffusion.latents import LatentScale
 from onelora_vision.diffusion.objective import objective_of
-from onelora_vision.diffusion.schedulers import make_scheduler, set_timesteps
+from onelora_vision.diffusion.schedulers import make_scheduler, require_steps, set_timesteps
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
 
@@ -28,6 +28,22 @@ class Step(NamedTuple):
     number: int
     x: torch.Tensor
     clean: torch.Tensor
+
+
+def fitting(settings: SamplingSettings, channels: int, scheduler_config: dict) -> SamplingSettings:
+    """The settings for a network of latents with ``channels``: its default sampler in the place of ``auto``.
+
+    Raises:
+        InputError: the sampler is for other networks, more channels are guided than there are, or there are more steps
+            than the noise schedule has timesteps.
+    """
+    objective = objective_of(scheduler_config)
+    settings = settings.resolved(objective.name)
+    if (settings.guidance_channels or 0) > channels:
+        raise InputError(f"guidance_channels={settings.guidance_channels}: the latents have {channels} channels")
+    if not isinstance(objective, Flow):
+        require_steps(settings.steps, scheduler_config["num_train_timesteps"])
+    return settings
 
 
 @torch.no_grad()
@@ -43,9 +59,7 @@ def denoise(
     config, parameter = transformer.config, next(transformer.parameters())
     channels, device, dtype = config.in_channels, parameter.device, parameter.dtype
     objective = objective_of(scheduler_config)
-    settings = settings.resolved(objective.name)
-    if (settings.guidance_channels or 0) > channels:
-        raise InputError(f"guidance_channels={settings.guidance_channels}: the latents have {channels} channels")
+    settings = fitting(settings, channels, scheduler_config)
     predict = GuidedModel(transformer, settings, base)
     x = seeding.randn(seeds, (channels, config.sample_size, config.sample_size)).to(device)
     labels = torch.as_tensor(labels, device=device)

@@ -36,6 +36,12 @@ def make_scheduler(sampler: str, base_config: dict, learned_variance: bool):
     return DDPMScheduler(**base, clip_sample=False, variance_type=variance)
 
 
+def require_steps(steps: int, total: int) -> None:
+    """Raise an `InputError` where a sampler is to take more steps than the noise schedule has timesteps."""
+    if steps > total:
+        raise InputError(f"steps={steps}: the noise schedule has {total} timesteps")
+
+
 def set_timesteps(scheduler, steps: int, device: torch.device | str = "cpu") -> None:
     """Choose the timesteps of a sampler: DDIM's and DDPM's evenly from T - 1 to 0, as the original DiT's, rounded.
 
@@ -43,8 +49,7 @@ def set_timesteps(scheduler, steps: int, device: torch.device | str = "cpu") -> 
         InputError: more steps than the schedule has timesteps.
     """
     total = scheduler.config.num_train_timesteps
-    if steps > total:
-        raise InputError(f"steps={steps}: the noise schedule has {total} timesteps")
+    require_steps(steps, total)
     if isinstance(scheduler, DPMSolverMultistepScheduler):
         scheduler.set_timesteps(steps, device=device)
         return

@@ -248,7 +248,8 @@ class Protocol:
         seed: of the samples. ema: whether averaged weights were sampled.
         features, weights_hash: the model that measured.
         guidance_base: whether the base guided. guidance_distillation: the guidance that the model was trained towards;
-            1: none. The line names these two where they are not the default, so lines from before there were any hold.
+            1: none. stock_numerics: whether the network computed as diffusers' does (``--stock_numerics``). The line names
+            these three where they are not the default, so lines from before there were any hold.
     """
 
     generated: int
@@ -269,6 +270,7 @@ class Protocol:
     weights_hash: str
     guidance_base: bool = False
     guidance_distillation: float = 1.0
+    stock_numerics: bool = False
 
     def line(self) -> str:
         """The fields in one line, ``name=value``; those at their default are left out."""

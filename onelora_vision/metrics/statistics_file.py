@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _PAIRS = {"known": ("mu", "sigma"), "known_spatial": ("mu_s", "sigma_s")}  # by field of `FeatureSet`
 _MOST = 4096  # features
+_ROUNDING = 1e-4  # of a covariance, relative to its largest value
 
 
 def has_statistics(path: str | Path) -> bool:
@@ -69,4 +70,10 @@ def _checked(path: str | Path, mean: Any, covariance: Any, *names: str) -> "Feat
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise InputError(f"{path}: {names[0]} or {names[1]} holds values that are not finite")
+    scale = np.abs(covariance).max() or 1.0
+    if (
+        np.abs(covariance - covariance.T).max() > _ROUNDING * scale
+        or np.linalg.eigvalsh(covariance)[0] < -_ROUNDING * scale
+    ):
+        raise InputError(f"{path}: {names[1]} is no covariance: it is not symmetric, or has negative variances")
     return FeatureStatistics.known(torch.from_numpy(mean), torch.from_numpy(covariance))

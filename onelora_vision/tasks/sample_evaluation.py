@@ -168,7 +168,8 @@ class SampleEvaluator:
         features: what the images are measured with. reference: the real images.
         num_samples: images to make; image ``i`` is of class ``i % classes`` and has the seed ``mix(seed, i)``.
         precision: of the network while they are made. ema: whether its weights are the average. distillation: the
-            guidance that it was trained towards. All three for the protocol.
+            guidance that it was trained towards. stock_numerics: whether it computes as diffusers' does. All four for the
+            protocol.
     """
 
     sampler: ImageSampler
@@ -180,6 +181,7 @@ class SampleEvaluator:
     precision: str = "fp32"
     ema: bool = False
     distillation: float | None = None
+    stock_numerics: bool = False
     rows: Sequence[int] | None = None
 
     @property
@@ -205,6 +207,7 @@ class SampleEvaluator:
             weights_hash=self.features.weights_hash,
             guidance_base=settings.uses_base,
             guidance_distillation=self.distillation or 1.0,
+            stock_numerics=self.stock_numerics,
         )
 
     def sampling(self, **changes: Any) -> "SampleEvaluator":

@@ -129,7 +129,7 @@ def _readable(message: str, types: dict[str, type]) -> str:
     """The parser's complaint about a value, as one line in the words of the flags."""
     message = one_line(message, 1000)
     name = re.search(r'Parser key "(\w+)"|argument --(\w+).*invalid', message)
-    value = re.search(r"(?:Got|Given) value: (.*)$|invalid \w+ value: '(.*)'", message)
+    value = re.search(r"(?:Got|Given) value:\s*(.*)$|invalid \w+ value: '(.*)'", message)
     if not name or not value:
         return message
     name, value = name[1] or name[2], value[1] or value[2]

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from onelora_vision.adapters.file import read_adapter, require_readable
 from onelora_vision.data.stream import identity_of
 from onelora_vision.errors import InputError, nearest
-from onelora_vision.metrics.direction import is_retention
+from onelora_vision.metrics.direction import is_beside, is_retention
 from onelora_vision.tasks.base import FOR_THE_CARD, Task
 from onelora_vision.tasks.retention import Retention
 from onelora_vision.training.config import TrainingConfig
@@ -118,7 +118,10 @@ def _retained(run: Run, task: Task, retention: Retention | None) -> dict[str, fl
 
 def _check_metric(config: TrainingConfig, metrics: dict[str, float]) -> None:
     """Refuse a metric to choose the best adapter by that evaluations do not measure, before anything is trained."""
-    name, known = config.metric_for_best_model, [name for name in metrics if not is_retention(name)]
+    name, known = (
+        config.metric_for_best_model,
+        [name for name in metrics if not (is_retention(name) or is_beside(name))],
+    )
     if name is not None and name not in known:
         raise InputError(f"--metric_for_best_model {name} is not evaluated here{nearest(name, known, 'metric')}")
 

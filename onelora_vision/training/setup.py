@@ -27,7 +27,7 @@ from onelora_vision.training.sharding import ONE_PROCESS
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _SLOW = ("measuring", "encoding", "decoding", "drawing")
-_NOTHING = "; nothing was computed yet that could be kept: start again with the same command"
+_NOTHING = "; start again with the same command, which takes what is in the cache already"
 RESUME = "resume with the same command and --resume_from_checkpoint latest"
 
 

@@ -29,6 +29,8 @@ def test_a_sit_keeps_its_objective_on_the_way_there_and_back(onelora, sit_folder
     common = ("--vae", sit_folder / "vae", "--num_heads", 2)
     assert onelora("convert", tmp_path / "SiT.safetensors", tmp_path / "again", *common)[0] == 0
     assert str(DiTBase.load(tmp_path / "again").objective) == "velocity, image at t=1"
+    code, _, error = onelora("convert", tmp_path / "SiT.safetensors", tmp_path / "dit", *common, "--model", "dit")
+    assert code == 2 and "--model dit, but its header says sit" in error and not (tmp_path / "dit").exists()
     onelora("convert", sit_folder, tmp_path / "SiT.pt")  # which cannot say whose it is
     code, _, error = onelora("convert", tmp_path / "SiT.pt", tmp_path / "unknown", *common)
     assert code == 2 and "--model sit, repa or dit" in error and not (tmp_path / "unknown").exists()

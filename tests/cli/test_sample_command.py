@@ -89,7 +89,11 @@ def test_the_base_guides_and_the_pictures_say_so(onelora, adapter, tmp_path):
     assert code == 0 and result["settings"]["guidance_base"] is True
     image = Image.open(tmp_path / "a" / "0000-00000.png")
     assert json.loads(image.text["onelora.settings"])["guidance_base"] is True
-    assert onelora(*guided, "--no_guidance_base", "-o", tmp_path / "b")[0] == 0
+    assert onelora(*common, "--guidance_scale", 2.5, "--no_guidance_base", "-o", tmp_path / "b")[0] == 0
+    for wrong in ("--no_guidance_base", "--without_adapter"):
+        assert onelora(*guided, wrong, "-o", tmp_path / "c")[0] == 2 and not (tmp_path / "c").exists()
+    for flag, value in (("--steps", 1001), ("--guidance_channels", 9)):
+        assert onelora(*common, flag, value, "-o", tmp_path / "c")[0] == 2 and not (tmp_path / "c").exists()
     assert not np.array_equal(np.array(image), np.array(Image.open(tmp_path / "b" / "0000-00000.png")))
     code, _, error = onelora(*guided, "-o", tmp_path / "b")
     assert code == 2 and "holds samples of another request (guidance_base differ)" in error

@@ -120,7 +120,7 @@ PROTOCOL = Protocol(
 
 
 def test_the_protocol_line_holds_every_field():
-    guided = dataclasses.replace(PROTOCOL, guidance_base=True, guidance_distillation=1.5)
+    guided = dataclasses.replace(PROTOCOL, guidance_base=True, guidance_distillation=1.5, stock_numerics=True)
     line = guided.line()
     assert "\n" not in line
     assert all(f"{name}={value}" in line for name, value in dataclasses.asdict(guided).items())

@@ -417,6 +417,13 @@ def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food1
         ({"fid_features": "dinov2"}, "--fid_weights"),
         ({"guidance_interval": "0.5"}, "guidance_interval"),
         ({"guidance_scales": "1,two"}, "guidance_scales"),
+        ({"guidance_channels": 5, "dry_run": "true"}, "guidance_channels=5: the latents have 4 channels"),
+        ({"metric_for_best_model": "fdi", "validation_steps": 1}, "--metric_for_best_model fdi: no such metric"),
+        (
+            {"fid_reference": "/nowhere.npz", "fid_features": "inception"},
+            "--fid_reference is '/nowhere.npz', but must be",
+        ),
+        ({"sampler": ""}, "--sampler is , but must be auto or"),
         ({"cache_latents": "true", "center_crop": "false"}, "--center_crop"),
         ({"cache_latents": "true", "cache_images": "uint8"}, "--cache_images has no effect with --cache_latents"),
     ],
