@@ -1,6 +1,7 @@
 """The most probable classes of pictures by the base's own head and by each enabled adapter."""
 
 import contextlib
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from onelora_vision.data.images import read_image, trimmed
 from onelora_vision.data.synthetic.digits import HandwrittenDigits
 from onelora_vision.errors import InputError
 from onelora_vision.plots.pictures import save_sample
+from onelora_vision.storage.files import atomic_file
 
 from .bases import Bases
 from .library import Entry
@@ -63,14 +65,16 @@ def _title(entry: Entry, weight: float) -> str:
     return entry.name + (f" × {weight:g}" if weight != 1 else "")
 
 
-def table(names: Sequence[str], rows: Sequence[Sequence[Answer]]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of a table with one row per picture."""
-    headers = ["picture", *(answer.model for answer in rows[0])]
-    cells = [
-        [name, *(f"{answer.classes[0][0]} ({100 * answer.classes[0][1]:.1f} %)" for answer in answers)]
-        for name, answers in zip(names, rows)
-    ]
-    return headers, cells
+def write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[Answer]]) -> Path:
+    """Write the answers as CSV: a line per picture, model and class, most probable first, with its probability."""
+    with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["picture", "model", "rank", "class", "probability"])
+        for name, answers in zip(names, rows, strict=True):
+            for answer in answers:
+                for rank, (label, share) in enumerate(answer.classes, start=1):
+                    writer.writerow([name, answer.model, rank, label, f"{share:.6f}"])
+    return path
 
 
 def write_examples(folder: Path, labels: Sequence[int] = (4, 2, 7)) -> list[Path]:

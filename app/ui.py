@@ -58,6 +58,16 @@ CSS = """
 .card .share { text-align: right; font-variant-numeric: tabular-nums; }
 .card .bar { height: 8px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden; }
 .card .bar i { display: block; height: 100%; background: var(--color-accent); }
+.answers { overflow-x: auto; max-height: 70vh; }
+.answers table, .answers tr, .answers tbody { border: none !important; }
+.answers table { width: 100%; border-collapse: collapse; font-size: 0.9rem; }
+.answers th { text-align: left; overflow-wrap: anywhere; position: sticky; top: 0; background: var(--body-background-fill); }
+.answers th, .answers td { padding: 4px 8px; min-width: 90px; border: none !important; vertical-align: middle;
+  border-bottom: 1px solid var(--border-color-primary) !important; }
+.answers img { display: block; width: 64px; height: 64px; object-fit: contain; image-rendering: pixelated; }
+.answers td > span { font-size: 0.8rem; overflow-wrap: anywhere; }
+.answers .bar { display: block; height: 6px; margin: 3px 0; border-radius: 3px; background: var(--border-color-primary); overflow: hidden; }
+.answers .bar i { display: block; height: 100%; background: var(--color-accent); }
 .details table { width: 100%; font-size: 0.85rem; border-collapse: collapse; margin-bottom: 12px; }
 .details th { text-align: left; font-weight: 500; color: var(--body-text-color-subdued); width: 40%; }
 .details th, .details td { padding: 3px 6px; border: none !important; border-bottom: 1px solid var(--border-color-primary) !important;

@@ -105,6 +105,11 @@ def hint(text: str) -> str:
     return f'<p class="hint" role="status">{html.escape(text)}</p>'
 
 
+def compared(pair: tuple[Path, Path] | None) -> dict:
+    """The slider shows a pair of sheets, or is not there."""
+    return gr.update(value=tuple(map(str, pair)), visible=True) if pair else gr.update(value=None, visible=False)
+
+
 def announce(start: gr.Button, cancel: gr.Button, ticket: gr.State, runs: Callable[[gr.Request], Runs]):
     """Let ``start`` announce a drawing and ``cancel`` cancel what was announced; returns the event to draw after.
 

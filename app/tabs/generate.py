@@ -17,7 +17,7 @@ from ..runs import Runs, State
 from ..sessions import Session
 from ..studio import Studio
 from .adapters import AdapterPanel
-from .common import MODEL, QUICK, announce, bar, hint, toast, toasts
+from .common import MODEL, QUICK, announce, bar, compared, hint, toast, toasts
 from .history import build_history
 from .strength import build_strengths, is_due
 
@@ -48,11 +48,20 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
         options = {"format": "png", "object_fit": "contain", "height": "auto", "buttons": ["download"]}
         of_base = gr.Gallery(label="Base", elem_id="of-base", elem_classes="drawn", min_width=280, **options)
         of_mix = gr.Gallery(label="Adapted", elem_id="of-mix", elem_classes="drawn", min_width=280, **options)
+    with gr.Row():
+        compare = gr.ImageSlider(
+            label="Base | adapted: drag the line", type="filepath", format="png", visible=False, min_width=280,
+            elem_id="draw-compare", elem_classes="drawn",
+        )  # fmt: skip
+        real = gr.Gallery(
+            label="Real images", elem_id="real", elem_classes="drawn", min_width=280, visible=False, **options
+        )
     everything = gr.DownloadButton("Download all", interactive=False, elem_id="download-all")
-    outputs = [progress, of_base, of_mix, everything, settings[1]]
+    outputs = [progress, of_base, of_mix, everything, compare, settings[1]]
     drawn = _connect_drawing(studio, panel, page, draw, cancel, settings, outputs)
     take = functools.partial(restored_settings, studio, says_so=False)
-    build_history(studio, panel, page, settings, drawn, [progress, of_base, of_mix], take)
+    build_history(studio, panel, page, settings, drawn, [progress, of_base, of_mix, compare], take)
+    _show_real(studio, panel, settings[0], real)
     _restore(studio, panel, settings)
     _grid(studio, panel, settings)
     return strength
@@ -103,14 +112,14 @@ def _connect_drawing(
     """Draw when asked, when the strength changes, and an example at first; returns the events that end a drawing.
 
     Args:
-        outputs: text, both galleries, download, seed.
+        outputs: text, both galleries, download, comparison, seed.
     """
     ticket = gr.State(0)
 
     def draw_it(request: gr.Request, number: int, *values):
         wanted = _request_of(*values)
         for drawing in studio.drawer.draw(studio.session(request.session_hash), wanted, number):
-            shown = _shown(drawing), _gallery(drawing.base), _gallery(drawing.adapted), _download(drawing), wanted.seed
+            shown = *_results(drawing), wanted.seed
             yield [gr.skip()] * len(shown) if drawing.state is State.SUPERSEDED else shown
 
     @toasts(studio, "Not drawn")
@@ -137,15 +146,15 @@ def _connect_drawing(
     def show_example(request: gr.Request):
         drawing = studio.examples.drawing()
         if runs(request).state is not State.IDLE:  # somebody was faster
-            return [gr.skip()] * 4
-        return EXAMPLE, _gallery(drawing.base), _gallery(drawing.adapted), _download(drawing)
+            return [gr.skip()] * 5
+        return EXAMPLE, *_results(drawing)[1:]
 
     hidden = {"api_visibility": "private", "trigger_mode": "multiple"}
     announced = announce(draw, cancel, ticket, runs)
     drawn = announced.then(run, [ticket, *settings], outputs, **hidden, **MODEL)
     touched = panel.touched.change(take_ticket, panel.touched, ticket, queue=False, show_progress="hidden", **hidden)
     drawn_again = touched.then(run_again, [ticket, *settings], outputs[:-1], **hidden, **MODEL)
-    page.load(show_example, None, outputs[:4], api_visibility="private", **QUICK)
+    page.load(show_example, None, outputs[:5], api_visibility="private", **QUICK)
     _offer_classes(studio, panel, page, settings)
     return [drawn, drawn_again]
 
@@ -183,6 +192,12 @@ def _shown(drawing: Drawing) -> str:
     return bar(drawing.done, drawing.total, drawing.text)
 
 
+def _results(drawing: Drawing) -> tuple:
+    """Text, both galleries, download and comparison."""
+    galleries = _gallery(drawing.base), _gallery(drawing.adapted)
+    return _shown(drawing), *galleries, _download(drawing), compared(drawing.pair)
+
+
 def _download(drawing: Drawing) -> dict:
     """The button offers what is shown, or nothing."""
     return gr.update(value=drawing.archive, interactive=drawing.archive is not None)
@@ -190,6 +205,20 @@ def _download(drawing: Drawing) -> dict:
 
 def _gallery(pictures: list[Picture]) -> list[tuple]:
     return [(str(picture.image), picture.caption) for picture in pictures]
+
+
+def _show_real(studio: Studio, panel: AdapterPanel, classes: gr.Dropdown, real: gr.Gallery) -> None:
+    """Show real images of the chosen classes, where the adapters have some."""
+
+    @toasts(studio, "No real images")
+    def find(names: list[str] | None, request: gr.Request):
+        found = studio.real_images(studio.session(request.session_hash), names) if names else None
+        if found is None:
+            return gr.update(value=None, visible=False)
+        return gr.update(value=_gallery(found.pictures), label=found.text, visible=True)
+
+    when = [classes.change, panel.changed.change]
+    gr.on(when, find, classes, real, api_visibility="private", trigger_mode="always_last", **QUICK)
 
 
 def _restore(studio: Studio, panel: AdapterPanel, settings: list) -> None:

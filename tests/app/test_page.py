@@ -1,5 +1,6 @@
 """The page in a real browser, from adapters to pictures, with the embedded bases."""
 
+import csv
 import io
 import json
 import os
@@ -60,9 +61,9 @@ def draw(page, steps=2, images=1):
     expect(page.locator("#draw-progress")).to_contain_text(re.compile(rf"Drawn: \d+ images, {steps} steps"))
 
 
-def pictures(page, gallery):
+def pictures(page, gallery, inside=".grid-container"):
     """Pixels of a gallery's pictures, as the server sends them."""
-    found = page.locator(f"{gallery} .grid-container img")
+    found = page.locator(f"{gallery} {inside} img")
     expect(found.first).to_be_visible()
     return [_pixels(page, found.nth(number).get_attribute("src")) for number in range(found.count())]
 
@@ -79,6 +80,10 @@ def test_each_tab_opens_with_an_example(page):
     expect(page.locator("#draw-progress")).to_contain_text("An example")
     base, adapted = pictures(page, "#of-base"), pictures(page, "#of-mix")
     assert len(base) == len(adapted) == 8 and not np.array_equal(base[0], adapted[0])
+    assert not np.array_equal(*pictures(page, "#draw-compare", ""))
+    real = page.locator("#real")
+    expect(real).to_contain_text("Real handwriting, of the built-in test images")
+    assert len(pictures(page, "#real")) == 8
     expect(page.get_by_label("number input for Guidance")).to_have_value("4")  # as the shipped adapter was evaluated
     page.get_by_role("tab", name="Depth").click()
     expect(page.locator("#depth-said")).to_contain_text("An example")
@@ -178,8 +183,11 @@ def test_a_bad_file_is_a_toast_leaves_the_list_and_lets_good_ones_in(page, make_
 
 
 def test_a_click_counts_while_the_list_is_drawn_anew(page, make_adapter):
+    def is_click(request):  # other events of the page send values
+        return "queue/join" in request.url and not json.loads(request.post_data)["data"]
+
     def event_of_a_click():
-        with page.expect_request(lambda request: "queue/join" in request.url) as sent:
+        with page.expect_request(is_click) as sent:
             row = page.locator(".adapter", has=page.get_by_role("checkbox", name="handwriting-dit"))
             row.get_by_role("button", name="Details").click()
         return json.loads(sent.value.post_data)["fn_index"]
@@ -251,6 +259,7 @@ def test_the_history_brings_settings_and_pictures_back_compares_and_says_the_com
     strip.nth(0).click()
     expect(page.locator("#history-compare img").first).to_be_visible()
     expect(page.locator("#history-command textarea")).to_have_value(re.compile(r"^onelora blend .*:0.5 -o mix"))
+    expect(page.locator("#draw-compare img").first).to_be_visible()
     shown = pictures(page, "#of-mix")
     assert all(np.array_equal(one, other) for one, other in zip(newest, shown, strict=True))
     page.locator("#history-star").click()
@@ -274,6 +283,7 @@ def test_cancel_stops_a_drawing(page):
     expect(page.locator("#draw-progress")).to_contain_text("Cancelled.")
     expect(page.locator("#of-base .grid-container img")).to_have_count(0)
     expect(page.locator("#of-mix .grid-container img")).to_have_count(0)
+    expect(page.locator("#draw-compare img")).to_have_count(0)
     expect(page.locator("#download-all")).to_be_disabled()
     draw(page)
     assert len(pictures(page, "#of-mix")) == 4
@@ -327,6 +337,13 @@ def test_classify_one_picture_and_many(page, make_adapter, tmp_path):
     page.locator("#classify-all").click()
     expect(page.locator("#class-table")).to_contain_text("classification-onelora-4")
     expect(page.locator("#class-table")).to_contain_text("1.png")
+    expect(page.locator("#class-table td img")).to_have_count(3)
+    with page.expect_download() as download:
+        page.locator("#class-csv").click()
+    with open(download.value.path(), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["picture"] for row in rows} == {"0.png", "1.png", "2.png"}
+    assert {row["model"] for row in rows} == {"base", "classification-onelora-4"}
 
 
 def test_details_and_a_peft_folder(page, make_adapter, tmp_path):
