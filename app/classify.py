@@ -18,6 +18,7 @@ from .bases import Bases
 from .library import Entry
 from .mix import Mix
 from .sessions import Session
+from .strips import at_strengths
 
 TOP = 5
 MAX_PICTURES = 256
@@ -59,6 +60,18 @@ class Classifier:
                 for (title, _), view in zip(models, views)
             ]
         return [list(row) for row in zip(*columns)]
+
+    def strip(self, session: Session, picture: Path | None) -> list[Answer]:
+        """The answers for one picture of the enabled adapters at each of `app.strips.STRENGTHS`.
+
+        Raises:
+            InputError: no picture, or adapters that have no other weights.
+        """
+        if picture is None:
+            raise InputError("choose a picture first, or take the example")
+        images, mixes = [trimmed(read_image(picture), str(picture))], at_strengths(session.mix(ViTBase.task))
+        views = [self.bases.view(mix) for _, mix in mixes]
+        return [Answer(title, predict_classes(view, images, top=TOP)[0]) for (title, _), view in zip(mixes, views)]
 
 
 def _title(entry: Entry, weight: float) -> str:

@@ -49,6 +49,9 @@ CSS = """
 .drawn .grid-container img { object-fit: contain !important; padding-bottom: 16px; }
 .drawn .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
 .drawn .caption-label { max-width: 100%; left: 0; right: 0; padding: 1px 4px; font-size: 0.68rem; border-radius: 0; }
+.wide img { image-rendering: auto; }
+.file-preview-holder { max-height: 320px; }
+.wide .grid-container { grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)) !important; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 12px; }
 .card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 14px; }
 .card h3, .details h3 { margin: 8px 0; font-size: 1rem; overflow-wrap: anywhere; }

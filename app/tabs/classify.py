@@ -8,7 +8,7 @@ from onelora_vision.errors import InputError
 
 from ..classify import write_csv
 from ..studio import Studio
-from .adapters import AdapterPanel
+from .adapters import AdapterPanel, is_asked
 from .answers import cards, table
 from .common import MODEL, QUICK, hint, picture_input, toasts
 from .strength import build_strengths, is_due
@@ -31,10 +31,9 @@ def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
         with gr.Column(scale=2, min_width=280):
             strength = build_strengths(studio, panel, TASK)
             answers = gr.HTML(START, elem_id="answers")
+    strip = gr.HTML(visible=False, elem_id="class-strip")
     with gr.Accordion("Many pictures: a table", open=False, elem_id="class-batch"):
-        many = gr.File(
-            label="Pictures", file_count="multiple", file_types=["image"], height=110, elem_id="class-files"
-        )
+        many = gr.File(label="Pictures", file_count="multiple", file_types=["image"], elem_id="class-files")
         start = gr.Button("Classify all", elem_id="classify-all")
         found = gr.HTML(hint("Their answers by the base and by each adapter, side by side."), elem_id="class-table")
         file = gr.DownloadButton("Download the answers (CSV)", interactive=False, elem_id="class-csv")
@@ -48,7 +47,14 @@ def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
 
     @toasts(studio, "Not classified")
     def run(path: str | None, request: gr.Request):
-        return classify_it(path, request)
+        return classify_it(path, request), gr.update(visible=False)
+
+    @toasts(studio, "No strip")
+    def show_strip(path: str | None, asked: str, request: gr.Request):
+        if not is_asked(asked, TASK):
+            return gr.skip()
+        found = studio.classifier.strip(studio.session(request.session_hash), Path(path) if path else None)
+        return gr.update(value=cards(found), visible=True)
 
     @toasts(studio, "Not classified")
     def run_all(paths: list[str] | None, request: gr.Request):
@@ -74,10 +80,12 @@ def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
         files = studio.digit_examples
         return str(files[number % len(files)]), number + 1
 
-    classify.click(run, picture, answers, api_visibility="private", **MODEL)
+    classify.click(run, picture, [answers, strip], api_visibility="private", **MODEL)
     start.click(run_all, many, [found, file], api_visibility="private", **MODEL)
     hidden = {"api_visibility": "private"}
-    panel.touched.change(run_again, [picture, panel.touched], answers, trigger_mode="always_last", **hidden, **MODEL)
+    last = {"trigger_mode": "always_last", **hidden, **MODEL}
+    panel.touched.change(run_again, [picture, panel.touched], answers, **last)
+    panel.strip.change(show_strip, [picture, panel.strip], strip, **last)
     page.load(show_example, None, [picture, answers, turn], **hidden, **QUICK)
     example.click(next_example, turn, [picture, turn], api_visibility="private", **QUICK)
     return strength

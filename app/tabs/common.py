@@ -20,6 +20,9 @@ MODEL = {"concurrency_id": "model", "show_progress": "minimal"}
 #: Quick ones go through the queue too: only there does a changed `gr.State` reach its listeners.
 QUICK = {"concurrency_limit": None, "show_progress": "hidden"}
 
+#: The tab that answers with adapters of a task.
+TAB_OF = {"generation": "generate", "depth": "depth", "classification": "classify"}
+
 
 def toasts(studio: Studio, title: str) -> Callable[[Callable], Callable]:
     """Decorate an event's function: errors that users can act on become a toast with ``title`` and an API error.

@@ -15,8 +15,9 @@ from ..grid import AXES, parse_axis
 from ..restore import restore
 from ..runs import Runs, State
 from ..sessions import Session
+from ..strips import STRENGTHS
 from ..studio import Studio
-from .adapters import AdapterPanel
+from .adapters import AdapterPanel, is_asked
 from .common import MODEL, QUICK, announce, bar, compared, hint, toast, toasts
 from .history import build_history
 from .strength import build_strengths, is_due
@@ -25,7 +26,7 @@ START = hint("Drawing an example …")
 EXAMPLE = hint(
     "An example: the base and the adapter draw on the same noise. Change the strength, or choose classes and press Draw."
 )
-STRIP = ("adapter weight", "-1, -0.5, 0, 0.5, 1, 1.5", "seed", "0")  # across and down
+STRIP = ("adapter weight", ", ".join(f"{weight:g}" for weight in STRENGTHS), "seed", "0")  # across and down
 AXIS_VALUES = {
     "adapter weight": "0, 0.5, 1, 1.5",
     "guidance": "1, 2.5, 4",
@@ -289,12 +290,19 @@ def _grid(studio: Studio, panel: AdapterPanel, settings: list) -> None:
     options = {"api_visibility": "private", "trigger_mode": "multiple"}
     announced.then(run, inputs, [progress, picture, file], **options, **MODEL)
 
-    def strip(request: gr.Request):
-        """The settings of a strip of strengths, and a ticket to draw it."""
+    def strip(asked: str, request: gr.Request):
+        """The settings of a strip of strengths, and a ticket to draw it; 0 where it was asked for elsewhere."""
+        if not is_asked(asked, TASK):
+            return *[gr.skip()] * 5, 0
         return gr.update(open=True), *STRIP, runs(request).take_ticket()
 
+    def run_strip(request: gr.Request, number: int, *values):
+        yield from run(request, number, *values) if number else [[gr.skip()] * 3]
+
     axes = [x_name, x_values, y_name, y_values]
-    asked = panel.strip.change(strip, None, [box, *axes, ticket], queue=False, show_progress="hidden", **options)
-    asked.then(run, inputs, [progress, picture, file], **options, **MODEL)
+    asked = panel.strip.change(
+        strip, panel.strip, [box, *axes, ticket], queue=False, show_progress="hidden", **options
+    )
+    asked.then(run_strip, inputs, [progress, picture, file], **options, **MODEL)
     for name, values in ((x_name, x_values), (y_name, y_values)):
         name.input(lambda axis: AXIS_VALUES[axis], name, values, api_visibility="private", **QUICK)

@@ -14,13 +14,12 @@ from ..trainings.images import describe, survey
 from ..trainings.run import Phase, Training
 from ..trainings.runs import Progress
 from .adapters import AdapterPanel
-from .common import QUICK, bar, hint, toasts
+from .common import QUICK, TAB_OF, bar, hint, toasts
 from .folders import folder_input
 
 EVERY = 2.0  # seconds between two looks at a run
 BUILT_IN = "Without images of yours, it trains on the data that come with the package."
 EMPTY = hint("No training yet. Choose images, or take the built-in ones, and press Start.")
-_TABS = {"generation": "generate", "depth": "depth", "classification": "classify"}
 _NO_CURVE = pandas.DataFrame({"step": [], "loss": [], "curve": []})
 
 
@@ -190,7 +189,7 @@ def _connect_buttons(
         studio.adopt(session, key)
         entry = session.trained[studio.trainings.get(key, name).name]
         session.use(entry.name)
-        return gr.update(selected=_TABS[entry.adapter.info.task]), version + 1, changed + 1
+        return gr.update(selected=TAB_OF[entry.adapter.info.task]), version + 1, changed + 1
 
     view["stop"].click(stopped, [run, secret], [view["said"], view["stop"]], **private, **QUICK)
     view["resume"].click(resumed, [run, secret], shown, **private, **QUICK)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -198,11 +199,61 @@ def test_a_click_counts_while_the_list_is_drawn_anew(page, make_adapter):
     assert event_of_a_click() == before
 
 
+def test_a_strip_of_strengths_is_one_click_for_depth_and_classes_too(page):
+    strip = page.get_by_role("button", name="Strip −1 … 1.5")
+    expect(strip).to_have_count(3)
+    strip.nth(1).click()
+    expect(page.get_by_role("tab", name="Classify")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#class-strip .card")).to_have_count(6)
+    expect(page.locator("#class-strip .card").first).to_contain_text("strength −1")
+    strip.nth(2).click()
+    expect(page.get_by_role("tab", name="Depth")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#depth-strip img")).to_be_visible()
+    page.locator("#estimate").click()
+    expect(page.locator("#depth-strip img")).to_be_hidden()
+    page.get_by_role("tab", name="Generate").click()
+    expect(page.locator("#grid-picture img")).to_have_count(0)
+
+
+def test_depth_in_other_colours_and_of_many_pictures(page, tmp_path):
+    page.get_by_role("tab", name="Depth").click()
+    expect(page.locator("#depth-said")).to_contain_text("An example")
+    (turbo,) = pictures(page, "#depth-base", "")
+    page.locator("#depth-colors input").click()
+    page.get_by_role("option", name="magma").click()
+    expect(page.locator("#depth-said")).not_to_contain_text("An example")
+    (magma,) = pictures(page, "#depth-base", "")
+    assert not np.array_equal(turbo, magma)
+    page.get_by_role("button", name="Many pictures").first.click()
+    files = [tmp_path / f"view-{number}.png" for number in range(2)]
+    for file in files:
+        Image.new("RGB", (40, 30), "gray").save(file)
+    page.locator("#depth-files input[type=file]").set_input_files([str(file) for file in files])
+    expect(page.locator("#depth-files")).to_contain_text(re.compile(r"view-1|1\s*\.png"))
+    page.locator("#estimate-all").click()
+    expect(page.locator("#depth-batch-said")).to_contain_text("2 pictures.")
+    assert len(pictures(page, "#depth-maps")) == 2
+    with page.expect_download() as download:
+        page.locator("#depth-zip").click()
+    assert len(zipfile.ZipFile(download.value.path()).namelist()) == 6
+
+
+def test_depth_as_points_in_space(page):
+    page.get_by_role("tab", name="Depth").click()
+    expect(page.locator("#depth-said")).to_contain_text("An example")
+    page.get_by_role("button", name="3D points").click()
+    page.locator("#depth-points").click()
+    expect(page.locator("#depth-model canvas")).to_be_visible()
+    with page.expect_download() as download:
+        page.locator("#depth-glb").click()
+    assert download.value.path().read_bytes().startswith(b"glTF")
+
+
 def test_a_strip_of_strengths_is_one_click(page):
     page.get_by_label("number input for Steps").fill("2")
     page.get_by_label("number input for Steps").press("Tab")
     page.get_by_role("tab", name="Depth").click()
-    page.get_by_role("button", name="Strip −1 … 1.5").click()
+    page.get_by_role("button", name="Strip −1 … 1.5").first.click()
     expect(page.get_by_role("tab", name="Generate")).to_have_attribute("aria-selected", "true")
     expect(page.locator("#grid")).to_contain_text("Drawn: 6 cells.")
     expect(page.get_by_label("Values across")).to_have_value("-1, -0.5, 0, 0.5, 1, 1.5")
