@@ -10,6 +10,7 @@ from .tabs.common import QUICK
 from .tabs.depth import build_depth
 from .tabs.details import build_details
 from .tabs.generate import build_generate
+from .tabs.kept import KeptSettings
 from .tabs.strength import name_strengths
 from .tabs.train import build_train
 
@@ -105,17 +106,18 @@ def build_page(studio: Studio) -> gr.Blocks:
             elem_id="title",
         )
         panel = AdapterPanel(gr.State(0), gr.State(0), gr.State(""), gr.State("generation"), gr.State(""))
+        kept = KeptSettings()
         with gr.Row(equal_height=False, elem_classes="page-row"):
             titles: dict[str, gr.HTML] = {}
             with gr.Column(scale=5, min_width=320), gr.Tabs() as tabs:
                 with gr.Tab("Generate", id="generate") as generate_tab:
-                    titles["generation"] = build_generate(studio, panel, page)
+                    titles["generation"] = build_generate(studio, panel, page, kept)
                 with gr.Tab("Depth", id="depth") as depth_tab:
-                    titles["depth"] = build_depth(studio, panel, page)
+                    titles["depth"] = build_depth(studio, panel, kept)
                 with gr.Tab("Classify", id="classify") as classify_tab:
                     titles["classification"] = build_classify(studio, panel, page)
                 with gr.Tab("Train", id="train") as train_tab:
-                    build_train(studio, panel, page, tabs)
+                    build_train(studio, panel, page, kept, tabs)
                 with gr.Tab("Details", id="details") as details_tab:
                     chosen = build_details(studio, panel, page, details_tab)
             tabs_of = [(generate_tab, "generation"), (depth_tab, "depth"), (classify_tab, "classification")]
@@ -129,6 +131,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         for tab, task in tabs_of:
             tab.select(lambda task=task: task, None, panel.tab, api_visibility="private", **QUICK)
 
+        kept.connect(studio, page)
         name_strengths(studio, panel, page, titles)
         build_api(studio)
 

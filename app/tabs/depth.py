@@ -7,10 +7,12 @@ import gradio as gr
 from onelora_vision.errors import InputError
 
 from ..depth_maps import COLORS, DepthMaps, Look
+from ..kept import Choice, Switch
 from ..studio import Studio
 from .adapters import AdapterPanel, is_asked
 from .common import MODEL, QUICK, hint, picture_input, toasts
 from .depth_more import build_batch, build_points
+from .kept import KeptSettings
 from .strength import build_strengths, is_due
 
 TASK = "depth"
@@ -20,7 +22,7 @@ EXAMPLE = (
 )
 
 
-def build_depth(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.HTML:
+def build_depth(studio: Studio, panel: AdapterPanel, kept: KeptSettings) -> gr.HTML:
     """Lay the tab out and connect it; returns the title of its strengths."""
     picture, example, estimate, compare = _build_picture()
     strength = build_strengths(studio, panel, TASK)
@@ -39,9 +41,11 @@ def build_depth(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.HTML
         )  # fmt: skip
     file = gr.DownloadButton("Download depth (16-bit PNG, millimetres)", interactive=False, elem_id="depth-file")
     look = [colors, inverse]
+    kept.keep("depth.colors", colors, Choice(COLORS))
+    kept.keep("depth.inverse", inverse, Switch())
     outputs = [said, compare, base, adapted, difference, file]
-    _connect(studio, panel, page, picture, look, estimate, outputs, strip)
-    build_points(studio, picture)
+    _connect(studio, panel, kept, picture, look, estimate, outputs, strip)
+    build_points(studio, picture, kept)
     build_batch(studio, look)
     example.click(lambda: str(studio.depth_example), None, picture, api_visibility="private", **QUICK)
     return strength
@@ -63,7 +67,7 @@ def _build_picture() -> tuple:
 
 
 def _connect(
-    studio: Studio, panel: AdapterPanel, page: gr.Blocks, picture, look: list, estimate, outputs: list, strip
+    studio: Studio, panel: AdapterPanel, kept: KeptSettings, picture, look: list, estimate, outputs: list, strip
 ) -> None:
     """Estimate when asked, when the strength changes, and an example at first; draw again in other colours.
 
@@ -95,8 +99,11 @@ def _connect(
         return _shown(studio.depth.draw_again(session, Path(path), Look(colors, inverse)))
 
     @toasts(studio, "No example")
-    def show_example():
-        said, *shown = _shown(studio.examples.depth())
+    def show_example(colors: str, inverse: bool, request: gr.Request):
+        look, session = Look(colors, inverse), studio.session(request.session_hash)
+        is_plain = look == Look()
+        maps = studio.examples.depth() if is_plain else studio.depth.draw_again(session, studio.depth_example, look)
+        said, *shown = _shown(maps)
         return str(studio.depth_example), said + hint(EXAMPLE), *shown
 
     @toasts(studio, "No strip")
@@ -111,7 +118,7 @@ def _connect(
     panel.touched.change(run_again, [picture, *look, panel.touched], outputs, **options)
     panel.strip.change(draw_strip, [picture, *look, panel.strip], strip, **options)
     gr.on([widget.input for widget in look], draw_again, [picture, *look], outputs, **options)
-    page.load(show_example, None, [picture, *outputs], api_visibility="private", **QUICK)
+    kept.loaded.change(show_example, look, [picture, *outputs], api_visibility="private", **QUICK)
 
 
 def _shown(maps: DepthMaps) -> tuple:

@@ -6,10 +6,12 @@ import gradio as gr
 
 from ..depth import ANGLE, MAX_PICTURES, DepthBatch
 from ..depth_maps import Look
+from ..kept import Number
 from ..points import MAX_ANGLE, MIN_ANGLE
 from ..runs import Runs, State
 from ..studio import Studio
 from .common import MODEL, announce, bar, hint, toasts
+from .kept import KeptSettings
 
 POINTS = hint(
     "Each pixel at its depth in front of a camera. A picture does not say how wide its camera saw: set that here."
@@ -17,7 +19,7 @@ POINTS = hint(
 MANY = hint(f"Up to {MAX_PICTURES} pictures: a map of each, and a zip with the maps and the depth in millimetres.")
 
 
-def build_points(studio: Studio, picture: gr.Image) -> None:
+def build_points(studio: Studio, picture: gr.Image, kept: KeptSettings) -> None:
     """The folded part that shows the last estimate as points."""
     with gr.Accordion("3D points", open=False, elem_id="depth-3d"):
         gr.HTML(POINTS)
@@ -28,6 +30,8 @@ def build_points(studio: Studio, picture: gr.Image) -> None:
             clear_color=(0.06, 0.09, 0.16, 1.0),
         )  # fmt: skip
         file = gr.DownloadButton("Download the points (.glb)", interactive=False, elem_id="depth-glb")
+
+    kept.keep("depth.angle", angle, Number(MIN_ANGLE, MAX_ANGLE))
 
     @toasts(studio, "No points")
     def run(path: str | None, degrees: float, request: gr.Request):

@@ -9,9 +9,10 @@ import gradio as gr
 from onelora_vision.diffusion.settings import SAMPLER_NAMES
 from onelora_vision.errors import InputError
 
-from ..drawing import MAX_SEED, TASK, Drawing, Picture, Request, own_guidance
+from ..drawing import MAX_IMAGES, MAX_SEED, TASK, Drawing, Picture, Request, own_guidance
 from ..examples import CLASSES, IMAGES
 from ..grid import AXES, parse_axis
+from ..kept import Choice, Number, Switch, Texts
 from ..restore import restore
 from ..runs import Runs, State
 from ..sessions import Session
@@ -20,6 +21,7 @@ from ..studio import Studio
 from .adapters import AdapterPanel, is_asked
 from .common import MODEL, QUICK, announce, bar, compared, hint, toast, toasts
 from .history import build_history
+from .kept import KeptSettings
 from .strength import build_strengths, is_due
 
 START = hint("Drawing an example …")
@@ -37,9 +39,10 @@ AXIS_VALUES = {
 }
 
 
-def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.HTML:
+def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks, kept: KeptSettings) -> gr.HTML:
     """Lay the tab out and connect it; returns the title of its strengths."""
     settings = _build_settings(studio)
+    _keep(studio, kept, settings)
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", elem_id="draw")
         cancel = gr.Button("Cancel", elem_id="cancel")
@@ -59,7 +62,7 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
         )
     everything = gr.DownloadButton("Download all", interactive=False, elem_id="download-all")
     outputs = [progress, of_base, of_mix, everything, compare, settings[1]]
-    drawn = _connect_drawing(studio, panel, page, draw, cancel, settings, outputs)
+    drawn = _connect_drawing(studio, panel, page, kept, draw, cancel, settings, outputs)
     take = functools.partial(restored_settings, studio, says_so=False)
     build_history(studio, panel, page, settings, drawn, [progress, of_base, of_mix, compare], take)
     _show_real(studio, panel, settings[0], real)
@@ -100,6 +103,16 @@ def _build_settings(studio: Studio) -> list:
     return [classes, seed, is_random, number, steps, sampler, guidance, base, compare, from_base]
 
 
+def _keep(studio: Studio, kept: KeptSettings, settings: list) -> None:
+    """Have the browser keep the settings; of bases, those that are here."""
+    switch, sampler, base = Switch(), Choice(SAMPLER_NAMES), Choice(["", *studio.base_names(TASK)])
+    seed, number, steps, guidance = Number(0, MAX_SEED, True), Number(1, 16, True), Number(1, 100, True), Number(0, 10)
+    kinds = [Texts(MAX_IMAGES, 200), seed, switch, number, steps, sampler, guidance, base, switch, switch]
+    names = ("classes", "seed", "random", "number", "steps", "sampler", "guidance", "base", "compare", "from_base")
+    for name, widget, kind in zip(names, settings, kinds, strict=True):
+        kept.keep(f"generate.{name}", widget, kind)
+
+
 def _request_of(classes, seed, is_random, number, steps, sampler, guidance, base, compare, from_base) -> Request:
     seed = random.randrange(MAX_SEED // 2) if is_random else int(seed or 0)
     numbers = {"seed": seed, "num_images": int(number), "steps": int(steps), "guidance": float(guidance)}
@@ -108,7 +121,7 @@ def _request_of(classes, seed, is_random, number, steps, sampler, guidance, base
 
 
 def _connect_drawing(
-    studio: Studio, panel: AdapterPanel, page: gr.Blocks, draw, cancel, settings: list, outputs: list
+    studio: Studio, panel: AdapterPanel, page: gr.Blocks, kept: KeptSettings, draw, cancel, settings, outputs: list
 ) -> list:
     """Draw when asked, when the strength changes, and an example at first; returns the events that end a drawing.
 
@@ -156,11 +169,11 @@ def _connect_drawing(
     touched = panel.touched.change(take_ticket, panel.touched, ticket, queue=False, show_progress="hidden", **hidden)
     drawn_again = touched.then(run_again, [ticket, *settings], outputs[:-1], **hidden, **MODEL)
     page.load(show_example, None, outputs[:5], api_visibility="private", **QUICK)
-    _offer_classes(studio, panel, page, settings)
+    _offer_classes(studio, panel, kept, settings)
     return [drawn, drawn_again]
 
 
-def _offer_classes(studio: Studio, panel: AdapterPanel, page: gr.Blocks, settings: list) -> None:
+def _offer_classes(studio: Studio, panel: AdapterPanel, kept: KeptSettings, settings: list) -> None:
     """Offer the classes and samplers of the mix and its base, whatever they are just now."""
     classes, sampler, guidance, base, from_base = (settings[place] for place in (0, 5, 6, 7, 9))
 
@@ -177,7 +190,7 @@ def _offer_classes(studio: Studio, panel: AdapterPanel, page: gr.Blocks, setting
         of_base = gr.update(choices=fitting, value=chosen if chosen in fitting else fitting[0])
         return gr.update(choices=names, value=kept, info=info), of_base, *own
 
-    when = [page.load, panel.changed.change, base.change]
+    when = [kept.loaded.change, panel.changed.change, base.change]
     shown = [classes, sampler, guidance, from_base]
     gr.on(when, choices, [classes, sampler, base], shown, api_visibility="private", **QUICK)
 

@@ -279,6 +279,49 @@ def test_cards_have_pictures_and_words_and_are_filtered(page):
     expect(cards).to_have_count(3)
 
 
+def keeps(page, change):
+    """Make a change, and wait until the browser has kept it."""
+    before = page.evaluate("localStorage.getItem('onelora-settings')")
+    change()
+    page.wait_for_function("before => localStorage.getItem('onelora-settings') !== before", arg=before)
+
+
+def test_settings_survive_a_reload_and_others_guidance_does_not(page):
+    page.get_by_label("number input for Steps").fill("7")
+    page.get_by_label("number input for Guidance").fill("3")
+    page.locator("#seed input").fill("77")
+    page.locator("#seed input").press("Tab")
+    page.get_by_role("tab", name="Depth").click()
+    page.locator("#depth-colors input").click()
+    page.get_by_role("option", name="magma").click()
+    expect(page.locator("#depth-said")).not_to_contain_text("An example")
+    (magma,) = pictures(page, "#depth-base", "")
+    page.get_by_role("tab", name="Train").click()
+    page.locator("#train-kind").get_by_label("Recognise the classes").check()
+    expect(page.locator("#train-steps input")).to_have_value("200")
+    page.locator("#train-steps input").fill("123")
+    keeps(page, lambda: page.locator("#train-steps input").press("Tab"))
+    page.reload()
+    expect(page.get_by_label("number input for Steps")).to_have_value("7")
+    expect(page.get_by_label("number input for Guidance")).to_have_value("3")
+    expect(page.locator("#seed input")).to_have_value("77")
+    expect(page.locator("#classes")).to_contain_text("Mix:")
+    page.get_by_role("tab", name="Depth").click()
+    expect(page.locator("#depth-said")).to_contain_text("An example")
+    (again,) = pictures(page, "#depth-base", "")
+    assert np.array_equal(magma, again)
+    page.get_by_role("tab", name="Train").click()
+    expect(page.locator("#train-steps input")).to_have_value("123")
+    page.get_by_role("checkbox", name="handwriting-dit").uncheck()
+    page.get_by_role("tab", name="Generate").click()
+    expect(page.get_by_label("number input for Guidance")).to_have_value("2.5")
+    page.evaluate("localStorage.setItem('onelora-settings', 'no settings')")
+    page.reload()
+    expect(page.locator("#classes")).to_contain_text("Mix:")
+    expect(page.get_by_label("number input for Steps")).to_have_value("20")
+    page.evaluate("localStorage.removeItem('onelora-settings')")
+
+
 def test_a_grid_of_weights_and_seeds(page):
     draw(page)
     page.get_by_role("button", name="X/Y grid").click()
