@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 from onelora_vision.adapters.file import read_adapter
+from onelora_vision.data.images import read_image
+from onelora_vision.embedded import ADAPTERS
+from onelora_vision.inference.loading import load_adapted
 
 try:
     from playwright.sync_api import expect
@@ -39,6 +42,7 @@ def page(address, context):
     expect(page.get_by_label("range slider for Weight of handwriting-dit")).to_be_visible()
     expect(page.locator("#classes")).to_contain_text("Mix:")
     yield page
+    page.evaluate("localStorage.clear()")  # the next user has no settings
     page.close()
 
 
@@ -319,7 +323,6 @@ def test_settings_survive_a_reload_and_others_guidance_does_not(page):
     page.reload()
     expect(page.locator("#classes")).to_contain_text("Mix:")
     expect(page.get_by_label("number input for Steps")).to_have_value("20")
-    page.evaluate("localStorage.removeItem('onelora-settings')")
 
 
 def test_a_grid_of_weights_and_seeds(page):
@@ -380,8 +383,12 @@ def test_cancel_stops_a_drawing(page):
     expect(page.locator("#draw-compare img")).to_have_count(0)
     expect(page.locator("#download-all")).to_be_disabled()
     draw(page)
-    assert len(pictures(page, "#of-mix")) == 4
-    expect(page.locator("#download-all")).to_be_enabled()
+    shown = [*pictures(page, "#of-base"), *pictures(page, "#of-mix")]
+    with page.expect_download() as download:
+        page.locator("#download-all").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        kept = [np.asarray(Image.open(archive.open(name))) for name in archive.namelist()]
+    assert len(shown) == 8 and all(np.array_equal(one, other) for one, other in zip(shown, kept, strict=True))
 
 
 def test_draw_right_after_cancel_and_draw_without_cancel_draw_the_newest(page):
@@ -412,6 +419,37 @@ def test_depth_with_a_slider_between_base_and_adapted(page, make_adapter):
         page.locator("#depth-file").click()
     depth = np.asarray(Image.open(download.value.path()))
     assert depth.shape == (192, 192) and depth.dtype in (np.uint16, np.int32) and depth.max() > 1000
+
+
+def test_pictures_with_16_bits_and_with_transparency_are_decoded_as_on_the_command_line(page, tmp_path):
+    y, x = np.mgrid[0:60, 0:100]
+    Image.fromarray((x * 500 + y * 200).astype(np.uint16)).save(tmp_path / "grey16.png")
+    Image.fromarray(np.stack([x * 2, y * 4, x, y * 4], axis=-1).astype(np.uint8), "RGBA").save(tmp_path / "rgba.png")
+    estimator, classifier = (load_adapted(ADAPTERS / name) for name in ("streets-depth", "handwriting-vit"))
+    for file in (tmp_path / "grey16.png", tmp_path / "rgba.png"):
+        page.get_by_role("tab", name="Depth").click()
+        upload(page, "#depth-picture", file)
+        page.locator("#estimate").click()
+        depth = estimator(read_image(file))
+        expect(page.locator("#depth-said")).to_contain_text(f"adapted {depth.min():.2f} to {depth.max():.2f} m")
+        with page.expect_download() as download:
+            page.locator("#depth-file").click()
+        stored = np.asarray(Image.open(download.value.path()), dtype=np.int64)
+        assert np.abs(stored - (depth * 1000 + 0.5).astype(np.int64)).max() <= 1
+        page.get_by_role("tab", name="Classify").click()
+        upload(page, "#class-picture", file)
+        page.locator("#classify").click()
+        ((best, share), *_) = classifier.classify([read_image(file)])[0]
+        card = page.locator("#answers .card").nth(1)
+        expect(card.locator("li").first).to_contain_text(re.compile(rf"{best}\s*{100 * share:.1f} %"))
+
+
+def upload(page, picture, file):
+    """Put a picture in the place of the one that is shown."""
+    page.locator(picture).get_by_role("button", name="Remove Image").click()
+    expect(page.locator(f"{picture} img")).to_have_count(0)
+    page.locator(f"{picture} input[type=file]").set_input_files(str(file))
+    expect(page.locator(f"{picture} img")).to_be_visible()
 
 
 def test_classify_one_picture_and_many(page, make_adapter, tmp_path):
