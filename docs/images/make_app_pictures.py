@@ -46,7 +46,7 @@ def classify(page: Page) -> None:
         page.locator("#classify-all").click()
         page.locator("#class-table img").nth(3).wait_for(timeout=WAIT)
     page.wait_for_timeout(2000)
-    page.screenshot(path=FOLDER / "app-classify.png")
+    page.screenshot(path=FOLDER / "app-classify.png", full_page=True)
 
 
 def train(page: Page) -> None:
