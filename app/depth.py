@@ -1,5 +1,6 @@
 """Depth of pictures by the base and by the enabled adapters: of one, of many, at several strengths, as points."""
 
+import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -119,7 +120,8 @@ class DepthMapper:
             raise InputError(f"{len(pictures)} pictures: at most {MAX_PICTURES} at a time")
         for picture in pictures:
             _read(picture)
-        mix, folder = session.mix(TASK), session.output()
+        mix, folder = session.mix(TASK), session.folder / "depths"  # other answers meanwhile do not clear it away
+        shutil.rmtree(folder, ignore_errors=True)
         views, state, names = self._views(mix, ""), DepthBatch(0, len(pictures)), []
         with atomic_file(folder / "depth.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
             for number, picture in enumerate(pictures):
