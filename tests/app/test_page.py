@@ -283,11 +283,18 @@ def test_cards_have_pictures_and_words_and_are_filtered(page):
     expect(cards).to_have_count(3)
 
 
-def keeps(page, change):
-    """Make a change, and wait until the browser has kept it."""
-    before = page.evaluate("localStorage.getItem('onelora-settings')")
-    change()
-    page.wait_for_function("before => localStorage.getItem('onelora-settings') !== before", arg=before)
+def wait_until_kept(page, steps):
+    """Wait until another page of the same browser opens with the ``steps`` of a training."""
+    for _ in range(20):
+        other = page.context.new_page()
+        other.goto(page.url)
+        expect(other.locator("#classes")).to_contain_text("Mix:")  # the kept settings have come before
+        other.get_by_role("tab", name="Train").click()
+        found = other.locator("#train-steps input").input_value()
+        other.close()
+        if found == steps:
+            return
+    raise AssertionError(f"{found} steps are kept, not {steps}")
 
 
 def test_settings_survive_a_reload_and_others_guidance_does_not(page):
@@ -304,7 +311,8 @@ def test_settings_survive_a_reload_and_others_guidance_does_not(page):
     page.locator("#train-kind").get_by_label("Recognise the classes").check()
     expect(page.locator("#train-steps input")).to_have_value("200")
     page.locator("#train-steps input").fill("123")
-    keeps(page, lambda: page.locator("#train-steps input").press("Tab"))
+    page.locator("#train-steps input").press("Tab")
+    wait_until_kept(page, "123")
     page.reload()
     expect(page.get_by_label("number input for Steps")).to_have_value("7")
     expect(page.get_by_label("number input for Guidance")).to_have_value("3")
