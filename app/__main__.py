@@ -11,6 +11,7 @@ from pathlib import Path
 
 from onelora_vision.errors import InputError, one_line
 from onelora_vision.runtime.command import Parser, exits_cleanly
+from onelora_vision.runtime.extras import require
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -53,6 +54,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=20,
         help="trainings of a user that are kept (default: 20)",
+    )
+    parser.add_argument(
+        "--mcp", action="store_true", help="offer the endpoints as tools of an MCP server, on this machine alone"
     )
     parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
     return parser.parse_args(argv)
@@ -128,6 +132,21 @@ def training_of(args: argparse.Namespace) -> dict:
     }
 
 
+def require_mcp(args: argparse.Namespace) -> None:
+    """Refuse to be an MCP server where it cannot be, or not safely.
+
+    Raises:
+        InputError: its package is missing, or others than this machine's users would reach it.
+    """
+    if not is_own_machine(args.host):
+        raise InputError(
+            f"--mcp --host {args.host}: all MCP clients share one session, so it is for this machine alone"
+        )
+    if args.auth:
+        raise InputError("--mcp --auth: MCP clients have no password here; leave one of the two out")
+    require("mcp", "mcp", "--mcp")
+
+
 def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
     """Open the page with the files of all its users below ``root``; returns it at once if not to ``block``.
 
@@ -140,6 +159,8 @@ def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
     auth, bases = credentials(args.auth), bases_of(args.bases)
     if args.adapters and not Path(args.adapters).is_dir():
         raise InputError(f"--adapters {args.adapters}: no such folder")
+    if args.mcp:
+        require_mcp(args)
     require_free(args.host, args.port)
     from onelora_vision.runtime.device import choose_device
 
@@ -179,12 +200,14 @@ def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
             css=CSS,
             footer_links=["api", "settings"],
             ssr_mode=False,
+            mcp_server=args.mcp,
         )
     except OSError as error:  # somebody else was faster
         raise InputError(f"--host {args.host} --port {args.port}: cannot be listened on ({one_line(error)})") from None
     if block:
         studio.examples.warm()
-        print(f"onelora_vision is at {page.local_url} (Ctrl-C stops it)", flush=True)
+        also = f", its MCP server at {page.local_url}gradio_api/mcp/" if args.mcp else ""
+        print(f"onelora_vision is at {page.local_url}{also} (Ctrl-C stops it)", flush=True)
         try:
             threading.Event().wait()  # until a signal raises
         finally:

@@ -44,20 +44,30 @@ def metric_in_words(task: str, metrics: Iterable[tuple[str, float | None, float]
 
 def thumbnail(place: Path) -> str | None:
     """The picture of an adapter's folder, small, as a data URL; None if it has none that can be read."""
+    file = picture_of(place)
+    return None if file is None else small_copy(file, _WIDTH, _HEIGHT)
+
+
+def picture_of(place: Path) -> Path | None:
+    """The best picture in an adapter's folder, if there is one."""
     files = (place / name for name in PICTURES) if place.is_dir() else ()
-    file = next((file for file in files if file.is_file() and not file.is_symlink()), None)
-    return None if file is None else _small(file, file.stat().st_mtime_ns)
+    return next((file for file in files if file.is_file() and not file.is_symlink()), None)
+
+
+def small_copy(file: Path, width: int, height: int) -> str | None:
+    """The upper part of a picture at ``width``, as a data URL; None if it cannot be read."""
+    return _small(file, width, height, file.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
-def _small(file: Path, changed: int) -> str | None:
+def _small(file: Path, width: int, height: int, changed: int) -> str | None:
     try:
         image = read_image(file)
     except (InputError, OSError):
         return None
-    image.thumbnail((_WIDTH, 10 * _WIDTH))
+    image.thumbnail((width, 10 * width))
     buffer = io.BytesIO()
-    image.crop((0, 0, image.width, min(image.height, _HEIGHT))).convert("RGB").save(buffer, "webp", quality=70)
+    image.crop((0, 0, image.width, min(image.height, height))).convert("RGB").save(buffer, "webp", quality=70)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

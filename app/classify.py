@@ -1,6 +1,7 @@
 """The most probable classes of pictures by the base's own head and by each enabled adapter."""
 
 import contextlib
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from onelora_vision.data.images import read_image, trimmed
 from onelora_vision.data.synthetic.digits import HandwrittenDigits
 from onelora_vision.errors import InputError
 from onelora_vision.plots.pictures import save_sample
+from onelora_vision.storage.files import atomic_file
 
 from .bases import Bases
 from .library import Entry
 from .mix import Mix
 from .sessions import Session
+from .strips import at_strengths
 
 TOP = 5
 MAX_PICTURES = 256
@@ -58,19 +61,33 @@ class Classifier:
             ]
         return [list(row) for row in zip(*columns)]
 
+    def strip(self, session: Session, picture: Path | None) -> list[Answer]:
+        """The answers for one picture of the enabled adapters at each of `app.strips.STRENGTHS`.
+
+        Raises:
+            InputError: no picture, or adapters that have no other weights.
+        """
+        if picture is None:
+            raise InputError("choose a picture first, or take the example")
+        images, mixes = [trimmed(read_image(picture), str(picture))], at_strengths(session.mix(ViTBase.task))
+        views = [self.bases.view(mix) for _, mix in mixes]
+        return [Answer(title, predict_classes(view, images, top=TOP)[0]) for (title, _), view in zip(mixes, views)]
+
 
 def _title(entry: Entry, weight: float) -> str:
     return entry.name + (f" × {weight:g}" if weight != 1 else "")
 
 
-def table(names: Sequence[str], rows: Sequence[Sequence[Answer]]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of a table with one row per picture."""
-    headers = ["picture", *(answer.model for answer in rows[0])]
-    cells = [
-        [name, *(f"{answer.classes[0][0]} ({100 * answer.classes[0][1]:.1f} %)" for answer in answers)]
-        for name, answers in zip(names, rows)
-    ]
-    return headers, cells
+def write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[Answer]]) -> Path:
+    """Write the answers as CSV: a line per picture, model and class, most probable first, with its probability."""
+    with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["picture", "model", "rank", "class", "probability"])
+        for name, answers in zip(names, rows, strict=True):
+            for answer in answers:
+                for rank, (label, share) in enumerate(answer.classes, start=1):
+                    writer.writerow([name, answer.model, rank, label, f"{share:.6f}"])
+    return path
 
 
 def write_examples(folder: Path, labels: Sequence[int] = (4, 2, 7)) -> list[Path]:

@@ -1,6 +1,9 @@
-"""Depth of a picture by the base and by the enabled adapters, and the difference of the two."""
+"""Depth of pictures by the base and by the enabled adapters: of one, of many, at several strengths, as points."""
 
-from dataclasses import dataclass
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,36 +14,34 @@ from onelora_vision.data.images import read_image
 from onelora_vision.data.synthetic.scenes import SceneFrames
 from onelora_vision.errors import InputError
 from onelora_vision.inference.depth import estimate_depth
-from onelora_vision.plots.depth import COLOR_MAP, colorize, save_depth_png
-from onelora_vision.plots.figures import saved_figure
 from onelora_vision.storage.files import atomic_file
 
 from .bases import Bases
+from .depth_maps import DepthMaps, Estimate, Look, draw_maps, draw_strip
+from .drawing import Picture
+from .library import unique_name
+from .mix import Mix
+from .points import to_points, write_glb
+from .runs import State
 from .sessions import Session
+from .strips import at_strengths
 
+TASK = DepthBase.task
 MAX_SIDE = 1536  # pixels of a picture that is taken as it is
-DIFFERENCE_MAP = "RdBu_r"
-_INK = "#7a7f87"  # readable on white and on black
+MAX_PICTURES = 32
+ANGLE = 60  # degrees of the view that points are put into space with at first
+_LAST = "depth.npz"  # of a session's folder: its last estimate
 
 
-@dataclass(frozen=True)
-class DepthMaps:
-    """Files of one picture's depth.
+@dataclass
+class DepthBatch:
+    """The state of the depth of many pictures: ``done`` of ``total``, their maps so far, and in the end an archive."""
 
-    Attributes:
-        base, adapted: maps with a colour bar. difference: adapted minus base, with its own. None without an adapter.
-        plain_base, plain_adapted: the same colours alone, at the picture's size, to lay one over the other.
-        millimetres: 16-bit PNG of the adapted depth (of the base's, without an adapter); None for relative depth.
-        text: the ranges in words.
-    """
-
-    base: Path
-    plain_base: Path
-    adapted: Path | None
-    plain_adapted: Path | None
-    difference: Path | None
-    millimetres: Path | None
-    text: str
+    done: int = 0
+    total: int = 0
+    pictures: list[Picture] = field(default_factory=list)
+    archive: Path | None = None
+    state: State = State.DRAWING
 
 
 class DepthMapper:
@@ -49,22 +50,96 @@ class DepthMapper:
     def __init__(self, bases: Bases):
         self.bases = bases
 
-    def estimate(self, session: Session, picture: Path | None, base: str = "") -> DepthMaps:
+    def estimate(self, session: Session, picture: Path | None, base: str = "", look: Look | None = None) -> DepthMaps:
         """The depth of a picture by the base and by the enabled depth adapters.
 
         Raises:
             InputError: no picture, or adapters that have no sum.
         """
-        if picture is None:
-            raise InputError("choose a picture first, or take the example")
-        image = read_image(picture)
-        image.thumbnail((MAX_SIDE, MAX_SIDE))
-        mix, folder = session.mix(DepthBase.task), session.output()
-        variants = [mix.without_adapters(), mix] if mix.terms else [mix]
-        views = [self.bases.view(variant, base) for variant in variants]  # all before the first is used
+        image = _read(picture)
+        mix, folder = session.mix(TASK), session.output()
+        views = self._views(mix, base)
         with session.pace.timed(mix):
-            maps = [estimate_depth(view, image, mix.info.extra.get("resolution")) for view in views]
-            return _draw(folder, maps[0], maps[1] if mix.terms else None, views[0].is_metric)
+            estimate = _estimate(views, image, mix)
+            estimate.save(session.folder / _LAST)
+            return draw_maps(folder, estimate, look or Look())
+
+    def draw_again(self, session: Session, picture: Path | None, look: Look) -> DepthMaps:
+        """The session's last estimate in other colours; a first one of ``picture`` where there is none."""
+        if not (session.folder / _LAST).is_file():
+            return self.estimate(session, picture, look=look)
+        return draw_maps(session.output(), Estimate.load(session.folder / _LAST), look)
+
+    def points(self, session: Session, picture: Path | None, angle: float) -> Path:
+        """The session's last estimate, or a first one of ``picture``, as a .glb file of points.
+
+        Args:
+            angle: the width of the camera's view in degrees, which a picture does not say.
+
+        Raises:
+            InputError: no picture, depth without scale, or an impossible angle.
+        """
+        if not (session.folder / _LAST).is_file():
+            self.estimate(session, picture)
+        estimate = Estimate.load(session.folder / _LAST)
+        if not estimate.in_metres:
+            raise InputError("this base estimates depth without scale, and points need metres; take a metric one")
+        places, colors = to_points(estimate.image, estimate.best, angle)
+        return write_glb(session.output() / "points.glb", places, colors)
+
+    def strip(self, session: Session, picture: Path | None, look: Look) -> Path:
+        """One picture of the depth with the enabled adapters at each of `app.strips.STRENGTHS`.
+
+        Raises:
+            InputError: no picture, or adapters that have no other weights.
+        """
+        image, mixes = _read(picture), at_strengths(session.mix(TASK))
+        views = [self.bases.view(mix) for _, mix in mixes]
+        estimates = [(title, _estimate([view], image, mix)) for (title, mix), view in zip(mixes, views)]
+        return draw_strip(session.output() / "strip.png", estimates, look)
+
+    def estimate_many(
+        self, session: Session, pictures: Sequence[Path], look: Look, ticket: int = 0
+    ) -> Iterator[DepthBatch]:
+        """The depth of pictures one after the other; the last `DepthBatch` has all maps in an archive.
+
+        Args:
+            ticket: from ``session.depths``, if it was announced before.
+
+        Raises:
+            InputError: no pictures, too many, or one that cannot be read; this is raised before anything is estimated.
+        """
+        runs = session.depths
+        steps = self._many(session, pictures, look)
+        return runs.follow(ticket or runs.take_ticket(), steps, lambda state: DepthBatch(state=state))
+
+    def _many(self, session: Session, pictures: Sequence[Path], look: Look) -> Iterator[DepthBatch]:
+        if not pictures:
+            raise InputError("choose pictures first")
+        if len(pictures) > MAX_PICTURES:
+            raise InputError(f"{len(pictures)} pictures: at most {MAX_PICTURES} at a time")
+        for picture in pictures:
+            _read(picture)
+        mix, folder = session.mix(TASK), session.folder / "depths"  # other answers meanwhile do not clear it away
+        shutil.rmtree(folder, ignore_errors=True)
+        views, state, names = self._views(mix, ""), DepthBatch(0, len(pictures)), []
+        with atomic_file(folder / "depth.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            for number, picture in enumerate(pictures):
+                names.append(unique_name(picture.stem, names))
+                yield state
+                maps = draw_maps(folder / str(number), _estimate(views, _read(picture), mix), look)
+                files = {"base": maps.base, "adapted": maps.adapted, "depth": maps.millimetres}
+                for kind, file in files.items():
+                    if file is not None:
+                        archive.write(file, f"{names[-1]}_{kind}.png")
+                shown = [*state.pictures, Picture(maps.adapted or maps.base, names[-1])]
+                state = DepthBatch(number + 1, len(pictures), shown)
+        yield DepthBatch(len(pictures), len(pictures), state.pictures, folder / "depth.zip", State.FINISHED)
+
+    def _views(self, mix: Mix, base: str) -> list[DepthBase]:
+        """The base, and the base with the adapters if there are any: all before the first is used."""
+        variants = [mix.without_adapters(), mix] if mix.terms else [mix]
+        return [self.bases.view(variant, base) for variant in variants]
 
 
 def write_example(path: Path) -> Path:
@@ -75,47 +150,14 @@ def write_example(path: Path) -> Path:
     return path
 
 
-def _draw(folder: Path, base: np.ndarray, adapted: np.ndarray | None, in_metres: bool) -> DepthMaps:
-    unit = "metres" if in_metres else "inverse depth, without scale"
-    shown = [base] if adapted is None else [base, adapted]
-    near, far = min(float(d.min()) for d in shown), max(float(d.max()) for d in shown)
-    files = {"base": None, "adapted": None, "plain_base": None, "plain_adapted": None, "difference": None}
-    for name, depth in zip(("base", "adapted"), shown):
-        files[name] = _with_bar(folder / f"depth-{name}.png", depth, COLOR_MAP, near, far, unit)
-        files[f"plain_{name}"] = _plain(folder / f"plain-{name}.png", depth, near, far)
-    lines = [f"{name} {_range(depth, in_metres)}" for name, depth in zip(("base", "adapted"), shown)]
-    if adapted is not None:
-        change = adapted - base
-        reach = max(float(np.abs(change).max()), 1e-6)
-        files["difference"] = _with_bar(folder / "difference.png", change, DIFFERENCE_MAP, -reach, reach, unit)
-        lines.append(f"difference {_range(change, in_metres)}")
-    millimetres = None
-    if in_metres:
-        millimetres = folder / "depth-16bit.png"
-        clipped = save_depth_png(millimetres, shown[-1])
-        lines += [f"{clipped} pixels are beyond 65.535 m, the most that the 16-bit file holds"] if clipped else []
-    return DepthMaps(**files, millimetres=millimetres, text="; ".join(lines))
+def _read(picture: Path | None) -> Image.Image:
+    if picture is None:
+        raise InputError("choose a picture first, or take the example")
+    image = read_image(picture)
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    return image
 
 
-def _range(depth: np.ndarray, in_metres: bool) -> str:
-    unit = " m" if in_metres else ""
-    return f"{depth.min():.2f} to {depth.max():.2f}{unit} (median {np.median(depth):.2f}{unit})"
-
-
-def _plain(path: Path, depth: np.ndarray, near: float, far: float) -> Path:
-    with atomic_file(path) as temporary:
-        Image.fromarray(colorize(depth, near, far)).save(temporary, format="png")
-    return path
-
-
-def _with_bar(path: Path, values: np.ndarray, colors: str, low: float, high: float, unit: str) -> Path:
-    """A map with its colour bar below, on a transparent ground."""
-    with saved_figure(path, (4.2, 4.2 * values.shape[0] / values.shape[1] + 0.7), transparent=True) as figure:
-        axes = figure.subplots()
-        drawn = axes.imshow(values, cmap=colors, vmin=low, vmax=high, interpolation="nearest")
-        axes.set_axis_off()
-        bar = figure.colorbar(drawn, ax=axes, orientation="horizontal", fraction=0.06, pad=0.02)
-        bar.set_label(unit, color=_INK)
-        bar.ax.tick_params(colors=_INK)
-        bar.outline.set_edgecolor(_INK)
-    return path
+def _estimate(views: Sequence[DepthBase], image: Image.Image, mix: Mix) -> Estimate:
+    maps = [estimate_depth(view, image, mix.info.extra.get("resolution")) for view in views]
+    return Estimate(np.asarray(image.convert("RGB")), maps[0], maps[1] if len(maps) > 1 else None, views[0].is_metric)

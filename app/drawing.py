@@ -21,6 +21,7 @@ from .bases import Bases
 from .mix import Mix
 from .runs import State
 from .sessions import Session
+from .sheets import write_pair
 
 TASK = DiTBase.task
 MAX_IMAGES = 64
@@ -86,6 +87,9 @@ class Drawing:
     """The state of a drawing: ``done`` of ``total`` steps, a text for people, and the pictures so far.
 
     Only a finished drawing has an archive. One that was cancelled or failed has no pictures.
+
+    Attributes:
+        pair: sheets of both parts of a finished drawing, to lay one over the other.
     """
 
     done: int = 0
@@ -94,6 +98,7 @@ class Drawing:
     base: list[Picture] = field(default_factory=list)
     adapted: list[Picture] = field(default_factory=list)
     archive: Path | None = None
+    pair: tuple[Path, Path] | None = None
     state: State = State.DRAWING
 
 
@@ -168,9 +173,10 @@ class Drawer:
                 yield state
             record = record_of(request, settings, mix, adapted=variant == ADAPTED)
             state = replace(state, **{variant: _save_samples(folder, variant, images, view, request, record)})
-        archive = _write_archive(folder / "images.zip", [p.image for p in [*state.base, *state.adapted]])
+        parts = [[picture.image for picture in part] for part in (state.base, state.adapted)]
+        archive, pair = _write_archive(folder / "images.zip", [*parts[0], *parts[1]]), write_pair(folder, *parts)
         text = f"Drawn: {len(request.names())} images, {settings.steps} steps, {mix or 'the base alone'}."
-        yield replace(state, text=text, archive=archive, state=State.FINISHED)
+        yield replace(state, text=text, archive=archive, pair=pair, state=State.FINISHED)
 
 
 def ended(state: State) -> Drawing:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from .classify import Answer, Classifier
-from .depth import DepthMapper, DepthMaps
+from .depth import DepthMapper
+from .depth_maps import DepthMaps
 from .drawing import TASK, Drawer, Drawing, Request, own_guidance
 from .library import Library
 from .sessions import Session

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from onelora_vision.errors import InputError, one_line
 from onelora_vision.storage.files import atomic_directory, write_json
 
+from .sheets import sheet
+
 SHOWN = 40  # newest drawings in the strip, besides those with a star
 ABOUT, SHEET = "drawing.json", "sheet.png"
-_CELL, _GAP = 64, 2  # of a sheet, in pixels: smallest side of an image, and between them
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class History:
             with atomic_directory(kept.folder) as temporary:
                 for file in (*pictures, *others):
                     shutil.copyfile(file, temporary / file.name)
-                _sheet(pictures).save(temporary / SHEET)
+                sheet(pictures).save(temporary / SHEET)
                 write_json(temporary / ABOUT, kept.about())
             if self._most is not None:
                 for old in [one for one in self._all() if not one.starred][self._most :]:
@@ -150,18 +149,3 @@ def _read(folder: Path) -> Kept | None:
         return Kept(folder, str(about["text"]), bool(about["starred"]), pictures, others)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _sheet(files: Sequence[Path]) -> Image.Image:
-    """The images in a nearly square table without gaps at its end, small ones enlarged without smoothing."""
-    columns = next(n for n in range(1, len(files) + 1) if n * n >= len(files) and len(files) % n == 0)
-    images = [Image.open(file).convert("RGB") for file in files]
-    width, height = images[0].size
-    factor = max(1, -(-_CELL // min(width, height)))
-    width, height = width * factor, height * factor
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP), "white")
-    for number, image in enumerate(images):
-        place = (number % columns * (width + _GAP), number // columns * (height + _GAP))
-        sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), place)
-    return sheet

@@ -32,7 +32,7 @@ class Session:
         own: the adapters that the user added, by name. trained: those of the user's trainings, by the training's name.
         weights: weights that the user set, by name of the adapter.
         enabled: names of the adapters that take part.
-        drawings, grids: the state of what is being drawn.
+        drawings, grids, depths: the state of what is being drawn, and of the depth of many pictures.
         pace: how long answers take. history: what was drawn; None: it is not kept.
         guided_by: the adapters that the page's guidance was set for.
     """
@@ -45,6 +45,7 @@ class Session:
     enabled: set[str] = field(default_factory=set)
     drawings: Runs = field(default_factory=Runs)
     grids: Runs = field(default_factory=Runs)
+    depths: Runs = field(default_factory=Runs)
     pace: Pace = field(default_factory=Pace)
     history: History | None = None
     guided_by: tuple[str, ...] = ()

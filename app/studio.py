@@ -30,8 +30,10 @@ from .hub import KNOWN_BASES, fetch_base
 from .library import Entry, Library, parcels, read_entry, receive
 from .mix import Mix
 from .names import without_paths
+from .real import RealImages, real_images
 from .restore import read_settings
 from .sessions import Session, Sessions
+from .sheets import write_pair
 from .trainings.run import Phase
 from .trainings.runs import Trainings
 
@@ -183,6 +185,15 @@ class Studio:
             with atomic_file(copy) as temporary:
                 shutil.copyfile(path, temporary)
         return copy
+
+    def pair(self, session: Session, kept: Kept) -> tuple[Path, Path] | None:
+        """Sheets of a kept drawing's base and adapted pictures, if it has both."""
+        base, adapted = ([kept.folder / name for name in part] for part in kept.parts())
+        return write_pair(session.output(), base, adapted)
+
+    def real_images(self, session: Session, classes: Sequence[str]) -> RealImages | None:
+        """Real images of classes, next to which the session's mix may be looked at."""
+        return real_images(session.mix(TASK), classes, session.folder / "real")
 
     def command(self, session: Session, kept: Kept) -> str:
         """The commands that draw what was drawn, if its adapters are open."""

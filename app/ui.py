@@ -10,6 +10,7 @@ from .tabs.common import QUICK
 from .tabs.depth import build_depth
 from .tabs.details import build_details
 from .tabs.generate import build_generate
+from .tabs.kept import KeptSettings
 from .tabs.strength import name_strengths
 from .tabs.train import build_train
 
@@ -49,6 +50,9 @@ CSS = """
 .drawn .grid-container img { object-fit: contain !important; padding-bottom: 16px; }
 .drawn .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
 .drawn .caption-label { max-width: 100%; left: 0; right: 0; padding: 1px 4px; font-size: 0.68rem; border-radius: 0; }
+.wide img { image-rendering: auto; }
+.file-preview-holder { max-height: 320px; }
+.wide .grid-container { grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)) !important; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 12px; }
 .card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 14px; }
 .card h3, .details h3 { margin: 8px 0; font-size: 1rem; overflow-wrap: anywhere; }
@@ -58,6 +62,16 @@ CSS = """
 .card .share { text-align: right; font-variant-numeric: tabular-nums; }
 .card .bar { height: 8px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden; }
 .card .bar i { display: block; height: 100%; background: var(--color-accent); }
+.answers { overflow-x: auto; max-height: 70vh; }
+.answers table, .answers tr, .answers tbody { border: none !important; }
+.answers table { width: 100%; border-collapse: collapse; font-size: 0.9rem; }
+.answers th { text-align: left; overflow-wrap: anywhere; position: sticky; top: 0; background: var(--body-background-fill); }
+.answers th, .answers td { padding: 4px 8px; min-width: 90px; border: none !important; vertical-align: middle;
+  border-bottom: 1px solid var(--border-color-primary) !important; }
+.answers img { display: block; width: 64px; height: 64px; object-fit: contain; image-rendering: pixelated; }
+.answers td > span { font-size: 0.8rem; overflow-wrap: anywhere; }
+.answers .bar { display: block; height: 6px; margin: 3px 0; border-radius: 3px; background: var(--border-color-primary); overflow: hidden; }
+.answers .bar i { display: block; height: 100%; background: var(--color-accent); }
 .details table { width: 100%; font-size: 0.85rem; border-collapse: collapse; margin-bottom: 12px; }
 .details th { text-align: left; font-weight: 500; color: var(--body-text-color-subdued); width: 40%; }
 .details th, .details td { padding: 3px 6px; border: none !important; border-bottom: 1px solid var(--border-color-primary) !important;
@@ -92,17 +106,18 @@ def build_page(studio: Studio) -> gr.Blocks:
             elem_id="title",
         )
         panel = AdapterPanel(gr.State(0), gr.State(0), gr.State(""), gr.State("generation"), gr.State(""))
+        kept = KeptSettings()
         with gr.Row(equal_height=False, elem_classes="page-row"):
             titles: dict[str, gr.HTML] = {}
             with gr.Column(scale=5, min_width=320), gr.Tabs() as tabs:
                 with gr.Tab("Generate", id="generate") as generate_tab:
-                    titles["generation"] = build_generate(studio, panel, page)
+                    titles["generation"] = build_generate(studio, panel, page, kept)
                 with gr.Tab("Depth", id="depth") as depth_tab:
-                    titles["depth"] = build_depth(studio, panel, page)
+                    titles["depth"] = build_depth(studio, panel, kept)
                 with gr.Tab("Classify", id="classify") as classify_tab:
                     titles["classification"] = build_classify(studio, panel, page)
                 with gr.Tab("Train", id="train") as train_tab:
-                    build_train(studio, panel, page, tabs)
+                    build_train(studio, panel, page, kept, tabs)
                 with gr.Tab("Details", id="details") as details_tab:
                     chosen = build_details(studio, panel, page, details_tab)
             tabs_of = [(generate_tab, "generation"), (depth_tab, "depth"), (classify_tab, "classification")]
@@ -116,6 +131,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         for tab, task in tabs_of:
             tab.select(lambda task=task: task, None, panel.tab, api_visibility="private", **QUICK)
 
+        kept.connect(studio, page)
         name_strengths(studio, panel, page, titles)
         build_api(studio)
 

@@ -63,6 +63,11 @@ def test_a_list_of_names_is_bounded_by_their_number():
     assert len(nearest("zzz", names)) < 800 and nearest("nam1", names) == "; did you mean 'name1'?"
 
 
+@pytest.mark.parametrize(("what", "plural"), [("class", "classes"), ("axis", "axes"), ("adapter", "adapters")])
+def test_the_names_that_are_known_are_plural(what, plural):
+    assert nearest("zzz", ["a", "b"], what) == f"; known {plural}: a, b"
+
+
 def test_the_message_of_a_loader_process_is_the_error_s_own():
     error = InputError("picture a\nb.png: broken")
     assert message_of(error) == str(error) == "picture a b.png: broken"

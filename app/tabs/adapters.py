@@ -10,7 +10,7 @@ from onelora_vision.backbones.table import TASKS
 
 from ..cards import is_wanted, metric_in_words
 from ..studio import Studio
-from .common import MODEL, QUICK, hint, refusal, toast, toasts
+from .common import MODEL, QUICK, TAB_OF, hint, refusal, toast, toasts
 
 ALL, OF_TAB = "all", "tab"  # of what the panel shows
 
@@ -24,7 +24,7 @@ class AdapterPanel:
         changed: a number that changes with everything that takes part in a mix.
         touched: the task whose adapters a person has just given other weights, and a number that changes each time.
         tab: the task of the tab that is open; empty where it has none.
-        strip: the adapter that a strip of strengths was asked for, and a number that changes each time.
+        strip: the task that a strip of strengths was asked for, and a number that changes each time.
     """
 
     version: gr.State
@@ -134,9 +134,14 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
     again.click(look_again, panel.version, panel.version, api_visibility="private")
 
 
-def touch(touched: str, what: str) -> str:
-    """The next value of `AdapterPanel.touched` or ``strip``, for a task or an adapter."""
-    return f"{what}:{int(touched.rpartition(':')[2] or 0) + 1}"
+def touch(touched: str, task: str) -> str:
+    """The next value of `AdapterPanel.touched` or ``strip``, for a task."""
+    return f"{task}:{int(touched.rpartition(':')[2] or 0) + 1}"
+
+
+def is_asked(touched: str, task: str) -> bool:
+    """Whether a value of `AdapterPanel.touched` or ``strip`` is for a task."""
+    return touched.startswith(f"{task}:")
 
 
 def _list(studio: Studio, panel: AdapterPanel, shown_by: list, task: str, words: str, request: gr.Request) -> None:
@@ -159,7 +164,7 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict, picture
     weight = gr.Slider(-2, 2, row["weight"], step=0.05, label=f"Weight of {name}", interactive=True)
     with gr.Row():
         details = gr.Button("Details", size="sm", min_width=80)
-        strip = gr.Button("Strip −1 … 1.5", size="sm", min_width=80, visible=row["task"] == "generation")
+        strip = gr.Button("Strip −1 … 1.5", size="sm", min_width=80, visible=row["task"] in TAB_OF)
         remove = gr.Button("Remove", size="sm", visible=row["removable"], min_width=80)
 
     @toasts(studio, "Not changed")
@@ -179,7 +184,7 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict, picture
     @toasts(studio, "No strip")
     def draw_strip(version: int, changed: int, before: str, request: gr.Request):
         studio.session(request.session_hash).use(name)
-        return gr.update(selected="generate"), version + 1, changed + 1, touch(before, name)
+        return gr.update(selected=TAB_OF[row["task"]]), version + 1, changed + 1, touch(before, row["task"])
 
     def on(event: Callable, what: str, function: Callable, inputs: list | None, outputs: list, **more) -> None:
         # the key keeps an event's number when the list is drawn anew: a click on the row that is just replaced counts

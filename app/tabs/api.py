@@ -11,6 +11,7 @@ from onelora_vision.diffusion.settings import SAMPLER_NAMES
 from onelora_vision.errors import InputError
 
 from ..classify import Answer
+from ..depth_maps import COLORS, Look
 from ..drawing import Drawing, Request
 from ..grid import AXES, parse_axis
 from ..restore import restore as take_settings
@@ -24,6 +25,7 @@ from .common import toasts
 File = dict[str, Any]  # what gradio_client's handle_file makes
 Sampler = Literal[tuple(SAMPLER_NAMES)]
 Axis = Literal[tuple(AXES)]
+Colors = Literal[COLORS]
 Task = Literal[tuple(TASKS)]
 Kind = Literal[tuple(KINDS)]
 MethodName = Literal[tuple(METHODS)]
@@ -139,9 +141,9 @@ def _drawing(studio: Studio, sent: Sent) -> Endpoints:
 
 
 def _looking(studio: Studio, sent: Sent) -> Endpoints:
-    def depth(request: gr.Request, picture: File) -> dict[str, Any]:
+    def depth(request: gr.Request, picture: File, colors: Colors = COLORS[0], inverse: bool = False) -> dict[str, Any]:
         """The depth of a picture by the base and by the enabled adapters: maps, and a 16-bit PNG in millimetres."""
-        maps = studio.depth.estimate(_session(studio, request), sent.path(picture))
+        maps = studio.depth.estimate(_session(studio, request), sent.path(picture), look=Look(colors, inverse))
         names = ("base", "adapted", "difference", "millimetres")
         return {"text": maps.text, **{name: sent.file(getattr(maps, name)) for name in names}}
 

@@ -20,6 +20,9 @@ MODEL = {"concurrency_id": "model", "show_progress": "minimal"}
 #: Quick ones go through the queue too: only there does a changed `gr.State` reach its listeners.
 QUICK = {"concurrency_limit": None, "show_progress": "hidden"}
 
+#: The tab that answers with adapters of a task.
+TAB_OF = {"generation": "generate", "depth": "depth", "classification": "classify"}
+
 
 def toasts(studio: Studio, title: str) -> Callable[[Callable], Callable]:
     """Decorate an event's function: errors that users can act on become a toast with ``title`` and an API error.
@@ -103,6 +106,11 @@ def bar(done: int, total: int, text: str) -> str:
 def hint(text: str) -> str:
     """A line that says what can be done here."""
     return f'<p class="hint" role="status">{html.escape(text)}</p>'
+
+
+def compared(pair: tuple[Path, Path] | None) -> dict:
+    """The slider shows a pair of sheets, or is not there."""
+    return gr.update(value=tuple(map(str, pair)), visible=True) if pair else gr.update(value=None, visible=False)
 
 
 def announce(start: gr.Button, cancel: gr.Button, ticket: gr.State, runs: Callable[[gr.Request], Runs]):

@@ -6,10 +6,13 @@ import gradio as gr
 
 from onelora_vision.errors import InputError
 
-from ..depth import DepthMaps
+from ..depth_maps import COLORS, DepthMaps, Look
+from ..kept import Choice, Switch
 from ..studio import Studio
-from .adapters import AdapterPanel
+from .adapters import AdapterPanel, is_asked
 from .common import MODEL, QUICK, hint, picture_input, toasts
+from .depth_more import build_batch, build_points
+from .kept import KeptSettings
 from .strength import build_strengths, is_due
 
 TASK = "depth"
@@ -19,8 +22,37 @@ EXAMPLE = (
 )
 
 
-def build_depth(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.HTML:
+def build_depth(studio: Studio, panel: AdapterPanel, kept: KeptSettings) -> gr.HTML:
     """Lay the tab out and connect it; returns the title of its strengths."""
+    picture, example, estimate, compare = _build_picture()
+    strength = build_strengths(studio, panel, TASK)
+    said = gr.HTML(hint(START), elem_id="depth-said")
+    options = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"], "min_width": 220}
+    strip = gr.Image(label="Adapted, at six strengths", elem_id="depth-strip", visible=False, **options)
+    with gr.Row():
+        base = gr.Image(label="Base", elem_id="depth-base", **options)
+        adapted = gr.Image(label="Adapted", elem_id="depth-adapted", **options)
+        difference = gr.Image(label="Adapted minus base", elem_id="depth-difference", **options)
+    with gr.Row():
+        colors = gr.Dropdown(list(COLORS), value=COLORS[0], label="Colours", min_width=140, elem_id="depth-colors")
+        inverse = gr.Checkbox(
+            False, label="Inverse depth", info="1 / metres: more colours for what is near", container=True,
+            min_width=200, elem_id="depth-inverse",
+        )  # fmt: skip
+    file = gr.DownloadButton("Download depth (16-bit PNG, millimetres)", interactive=False, elem_id="depth-file")
+    look = [colors, inverse]
+    kept.keep("depth.colors", colors, Choice(COLORS))
+    kept.keep("depth.inverse", inverse, Switch())
+    outputs = [said, compare, base, adapted, difference, file]
+    _connect(studio, panel, kept, picture, look, estimate, outputs, strip)
+    build_points(studio, picture, kept)
+    build_batch(studio, look)
+    example.click(lambda: str(studio.depth_example), None, picture, api_visibility="private", **QUICK)
+    return strength
+
+
+def _build_picture() -> tuple:
+    """The picture, its two buttons, and the slider next to it."""
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
             picture = picture_input(elem_id="depth-picture")
@@ -31,45 +63,62 @@ def build_depth(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.HTML
             compare = gr.ImageSlider(
                 label="Base | adapted: drag the line", type="filepath", format="png", elem_id="depth-compare"
             )
-    strength = build_strengths(studio, panel, TASK)
-    said = gr.HTML(hint(START), elem_id="depth-said")
-    with gr.Row():
-        options = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"], "min_width": 220}
-        base = gr.Image(label="Base", elem_id="depth-base", **options)
-        adapted = gr.Image(label="Adapted", elem_id="depth-adapted", **options)
-        difference = gr.Image(label="Adapted minus base", elem_id="depth-difference", **options)
-    file = gr.DownloadButton("Download depth (16-bit PNG, millimetres)", interactive=False, elem_id="depth-file")
+    return picture, example, estimate, compare
 
-    def estimate_it(path: str | None, request: gr.Request):
-        session = studio.session(request.session_hash)
-        return _shown(studio.depth.estimate(session, Path(path) if path else None))
 
-    @toasts(studio, "Depth not estimated")
-    def run(path: str | None, request: gr.Request):
-        return estimate_it(path, request)
+def _connect(
+    studio: Studio, panel: AdapterPanel, kept: KeptSettings, picture, look: list, estimate, outputs: list, strip
+) -> None:
+    """Estimate when asked, when the strength changes, and an example at first; draw again in other colours.
+
+    Args:
+        look: colours, and whether inverse. outputs: as `_shown` returns them.
+    """
 
     @toasts(studio, "Depth not estimated")
-    def run_again(path: str | None, touched: str, request: gr.Request):
+    def run(path: str | None, colors: str, inverse: bool, request: gr.Request):
+        maps = studio.depth.estimate(studio.session(request.session_hash), _path(path), look=Look(colors, inverse))
+        return *_shown(maps), gr.update(visible=False)
+
+    @toasts(studio, "Depth not estimated")
+    def run_again(path: str | None, colors: str, inverse: bool, touched: str, request: gr.Request):
         same = [gr.skip()] * (len(outputs) - 1)
         if not (path and is_due(studio, touched, TASK, request)):
             return [gr.skip(), *same]
         try:
-            return estimate_it(path, request)
+            session = studio.session(request.session_hash)
+            return _shown(studio.depth.estimate(session, Path(path), look=Look(colors, inverse)))
         except InputError as error:  # nobody asked for it, so it is no reason for a toast
             return [hint(studio.public(str(error))), *same]
 
+    @toasts(studio, "Not drawn")
+    def draw_again(path: str | None, colors: str, inverse: bool, request: gr.Request):
+        if not path:
+            return [gr.skip()] * len(outputs)
+        session = studio.session(request.session_hash)
+        return _shown(studio.depth.draw_again(session, Path(path), Look(colors, inverse)))
+
     @toasts(studio, "No example")
-    def show_example():
-        said, *shown = _shown(studio.examples.depth())
+    def show_example(colors: str, inverse: bool, request: gr.Request):
+        look, session = Look(colors, inverse), studio.session(request.session_hash)
+        is_plain = look == Look()
+        maps = studio.examples.depth() if is_plain else studio.depth.draw_again(session, studio.depth_example, look)
+        said, *shown = _shown(maps)
         return str(studio.depth_example), said + hint(EXAMPLE), *shown
 
-    outputs = [said, compare, base, adapted, difference, file]
-    estimate.click(run, picture, outputs, api_visibility="private", **MODEL)
-    hidden = {"api_visibility": "private"}
-    panel.touched.change(run_again, [picture, panel.touched], outputs, trigger_mode="always_last", **hidden, **MODEL)
-    page.load(show_example, None, [picture, *outputs], **hidden, **QUICK)
-    example.click(lambda: str(studio.depth_example), None, picture, api_visibility="private", **QUICK)
-    return strength
+    @toasts(studio, "No strip")
+    def draw_strip(path: str | None, colors: str, inverse: bool, asked: str, request: gr.Request):
+        if not is_asked(asked, TASK):
+            return gr.skip()
+        session = studio.session(request.session_hash)
+        return gr.update(value=str(studio.depth.strip(session, _path(path), Look(colors, inverse))), visible=True)
+
+    options = {"api_visibility": "private", "trigger_mode": "always_last", **MODEL}
+    estimate.click(run, [picture, *look], [*outputs, strip], api_visibility="private", **MODEL)
+    panel.touched.change(run_again, [picture, *look, panel.touched], outputs, **options)
+    panel.strip.change(draw_strip, [picture, *look, panel.strip], strip, **options)
+    gr.on([widget.input for widget in look], draw_again, [picture, *look], outputs, **options)
+    kept.loaded.change(show_example, look, [picture, *outputs], api_visibility="private", **QUICK)
 
 
 def _shown(maps: DepthMaps) -> tuple:
@@ -78,6 +127,10 @@ def _shown(maps: DepthMaps) -> tuple:
     pair = (str(maps.plain_base), str(maps.plain_adapted or maps.plain_base))
     done = gr.update(value=_text(maps.millimetres), interactive=maps.millimetres is not None)
     return hint(text), pair, *(_text(file) for file in (maps.base, maps.adapted, maps.difference)), done
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
 
 
 def _text(path: Path | None) -> str | None:

@@ -9,23 +9,26 @@ import gradio as gr
 from onelora_vision.diffusion.settings import SAMPLER_NAMES
 from onelora_vision.errors import InputError
 
-from ..drawing import MAX_SEED, TASK, Drawing, Picture, Request, own_guidance
+from ..drawing import MAX_IMAGES, MAX_SEED, TASK, Drawing, Picture, Request, own_guidance
 from ..examples import CLASSES, IMAGES
 from ..grid import AXES, parse_axis
+from ..kept import Choice, Number, Switch, Texts
 from ..restore import restore
 from ..runs import Runs, State
 from ..sessions import Session
+from ..strips import STRENGTHS
 from ..studio import Studio
-from .adapters import AdapterPanel
-from .common import MODEL, QUICK, announce, bar, hint, toast, toasts
+from .adapters import AdapterPanel, is_asked
+from .common import MODEL, QUICK, announce, bar, compared, hint, toast, toasts
 from .history import build_history
+from .kept import KeptSettings
 from .strength import build_strengths, is_due
 
 START = hint("Drawing an example …")
 EXAMPLE = hint(
     "An example: the base and the adapter draw on the same noise. Change the strength, or choose classes and press Draw."
 )
-STRIP = ("adapter weight", "-1, -0.5, 0, 0.5, 1, 1.5", "seed", "0")  # across and down
+STRIP = ("adapter weight", ", ".join(f"{weight:g}" for weight in STRENGTHS), "seed", "0")  # across and down
 AXIS_VALUES = {
     "adapter weight": "0, 0.5, 1, 1.5",
     "guidance": "1, 2.5, 4",
@@ -36,9 +39,10 @@ AXIS_VALUES = {
 }
 
 
-def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.HTML:
+def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks, kept: KeptSettings) -> gr.HTML:
     """Lay the tab out and connect it; returns the title of its strengths."""
     settings = _build_settings(studio)
+    _keep(studio, kept, settings)
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", elem_id="draw")
         cancel = gr.Button("Cancel", elem_id="cancel")
@@ -48,11 +52,20 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
         options = {"format": "png", "object_fit": "contain", "height": "auto", "buttons": ["download"]}
         of_base = gr.Gallery(label="Base", elem_id="of-base", elem_classes="drawn", min_width=280, **options)
         of_mix = gr.Gallery(label="Adapted", elem_id="of-mix", elem_classes="drawn", min_width=280, **options)
+    with gr.Row():
+        compare = gr.ImageSlider(
+            label="Base | adapted: drag the line", type="filepath", format="png", visible=False, min_width=280,
+            elem_id="draw-compare", elem_classes="drawn",
+        )  # fmt: skip
+        real = gr.Gallery(
+            label="Real images", elem_id="real", elem_classes="drawn", min_width=280, visible=False, **options
+        )
     everything = gr.DownloadButton("Download all", interactive=False, elem_id="download-all")
-    outputs = [progress, of_base, of_mix, everything, settings[1]]
-    drawn = _connect_drawing(studio, panel, page, draw, cancel, settings, outputs)
+    outputs = [progress, of_base, of_mix, everything, compare, settings[1]]
+    drawn = _connect_drawing(studio, panel, page, kept, draw, cancel, settings, outputs)
     take = functools.partial(restored_settings, studio, says_so=False)
-    build_history(studio, panel, page, settings, drawn, [progress, of_base, of_mix], take)
+    build_history(studio, panel, page, settings, drawn, [progress, of_base, of_mix, compare], take)
+    _show_real(studio, panel, settings[0], real)
     _restore(studio, panel, settings)
     _grid(studio, panel, settings)
     return strength
@@ -90,6 +103,16 @@ def _build_settings(studio: Studio) -> list:
     return [classes, seed, is_random, number, steps, sampler, guidance, base, compare, from_base]
 
 
+def _keep(studio: Studio, kept: KeptSettings, settings: list) -> None:
+    """Have the browser keep the settings; of bases, those that are here."""
+    switch, sampler, base = Switch(), Choice(SAMPLER_NAMES), Choice(["", *studio.base_names(TASK)])
+    seed, number, steps, guidance = Number(0, MAX_SEED, True), Number(1, 16, True), Number(1, 100, True), Number(0, 10)
+    kinds = [Texts(MAX_IMAGES, 200), seed, switch, number, steps, sampler, guidance, base, switch, switch]
+    names = ("classes", "seed", "random", "number", "steps", "sampler", "guidance", "base", "compare", "from_base")
+    for name, widget, kind in zip(names, settings, kinds, strict=True):
+        kept.keep(f"generate.{name}", widget, kind)
+
+
 def _request_of(classes, seed, is_random, number, steps, sampler, guidance, base, compare, from_base) -> Request:
     seed = random.randrange(MAX_SEED // 2) if is_random else int(seed or 0)
     numbers = {"seed": seed, "num_images": int(number), "steps": int(steps), "guidance": float(guidance)}
@@ -98,19 +121,19 @@ def _request_of(classes, seed, is_random, number, steps, sampler, guidance, base
 
 
 def _connect_drawing(
-    studio: Studio, panel: AdapterPanel, page: gr.Blocks, draw, cancel, settings: list, outputs: list
+    studio: Studio, panel: AdapterPanel, page: gr.Blocks, kept: KeptSettings, draw, cancel, settings, outputs: list
 ) -> list:
     """Draw when asked, when the strength changes, and an example at first; returns the events that end a drawing.
 
     Args:
-        outputs: text, both galleries, download, seed.
+        outputs: text, both galleries, download, comparison, seed.
     """
     ticket = gr.State(0)
 
     def draw_it(request: gr.Request, number: int, *values):
         wanted = _request_of(*values)
         for drawing in studio.drawer.draw(studio.session(request.session_hash), wanted, number):
-            shown = _shown(drawing), _gallery(drawing.base), _gallery(drawing.adapted), _download(drawing), wanted.seed
+            shown = *_results(drawing), wanted.seed
             yield [gr.skip()] * len(shown) if drawing.state is State.SUPERSEDED else shown
 
     @toasts(studio, "Not drawn")
@@ -137,20 +160,20 @@ def _connect_drawing(
     def show_example(request: gr.Request):
         drawing = studio.examples.drawing()
         if runs(request).state is not State.IDLE:  # somebody was faster
-            return [gr.skip()] * 4
-        return EXAMPLE, _gallery(drawing.base), _gallery(drawing.adapted), _download(drawing)
+            return [gr.skip()] * 5
+        return EXAMPLE, *_results(drawing)[1:]
 
     hidden = {"api_visibility": "private", "trigger_mode": "multiple"}
     announced = announce(draw, cancel, ticket, runs)
     drawn = announced.then(run, [ticket, *settings], outputs, **hidden, **MODEL)
     touched = panel.touched.change(take_ticket, panel.touched, ticket, queue=False, show_progress="hidden", **hidden)
     drawn_again = touched.then(run_again, [ticket, *settings], outputs[:-1], **hidden, **MODEL)
-    page.load(show_example, None, outputs[:4], api_visibility="private", **QUICK)
-    _offer_classes(studio, panel, page, settings)
+    page.load(show_example, None, outputs[:5], api_visibility="private", **QUICK)
+    _offer_classes(studio, panel, kept, settings)
     return [drawn, drawn_again]
 
 
-def _offer_classes(studio: Studio, panel: AdapterPanel, page: gr.Blocks, settings: list) -> None:
+def _offer_classes(studio: Studio, panel: AdapterPanel, kept: KeptSettings, settings: list) -> None:
     """Offer the classes and samplers of the mix and its base, whatever they are just now."""
     classes, sampler, guidance, base, from_base = (settings[place] for place in (0, 5, 6, 7, 9))
 
@@ -167,7 +190,7 @@ def _offer_classes(studio: Studio, panel: AdapterPanel, page: gr.Blocks, setting
         of_base = gr.update(choices=fitting, value=chosen if chosen in fitting else fitting[0])
         return gr.update(choices=names, value=kept, info=info), of_base, *own
 
-    when = [page.load, panel.changed.change, base.change]
+    when = [kept.loaded.change, panel.changed.change, base.change]
     shown = [classes, sampler, guidance, from_base]
     gr.on(when, choices, [classes, sampler, base], shown, api_visibility="private", **QUICK)
 
@@ -183,6 +206,12 @@ def _shown(drawing: Drawing) -> str:
     return bar(drawing.done, drawing.total, drawing.text)
 
 
+def _results(drawing: Drawing) -> tuple:
+    """Text, both galleries, download and comparison."""
+    galleries = _gallery(drawing.base), _gallery(drawing.adapted)
+    return _shown(drawing), *galleries, _download(drawing), compared(drawing.pair)
+
+
 def _download(drawing: Drawing) -> dict:
     """The button offers what is shown, or nothing."""
     return gr.update(value=drawing.archive, interactive=drawing.archive is not None)
@@ -190,6 +219,20 @@ def _download(drawing: Drawing) -> dict:
 
 def _gallery(pictures: list[Picture]) -> list[tuple]:
     return [(str(picture.image), picture.caption) for picture in pictures]
+
+
+def _show_real(studio: Studio, panel: AdapterPanel, classes: gr.Dropdown, real: gr.Gallery) -> None:
+    """Show real images of the chosen classes, where the adapters have some."""
+
+    @toasts(studio, "No real images")
+    def find(names: list[str] | None, request: gr.Request):
+        found = studio.real_images(studio.session(request.session_hash), names) if names else None
+        if found is None:
+            return gr.update(value=None, visible=False)
+        return gr.update(value=_gallery(found.pictures), label=found.text, visible=True)
+
+    when = [classes.change, panel.changed.change]
+    gr.on(when, find, classes, real, api_visibility="private", trigger_mode="always_last", **QUICK)
 
 
 def _restore(studio: Studio, panel: AdapterPanel, settings: list) -> None:
@@ -260,12 +303,19 @@ def _grid(studio: Studio, panel: AdapterPanel, settings: list) -> None:
     options = {"api_visibility": "private", "trigger_mode": "multiple"}
     announced.then(run, inputs, [progress, picture, file], **options, **MODEL)
 
-    def strip(request: gr.Request):
-        """The settings of a strip of strengths, and a ticket to draw it."""
+    def strip(asked: str, request: gr.Request):
+        """The settings of a strip of strengths, and a ticket to draw it; 0 where it was asked for elsewhere."""
+        if not is_asked(asked, TASK):
+            return *[gr.skip()] * 5, 0
         return gr.update(open=True), *STRIP, runs(request).take_ticket()
 
+    def run_strip(request: gr.Request, number: int, *values):
+        yield from run(request, number, *values) if number else [[gr.skip()] * 3]
+
     axes = [x_name, x_values, y_name, y_values]
-    asked = panel.strip.change(strip, None, [box, *axes, ticket], queue=False, show_progress="hidden", **options)
-    asked.then(run, inputs, [progress, picture, file], **options, **MODEL)
+    asked = panel.strip.change(
+        strip, panel.strip, [box, *axes, ticket], queue=False, show_progress="hidden", **options
+    )
+    asked.then(run_strip, inputs, [progress, picture, file], **options, **MODEL)
     for name, values in ((x_name, x_values), (y_name, y_values)):
         name.input(lambda axis: AXIS_VALUES[axis], name, values, api_visibility="private", **QUICK)

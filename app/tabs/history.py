@@ -9,7 +9,7 @@ from ..history import Kept
 from ..sessions import Session
 from ..studio import Studio
 from .adapters import AdapterPanel
-from .common import QUICK, hint, toasts
+from .common import QUICK, compared, hint, toasts
 
 EMPTY = hint("Drawings are kept here. Click one, and its settings and adapters come back.")
 
@@ -27,7 +27,7 @@ def build_history(
 
     Args:
         settings: the widgets of the settings; take: their values from a picture, whose adapters it enables.
-        drawn: the events after which there may be a new drawing. results: what shows it: a text, and two galleries.
+        drawn: the events after which there may be a new drawing. results: what shows it: a text, two galleries, and the comparison.
     """
     said, strip, tools, star, delete, command, compare = _build_strip()
     names, chosen = gr.State([]), gr.State([])  # of the strip; and of the two that were clicked last
@@ -56,7 +56,8 @@ def build_history(
         text = gr.update(value=studio.command(session, kept), visible=True)
         shown = [gr.update(visible=True), _star(kept), text, slider]
         galleries = [[str(studio.shown(session, kept.folder / name)) for name in part] for part in kept.parts()]
-        return [two, version + 1, changed + 1, *shown, hint(f"From the history: {kept.text}"), *galleries, *values]
+        said, both = hint(f"From the history: {kept.text}"), compared(studio.pair(session, kept))
+        return [two, version + 1, changed + 1, *shown, said, *galleries, both, *values]
 
     @toasts(studio, "Not changed")
     def starred(two: list[str], request: gr.Request):

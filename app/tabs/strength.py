@@ -5,7 +5,7 @@ import html
 import gradio as gr
 
 from ..studio import Studio
-from .adapters import AdapterPanel, touch
+from .adapters import AdapterPanel, is_asked, touch
 from .common import QUICK, toasts
 
 #: What the buttons set the weight of the enabled adapters to.
@@ -52,7 +52,7 @@ def name_strengths(studio: Studio, panel: AdapterPanel, page: gr.Blocks, titles:
 def is_due(studio: Studio, touched: str, task: str, request: gr.Request) -> bool:
     """Whether a tab should answer again: an adapter of its task was touched, and its answers are quick."""
     session = studio.session(request.session_hash)
-    return touched.startswith(f"{task}:") and session.pace.is_live(session.mix(task))
+    return is_asked(touched, task) and session.pace.is_live(session.mix(task))
 
 
 def _title(names: list[str]) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 import gradio as gr
 import pandas
 
+from ..drawing import MAX_SEED
+from ..kept import Choice, Number, Switch
 from ..studio import Studio
 from ..trainings.curve import TRAINING, VALIDATION, loss_points, newest_evaluation
 from ..trainings.guide import KINDS, MAX_STEPS, METHODS, Settings
@@ -14,17 +16,17 @@ from ..trainings.images import describe, survey
 from ..trainings.run import Phase, Training
 from ..trainings.runs import Progress
 from .adapters import AdapterPanel
-from .common import QUICK, bar, hint, toasts
+from .common import QUICK, TAB_OF, bar, hint, toasts
 from .folders import folder_input
+from .kept import KeptSettings
 
 EVERY = 2.0  # seconds between two looks at a run
 BUILT_IN = "Without images of yours, it trains on the data that come with the package."
 EMPTY = hint("No training yet. Choose images, or take the built-in ones, and press Start.")
-_TABS = {"generation": "generate", "depth": "depth", "classification": "classify"}
 _NO_CURVE = pandas.DataFrame({"step": [], "loss": [], "curve": []})
 
 
-def build_train(studio: Studio, panel: AdapterPanel, page: gr.Blocks, tabs: gr.Tabs) -> None:
+def build_train(studio: Studio, panel: AdapterPanel, page: gr.Blocks, kept: KeptSettings, tabs: gr.Tabs) -> None:
     """Lay the tab out and connect it; a finished adapter is shown in ``tabs``."""
     # The secret lets a browser find its own trainings again; it is not one to keep from the browser.
     secret = gr.BrowserState("", storage_key="onelora-studio", secret="onelora-studio")
@@ -33,6 +35,7 @@ def build_train(studio: Studio, panel: AdapterPanel, page: gr.Blocks, tabs: gr.T
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             settings, start = _build_settings(studio, page)
+            _keep(kept, settings)
         with gr.Column(scale=3, min_width=300):
             view = _build_view()
     _connect(studio, panel, page, tabs, secret, settings, start, view)
@@ -64,7 +67,7 @@ def _build_settings(studio: Studio, page: gr.Blocks) -> tuple[list, gr.Button]:
         names = studio.base_names(KINDS[name].task)
         can_send = KINDS[name].takes_images
         hidden = gr.update(visible=KINDS[name].script == "dit")
-        return KINDS[name].steps, gr.update(choices=names, value=names[0]), gr.update(visible=can_send), hidden
+        return gr.update(choices=names, value=names[0]), gr.update(visible=can_send), hidden
 
     @toasts(studio, "Not images in classes")
     def look(path: str | None):
@@ -73,10 +76,22 @@ def _build_settings(studio: Studio, page: gr.Blocks) -> tuple[list, gr.Button]:
         return hint(describe(survey(Path(path), studio.trainings.limits)))
 
     private = {"api_visibility": "private"}
-    kind.change(kind_chosen, kind, [steps, base, images, measure], **private, **QUICK)
+    kind.input(lambda name: KINDS[name].steps, kind, steps, **private, **QUICK)
+    kind.change(kind_chosen, kind, [base, images, measure], **private, **QUICK)
     method.input(lambda name: METHODS[name].rate, method, rate, **private, **QUICK)
     images.change(look, images, found, **private, **QUICK)
     return [kind, images, method, base, steps, rate, seed, measure], start
+
+
+def _keep(kept: KeptSettings, settings: list) -> None:
+    """Have the browser keep the settings, but for the images and the base."""
+    kind, _, method, _, steps, rate, seed, measure = settings
+    kept.keep("train.kind", kind, Choice(KINDS))
+    kept.keep("train.method", method, Choice(METHODS))
+    kept.keep("train.steps", steps, Number(1, MAX_STEPS, whole=True))
+    kept.keep("train.rate", rate, Number(1e-8, 1))
+    kept.keep("train.seed", seed, Number(0, MAX_SEED, whole=True))
+    kept.keep("train.measure", measure, Switch())
 
 
 def _build_view() -> dict:
@@ -190,7 +205,7 @@ def _connect_buttons(
         studio.adopt(session, key)
         entry = session.trained[studio.trainings.get(key, name).name]
         session.use(entry.name)
-        return gr.update(selected=_TABS[entry.adapter.info.task]), version + 1, changed + 1
+        return gr.update(selected=TAB_OF[entry.adapter.info.task]), version + 1, changed + 1
 
     view["stop"].click(stopped, [run, secret], [view["said"], view["stop"]], **private, **QUICK)
     view["resume"].click(resumed, [run, secret], shown, **private, **QUICK)

@@ -10,8 +10,10 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from onelora_vision.data.classes.formats import open_class_images
+
 FOLDER = Path(__file__).parent
-SIZE = {"width": 1280, "height": 960}
+SIZE = {"width": 1280, "height": 1180}
 WAIT = 90_000  # milliseconds that a slow machine may take for a drawing
 
 
@@ -28,6 +30,23 @@ def estimate(page: Page) -> None:
     page.get_by_text("An example, a rendered street").wait_for(timeout=WAIT)
     page.wait_for_timeout(3000)
     page.screenshot(path=FOLDER / "app-depth.png", full_page=True)
+
+
+def classify(page: Page) -> None:
+    page.get_by_role("tab", name="Classify").click()
+    page.locator("#answers .card").first.wait_for(timeout=WAIT)
+    page.get_by_role("button", name="Many pictures").last.click()
+    with tempfile.TemporaryDirectory() as folder:
+        images = open_class_images("embedded", split="test")
+        files = [Path(folder) / f"digit-{number}.png" for number in range(4)]
+        for number, file in enumerate(files):
+            images.read(7 + 300 * number).save(file)
+        page.locator("#class-files input[type=file]").set_input_files(files)
+        page.get_by_text("digit-3").first.wait_for(timeout=WAIT)
+        page.locator("#classify-all").click()
+        page.locator("#class-table img").nth(3).wait_for(timeout=WAIT)
+    page.wait_for_timeout(2000)
+    page.screenshot(path=FOLDER / "app-classify.png", full_page=True)
 
 
 def train(page: Page) -> None:
@@ -52,7 +71,9 @@ def show_details(page: Page) -> None:
 
 def make_small(path: Path) -> None:
     """Leave a picture 256 colours, spread over all that it has."""
-    Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
 
 
 def main() -> None:
@@ -72,7 +93,7 @@ def take_all(output: str) -> None:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page(viewport=SIZE)
             page.goto("http://127.0.0.1:7899", timeout=WAIT)
-            for take in (draw, estimate, show_details, train):
+            for take in (draw, estimate, classify, show_details, train):
                 take(page)
             browser.close()
     finally:

@@ -14,17 +14,22 @@ COLOR_MAP = "turbo"
 PNG_LIMIT = 65.535  # metres: the most that 16 bits of millimetres hold
 
 
-def colorize(depth: np.ndarray, near: float | None = None, far: float | None = None) -> np.ndarray:
-    """Depth (H, W) as colours (H, W, 3) uint8 between ``near`` and ``far`` (default: its own range); NaN is white."""
+def colorize(
+    depth: np.ndarray, near: float | None = None, far: float | None = None, colors: str = COLOR_MAP
+) -> np.ndarray:
+    """Depth (H, W) as colours (H, W, 3) uint8 between ``near`` and ``far`` (default: its own range); NaN is white.
+
+    ``colors`` is the name of a colour map of matplotlib.
+    """
     from matplotlib import colormaps
 
     known = depth[np.isfinite(depth)]
     near = near if near is not None else float(known.min(initial=np.inf) if known.size else 0)
     far = far if far is not None else float(known.max(initial=-np.inf) if known.size else 1)
     share = np.clip((depth - near) / max(far - near, 1e-9), 0, 1)
-    colors = colormaps[COLOR_MAP](np.nan_to_num(share))[..., :3]
-    colors[~np.isfinite(depth)] = 1
-    return (colors * 255 + 0.5).astype(np.uint8)
+    pixels = colormaps[colors](np.nan_to_num(share))[..., :3]
+    pixels[~np.isfinite(depth)] = 1
+    return (pixels * 255 + 0.5).astype(np.uint8)
 
 
 def save_depth_png(path: str | os.PathLike, depth: np.ndarray) -> int:

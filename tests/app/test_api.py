@@ -1,5 +1,6 @@
 """The app over its API, as scripts use it: the same flows as in the browser."""
 
+import importlib.util
 import json
 import socket
 import threading
@@ -267,9 +268,11 @@ def test_files_outside_are_not_served_and_large_uploads_are_refused(address, ser
     client.close()
 
 
-def test_flags_that_make_no_sense_are_one_line(capsys):
+def test_flags_that_make_no_sense_are_one_line(capsys, monkeypatch):
     from app.__main__ import main
 
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "mcp" else found(name, *more))
     used = socket.create_server(("127.0.0.1", 0))
     port = str(used.getsockname()[1])
     for flags, message in (
@@ -282,6 +285,9 @@ def test_flags_that_make_no_sense_are_one_line(capsys):
         (["--host", "no host"], "--host 'no host' is not the name or address of a machine"),
         (["--host", "a" * 70], "is not the name or address of a machine"),
         (["--host", "192.0.2.1"], "--host 192.0.2.1 is not an address of this machine"),
+        (["--mcp"], "--mcp needs the package mcp: pip install 'onelora_vision[mcp]'"),
+        (["--mcp", "--host", "0.0.0.0"], "all MCP clients share one session"),
+        (["--mcp", "--auth", "me:secret"], "MCP clients have no password here"),
         (["--device", "cuda:99"], "--device cuda:99: cannot be used"),
         (["--device", "gpu"], "--device gpu: cannot be used"),
     ):

@@ -1,15 +1,20 @@
 """The page in a real browser, from adapters to pictures, with the embedded bases."""
 
+import csv
 import io
 import json
 import os
 import re
+import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from onelora_vision.adapters.file import read_adapter
+from onelora_vision.data.images import read_image
+from onelora_vision.embedded import ADAPTERS
+from onelora_vision.inference.loading import load_adapted
 
 try:
     from playwright.sync_api import expect
@@ -37,6 +42,7 @@ def page(address, context):
     expect(page.get_by_label("range slider for Weight of handwriting-dit")).to_be_visible()
     expect(page.locator("#classes")).to_contain_text("Mix:")
     yield page
+    page.evaluate("localStorage.clear()")  # the next user has no settings
     page.close()
 
 
@@ -60,9 +66,9 @@ def draw(page, steps=2, images=1):
     expect(page.locator("#draw-progress")).to_contain_text(re.compile(rf"Drawn: \d+ images, {steps} steps"))
 
 
-def pictures(page, gallery):
+def pictures(page, gallery, inside=".grid-container"):
     """Pixels of a gallery's pictures, as the server sends them."""
-    found = page.locator(f"{gallery} .grid-container img")
+    found = page.locator(f"{gallery} {inside} img")
     expect(found.first).to_be_visible()
     return [_pixels(page, found.nth(number).get_attribute("src")) for number in range(found.count())]
 
@@ -79,6 +85,10 @@ def test_each_tab_opens_with_an_example(page):
     expect(page.locator("#draw-progress")).to_contain_text("An example")
     base, adapted = pictures(page, "#of-base"), pictures(page, "#of-mix")
     assert len(base) == len(adapted) == 8 and not np.array_equal(base[0], adapted[0])
+    assert not np.array_equal(*pictures(page, "#draw-compare", ""))
+    real = page.locator("#real")
+    expect(real).to_contain_text("Real handwriting, of the built-in test images")
+    assert len(pictures(page, "#real")) == 8
     expect(page.get_by_label("number input for Guidance")).to_have_value("4")  # as the shipped adapter was evaluated
     page.get_by_role("tab", name="Depth").click()
     expect(page.locator("#depth-said")).to_contain_text("An example")
@@ -178,8 +188,11 @@ def test_a_bad_file_is_a_toast_leaves_the_list_and_lets_good_ones_in(page, make_
 
 
 def test_a_click_counts_while_the_list_is_drawn_anew(page, make_adapter):
+    def is_click(request):  # other events of the page send values
+        return "queue/join" in request.url and not json.loads(request.post_data)["data"]
+
     def event_of_a_click():
-        with page.expect_request(lambda request: "queue/join" in request.url) as sent:
+        with page.expect_request(is_click) as sent:
             row = page.locator(".adapter", has=page.get_by_role("checkbox", name="handwriting-dit"))
             row.get_by_role("button", name="Details").click()
         return json.loads(sent.value.post_data)["fn_index"]
@@ -190,11 +203,61 @@ def test_a_click_counts_while_the_list_is_drawn_anew(page, make_adapter):
     assert event_of_a_click() == before
 
 
+def test_a_strip_of_strengths_is_one_click_for_depth_and_classes_too(page):
+    strip = page.get_by_role("button", name="Strip −1 … 1.5")
+    expect(strip).to_have_count(3)
+    strip.nth(1).click()
+    expect(page.get_by_role("tab", name="Classify")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#class-strip .card")).to_have_count(6)
+    expect(page.locator("#class-strip .card").first).to_contain_text("strength −1")
+    strip.nth(2).click()
+    expect(page.get_by_role("tab", name="Depth")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#depth-strip img")).to_be_visible()
+    page.locator("#estimate").click()
+    expect(page.locator("#depth-strip img")).to_be_hidden()
+    page.get_by_role("tab", name="Generate").click()
+    expect(page.locator("#grid-picture img")).to_have_count(0)
+
+
+def test_depth_in_other_colours_and_of_many_pictures(page, tmp_path):
+    page.get_by_role("tab", name="Depth").click()
+    expect(page.locator("#depth-said")).to_contain_text("An example")
+    (turbo,) = pictures(page, "#depth-base", "")
+    page.locator("#depth-colors input").click()
+    page.get_by_role("option", name="magma").click()
+    expect(page.locator("#depth-said")).not_to_contain_text("An example")
+    (magma,) = pictures(page, "#depth-base", "")
+    assert not np.array_equal(turbo, magma)
+    page.get_by_role("button", name="Many pictures").first.click()
+    files = [tmp_path / f"view-{number}.png" for number in range(2)]
+    for file in files:
+        Image.new("RGB", (40, 30), "gray").save(file)
+    page.locator("#depth-files input[type=file]").set_input_files([str(file) for file in files])
+    expect(page.locator("#depth-files")).to_contain_text(re.compile(r"view-1|1\s*\.png"))
+    page.locator("#estimate-all").click()
+    expect(page.locator("#depth-batch-said")).to_contain_text("2 pictures.")
+    assert len(pictures(page, "#depth-maps")) == 2
+    with page.expect_download() as download:
+        page.locator("#depth-zip").click()
+    assert len(zipfile.ZipFile(download.value.path()).namelist()) == 6
+
+
+def test_depth_as_points_in_space(page):
+    page.get_by_role("tab", name="Depth").click()
+    expect(page.locator("#depth-said")).to_contain_text("An example")
+    page.get_by_role("button", name="3D points").click()
+    page.locator("#depth-points").click()
+    expect(page.locator("#depth-model canvas")).to_be_visible()
+    with page.expect_download() as download:
+        page.locator("#depth-glb").click()
+    assert download.value.path().read_bytes().startswith(b"glTF")
+
+
 def test_a_strip_of_strengths_is_one_click(page):
     page.get_by_label("number input for Steps").fill("2")
     page.get_by_label("number input for Steps").press("Tab")
     page.get_by_role("tab", name="Depth").click()
-    page.get_by_role("button", name="Strip −1 … 1.5").click()
+    page.get_by_role("button", name="Strip −1 … 1.5").first.click()
     expect(page.get_by_role("tab", name="Generate")).to_have_attribute("aria-selected", "true")
     expect(page.locator("#grid")).to_contain_text("Drawn: 6 cells.")
     expect(page.get_by_label("Values across")).to_have_value("-1, -0.5, 0, 0.5, 1, 1.5")
@@ -218,6 +281,56 @@ def test_cards_have_pictures_and_words_and_are_filtered(page):
     expect(cards.first).to_contain_text("right answers")
     page.get_by_role("tab", name="Train").click()
     expect(cards).to_have_count(3)
+
+
+def wait_until_kept(page, steps):
+    """Wait until another page of the same browser opens with the ``steps`` of a training."""
+    for _ in range(20):
+        other = page.context.new_page()
+        other.goto(page.url)
+        expect(other.locator("#classes")).to_contain_text("Mix:")  # the kept settings have come before
+        other.get_by_role("tab", name="Train").click()
+        found = other.locator("#train-steps input").input_value()
+        other.close()
+        if found == steps:
+            return
+    raise AssertionError(f"{found} steps are kept, not {steps}")
+
+
+def test_settings_survive_a_reload_and_others_guidance_does_not(page):
+    page.get_by_label("number input for Steps").fill("7")
+    page.get_by_label("number input for Guidance").fill("3")
+    page.locator("#seed input").fill("77")
+    page.locator("#seed input").press("Tab")
+    page.get_by_role("tab", name="Depth").click()
+    page.locator("#depth-colors input").click()
+    page.get_by_role("option", name="magma").click()
+    expect(page.locator("#depth-said")).not_to_contain_text("An example")
+    (magma,) = pictures(page, "#depth-base", "")
+    page.get_by_role("tab", name="Train").click()
+    page.locator("#train-kind").get_by_label("Recognise the classes").check()
+    expect(page.locator("#train-steps input")).to_have_value("200")
+    page.locator("#train-steps input").fill("123")
+    page.locator("#train-steps input").press("Tab")
+    wait_until_kept(page, "123")
+    page.reload()
+    expect(page.get_by_label("number input for Steps")).to_have_value("7")
+    expect(page.get_by_label("number input for Guidance")).to_have_value("3")
+    expect(page.locator("#seed input")).to_have_value("77")
+    expect(page.locator("#classes")).to_contain_text("Mix:")
+    page.get_by_role("tab", name="Depth").click()
+    expect(page.locator("#depth-said")).to_contain_text("An example")
+    (again,) = pictures(page, "#depth-base", "")
+    assert np.array_equal(magma, again)
+    page.get_by_role("tab", name="Train").click()
+    expect(page.locator("#train-steps input")).to_have_value("123")
+    page.get_by_role("checkbox", name="handwriting-dit").uncheck()
+    page.get_by_role("tab", name="Generate").click()
+    expect(page.get_by_label("number input for Guidance")).to_have_value("2.5")
+    page.evaluate("localStorage.setItem('onelora-settings', 'no settings')")
+    page.reload()
+    expect(page.locator("#classes")).to_contain_text("Mix:")
+    expect(page.get_by_label("number input for Steps")).to_have_value("20")
 
 
 def test_a_grid_of_weights_and_seeds(page):
@@ -251,6 +364,7 @@ def test_the_history_brings_settings_and_pictures_back_compares_and_says_the_com
     strip.nth(0).click()
     expect(page.locator("#history-compare img").first).to_be_visible()
     expect(page.locator("#history-command textarea")).to_have_value(re.compile(r"^onelora blend .*:0.5 -o mix"))
+    expect(page.locator("#draw-compare img").first).to_be_visible()
     shown = pictures(page, "#of-mix")
     assert all(np.array_equal(one, other) for one, other in zip(newest, shown, strict=True))
     page.locator("#history-star").click()
@@ -274,10 +388,15 @@ def test_cancel_stops_a_drawing(page):
     expect(page.locator("#draw-progress")).to_contain_text("Cancelled.")
     expect(page.locator("#of-base .grid-container img")).to_have_count(0)
     expect(page.locator("#of-mix .grid-container img")).to_have_count(0)
+    expect(page.locator("#draw-compare img")).to_have_count(0)
     expect(page.locator("#download-all")).to_be_disabled()
     draw(page)
-    assert len(pictures(page, "#of-mix")) == 4
-    expect(page.locator("#download-all")).to_be_enabled()
+    shown = [*pictures(page, "#of-base"), *pictures(page, "#of-mix")]
+    with page.expect_download() as download:
+        page.locator("#download-all").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        kept = [np.asarray(Image.open(archive.open(name))) for name in archive.namelist()]
+    assert len(shown) == 8 and all(np.array_equal(one, other) for one, other in zip(shown, kept, strict=True))
 
 
 def test_draw_right_after_cancel_and_draw_without_cancel_draw_the_newest(page):
@@ -310,6 +429,37 @@ def test_depth_with_a_slider_between_base_and_adapted(page, make_adapter):
     assert depth.shape == (192, 192) and depth.dtype in (np.uint16, np.int32) and depth.max() > 1000
 
 
+def test_pictures_with_16_bits_and_with_transparency_are_decoded_as_on_the_command_line(page, tmp_path):
+    y, x = np.mgrid[0:60, 0:100]
+    Image.fromarray((x * 500 + y * 200).astype(np.uint16)).save(tmp_path / "grey16.png")
+    Image.fromarray(np.stack([x * 2, y * 4, x, y * 4], axis=-1).astype(np.uint8), "RGBA").save(tmp_path / "rgba.png")
+    estimator, classifier = (load_adapted(ADAPTERS / name) for name in ("streets-depth", "handwriting-vit"))
+    for file in (tmp_path / "grey16.png", tmp_path / "rgba.png"):
+        page.get_by_role("tab", name="Depth").click()
+        upload(page, "#depth-picture", file)
+        page.locator("#estimate").click()
+        depth = estimator(read_image(file))
+        expect(page.locator("#depth-said")).to_contain_text(f"adapted {depth.min():.2f} to {depth.max():.2f} m")
+        with page.expect_download() as download:
+            page.locator("#depth-file").click()
+        stored = np.asarray(Image.open(download.value.path()), dtype=np.int64)
+        assert np.abs(stored - (depth * 1000 + 0.5).astype(np.int64)).max() <= 1
+        page.get_by_role("tab", name="Classify").click()
+        upload(page, "#class-picture", file)
+        page.locator("#classify").click()
+        ((best, share), *_) = classifier.classify([read_image(file)])[0]
+        card = page.locator("#answers .card").nth(1)
+        expect(card.locator("li").first).to_contain_text(re.compile(rf"{best}\s*{100 * share:.1f} %"))
+
+
+def upload(page, picture, file):
+    """Put a picture in the place of the one that is shown."""
+    page.locator(picture).get_by_role("button", name="Remove Image").click()
+    expect(page.locator(f"{picture} img")).to_have_count(0)
+    page.locator(f"{picture} input[type=file]").set_input_files(str(file))
+    expect(page.locator(f"{picture} img")).to_be_visible()
+
+
 def test_classify_one_picture_and_many(page, make_adapter, tmp_path):
     only(page, make_adapter("classification", 4), "handwriting-vit")
     page.get_by_role("tab", name="Classify").click()
@@ -327,6 +477,13 @@ def test_classify_one_picture_and_many(page, make_adapter, tmp_path):
     page.locator("#classify-all").click()
     expect(page.locator("#class-table")).to_contain_text("classification-onelora-4")
     expect(page.locator("#class-table")).to_contain_text("1.png")
+    expect(page.locator("#class-table td img")).to_have_count(3)
+    with page.expect_download() as download:
+        page.locator("#class-csv").click()
+    with open(download.value.path(), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["picture"] for row in rows} == {"0.png", "1.png", "2.png"}
+    assert {row["model"] for row in rows} == {"base", "classification-onelora-4"}
 
 
 def test_details_and_a_peft_folder(page, make_adapter, tmp_path):
