@@ -423,7 +423,7 @@ def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food1
             {"fid_reference": "/nowhere.npz", "fid_features": "inception"},
             "--fid_reference is '/nowhere.npz', but must be",
         ),
-        ({"sampler": ""}, "--sampler is , but must be auto or"),
+        ({"sampler": ""}, "--sampler is None, but must be auto or"),
         ({"cache_latents": "true", "center_crop": "false"}, "--center_crop"),
         ({"cache_latents": "true", "cache_images": "uint8"}, "--cache_images has no effect with --cache_latents"),
     ],
