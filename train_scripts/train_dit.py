@@ -107,8 +107,6 @@ class DiTConfig(LossOptions, RetentionOptions, DataOptions, ModelOptions, Traini
             raise InputError(
                 "--fid_reference holds statistics of Inception features: it needs --fid_features inception"
             )
-        if self.fid_reference:
-            self._require("fid_reference", Path(self.fid_reference).is_file(), "an npz file that is there")
         if self.retention:
             self._require(
                 "retention_samples", self.retention_samples is None or self.retention_samples >= 2, "at least 2"
@@ -320,6 +318,8 @@ def train(config: DiTConfig, run: Run) -> dict:
     accelerator = run.accelerator
 
     # Base with the data's classes, and the adapter
+    if config.fid_reference and not Path(config.fid_reference).is_file():
+        raise InputError(f"--fid_reference {config.fid_reference}: no such file")
     base = load_base(config)
     check_objective(config, base)
     own = base.own_parts() if config.retention else None

@@ -286,6 +286,8 @@ def test_cards_have_pictures_and_words_and_are_filtered(page):
 def wait_until_kept(page, steps):
     """Wait until another page of the same browser opens with the ``steps`` of a training."""
     for _ in range(20):
+        page.bring_to_front()  # a page in the background draws nothing, and keeps nothing before it is drawn
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         other = page.context.new_page()
         other.goto(page.url)
         expect(other.locator("#classes")).to_contain_text("Mix:")  # the kept settings have come before

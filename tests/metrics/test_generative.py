@@ -124,14 +124,20 @@ def test_the_protocol_line_holds_every_field():
     line = guided.line()
     assert "\n" not in line
     assert all(f"{name}={value}" in line for name, value in dataclasses.asdict(guided).items())
-    assert line == f"{PROTOCOL.line()} guidance_base=True guidance_distillation=1.5"  # as before there was any
+    named = "guidance_base=True guidance_distillation=1.5 stock_numerics=True"
+    assert line == f"{PROTOCOL.line()} {named}"  # as before there was any
 
 
 def test_the_line_is_read_back():
     assert Protocol.parse(PROTOCOL.line()) == PROTOCOL
     odd = dataclasses.replace(PROTOCOL, split="my steps=3 photos/test", ema=True)
     assert Protocol.parse(odd.line()) == odd
-    for fields in ({"guidance_base": True}, {"guidance_distillation": 1.5}, {"split": "a guidance_base=True/test"}):
+    for fields in (
+        {"guidance_base": True},
+        {"guidance_distillation": 1.5},
+        {"stock_numerics": True},
+        {"split": "a guidance_base=True/test"},
+    ):
         guided = dataclasses.replace(odd, **fields)
         assert Protocol.parse(guided.line()) == guided
     with pytest.raises(InputError, match="not a protocol"):

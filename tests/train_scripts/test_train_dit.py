@@ -421,7 +421,7 @@ def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food1
         ({"metric_for_best_model": "fdi", "validation_steps": 1}, "--metric_for_best_model fdi: no such metric"),
         (
             {"fid_reference": "/nowhere.npz", "fid_features": "inception"},
-            "--fid_reference is '/nowhere.npz', but must be",
+            "--fid_reference /nowhere.npz: no such file",
         ),
         ({"sampler": ""}, "--sampler is None, but must be auto or"),
         ({"cache_latents": "true", "center_crop": "false"}, "--center_crop"),
