@@ -223,9 +223,11 @@ def test_depth_in_other_colours_and_of_many_pictures(page, tmp_path):
     page.get_by_role("tab", name="Depth").click()
     expect(page.locator("#depth-said")).to_contain_text("An example")
     (turbo,) = pictures(page, "#depth-base", "")
+    shown = page.locator("#depth-base img").first
+    before = shown.get_attribute("src")
     page.locator("#depth-colors input").click()
     page.get_by_role("option", name="magma").click()
-    expect(page.locator("#depth-said")).not_to_contain_text("An example")
+    expect(shown).not_to_have_attribute("src", before)
     (magma,) = pictures(page, "#depth-base", "")
     assert not np.array_equal(turbo, magma)
     page.get_by_role("button", name="Many pictures").first.click()
@@ -283,10 +285,12 @@ def test_cards_have_pictures_and_words_and_are_filtered(page):
     expect(cards).to_have_count(3)
 
 
-def wait_until_kept(page, steps):
-    """Wait until another page of the same browser opens with the ``steps`` of a training."""
+def keep_steps(page, steps):
+    """Enter the ``steps`` of a training until another page of the same browser opens with them."""
     for _ in range(20):
         page.bring_to_front()  # a page in the background draws nothing, and keeps nothing before it is drawn
+        page.locator("#train-steps input").fill(steps)
+        page.locator("#train-steps input").press("Tab")
         page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         other = page.context.new_page()
         other.goto(page.url)
@@ -305,16 +309,17 @@ def test_settings_survive_a_reload_and_others_guidance_does_not(page):
     page.locator("#seed input").fill("77")
     page.locator("#seed input").press("Tab")
     page.get_by_role("tab", name="Depth").click()
+    expect(page.locator("#depth-said")).to_contain_text("An example")
+    shown = page.locator("#depth-base img").first
+    turbo = shown.get_attribute("src")
     page.locator("#depth-colors input").click()
     page.get_by_role("option", name="magma").click()
-    expect(page.locator("#depth-said")).not_to_contain_text("An example")
+    expect(shown).not_to_have_attribute("src", turbo)
     (magma,) = pictures(page, "#depth-base", "")
     page.get_by_role("tab", name="Train").click()
     page.locator("#train-kind").get_by_label("Recognise the classes").check()
     expect(page.locator("#train-steps input")).to_have_value("200")
-    page.locator("#train-steps input").fill("123")
-    page.locator("#train-steps input").press("Tab")
-    wait_until_kept(page, "123")
+    keep_steps(page, "123")
     page.reload()
     expect(page.get_by_label("number input for Steps")).to_have_value("7")
     expect(page.get_by_label("number input for Guidance")).to_have_value("3")
