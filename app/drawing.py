@@ -175,7 +175,7 @@ class Drawer:
             state = replace(state, **{variant: _save_samples(folder, variant, images, view, request, record)})
         parts = [[picture.image for picture in part] for part in (state.base, state.adapted)]
         archive, pair = _write_archive(folder / "images.zip", [*parts[0], *parts[1]]), write_pair(folder, *parts)
-        text = f"Drawn: {len(request.names())} images, {settings.steps} steps, {mix or 'the base alone'}."
+        text = f"Drawn: {len(request.names())} images, {settings.steps} steps, {str(mix) or 'the base alone'}."
         yield replace(state, text=text, archive=archive, pair=pair, state=State.FINISHED)
 
 

@@ -165,7 +165,7 @@ class Studio:
     def adopt(self, session: Session, secret: str) -> list[str]:
         """Open the adapters of the user's finished trainings that are not open yet; returns their names."""
         added = []
-        for run in self.trainings.of(secret):
+        for run in reversed(self.trainings.of(secret)):  # the oldest first, so that each has the same name every time
             if run.name in session.trained or run.phase() is not Phase.FINISHED:
                 continue
             try:

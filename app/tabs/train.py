@@ -16,7 +16,7 @@ from ..trainings.images import describe, survey
 from ..trainings.run import Phase, Training
 from ..trainings.runs import Progress
 from .adapters import AdapterPanel
-from .common import QUICK, TAB_OF, bar, hint, toasts
+from .common import QUICK, TAB_OF, bar, hint, toast, toasts
 from .folders import folder_input
 from .kept import KeptSettings
 
@@ -191,13 +191,18 @@ def _connect_buttons(
         studio.trainings.resume(key, name)
         return look_at(name, key, "", request)
 
+    asked = gr.State("")  # the training that the next click on Delete deletes
+
     @toasts(studio, "Not deleted")
-    def deleted(name: str, key: str, version: int, changed: int, request: gr.Request):
+    def deleted(name: str, key: str, about: str, version: int, changed: int, request: gr.Request):
+        if about != name:
+            toast(gr.Warning, "Delete it?", "Its images, run and adapter are deleted: press the button again.")
+            return gr.skip(), name, gr.update(value="Delete for good"), gr.skip(), gr.skip()
         studio.trainings.remove(key, name)
         entry = studio.session(request.session_hash).trained.pop(name, None)
         if entry is not None:
             studio.session(request.session_hash).enabled.discard(entry.name)
-        return runs_of(key), version + 1, changed + 1
+        return runs_of(key), "", gr.update(value="Delete"), version + 1, changed + 1
 
     @toasts(studio, "Not used")
     def used(name: str, key: str, version: int, changed: int, request: gr.Request):
@@ -209,7 +214,10 @@ def _connect_buttons(
 
     view["stop"].click(stopped, [run, secret], [view["said"], view["stop"]], **private, **QUICK)
     view["resume"].click(resumed, [run, secret], shown, **private, **QUICK)
-    view["delete"].click(deleted, [run, secret, *state], [run, *state], **private, **QUICK)
+    view["delete"].click(
+        deleted, [run, secret, asked, *state], [run, asked, view["delete"], *state], **private, **QUICK
+    )
+    run.change(lambda: ("", gr.update(value="Delete")), None, [asked, view["delete"]], **private, **QUICK)
     view["use"].click(used, [run, secret, *state], [tabs, *state], **private, **QUICK)
 
 
@@ -248,7 +256,9 @@ def _said(studio: Studio, run: Training, progress: Progress, evaluation: dict) -
         lines = bar(progress.step, progress.steps, f"{progress.text}{more}")
     else:
         end = {Phase.FINISHED: "Finished", Phase.STOPPED: "Stopped", Phase.FAILED: "Failed"}[progress.phase]
-        why = "" if progress.phase is Phase.FINISHED else f": {studio.public(progress.text)}"
+        why = {Phase.FINISHED: "", Phase.STOPPED: "; Resume goes on from there"}.get(
+            progress.phase, f": {studio.public(progress.text)}"
+        )
         lines = hint(f"{end} after {progress.step} of {progress.steps} steps{why}")
     on = describe(run.counts) if run.counts else "built-in data"
     lines += f'<p class="hint">{html.escape(run.settings.method)}, learning rate {run.settings.rate:g}, {html.escape(on)}</p>'

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from onelora_vision.data.images import IMAGE_EXTENSIONS
+from onelora_vision.data.images import IMAGE_EXTENSIONS, read_image
 from onelora_vision.errors import InputError, listed, one_line
 
 SPLITS = ("train", "test", "val", "validation")
@@ -30,19 +30,20 @@ class Limits:
 def unpack(archive: Path, folder: Path, limits: Limits) -> dict[str, int]:
     """Write the images of a zip into ``folder``, which must not exist, as ``[SPLIT/]CLASS/NUMBER-NAME``.
 
-    Returns the number of images of each class, over all splits.
+    Files that are no images, whatever their names, are left out. Returns the number of images of each class, over all splits.
 
     Raises:
-        InputError: not a zip of images in one folder per class, or more than ``limits``; then there is no folder.
+        InputError: not a zip of images in one folder per class, a class without one, or more than ``limits``; then there is
+            no folder.
     """
     with _opened(archive) as opened:
         images = _images_of(opened, archive.name, limits)
         try:
             _write(opened, images, folder, limits, archive.name)
+            return _counts(_without_unreadable(images, folder, archive.name))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-    return _counts(images)
 
 
 def survey(archive: Path, limits: Limits) -> dict[str, int]:
@@ -146,6 +147,21 @@ def _write(archive: zipfile.ZipFile, images: list, folder: Path, limits: Limits,
                 if left < 0:
                     raise InputError(f"{name}: unpacks to more than {limits.bytes / 1e6:,.0f} MB, the most taken")
                 file.write(chunk)
+
+
+def _without_unreadable(images: list, folder: Path, name: str) -> list:
+    """The images that can be opened; the files of the others are deleted."""
+    kept, classes = [], {place[-2] for _, place in images}
+    for info, place in images:
+        path = folder.joinpath(*place)
+        try:
+            read_image(path)
+            kept.append((info, place))
+        except InputError:
+            path.unlink()
+    if empty := sorted(classes - {place[-2] for _, place in kept}):
+        raise InputError(f"{name}: no file of {listed(empty)} can be read as an image")
+    return kept
 
 
 def describe(counts: dict[str, int]) -> str:

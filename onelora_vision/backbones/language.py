@@ -178,7 +178,7 @@ class LanguageBase(Base):
         """
         answers = []
         for start in range(0, len(prompts), batch_size):
-            encoded = self.tokenizer(list(prompts[start : start + batch_size]))["input_ids"]
+            encoded = self.tokenizer(list(prompts[start : start + batch_size]), verbose=False)["input_ids"]
             found = self.continue_tokens([torch.tensor(ids) for ids in encoded], max_new_tokens, model)
             answers += [self.text_of(ids) for ids in found]
         return answers

@@ -38,9 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_LARGEST_BATCH = 1_000_000
+
+
 def run(args: argparse.Namespace) -> list[dict]:
     sizes = [bytes_of(size) for size in args.memory.split(",")] if args.memory else []
     memory = sizes[0] if len(sizes) == 1 else sizes or None
+    if args.batch > _LARGEST_BATCH:
+        raise InputError(f"--batch is {args.batch}, but must be at most {_LARGEST_BATCH:,}")
     methods = [find_method(name.strip()).name for name in args.method.split(",")]
 
     from onelora_vision.budget.memory import plan

@@ -16,7 +16,7 @@ PICTURE = ((np.uint8, (3,)),)
 PICTURE_AND_DEPTH = ((np.float32, ()), (np.uint8, (3,)))
 _PIECE = 1 << 30  # bytes of shared memory that are taken at a time
 _SAMPLED = 32  # items whose size says how much memory all will take
-_THREADS, _BLOCK = 8, 64  # decoding frees the interpreter's lock; items that wait in memory of their own
+_THREADS, _BLOCK = 4, 8  # decoding frees the interpreter's lock; items that wait in memory of their own
 _SHARE = 0.9  # of the memory that is available: training needs some, too
 
 
@@ -89,10 +89,9 @@ def decode_all(
         except InputError:
             return None
 
-    sampled = [
-        readable(int(index)) for index in np.unique(np.linspace(0, count - 1, min(count, _SAMPLED)).astype(int))
-    ]
-    sizes = [sum(array.nbytes for array in arrays) + 8 for arrays in sampled if arrays is not None]
+    sampled = np.unique(np.linspace(0, count - 1, min(count, _SAMPLED)).astype(int)).tolist()
+    read_in_turn = (readable(index) for index in sampled)  # one at a time: they may be large
+    sizes = [sum(array.nbytes for array in arrays) + 8 for arrays in read_in_turn if arrays is not None]
     expected = int(np.mean(sizes) * count) if sizes else 0
 
     def room_for(size: int, processes: int = 1) -> None:

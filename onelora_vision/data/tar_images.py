@@ -7,6 +7,7 @@ Files are untrusted: names, labels and headers are bounded, and a member's name 
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from typing import IO, NamedTuple
@@ -71,10 +72,15 @@ class TarImages(Sequence):
         return self.names[index]
 
     def encoded(self, index: int) -> bytes:
-        """The bytes of a picture's file. Raises `InputError` if the tar file has changed and cannot give them."""
-        size = int(self.size[index])
+        """The bytes of a picture's file. Raises `InputError` if the tar file has changed since it was opened."""
+        size, tar = int(self.size[index]), self.tars[self.tar[index]]
+        state = self.tar_states[self.tar[index]]
+        if (
+            state and state != FileStates.of(Paths([tar]), time.time_ns()).state[0]
+        ):  # 0: it was being written just then
+            raise InputError(f"{shown(tar)}: has changed since this run opened it; start again")
         try:
-            with open(self.tars[self.tar[index]], "rb", buffering=0) as file:
+            with open(tar, "rb", buffering=0) as file:
                 file.seek(int(self.offset[index]))
                 found = file.read(size)
         except OSError as error:

@@ -113,6 +113,9 @@ def find_method(name: str) -> Method:
     raise InputError(f"unknown method {name!r}{nearest(name, [*METHODS, *COMBINATIONS], 'method')}")
 
 
+_LARGEST_RANK = 4096  # as wide as the widest layers that are adapted
+
+
 def check_options(
     row: Method,
     rank: int | None,
@@ -126,8 +129,8 @@ def check_options(
     Raises:
         InputError: see `methods.apply.apply_method`.
     """
-    if rank is not None and rank < 1:
-        raise InputError(f"rank={rank} is not possible: give a whole number from 1")
+    if rank is not None and not 1 <= rank <= _LARGEST_RANK:
+        raise InputError(f"rank={rank} is not possible: give a whole number from 1 to {_LARGEST_RANK}")
     if lora_alpha is not None and lora_alpha <= 0:
         raise InputError(f"lora_alpha={lora_alpha} is not possible: give a positive number")
     if compression_rank is not None and not 1 <= compression_rank <= MAX_RANK:

@@ -89,6 +89,8 @@ def _atomic_directory(path: Path, replace: bool) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         for entry in temporary.rglob("*"):
+            if not entry.is_symlink():  # libraries write some files for their owner alone
+                entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
             _sync(entry)
         _sync(temporary)
         if fills:

@@ -6,6 +6,7 @@ name their ``group`` of the help, and overrides defaults; `command_line.parse_co
 
 import dataclasses
 import json
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,10 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
 
     def __post_init__(self):
         self._require("output_dir", bool(self.output_dir.strip()), "the name of a folder")
+        for name in ("data_dir", "train_data_dir", "eval_data_dir", "retention_dir"):
+            place = getattr(self, name, None)
+            if place and os.path.realpath(place) == os.path.realpath(self.output_dir):
+                raise InputError(f"--output_dir {self.output_dir} is --{name}: choose a folder without data")
         for name in ("train_batch_size", "eval_batch_size", "gradient_accumulation_steps", "lr_num_cycles"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_train_steps", "num_train_epochs", "checkpoints_total_limit"):

@@ -85,6 +85,13 @@ def test_a_dry_run_reads_a_batch(job, tmp_path, capsys):
     assert "cannot be read" in error_line(capsys) and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("job", ["classification", "depth"], indirect=True)
+def test_data_are_no_place_for_a_run(job, tmp_path, capsys):
+    data = DATA.get(job[0], "data_dir")
+    assert run(job, Path(job[1][data])) == 2
+    assert error_line(capsys).endswith(f"is --{data}: choose a folder without data")
+
+
 def test_a_full_disk_ends_a_run_in_one_line(job, tmp_path, capsys, monkeypatch):
     unlimited, update = resource.getrlimit(resource.RLIMIT_FSIZE), OptimizerStep._update
 

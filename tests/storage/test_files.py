@@ -30,12 +30,13 @@ def test_files_have_the_rights_that_the_umask_leaves(tmp_path):
     try:
         with atomic_file(tmp_path / "file") as temporary:
             temporary.write_text("")
-        with atomic_directory(tmp_path / "folder"):
-            pass
+        with atomic_directory(tmp_path / "folder") as folder:
+            (folder / "weights").touch(0o600)  # as safetensors writes it
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
+    assert stat.S_IMODE((tmp_path / "folder" / "weights").stat().st_mode) == 0o640
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path):

@@ -37,7 +37,10 @@ class ClassImages:
     split: str
 
     def __post_init__(self):
-        labels = np.asarray(self.labels, dtype=np.int64)
+        try:
+            labels = np.asarray(self.labels, dtype=np.int64)
+        except TypeError:  # of a table with empty cells
+            labels = np.array([-1 if label is None else label for label in self.labels], dtype=np.int64)
         if len(self.images) != len(labels):
             raise InputError(f"{self.name}/{self.split}: {len(self.images)} images but {len(labels)} labels")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):

@@ -113,10 +113,12 @@ def _by_split(files: list[str], root: Path) -> dict[str, list[str]]:
         name = str(Path(path).relative_to(root)) if root.is_dir() else Path(path).name
         words = re.split(r"[^a-z]+", name.lower())
         found.setdefault(next((_SPLITS[word] for word in words if word in _SPLITS), None), []).append(path)
-    if len(found) == 1 or "train" not in found:
+    if set(found) == {None}:
         return {"train": files}
     if None in found:
         raise InputError(f"{shown(found[None][0])}: has no train, val or test in its name, which other files have")
+    if "train" not in found:
+        raise InputError(f"{shown(root)}: has no tar files of a train split; it has {', '.join(found)}")
     return found
 
 

@@ -51,8 +51,8 @@ class TextDataset(Dataset):
         chunks = range(0, len(rows), _CHUNK)
         for start in progress(chunks, len(chunks), desc="tokenizing", unit="chunk") if len(chunks) > 1 else chunks:
             part = rows[start : start + _CHUNK]
-            asked = tokenizer([prompt_of(row.query, template) for row in part])["input_ids"]
-            answered = tokenizer([row.response for row in part], add_special_tokens=False)["input_ids"]
+            asked = tokenizer([prompt_of(row.query, template) for row in part], verbose=False)["input_ids"]
+            answered = tokenizer([row.response for row in part], add_special_tokens=False, verbose=False)["input_ids"]
             for row, prompt, answer in zip(part, asked, answered):
                 if prompt[-1:] == [tokenizer.eos_token_id]:  # some tokenizers end every text
                     prompt = prompt[:-1]

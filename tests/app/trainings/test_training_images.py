@@ -44,6 +44,19 @@ def test_images_go_into_the_folders_of_their_classes(tmp_path, names, classes):
     assert f"{sum(classes.values())} images, 2 classes" in describe(classes)
 
 
+def test_files_that_are_no_images_are_left_out(tmp_path):
+    archive = pack(tmp_path / "x.zip", ["a/1.png", "b/1.png"])
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr("a/2.png", b"no image")
+    assert unpack(archive, tmp_path / "out", Limits()) == {"a": 1, "b": 1}
+    assert len(list((tmp_path / "out" / "a").iterdir())) == 1
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr("c/1.png", b"no image")
+    with pytest.raises(InputError, match="no file of c can be read as an image"):
+        unpack(archive, tmp_path / "again", Limits())
+    assert not (tmp_path / "again").exists()
+
+
 def test_splits_stay_apart(tmp_path):
     unpack(pack(tmp_path / "x.zip", ["train/a/1.png", "val/a/2.png", "val/b/3.png"]), tmp_path / "out", Limits())
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"train", "val"}

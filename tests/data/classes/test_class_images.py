@@ -24,6 +24,8 @@ def test_only_the_middle_of_a_very_long_picture_is_read(tmp_path, caplog):
 def test_labels_and_images_must_fit():
     with pytest.raises(InputError, match="2 images but 1 labels"):
         ClassImages(["a", "b"], [0], ["x"], "d", "train")
+    with pytest.raises(InputError, match="images without a label cannot be used"):
+        ClassImages(["a", "b"], [0, None], ["x"], "d", "train")
     with pytest.raises(InputError, match="labels from -1 to 0"):
         ClassImages(["a", "b"], [0, -1], ["x"], "d", "test")
 

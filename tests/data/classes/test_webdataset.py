@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from onelora_vision.data.classes.dataset import ClassImageDataset
 from onelora_vision.data.classes.formats import open_class_images, open_training_images
 from onelora_vision.data.content import content_hashes
 from onelora_vision.data.generation import SquareCrop
+from onelora_vision.data.known_hashes import FileStates
+from onelora_vision.data.paths import Paths
 from onelora_vision.errors import InputError, MissingSplit
 
 
@@ -105,6 +108,26 @@ def test_names_tell_splits_and_json_tells_labels(tmp_path):
     write_tar(tmp_path / "more.tar", samples([20]))
     with pytest.raises(InputError, match=r"more\.tar: has no train, val or test in its name"):
         open_class_images("webdataset", tmp_path)
+
+
+def test_a_test_split_is_not_trained_on(tmp_path):
+    write_tar(tmp_path / "test-0.tar", samples(range(6)))
+    with pytest.raises(InputError, match="has no tar files of a train split; it has test"):
+        open_class_images("webdataset", tmp_path)
+    write_tar(tmp_path / "trainval-0.tar", samples(range(6)))
+    with pytest.raises(InputError, match=r"trainval-0\.tar: has no train, val or test in its name"):
+        open_class_images("webdataset", tmp_path)
+
+
+def test_a_file_that_changes_during_a_run_is_named(folder):
+    images = open_class_images("webdataset", folder)
+    path = folder / "part-000.tar"
+    images.images.tar_states[:] = FileStates.of(
+        Paths(images.images.tars), time.time_ns() + 10**12
+    ).state  # as if older
+    path.touch()
+    with pytest.raises(InputError, match=r"part-000\.tar: has changed since this run opened it"):
+        [images.read(index) for index in range(len(images))]
 
 
 def test_folders_tell_splits(tmp_path):
@@ -199,6 +222,7 @@ def test_a_file_that_shrinks_or_a_damaged_image_is_named(folder):
     images = open_class_images("webdataset", folder)
     path = folder / "part-000.tar"
     path.write_bytes(path.read_bytes()[:600])
+    images.images.tar_states[:] = 0  # as if it had been written just before
     with pytest.raises(InputError, match=r"part-000\.tar/0\d+\.png: the tar file ends before"):
         [images.read(index) for index in range(len(images))]
     write_tar(
