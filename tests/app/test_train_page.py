@@ -98,6 +98,8 @@ def test_a_finished_training_is_found_again_used_and_kept_apart_from_foreign_fil
     expect(page.locator("#classes")).to_contain_text("Mix: 1 × shapes-dit")
     page.get_by_role("tab", name="Train").click()
     page.locator("#train-delete").click()
+    expect(page.locator(".toast-body").last).to_contain_text("press the button again")
+    page.get_by_role("button", name="Delete for good").click()
     expect(page.locator(".toast-body").last).to_contain_text("did not write")
     assert (finished / "trainings").is_dir()
 
@@ -181,6 +183,7 @@ def test_the_round_train_stop_restart_resume_compare_blend_download(open_page, s
         assert read_adapter(tmp_path / "mix.safetensors").info.extra["blend"][0]["weight"] == 0.5
         page.get_by_role("tab", name="Train").click()
         page.locator("#train-delete").click()
+        page.get_by_role("button", name="Delete for good").click()
         expect(page.locator("#train-said")).to_contain_text("No training yet")
         assert list((output / "trainings").iterdir()) == []
     finally:
