@@ -155,9 +155,10 @@ def test_every_endpoint_is_named_and_typed(client):
 
 def test_a_training_over_the_api_is_its_owners(client, tmp_path, monkeypatch):
     monkeypatch.setattr("app.trainings.run.flags_of", lambda *settings: ["dit", "--learning_rat", "1"])
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
     with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
         for name in ("a/1.png", "b/1.png"):
-            archive.writestr(name, b"")
+            archive.write(tmp_path / "1.png", name)
     images = handle_file(tmp_path / "mine.zip")
     begun = client.predict("Draw the classes", images, steps=3, key="secret", api_name="/train")
     assert begun["title"] == "mine-dit" and begun["steps"] == 3

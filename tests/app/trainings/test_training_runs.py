@@ -9,6 +9,7 @@ import zipfile
 
 import psutil
 import pytest
+from PIL import Image
 
 from app.trainings.curve import POINTS, TRAINING, VALIDATION, loss_points, newest_evaluation
 from app.trainings.guide import KINDS, METHODS, Settings
@@ -129,8 +130,9 @@ def test_limits_and_a_network_without_leave(make, tmp_path):
     make("a dit")
     with pytest.raises(InputError, match="1 trainings are kept already: delete one"):
         trainings(tmp_path, kept=1).start("me", settings)
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr("a/1.png", b"")
+        archive.write(tmp_path / "1.png", "a/1.png")
     with pytest.raises(InputError, match="depth needs measured depth"):
         trainings(tmp_path).start("me", Settings.checked("Estimate depth", METHOD), tmp_path / "x.zip")
     with pytest.raises(InputError, match="one class only"):
