@@ -184,7 +184,6 @@ def load_base(config: DiTConfig) -> DiTBase:
 def check_objective(config: DiTConfig, base: DiTBase) -> None:
     """Refuse settings that are for bases of another objective, before the data is read."""
     objective = base.objective.name
-    config.sampling().resolved(objective)
     if config.snr_gamma is not None and objective != "epsilon":
         raise InputError(
             f"--snr_gamma weighs the loss of bases that predict the noise, but this one predicts the {objective}: leave it out"
@@ -321,13 +320,13 @@ def train(config: DiTConfig, run: Run) -> dict:
     if config.fid_reference and not Path(config.fid_reference).is_file():
         raise InputError(f"--fid_reference {config.fid_reference}: no such file")
     base = load_base(config)
+    sampling = fitting(config.sampling(), base.model.config.in_channels, base.schedule)
     check_objective(config, base)
     own = base.own_parts() if config.retention else None
     dataset = open_data(config, base, "train", augments=True)
     take_classes(base, dataset.class_names, config, accelerator)
     model = apply_method(base.model, config.method, base.adaptation(), **config.method_options)
     loss = config.loss_settings()
-    sampling = fitting(config.sampling(), base.model.config.in_channels, base.schedule)
     if config.guidance_base or config.guidance_distillation:
         require_base(model)
     print_plan(config, model, len(dataset), accelerator)

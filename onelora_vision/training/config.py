@@ -232,13 +232,8 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
 
 def default_settings(config_class: type[TrainingConfig]) -> dict:
     """The settings that nobody has given, as JSON gives them back: of a run that is too old to know an option, say."""
-    found = {}
-    for field in dataclasses.fields(config_class):
-        if field.default is not dataclasses.MISSING:
-            found[field.name] = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            found[field.name] = field.default_factory()
-    return json.loads(json.dumps(found))
+    fields = [field for field in dataclasses.fields(config_class) if field.default is not dataclasses.MISSING]
+    return json.loads(json.dumps({field.name: field.default for field in fields}))
 
 
 def save_config(config: TrainingConfig, path: str | Path) -> None:

@@ -11,7 +11,7 @@ from onelora_vision.backbones.table import TASKS
 from onelora_vision.metrics.direction import RETENTION, arrow, is_beside, is_retention, main_metric
 from onelora_vision.plots.html import embedded_picture, render
 from onelora_vision.tasks.base import EXAMPLES
-from onelora_vision.training.config import TrainingConfig
+from onelora_vision.training.config import TrainingConfig, default_settings
 from onelora_vision.training.results import duration, shown_metric, verdict
 
 REPORT = "report.html"
@@ -42,7 +42,7 @@ def render_report(results: dict, folder: Path, info: AdapterInfo, config: Traini
     adapter = Path(config.output_dir) / "adapter"
     task = TASKS.get(info.task)
     settings = {name: _text(value) for name, value in dataclasses.asdict(config).items()}
-    defaults = {field.name: _text(field.default) for field in dataclasses.fields(config)}
+    defaults = {name: _text(value) for name, value in default_settings(type(config)).items()}
     return render(
         REPORT,
         title=f"{info.method} on {info.base or 'a base without a name'}",
@@ -63,7 +63,7 @@ def render_report(results: dict, folder: Path, info: AdapterInfo, config: Traini
         command=(task.command if task else "onelora inspect {adapter}").format(adapter=adapter),
         training=_training(results, adapter),
         versions=list(results["versions"].items()),
-        changed=[(name, value) for name, value in settings.items() if value != defaults[name]],
+        changed=[(name, value) for name, value in settings.items() if value != defaults.get(name)],
         settings=list(settings.items()),
         date=datetime.date.today().isoformat(),
     )

@@ -118,10 +118,8 @@ def _retained(run: Run, task: Task, retention: Retention | None) -> dict[str, fl
 
 def _check_metric(config: TrainingConfig, metrics: dict[str, float]) -> None:
     """Refuse a metric to choose the best adapter by that evaluations do not measure, before anything is trained."""
-    name, known = (
-        config.metric_for_best_model,
-        [name for name in metrics if not (is_retention(name) or is_beside(name))],
-    )
+    name = config.metric_for_best_model
+    known = [metric for metric in metrics if not (is_retention(metric) or is_beside(metric))]
     if name is not None and name not in known:
         raise InputError(f"--metric_for_best_model {name} is not evaluated here{nearest(name, known, 'metric')}")
 
