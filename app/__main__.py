@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from onelora_vision.errors import InputError, one_line
-from onelora_vision.runtime.command import Parser, exits_cleanly
+from onelora_vision.runtime.command import Parser, computes_in_threads, exits_cleanly
 from onelora_vision.runtime.extras import require
 
 
@@ -205,19 +205,22 @@ def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
     except OSError as error:  # somebody else was faster
         raise InputError(f"--host {args.host} --port {args.port}: cannot be listened on ({one_line(error)})") from None
     if block:
+        computes_in_threads()
         studio.examples.warm()
         also = f", its MCP server at {page.local_url}gradio_api/mcp/" if args.mcp else ""
         print(f"onelora_vision is at {page.local_url}{also} (Ctrl-C stops it)", flush=True)
         try:
             threading.Event().wait()  # until a signal raises
         finally:
+            studio.cancel_all()
             page.close(verbose=False)
     return page
 
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    with tempfile.TemporaryDirectory(prefix="onelora-app-") as root:
+    # a step that is just being drawn may still write there
+    with tempfile.TemporaryDirectory(prefix="onelora-app-", ignore_cleanup_errors=True) as root:
         serve(parse(argv), Path(root))
 
 

@@ -38,6 +38,7 @@ class Examples:
         self._drawer, self._depth, self._classifier = drawer, depth, classifier
         self.picture, self.digit = picture, digit
         self._made: dict[str, object] = {}
+        self._is_closed = False
         self._locks = {name: threading.Lock() for name in ("drawing", "depth", "answers")}
 
     def drawing(self) -> Drawing:
@@ -58,9 +59,15 @@ class Examples:
         thread.start()
         return thread
 
+    def cancel(self) -> None:
+        """Make no more of them."""
+        self._is_closed = True
+        self._session.cancel()
+
     def _make_all(self) -> None:
         for make in (self.drawing, self.depth, self.answers):
-            make()
+            if not self._is_closed:
+                make()
 
     def _draw(self) -> Drawing:
         classes = self._drawer.classes(self._session)[:CLASSES]

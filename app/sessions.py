@@ -80,6 +80,11 @@ class Session:
         if not any(other.task == info.task for other in others):
             self.enabled.add(entry.name)
 
+    def cancel(self) -> None:
+        """Cancel whatever is being drawn."""
+        for runs in (self.drawings, self.grids, self.depths):
+            runs.cancel()
+
     def free_name(self, wanted: str) -> str:
         """A name that no adapter has yet."""
         return unique_name(wanted, self.entries())
@@ -174,6 +179,12 @@ class Sessions:
         with self._lock:
             if key in self._open:
                 self._discard(self._open.pop(key))
+
+    def cancel_all(self) -> None:
+        """Cancel whatever is being drawn."""
+        with self._lock:
+            for session in self._open.values():
+                session.cancel()
 
     @staticmethod
     def _discard(session: Session) -> None:

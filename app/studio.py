@@ -87,6 +87,11 @@ class Studio:
     def session(self, key: str | None) -> Session:
         return self.sessions.get(key)
 
+    def cancel_all(self) -> None:
+        """Cancel whatever is being drawn for anybody; trainings go on."""
+        self.examples.cancel()
+        self.sessions.cancel_all()
+
     def base_names(self, task: str) -> list[str]:
         """Bases that can be chosen by name: those of the package for a task, and the app's folders."""
         return [*embedded.names_of(task), *self.bases.folders]

@@ -1,6 +1,7 @@
 """How a command begins and ends: quiet libraries, one line on stderr for whatever goes wrong, and an exit code."""
 
 import argparse
+import atexit
 import functools
 import itertools
 import logging
@@ -10,11 +11,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError, message_of, nearest, one_message
 
 _EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_computing = threading.Event()  # whether threads compute that nobody waits for
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -70,9 +73,26 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., None]:
         except KeyboardInterrupt as interrupt:
             stopped = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT)
             code = _report(stopped.message, 128 + stopped.signal)
-        sys.exit(code)
+        _end(code)
 
     return command
+
+
+def computes_in_threads() -> None:
+    """Have this process end without waiting for its threads, and without Python's finalisation.
+
+    A daemon thread inside PyTorch that asks for the interpreter's lock while Python is finalised aborts the process.
+    """
+    _computing.set()
+
+
+def _end(code: int) -> NoReturn:
+    if _computing.is_set():
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _report(line: str, code: int) -> int:
