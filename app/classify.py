@@ -61,15 +61,15 @@ class Classifier:
             ]
         return [list(row) for row in zip(*columns)]
 
-    def strip(self, session: Session, picture: Path | None) -> list[Answer]:
-        """The answers for one picture of the enabled adapters at each of `app.strips.STRENGTHS`.
+    def strip(self, session: Session, name: str, picture: Path | None) -> list[Answer]:
+        """The answers for one picture of one adapter at each of `app.strips.STRENGTHS`.
 
         Raises:
-            InputError: no picture, or adapters that have no other weights.
+            InputError: no picture, or an adapter that has no other weights.
         """
         if picture is None:
             raise InputError("choose a picture first, or take the example")
-        images, mixes = [trimmed(read_image(picture), str(picture))], at_strengths(session.mix(ViTBase.task))
+        images, mixes = [trimmed(read_image(picture), str(picture))], at_strengths(session.alone(name))
         views = [self.bases.view(mix) for _, mix in mixes]
         return [Answer(title, predict_classes(view, images, top=TOP)[0]) for (title, _), view in zip(mixes, views)]
 

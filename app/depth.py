@@ -3,7 +3,7 @@
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from .depth_maps import DepthMaps, Estimate, Look, draw_maps, draw_strip
 from .drawing import Picture
 from .library import unique_name
 from .mix import Mix
+from .pictures import readable
 from .points import to_points, write_glb
 from .runs import State
 from .sessions import Session
@@ -35,12 +36,17 @@ _LAST = "depth.npz"  # of a session's folder: its last estimate
 
 @dataclass
 class DepthBatch:
-    """The state of the depth of many pictures: ``done`` of ``total``, their maps so far, and in the end an archive."""
+    """The state of the depth of many pictures: ``done`` of ``total``, their maps so far, and in the end an archive.
+
+    Attributes:
+        refused: messages about pictures that cannot be read.
+    """
 
     done: int = 0
     total: int = 0
     pictures: list[Picture] = field(default_factory=list)
     archive: Path | None = None
+    refused: list[str] = field(default_factory=list)
     state: State = State.DRAWING
 
 
@@ -87,13 +93,17 @@ class DepthMapper:
         places, colors = to_points(estimate.image, estimate.best, angle)
         return write_glb(session.output() / "points.glb", places, colors)
 
-    def strip(self, session: Session, picture: Path | None, look: Look) -> Path:
-        """One picture of the depth with the enabled adapters at each of `app.strips.STRENGTHS`.
+    def forget(self, session: Session) -> None:
+        """Let go of the session's last estimate: the next is of another picture."""
+        (session.folder / _LAST).unlink(missing_ok=True)
+
+    def strip(self, session: Session, name: str, picture: Path | None, look: Look) -> Path:
+        """One picture of the depth with one adapter at each of `app.strips.STRENGTHS`.
 
         Raises:
-            InputError: no picture, or adapters that have no other weights.
+            InputError: no picture, or an adapter that has no other weights.
         """
-        image, mixes = _read(picture), at_strengths(session.mix(TASK))
+        image, mixes = _read(picture), at_strengths(session.alone(name))
         views = [self.bases.view(mix) for _, mix in mixes]
         estimates = [(title, _estimate([view], image, mix)) for (title, mix), view in zip(mixes, views)]
         return draw_strip(session.output() / "strip.png", estimates, look)
@@ -107,22 +117,17 @@ class DepthMapper:
             ticket: from ``session.depths``, if it was announced before.
 
         Raises:
-            InputError: no pictures, too many, or one that cannot be read; this is raised before anything is estimated.
+            InputError: no pictures, too many, or none that can be read; this is raised before anything is estimated.
         """
         runs = session.depths
         steps = self._many(session, pictures, look)
         return runs.follow(ticket or runs.take_ticket(), steps, lambda state: DepthBatch(state=state))
 
     def _many(self, session: Session, pictures: Sequence[Path], look: Look) -> Iterator[DepthBatch]:
-        if not pictures:
-            raise InputError("choose pictures first")
-        if len(pictures) > MAX_PICTURES:
-            raise InputError(f"{len(pictures)} pictures: at most {MAX_PICTURES} at a time")
-        for picture in pictures:
-            _read(picture)
+        pictures, refused = readable(pictures, MAX_PICTURES)
         mix, folder = session.mix(TASK), session.folder / "depths"  # other answers meanwhile do not clear it away
         shutil.rmtree(folder, ignore_errors=True)
-        views, state, names = self._views(mix, ""), DepthBatch(0, len(pictures)), []
+        views, state, names = self._views(mix, ""), DepthBatch(0, len(pictures), refused=refused), []
         with atomic_file(folder / "depth.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
             for number, picture in enumerate(pictures):
                 names.append(unique_name(picture.stem, names))
@@ -133,8 +138,8 @@ class DepthMapper:
                     if file is not None:
                         archive.write(file, f"{names[-1]}_{kind}.png")
                 shown = [*state.pictures, Picture(maps.adapted or maps.base, names[-1])]
-                state = DepthBatch(number + 1, len(pictures), shown)
-        yield DepthBatch(len(pictures), len(pictures), state.pictures, folder / "depth.zip", State.FINISHED)
+                state = replace(state, done=number + 1, pictures=shown)
+        yield replace(state, archive=folder / "depth.zip", state=State.FINISHED)
 
     def _views(self, mix: Mix, base: str) -> list[DepthBase]:
         """The base, and the base with the adapters if there are any: all before the first is used."""

@@ -110,8 +110,7 @@ class Drawer:
 
     def classes(self, session: Session, base: str = "") -> list[str]:
         """The names that can be drawn with the enabled adapters."""
-        mix = session.mix(TASK)
-        return list(mix.info.class_names or self.bases.view(mix.without_adapters(), base).class_names)
+        return classes_of(self.bases, session.mix(TASK), base)
 
     def samplers(self, session: Session, base: str = "") -> list[str]:
         """The samplers of the base that is drawn with: ``auto``, and those of its objective."""
@@ -182,6 +181,11 @@ class Drawer:
 def ended(state: State) -> Drawing:
     """The last word of a drawing that did not finish."""
     return Drawing(text=state.value, state=state)
+
+
+def classes_of(bases: Bases, mix: Mix, base: str = "") -> list[str]:
+    """The names that can be drawn with a mix."""
+    return list(mix.info.class_names or bases.view(mix.without_adapters(), base).class_names)
 
 
 def view_for(bases: Bases, mix: Mix, request: Request) -> DiTBase:

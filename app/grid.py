@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from onelora_vision.diffusion.settings import AUTO
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.inference.record import SampleRecord
 from onelora_vision.plots.figures import saved_figure
@@ -20,8 +21,10 @@ from .drawing import (
     Drawing,
     Picture,
     Request,
+    classes_of,
     draw_steps,
     ended,
+    own_guidance,
     record_of,
     require_guidable,
     sampling_settings,
@@ -30,8 +33,10 @@ from .drawing import (
 from .mix import Mix
 from .runs import State
 from .sessions import WEIGHT_LIMIT, Session
+from .strips import STRENGTHS
 
 MAX_CELLS = 36
+MAX_STRIP_CLASSES = 4
 AXES = ("adapter weight", "guidance", "guidance from", "steps", "adapter", "seed")
 SOURCES = (ADAPTED, BASE)  # of "guidance from"
 
@@ -90,16 +95,37 @@ class GridDrawer:
             InputError: a cell cannot be drawn; this is raised before anything is drawn.
         """
         runs = session.grids
-        return runs.follow(ticket or runs.take_ticket(), self._draw(session, request, x, y), ended)
+        return runs.follow(ticket or runs.take_ticket(), self._draw(session, request, x, y, session.mix(TASK)), ended)
 
-    def _draw(self, session: Session, request: Request, x: Axis, y: Axis) -> Iterator[Drawing]:
+    def strip(self, session: Session, name: str, request: Request, ticket: int) -> Iterator[Drawing]:
+        """Draw one adapter at each of `app.strips.STRENGTHS`, with the guidance that it was evaluated with.
+
+        Those of the request's classes are drawn that the adapter knows, or its first ones.
+
+        Args:
+            ticket: from ``session.strips``.
+
+        Raises:
+            InputError: the adapter has no other weights.
+        """
+        mix = session.alone(name)
+        known = classes_of(self.bases, mix)
+        classes = [one for one in request.classes if one in known] or known[:MAX_STRIP_CLASSES]
+        guidance, from_base = own_guidance(mix)
+        own = {"base": "", "sampler": AUTO, "guidance": guidance, "guidance_base": from_base}
+        wanted = replace(request, classes=tuple(classes), num_images=1, **own)
+        axes = Axis("adapter weight", STRENGTHS), Axis("seed", (request.seed,))
+        return session.strips.follow(ticket, self._draw(session, wanted, *axes, mix), ended)
+
+    def _draw(self, session: Session, request: Request, x: Axis, y: Axis, mixed: Mix) -> Iterator[Drawing]:
         if x.name == y.name:
             raise InputError(f"both axes are {x.name!r}: choose two different ones")
         total = len(x.values) * len(y.values)
         if not 1 <= total <= MAX_CELLS:
             raise InputError(f"{total} cells: a grid has from 1 to {MAX_CELLS}")
         folder, images = session.output(), []
-        cells = [_cell(session, request, {x.name: right, y.name: down}) for down in y.values for right in x.values]
+        pairs = [{x.name: right, y.name: down} for down in y.values for right in x.values]
+        cells = [_cell(session, request, values, mixed) for values in pairs]
         yield Drawing(0, total, "loading")
         for mix, changed in cells:
             require_guidable(mix, sampling_settings(mix.info, changed))
@@ -114,18 +140,17 @@ class GridDrawer:
             for _, drawn in draw_steps(self.bases, mix, view, changed, settings):  # noqa: B007 - the last ones
                 yield state
             images.append(tile(drawn, changed.num_images))
-        mix, picture = session.mix(TASK), folder / "grid.png"
-        settings = sampling_settings(mix.info, request).resolved(objective)
-        record = record_of(request, settings, mix, adapted=True)
+        picture = folder / "grid.png"
+        settings = sampling_settings(mixed.info, request).resolved(objective)
+        record = record_of(request, settings, mixed, adapted=True)
         axes = {"x": asdict(x), "y": asdict(y)}
         _save_grid(picture, images, x, y, replace(record, request={**record.request, **axes}))
         shown = [Picture(picture, f"{y.name} by {x.name}")]
         yield Drawing(total, total, f"Drawn: {total} cells.", adapted=shown, archive=picture, state=State.FINISHED)
 
 
-def _cell(session: Session, request: Request, values: dict) -> tuple[Mix, Request]:
-    """The mix and the request of one cell."""
-    mix = session.mix(TASK)
+def _cell(session: Session, request: Request, values: dict, mix: Mix) -> tuple[Mix, Request]:
+    """The mix and the request of one cell of a grid that is drawn with ``mix``."""
     if "adapter" in values:
         name = values["adapter"]
         term = None if name == BASE else (session.entry(name), session.weight(name))

@@ -32,7 +32,7 @@ class Session:
         own: the adapters that the user added, by name. trained: those of the user's trainings, by the training's name.
         weights: weights that the user set, by name of the adapter.
         enabled: names of the adapters that take part.
-        drawings, grids, depths: the state of what is being drawn, and of the depth of many pictures.
+        drawings, grids, strips, depths: the state of what is being drawn, and of the depth of many pictures.
         pace: how long answers take. history: what was drawn; None: it is not kept.
         guided_by: the adapters that the page's guidance was set for.
     """
@@ -45,6 +45,7 @@ class Session:
     enabled: set[str] = field(default_factory=set)
     drawings: Runs = field(default_factory=Runs)
     grids: Runs = field(default_factory=Runs)
+    strips: Runs = field(default_factory=Runs)
     depths: Runs = field(default_factory=Runs)
     pace: Pace = field(default_factory=Pace)
     history: History | None = None
@@ -82,7 +83,7 @@ class Session:
 
     def cancel(self) -> None:
         """Cancel whatever is being drawn."""
-        for runs in (self.drawings, self.grids, self.depths):
+        for runs in (self.drawings, self.grids, self.strips, self.depths):
             runs.cancel()
 
     def free_name(self, wanted: str) -> str:
@@ -135,6 +136,11 @@ class Session:
         """The enabled adapters of a task with their weights."""
         entries = [e for e in self.entries_for(task).values() if e.name in self.enabled]
         return Mix.of([(entry, self.weight(entry.name)) for entry in entries], task)
+
+    def alone(self, name: str) -> Mix:
+        """One adapter at weight 1, enabled or not."""
+        entry = self.entry(name)
+        return Mix.of([(entry, 1.0)], entry.adapter.info.task)
 
     def output(self) -> Path:
         """A fresh folder for the files of one request; those of older requests are removed."""

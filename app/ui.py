@@ -3,7 +3,7 @@
 import gradio as gr
 
 from .studio import Studio
-from .tabs.adapters import AdapterPanel, build_panel
+from .tabs.adapters import AdapterPanel, Asked, build_panel
 from .tabs.api import build_api
 from .tabs.classify import build_classify
 from .tabs.common import QUICK
@@ -105,7 +105,7 @@ def build_page(studio: Studio) -> gr.Blocks:
             "an adapter takes part at the weight you give it.",
             elem_id="title",
         )
-        panel = AdapterPanel(gr.State(0), gr.State(0), gr.State(""), gr.State("generation"), gr.State(""))
+        panel = AdapterPanel(gr.State(0), gr.State(0), gr.State(Asked()), gr.State("generation"), gr.State(Asked()))
         kept = KeptSettings()
         with gr.Row(equal_height=False, elem_classes="page-row"):
             titles: dict[str, gr.HTML] = {}

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import gradio as gr
 
@@ -15,6 +16,18 @@ from .common import MODEL, QUICK, TAB_OF, hint, refusal, toast, toasts
 ALL, OF_TAB = "all", "tab"  # of what the panel shows
 
 
+class Asked(NamedTuple):
+    """What a person has just asked of a tab: its task, the adapter if it is about one, and how often anything was."""
+
+    task: str = ""
+    adapter: str = ""
+    number: int = 0
+
+    def then(self, task: str, adapter: str = "") -> Self:
+        """What is asked next."""
+        return Asked(task, adapter, self.number + 1)
+
+
 @dataclass
 class AdapterPanel:
     """Widgets of the panel that other tabs listen to.
@@ -22,9 +35,9 @@ class AdapterPanel:
     Attributes:
         version: a number that changes when adapters come or go, or are switched from outside of the list.
         changed: a number that changes with everything that takes part in a mix.
-        touched: the task whose adapters a person has just given other weights, and a number that changes each time.
+        touched: an `Asked`, each time that a person has given adapters other weights.
         tab: the task of the tab that is open; empty where it has none.
-        strip: the task that a strip of strengths was asked for, and a number that changes each time.
+        strip: an `Asked`, each time that a strip of strengths of an adapter is wanted.
     """
 
     version: gr.State
@@ -134,16 +147,6 @@ def build_panel(studio: Studio, panel: AdapterPanel, tabs: gr.Tabs, details: gr.
     again.click(look_again, panel.version, panel.version, api_visibility="private")
 
 
-def touch(touched: str, task: str) -> str:
-    """The next value of `AdapterPanel.touched` or ``strip``, for a task."""
-    return f"{task}:{int(touched.rpartition(':')[2] or 0) + 1}"
-
-
-def is_asked(touched: str, task: str) -> bool:
-    """Whether a value of `AdapterPanel.touched` or ``strip`` is for a task."""
-    return touched.startswith(f"{task}:")
-
-
 def _list(studio: Studio, panel: AdapterPanel, shown_by: list, task: str, words: str, request: gr.Request) -> None:
     session = studio.session(request.session_hash)
     rows = studio.rows(session)
@@ -173,8 +176,8 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict, picture
         return changed + 1
 
     @toasts(studio, "Not changed")
-    def release(is_on: bool, number: float, changed: int, touched: str, request: gr.Request):
-        return switch(is_on, number, changed, request), touch(touched, row["task"])
+    def release(is_on: bool, number: float, changed: int, touched: Asked, request: gr.Request):
+        return switch(is_on, number, changed, request), touched.then(row["task"])
 
     @toasts(studio, "Not removed")
     def forget(version: int, changed: int, request: gr.Request):
@@ -182,9 +185,8 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict, picture
         return version + 1, changed + 1
 
     @toasts(studio, "No strip")
-    def draw_strip(version: int, changed: int, before: str, request: gr.Request):
-        studio.session(request.session_hash).use(name)
-        return gr.update(selected=TAB_OF[row["task"]]), version + 1, changed + 1, touch(before, row["task"])
+    def draw_strip(before: Asked):
+        return gr.update(selected=TAB_OF[row["task"]]), before.then(row["task"], name)
 
     def on(event: Callable, what: str, function: Callable, inputs: list | None, outputs: list, **more) -> None:
         # the key keeps an event's number when the list is drawn anew: a click on the row that is just replaced counts
@@ -197,7 +199,7 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict, picture
     on(weight.release, "release", release, *touching, trigger_mode="always_last")
     on(weight.input, "weigh", switch, values, [panel.changed], trigger_mode="always_last")
     on(details.click, "details", lambda: (gr.update(selected="details"), name), None, shown_by)
-    on(strip.click, "strip", draw_strip, [*state, panel.strip], [shown_by[0], *state, panel.strip])
+    on(strip.click, "strip", draw_strip, [panel.strip], [shown_by[0], panel.strip])
     on(remove.click, "remove", forget, state, state)
 
 

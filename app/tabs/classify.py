@@ -6,11 +6,13 @@ import gradio as gr
 
 from onelora_vision.errors import InputError
 
-from ..classify import write_csv
+from ..classify import MAX_PICTURES, write_csv
+from ..pictures import readable
+from ..strips import strip_title
 from ..studio import Studio
-from .adapters import AdapterPanel, is_asked
+from .adapters import AdapterPanel, Asked
 from .answers import cards, table
-from .common import MODEL, QUICK, hint, picture_input, toasts
+from .common import MODEL, QUICK, SHOW_STRIP, hint, left_out, on_another_picture, picture_input, toasts
 from .strength import build_strengths, is_due
 
 TASK = "classification"
@@ -31,7 +33,7 @@ def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
         with gr.Column(scale=2, min_width=280):
             strength = build_strengths(studio, panel, TASK)
             answers = gr.HTML(START, elem_id="answers")
-    strip = gr.HTML(visible=False, elem_id="class-strip")
+    strip = gr.HTML(visible=False, elem_id="class-strip", elem_classes="strip")
     with gr.Accordion("Many pictures: a table", open=False, elem_id="class-batch"):
         many = gr.File(label="Pictures", file_count="multiple", file_types=["image"], elem_id="class-files")
         start = gr.Button("Classify all", elem_id="classify-all")
@@ -50,21 +52,24 @@ def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
         return classify_it(path, request), gr.update(visible=False)
 
     @toasts(studio, "No strip")
-    def show_strip(path: str | None, asked: str, request: gr.Request):
-        if not is_asked(asked, TASK):
+    def show_strip(path: str | None, asked: Asked, request: gr.Request):
+        if asked.task != TASK:
             return gr.skip()
-        found = studio.classifier.strip(studio.session(request.session_hash), Path(path) if path else None)
-        return gr.update(value=cards(found), visible=True)
+        session = studio.session(request.session_hash)
+        found = studio.classifier.strip(session, asked.adapter, Path(path) if path else None)
+        return gr.update(value=hint(f"{strip_title(asked.adapter)}:") + cards(found), visible=True)
 
     @toasts(studio, "Not classified")
     def run_all(paths: list[str] | None, request: gr.Request):
         session, files = studio.session(request.session_hash), [Path(path) for path in paths or []]
+        files, refused = readable(files, MAX_PICTURES)
         rows = studio.classifier.classify(session, files)
+        left_out(refused)
         done = write_csv(session.output() / "answers.csv", [file.name for file in files], rows)
         return table(files, rows), gr.update(value=str(done), interactive=True)
 
     @toasts(studio, "Not classified")
-    def run_again(path: str | None, touched: str, request: gr.Request):
+    def run_again(path: str | None, touched: Asked, request: gr.Request):
         if not (path and is_due(studio, touched, TASK, request)):
             return gr.skip()
         try:
@@ -78,14 +83,18 @@ def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
 
     def next_example(number: int):
         files = studio.digit_examples
-        return str(files[number % len(files)]), number + 1
+        return str(files[number % len(files)]), number + 1, *empty()
+
+    def empty():
+        return hint("Press Classify."), gr.update(value="", visible=False)
 
     classify.click(run, picture, [answers, strip], api_visibility="private", **MODEL)
     start.click(run_all, many, [found, file], api_visibility="private", **MODEL)
     hidden = {"api_visibility": "private"}
     last = {"trigger_mode": "always_last", **hidden, **MODEL}
     panel.touched.change(run_again, [picture, panel.touched], answers, **last)
-    panel.strip.change(show_strip, [picture, panel.strip], strip, **last)
+    panel.strip.change(show_strip, [picture, panel.strip], strip, **last).then(None, js=SHOW_STRIP)
     page.load(show_example, None, [picture, answers, turn], **hidden, **QUICK)
-    example.click(next_example, turn, [picture, turn], api_visibility="private", **QUICK)
+    on_another_picture(picture, empty, [answers, strip])
+    example.click(next_example, turn, [picture, turn, answers, strip], **hidden, **QUICK)
     return strength

@@ -5,7 +5,7 @@ import functools
 import html
 import inspect
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import gradio as gr
@@ -72,6 +72,13 @@ def toast(kind: Callable, title: str, text: str) -> None:
     kind(f"<b>{html.escape(title)}</b><br>{html.escape(text)}", title=title)
 
 
+def left_out(refused: Sequence[str]) -> None:
+    """Say which pictures were left out, and why."""
+    if refused:
+        more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
+        toast(gr.Warning, f"Left out: {len(refused)}", "; ".join(refused[:3]) + more)
+
+
 def picture_input(**options) -> gr.Image:
     """A picture from the user, as the path of the file that was sent.
 
@@ -93,6 +100,16 @@ def _sent_file(payload: gr.data_classes.ImageData | None, folder: str) -> str | 
     if not Path(payload.path).resolve().is_relative_to(Path(folder).resolve()):
         raise gr.Error("upload the picture: files of the server are not read", print_exception=False)
     return payload.path
+
+
+def on_another_picture(picture: gr.Image, empty: Callable, outputs: list) -> None:
+    """Empty ``outputs``, which are about the picture that was there, when a person takes another one or none."""
+    gr.on([picture.upload, picture.clear], empty, None, outputs, api_visibility="private", **QUICK)
+
+
+#: Scrolls to the strip of the open tab, if it is out of sight.
+SHOW_STRIP = """() => [...document.querySelectorAll(".strip")].find(strip => strip.offsetParent)
+  ?.scrollIntoView({behavior: "smooth", block: "nearest"})"""
 
 
 def bar(done: int, total: int, text: str) -> str:

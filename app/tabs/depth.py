@@ -8,9 +8,10 @@ from onelora_vision.errors import InputError
 
 from ..depth_maps import COLORS, DepthMaps, Look
 from ..kept import Choice, Switch
+from ..strips import strip_title
 from ..studio import Studio
-from .adapters import AdapterPanel, is_asked
-from .common import MODEL, QUICK, hint, picture_input, toasts
+from .adapters import AdapterPanel, Asked
+from .common import MODEL, QUICK, SHOW_STRIP, hint, on_another_picture, picture_input, toasts
 from .depth_more import build_batch, build_points
 from .kept import KeptSettings
 from .strength import build_strengths, is_due
@@ -28,7 +29,7 @@ def build_depth(studio: Studio, panel: AdapterPanel, kept: KeptSettings) -> gr.H
     strength = build_strengths(studio, panel, TASK)
     said = gr.HTML(hint(START), elem_id="depth-said")
     options = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"], "min_width": 220}
-    strip = gr.Image(label="Adapted, at six strengths", elem_id="depth-strip", visible=False, **options)
+    strip = gr.Image(elem_id="depth-strip", elem_classes="strip", visible=False, **options)
     with gr.Row():
         base = gr.Image(label="Base", elem_id="depth-base", **options)
         adapted = gr.Image(label="Adapted", elem_id="depth-adapted", **options)
@@ -47,7 +48,16 @@ def build_depth(studio: Studio, panel: AdapterPanel, kept: KeptSettings) -> gr.H
     _connect(studio, panel, kept, picture, look, estimate, outputs, strip)
     build_points(studio, picture, kept)
     build_batch(studio, look)
-    example.click(lambda: str(studio.depth_example), None, picture, api_visibility="private", **QUICK)
+
+    def empty(request: gr.Request):
+        studio.depth.forget(studio.session(request.session_hash))
+        return _NOTHING
+
+    def take_example(request: gr.Request):
+        return str(studio.depth_example), *empty(request)
+
+    on_another_picture(picture, empty, [*outputs, strip])
+    example.click(take_example, None, [picture, *outputs, strip], api_visibility="private", **QUICK)
     return strength
 
 
@@ -81,7 +91,7 @@ def _connect(
         return *_shown(maps), gr.update(visible=False)
 
     @toasts(studio, "Depth not estimated")
-    def run_again(path: str | None, colors: str, inverse: bool, touched: str, request: gr.Request):
+    def run_again(path: str | None, colors: str, inverse: bool, touched: Asked, request: gr.Request):
         same = [gr.skip()] * (len(outputs) - 1)
         if not (path and is_due(studio, touched, TASK, request)):
             return [gr.skip(), *same]
@@ -107,16 +117,17 @@ def _connect(
         return str(studio.depth_example), said + hint(EXAMPLE), *shown
 
     @toasts(studio, "No strip")
-    def draw_strip(path: str | None, colors: str, inverse: bool, asked: str, request: gr.Request):
-        if not is_asked(asked, TASK):
+    def draw_strip(path: str | None, colors: str, inverse: bool, asked: Asked, request: gr.Request):
+        if asked.task != TASK:
             return gr.skip()
-        session = studio.session(request.session_hash)
-        return gr.update(value=str(studio.depth.strip(session, _path(path), Look(colors, inverse))), visible=True)
+        session, look = studio.session(request.session_hash), Look(colors, inverse)
+        drawn = str(studio.depth.strip(session, asked.adapter, _path(path), look))
+        return gr.update(value=drawn, label=strip_title(asked.adapter), visible=True)
 
     options = {"api_visibility": "private", "trigger_mode": "always_last", **MODEL}
     estimate.click(run, [picture, *look], [*outputs, strip], api_visibility="private", **MODEL)
     panel.touched.change(run_again, [picture, *look, panel.touched], outputs, **options)
-    panel.strip.change(draw_strip, [picture, *look, panel.strip], strip, **options)
+    panel.strip.change(draw_strip, [picture, *look, panel.strip], strip, **options).then(None, js=SHOW_STRIP)
     gr.on([widget.input for widget in look], draw_again, [picture, *look], outputs, **options)
     kept.loaded.change(show_example, look, [picture, *outputs], api_visibility="private", **QUICK)
 
@@ -127,6 +138,13 @@ def _shown(maps: DepthMaps) -> tuple:
     pair = (str(maps.plain_base), str(maps.plain_adapted or maps.plain_base))
     done = gr.update(value=_text(maps.millimetres), interactive=maps.millimetres is not None)
     return hint(text), pair, *(_text(file) for file in (maps.base, maps.adapted, maps.difference)), done
+
+
+#: What is shown where nothing is known of the picture: text, slider, three maps, download, strip.
+_NOTHING = (
+    hint("Press Estimate depth."), None, None, None, None, gr.update(value=None, interactive=False),
+    gr.update(value=None, visible=False),
+)  # fmt: skip
 
 
 def _path(text: str | None) -> Path | None:

@@ -10,7 +10,7 @@ from ..kept import Number
 from ..points import MAX_ANGLE, MIN_ANGLE
 from ..runs import Runs, State
 from ..studio import Studio
-from .common import MODEL, announce, bar, hint, toasts
+from .common import MODEL, announce, bar, hint, left_out, toasts
 from .kept import KeptSettings
 
 POINTS = hint(
@@ -65,6 +65,8 @@ def build_batch(studio: Studio, look: list) -> None:
     def run(request: gr.Request, number: int, paths: list[str] | None, colors: str, inverse: bool):
         session, files = studio.session(request.session_hash), [Path(path) for path in paths or []]
         for batch in studio.depth.estimate_many(session, files, Look(colors, inverse), number):
+            if batch.state is State.FINISHED:
+                left_out(batch.refused)
             yield [gr.skip()] * 3 if batch.state is State.SUPERSEDED else _shown(batch)
 
     def runs(request: gr.Request) -> Runs:

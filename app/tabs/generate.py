@@ -16,10 +16,10 @@ from ..kept import Choice, Number, Switch, Texts
 from ..restore import restore
 from ..runs import Runs, State
 from ..sessions import Session
-from ..strips import STRENGTHS
+from ..strips import strip_title
 from ..studio import Studio
-from .adapters import AdapterPanel, is_asked
-from .common import MODEL, QUICK, announce, bar, compared, hint, toast, toasts
+from .adapters import AdapterPanel, Asked
+from .common import MODEL, QUICK, SHOW_STRIP, announce, bar, compared, hint, toast, toasts
 from .history import build_history
 from .kept import KeptSettings
 from .strength import build_strengths, is_due
@@ -28,7 +28,6 @@ START = hint("Drawing an example …")
 EXAMPLE = hint(
     "An example: the base and the adapter draw on the same noise. Change the strength, or choose classes and press Draw."
 )
-STRIP = ("adapter weight", ", ".join(f"{weight:g}" for weight in STRENGTHS), "seed", "0")  # across and down
 AXIS_VALUES = {
     "adapter weight": "0, 0.5, 1, 1.5",
     "guidance": "1, 2.5, 4",
@@ -48,6 +47,7 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks, kept: K
         cancel = gr.Button("Cancel", elem_id="cancel")
     strength = build_strengths(studio, panel, TASK)
     progress = gr.HTML(START, elem_id="draw-progress")
+    _strip(studio, panel, settings, cancel)
     with gr.Row():
         options = {"format": "png", "object_fit": "contain", "height": "auto", "buttons": ["download"]}
         of_base = gr.Gallery(label="Base", elem_id="of-base", elem_classes="drawn", min_width=280, **options)
@@ -67,7 +67,7 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks, kept: K
     build_history(studio, panel, page, settings, drawn, [progress, of_base, of_mix, compare], take)
     _show_real(studio, panel, settings[0], real)
     _restore(studio, panel, settings)
-    _grid(studio, panel, settings)
+    _grid(studio, settings)
     return strength
 
 
@@ -143,7 +143,7 @@ def _connect_drawing(
     def runs(request: gr.Request) -> Runs:
         return studio.session(request.session_hash).drawings
 
-    def take_ticket(touched: str, request: gr.Request) -> int:
+    def take_ticket(touched: Asked, request: gr.Request) -> int:
         return runs(request).take_ticket() if is_due(studio, touched, TASK, request) else 0
 
     @toasts(studio, "Not drawn")
@@ -271,8 +271,50 @@ def restored_settings(studio: Studio, session: Session, path: Path, says_so: boo
     return [*values, wanted.base, wanted.compare, wanted.guidance_base]
 
 
-def _grid(studio: Studio, panel: AdapterPanel, settings: list) -> None:
-    with gr.Accordion("X/Y grid: two settings against each other", open=False, elem_id="grid") as box:
+def _strip(studio: Studio, panel: AdapterPanel, settings: list, cancel: gr.Button) -> None:
+    """One adapter at several strengths, when the panel asks for it."""
+    said = gr.HTML(visible=False, elem_id="strip-said")
+    strip = gr.Image(
+        format="png", interactive=False, visible=False, buttons=["download", "fullscreen"],
+        elem_id="draw-strip", elem_classes=["drawn", "strip"],
+    )  # fmt: skip
+    ticket = gr.State(0)
+
+    def runs(request: gr.Request) -> Runs:
+        return studio.session(request.session_hash).strips
+
+    def take_ticket(asked: Asked, request: gr.Request) -> int:
+        return runs(request).take_ticket() if asked.task == TASK else 0
+
+    def stop(request: gr.Request) -> None:
+        runs(request).cancel()
+
+    @toasts(studio, "No strip")
+    def run(request: gr.Request, number: int, asked: Asked, classes, *others):
+        if not number:
+            yield gr.skip(), gr.skip()
+            return
+        session, wanted = studio.session(request.session_hash), _request_of(classes or [""], *others)
+        for drawing in studio.grid_drawer.strip(session, asked.adapter, wanted, number):
+            is_drawn = drawing.state is State.FINISHED
+            text = gr.update(value=_shown(drawing), visible=not is_drawn)
+            picture = gr.update(value=_text(drawing), label=strip_title(asked.adapter), visible=bool(drawing.adapted))
+            yield (gr.skip(), gr.skip()) if drawing.state is State.SUPERSEDED else (text, picture)
+
+    hidden = {"api_visibility": "private", "trigger_mode": "multiple"}
+    asked = panel.strip.change(take_ticket, panel.strip, ticket, queue=False, show_progress="hidden", **hidden)
+    drawn = asked.then(run, [ticket, panel.strip, *settings], [said, strip], **hidden, **MODEL)
+    drawn.then(None, js=SHOW_STRIP)
+    cancel.click(stop, None, None, queue=False, show_progress="hidden", **hidden)
+
+
+def _text(drawing: Drawing) -> str | None:
+    """The first picture of a grid, if there is one yet."""
+    return str(drawing.adapted[0].image) if drawing.adapted else None
+
+
+def _grid(studio: Studio, settings: list) -> None:
+    with gr.Accordion("X/Y grid: two settings against each other", open=False, elem_id="grid"):
         with gr.Row():
             x_name = gr.Dropdown(list(AXES), value=AXES[0], label="Across", min_width=170)
             x_values = gr.Textbox(AXIS_VALUES[AXES[0]], label="Values across", scale=2, min_width=160)
@@ -292,7 +334,7 @@ def _grid(studio: Studio, panel: AdapterPanel, settings: list) -> None:
         session, axes, wanted = studio.session(request.session_hash), values[:4], _request_of(*values[4:])
         x, y = parse_axis(session, axes[0], axes[1]), parse_axis(session, axes[2], axes[3])
         for drawing in studio.grid_drawer.draw(session, wanted, x, y, number):
-            shown = _shown(drawing), str(drawing.adapted[0].image) if drawing.adapted else None, _download(drawing)
+            shown = _shown(drawing), _text(drawing), _download(drawing)
             yield [gr.skip()] * len(shown) if drawing.state is State.SUPERSEDED else shown
 
     def runs(request: gr.Request) -> Runs:
@@ -303,19 +345,5 @@ def _grid(studio: Studio, panel: AdapterPanel, settings: list) -> None:
     options = {"api_visibility": "private", "trigger_mode": "multiple"}
     announced.then(run, inputs, [progress, picture, file], **options, **MODEL)
 
-    def strip(asked: str, request: gr.Request):
-        """The settings of a strip of strengths, and a ticket to draw it; 0 where it was asked for elsewhere."""
-        if not is_asked(asked, TASK):
-            return *[gr.skip()] * 5, 0
-        return gr.update(open=True), *STRIP, runs(request).take_ticket()
-
-    def run_strip(request: gr.Request, number: int, *values):
-        yield from run(request, number, *values) if number else [[gr.skip()] * 3]
-
-    axes = [x_name, x_values, y_name, y_values]
-    asked = panel.strip.change(
-        strip, panel.strip, [box, *axes, ticket], queue=False, show_progress="hidden", **options
-    )
-    asked.then(run_strip, inputs, [progress, picture, file], **options, **MODEL)
     for name, values in ((x_name, x_values), (y_name, y_values)):
         name.input(lambda axis: AXIS_VALUES[axis], name, values, api_visibility="private", **QUICK)

@@ -5,7 +5,7 @@ import html
 import gradio as gr
 
 from ..studio import Studio
-from .adapters import AdapterPanel, is_asked, touch
+from .adapters import AdapterPanel, Asked
 from .common import QUICK, toasts
 
 #: What the buttons set the weight of the enabled adapters to.
@@ -26,9 +26,9 @@ def build_strengths(studio: Studio, panel: AdapterPanel, task: str) -> gr.HTML:
 
     def set_to(weight: float):
         @toasts(studio, "Not changed")
-        def change(version: int, changed: int, touched: str, request: gr.Request):
+        def change(version: int, changed: int, touched: Asked, request: gr.Request):
             studio.session(request.session_hash).set_strength(task, weight)
-            return version + 1, changed + 1, touch(touched, task)
+            return version + 1, changed + 1, touched.then(task)
 
         return change
 
@@ -49,10 +49,10 @@ def name_strengths(studio: Studio, panel: AdapterPanel, page: gr.Blocks, titles:
     gr.on(when, name_adapters, None, list(titles.values()), api_visibility="private", **QUICK)
 
 
-def is_due(studio: Studio, touched: str, task: str, request: gr.Request) -> bool:
+def is_due(studio: Studio, touched: Asked, task: str, request: gr.Request) -> bool:
     """Whether a tab should answer again: an adapter of its task was touched, and its answers are quick."""
     session = studio.session(request.session_hash)
-    return is_asked(touched, task) and session.pace.is_live(session.mix(task))
+    return touched.task == task and session.pace.is_live(session.mix(task))
 
 
 def _title(names: list[str]) -> str:

@@ -121,18 +121,21 @@ def test_points_come_of_the_last_estimate_and_need_metres(studio, session, monke
         studio.depth.points(session, studio.depth_example, 60)
 
 
-def test_a_strip_has_every_strength_and_leaves_the_weights(studio, session):
-    session.use("streets-depth")
-    strip = Image.open(studio.depth.strip(session, studio.depth_example, Look()))
-    assert strip.width > 500 and session.weight("streets-depth") == 1.0
-    session.use("handwriting-vit")
-    answers = studio.classifier.strip(session, studio.digit_examples[0])
+def test_a_strip_has_every_strength_and_leaves_the_mix(studio, session):
+    session.set("streets-depth", False, 0.3)
+    session.set("handwriting-vit", True, 0.3)
+    enabled = set(session.enabled)
+    strip = Image.open(studio.depth.strip(session, "streets-depth", studio.depth_example, Look()))
+    assert strip.width > 500
+    answers = studio.classifier.strip(session, "handwriting-vit", studio.digit_examples[0])
+    assert session.enabled == enabled and session.weight("streets-depth") == session.weight("handwriting-vit") == 0.3
+    session.set("handwriting-vit", True, 1.0)
     assert [answer.model for answer in answers] == [f"strength {w}" for w in ("−1", "−0.5", "0", "0.5", "1", "1.5")]
     assert answers[4].classes == studio.classifier.classify(session, studio.digit_examples[:1])[0][1].classes
     assert answers[0].classes != answers[4].classes
     for strip_of in (
-        lambda: studio.depth.strip(session, None, Look()),
-        lambda: studio.classifier.strip(session, None),
+        lambda: studio.depth.strip(session, "streets-depth", None, Look()),
+        lambda: studio.classifier.strip(session, "handwriting-vit", None),
     ):
         with pytest.raises(InputError, match="choose a picture"):
             strip_of()
@@ -164,12 +167,21 @@ def test_many_pictures_are_maps_and_a_zip(studio, session, tmp_path):
     assert np.array_equal(stored, np.asarray(Image.open(alone.millimetres)))
 
 
-def test_many_pictures_with_a_broken_one_are_refused_before_any_is_estimated(studio, session, tmp_path, monkeypatch):
-    monkeypatch.setattr("app.depth.estimate_depth", lambda *args: pytest.fail("estimated"))
-    files = pictures(tmp_path, "a.png", "b.png")
+def test_a_broken_picture_among_many_is_left_out_and_named(studio, session, tmp_path):
+    files = pictures(tmp_path, "a.png", "b.png", "c.png")
     files[1].write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"b\.png: cannot be read as an image"):
-        list(studio.depth.estimate_many(session, files, Look()))
+    *_, end = studio.depth.estimate_many(session, files, Look())
+    assert [one.caption for one in end.pictures] == ["a", "c"] and end.total == 2
+    (refused,) = end.refused
+    assert refused.startswith("b.png: cannot be read as an image") and str(tmp_path) not in refused
+
+
+def test_no_pictures_too_many_and_none_that_can_be_read_are_refused_at_once(studio, session, tmp_path, monkeypatch):
+    monkeypatch.setattr("app.depth.estimate_depth", lambda *args: pytest.fail("estimated"))
+    files = pictures(tmp_path, "a.png")
+    files[0].write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"none of 2 pictures can be read: a\.png: cannot be read as an image"):
+        list(studio.depth.estimate_many(session, files * 2, Look()))
     with pytest.raises(InputError, match="choose pictures first"):
         list(studio.depth.estimate_many(session, [], Look()))
     with pytest.raises(InputError, match="33 pictures: at most 32"):

@@ -209,17 +209,35 @@ def test_a_click_counts_while_the_list_is_drawn_anew(page, make_adapter):
 def test_a_strip_of_strengths_is_one_click_for_depth_and_classes_too(page):
     strip = page.get_by_role("button", name="Strip −1 … 1.5")
     expect(strip).to_have_count(3)
+    page.get_by_role("checkbox", name="handwriting-vit").uncheck()
     strip.nth(1).click()
     expect(page.get_by_role("tab", name="Classify")).to_have_attribute("aria-selected", "true")
     expect(page.locator("#class-strip .card")).to_have_count(6)
     expect(page.locator("#class-strip .card").first).to_contain_text("strength −1")
+    expect(page.get_by_role("checkbox", name="handwriting-vit")).not_to_be_checked()
     strip.nth(2).click()
     expect(page.get_by_role("tab", name="Depth")).to_have_attribute("aria-selected", "true")
     expect(page.locator("#depth-strip img")).to_be_visible()
     page.locator("#estimate").click()
     expect(page.locator("#depth-strip img")).to_be_hidden()
     page.get_by_role("tab", name="Generate").click()
-    expect(page.locator("#grid-picture img")).to_have_count(0)
+    expect(page.locator("#draw-strip img")).to_have_count(0)
+
+
+def test_what_was_known_of_a_picture_goes_with_it(page, tmp_path):
+    Image.new("RGB", (40, 30), "gray").save(tmp_path / "view.png")
+    for tab, picture, answer, gone in (
+        ("Depth", "#depth-picture", "#depth-said", "#depth-base img"),
+        ("Classify", "#class-picture", "#answers", "#answers .card"),
+    ):
+        page.get_by_role("tab", name=tab).click()
+        expect(page.locator(answer)).to_contain_text("An example")
+        page.locator(picture).get_by_label("Remove Image").click()
+        expect(page.locator(gone)).to_have_count(0)
+        page.locator(f"{picture} input[type=file]").set_input_files(str(tmp_path / "view.png"))
+        expect(page.locator(f"{picture} img").first).to_be_visible()
+        expect(page.locator(answer)).to_contain_text(f"Press {'Estimate' if tab == 'Depth' else tab}")
+        expect(page.locator(gone)).to_have_count(0)
 
 
 def test_depth_in_other_colours_and_of_many_pictures(page, tmp_path):
@@ -264,9 +282,9 @@ def test_a_strip_of_strengths_is_one_click(page):
     page.get_by_role("tab", name="Depth").click()
     page.get_by_role("button", name="Strip −1 … 1.5").first.click()
     expect(page.get_by_role("tab", name="Generate")).to_have_attribute("aria-selected", "true")
-    expect(page.locator("#grid")).to_contain_text("Drawn: 6 cells.")
-    expect(page.get_by_label("Values across")).to_have_value("-1, -0.5, 0, 0.5, 1, 1.5")
-    expect(page.locator("#grid-picture img")).to_be_visible()
+    expect(page.locator("#draw-strip img")).to_be_visible()
+    expect(page.locator("#draw-strip")).to_contain_text("handwriting-dit at six strengths")
+    expect(page.locator("#strip-said")).to_be_hidden()
 
 
 def test_cards_have_pictures_and_words_and_are_filtered(page):
