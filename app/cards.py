@@ -36,7 +36,12 @@ def metric_in_words(task: str, metrics: Iterable[tuple[str, float | None, float]
     name = main_metric(task, found)
     if name is None:
         return ""
-    before, after = (_number(name, value) for value in found[name])
+    return in_words(name, *found[name])
+
+
+def in_words(name: str, before: float | None, after: float | None) -> str:
+    """A metric before and after training, and which way is better."""
+    before, after = _number(name, before), _number(name, after)
     words = next((text for start, text in _WORDS.items() if name.startswith(start)), name.replace("_", " "))
     better = {True: ", higher is better", False: ", lower is better", None: ""}[higher_is_better(name)]
     return f"{words}: {f'{before} → ' if before else ''}{after}{better}"

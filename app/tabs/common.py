@@ -63,7 +63,7 @@ def refusal(lines: list[str], title: str) -> gr.Error:
     """Show each line in a toast of its own, and return the error to raise, which tells API users the same."""
     for line in lines:
         toast(gr.Warning, title, line)
-    return gr.Error("\n".join(html.escape(line, quote=False) for line in lines), visible=False, print_exception=False)
+    return gr.Error("\n".join(lines), visible=False, print_exception=False)
 
 
 def toast(kind: Callable, title: str, text: str) -> None:
@@ -110,6 +110,19 @@ def on_another_picture(picture: gr.Image, empty: Callable, outputs: list) -> Non
 #: Scrolls to the strip of the open tab, if it is out of sight.
 SHOW_STRIP = """() => [...document.querySelectorAll(".strip")].find(strip => strip.offsetParent)
   ?.scrollIntoView({behavior: "smooth", block: "nearest"})"""
+
+
+def whole(name: str, value: float | None) -> int:
+    """The whole number in a field of the page, which refuses fractions in words of its own if it is told to.
+
+    Raises:
+        InputError: it is empty, or has a fraction.
+    """
+    if value is None:
+        raise InputError(f"{name} is empty: enter a whole number")
+    if value != int(value):
+        raise InputError(f"{name} {value:g}: must be a whole number")
+    return int(value)
 
 
 def bar(done: int, total: int, text: str) -> str:

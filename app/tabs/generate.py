@@ -19,14 +19,14 @@ from ..sessions import Session
 from ..strips import strip_title
 from ..studio import Studio
 from .adapters import AdapterPanel, Asked
-from .common import MODEL, QUICK, SHOW_STRIP, announce, bar, compared, hint, toast, toasts
+from .common import MODEL, QUICK, SHOW_STRIP, announce, bar, compared, hint, toast, toasts, whole
 from .history import build_history
 from .kept import KeptSettings
 from .strength import build_strengths, is_due
 
 START = hint("Drawing an example …")
 EXAMPLE = hint(
-    "An example: the base and the adapter draw on the same noise. Change the strength, or choose classes and press Draw."
+    "An example with seed 0: the base and the adapter draw on the same noise. Change the strength, or choose classes and press Draw."
 )
 AXIS_VALUES = {
     "adapter weight": "0, 0.5, 1, 1.5",
@@ -63,7 +63,7 @@ def build_generate(studio: Studio, panel: AdapterPanel, page: gr.Blocks, kept: K
     everything = gr.DownloadButton("Download all", interactive=False, elem_id="download-all")
     outputs = [progress, of_base, of_mix, everything, compare, settings[1]]
     drawn = _connect_drawing(studio, panel, page, kept, draw, cancel, settings, outputs)
-    take = functools.partial(restored_settings, studio, says_so=False)
+    take = functools.partial(restored_settings, studio, from_history=True)
     build_history(studio, panel, page, settings, drawn, [progress, of_base, of_mix, compare], take)
     _show_real(studio, panel, settings[0], real)
     _restore(studio, panel, settings)
@@ -80,7 +80,7 @@ def _build_settings(studio: Studio) -> list:
         )
         number = gr.Slider(1, 16, IMAGES, step=1, label="Images of each class", scale=2, min_width=220)
     with gr.Row():
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120, elem_id="seed")
+        seed = gr.Number(0, label="Seed", min_width=120, elem_id="seed")
         is_random = gr.Checkbox(False, label="Random seed", min_width=140, container=True)
         steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", min_width=200)
         guidance = gr.Slider(0, 10, defaults.guidance, step=0.1, label="Guidance", min_width=200)
@@ -114,7 +114,7 @@ def _keep(studio: Studio, kept: KeptSettings, settings: list) -> None:
 
 
 def _request_of(classes, seed, is_random, number, steps, sampler, guidance, base, compare, from_base) -> Request:
-    seed = random.randrange(MAX_SEED // 2) if is_random else int(seed or 0)
+    seed = random.randrange(MAX_SEED // 2) if is_random else whole("seed", seed)
     numbers = {"seed": seed, "num_images": int(number), "steps": int(steps), "guidance": float(guidance)}
     switches = {"compare": compare, "guidance_base": from_base}
     return Request(tuple(classes or ()), sampler=sampler, base=base or "", **numbers, **switches)
@@ -255,14 +255,15 @@ def _restore(studio: Studio, panel: AdapterPanel, settings: list) -> None:
     file.upload(restored, [file, *state], [file, *state, *settings], api_visibility="private", show_progress="minimal")
 
 
-def restored_settings(studio: Studio, session: Session, path: Path, says_so: bool = True) -> list:
-    """Take the settings and adapters of a PNG, and say so; returns the values of all widgets of the settings."""
+def restored_settings(studio: Studio, session: Session, path: Path, from_history: bool = False) -> list:
+    """Take the settings and adapters of a PNG; returns the values of all widgets of the settings."""
     found = restore(session, path)
     session.follow_guidance(session.mix(TASK))  # by the picture's guidance, not by its adapters'
     if found.missing:
         names = ", ".join(found.missing)
-        toast(gr.Warning, "Adapter missing", f"Drawn with {names}: add it and drop the picture again.")
-    elif says_so:
+        again = "choose the drawing" if from_history else "drop the picture"
+        toast(gr.Warning, "Adapter missing", f"Drawn with {names}: add it and {again} again.")
+    elif not from_history:
         toast(gr.Info, "Restored", "Settings and adapters are those of the picture.")
     wanted, names = found.request, studio.drawer.classes(session, found.request.base)
     kept = gr.update(choices=names, value=[name for name in wanted.classes if name in names])

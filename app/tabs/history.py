@@ -6,6 +6,7 @@ from pathlib import Path
 import gradio as gr
 
 from ..history import Kept
+from ..restore import read_settings
 from ..sessions import Session
 from ..studio import Studio
 from .adapters import AdapterPanel
@@ -31,6 +32,7 @@ def build_history(
     """
     said, strip, tools, star, delete, command, compare = _build_strip()
     names, chosen = gr.State([]), gr.State([])  # of the strip; and of the two that were clicked last
+    asked = gr.State("")  # the drawing that the next click on Delete deletes
 
     def session_of(request: gr.Request) -> Session:
         return studio.session(request.session_hash)
@@ -54,8 +56,12 @@ def build_history(
         pair = [str(studio.shown(session, session.history.get(name).sheet)) for name in two]
         slider = gr.update(value=tuple(pair), visible=True) if len(pair) == 2 else gr.update(visible=False)
         text = gr.update(value=studio.command(session, kept), visible=True)
-        shown = [gr.update(visible=True), _star(kept), text, slider]
-        galleries = [[str(studio.shown(session, kept.folder / name)) for name in part] for part in kept.parts()]
+        shown = [gr.update(visible=True), _star(kept), text, slider, gr.update(value="Delete")]
+        captions = read_settings(session, kept.first).request.captions()
+        galleries = [
+            [(str(studio.shown(session, kept.folder / name)), caption) for name, caption in zip(part, captions)]
+            for part in kept.parts()
+        ]
         said, both = hint(f"From the history: {kept.text}"), compared(studio.pair(session, kept))
         return [two, version + 1, changed + 1, *shown, said, *galleries, both, *values]
 
@@ -65,20 +71,24 @@ def build_history(
         return [_star(kept), *listed(request)]
 
     @toasts(studio, "Not deleted")
-    def deleted(two: list[str], request: gr.Request):
-        session_of(request).history.remove(two[-1] if two else None)
+    def deleted(two: list[str], about: str, request: gr.Request):
+        name = two[-1] if two else None
+        if name != about:
+            session_of(request).history.get(name)
+            return [gr.skip(), name, gr.update(value="Delete for good"), *[gr.skip()] * 6]
+        session_of(request).history.remove(name)
         hidden = gr.update(visible=False)
-        return [two[:-1], hidden, hidden, hidden, *listed(request)]
+        return [two[:-1], "", gr.update(value="Delete"), hidden, hidden, hidden, *listed(request)]
 
     strips, options = [said, strip, names], {"api_visibility": "private", **QUICK}
     page.load(listed, None, strips, **options)
     for event in drawn:
         event.then(listed, None, strips, **options)
     state = [panel.version, panel.changed]
-    shown = [tools, star, command, compare]
+    shown = [tools, star, command, compare, delete]
     strip.select(choose, [names, chosen, *state], [chosen, *state, *shown, *results, *settings], **options)
     star.click(starred, chosen, [star, *strips], **options)
-    delete.click(deleted, chosen, [chosen, tools, command, compare, *strips], **options)
+    delete.click(deleted, [chosen, asked], [chosen, asked, delete, tools, command, compare, *strips], **options)
 
 
 def _build_strip() -> tuple:

@@ -7,6 +7,9 @@ from pathlib import Path
 import gradio as gr
 import pandas
 
+from onelora_vision.errors import InputError, message_of
+
+from ..cards import in_words
 from ..drawing import MAX_SEED
 from ..kept import Choice, Number, Switch
 from ..studio import Studio
@@ -16,7 +19,7 @@ from ..trainings.images import describe, survey
 from ..trainings.run import Phase, Training
 from ..trainings.runs import Progress
 from .adapters import AdapterPanel
-from .common import QUICK, TAB_OF, bar, hint, toast, toasts
+from .common import QUICK, TAB_OF, bar, hint, toast, toasts, whole
 from .folders import folder_input
 from .kept import KeptSettings
 
@@ -52,12 +55,9 @@ def _build_settings(studio: Studio, page: gr.Blocks) -> tuple[list, gr.Button]:
     method = gr.Dropdown(list(METHODS), value=first_method, label="Method", elem_id="train-method")
     base = gr.Dropdown(studio.base_names(KINDS[first_kind].task), label="Base", elem_id="train-base")
     with gr.Row():
-        steps = gr.Number(
-            KINDS[first_kind].steps, label="Steps", precision=0, minimum=1, maximum=MAX_STEPS, min_width=100,
-            elem_id="train-steps",
-        )  # fmt: skip
+        steps = gr.Number(KINDS[first_kind].steps, label="Steps", min_width=100, elem_id="train-steps")
         rate = gr.Number(METHODS[first_method].rate, label="Learning rate", min_width=120, elem_id="train-rate")
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80, elem_id="train-seed")
+        seed = gr.Number(0, label="Seed", min_width=80, elem_id="train-seed")
     measure = gr.Checkbox(
         False, label="Measure the samples", info="Against real images, where the data are built in; takes minutes"
     )
@@ -69,11 +69,13 @@ def _build_settings(studio: Studio, page: gr.Blocks) -> tuple[list, gr.Button]:
         hidden = gr.update(visible=KINDS[name].script == "dit")
         return gr.update(choices=names, value=names[0]), gr.update(visible=can_send), hidden
 
-    @toasts(studio, "Not images in classes")
     def look(path: str | None):
-        if not path:
-            return hint(BUILT_IN)
-        return hint(describe(survey(Path(path), studio.trainings.limits)))
+        try:
+            return hint(describe(survey(Path(path), studio.trainings.limits)) if path else BUILT_IN)
+        except InputError as error:
+            said = studio.public(message_of(error))
+            toast(gr.Warning, "Not images in classes", said)
+            return hint(f"Not taken: {said}")
 
     private = {"api_visibility": "private"}
     kind.input(lambda name: KINDS[name].steps, kind, steps, **private, **QUICK)
@@ -110,7 +112,7 @@ def _build_view() -> dict:
         color_map={TRAINING: "#14b8a6", VALIDATION: "#d97706"},
     )  # fmt: skip
     view["picture"] = gr.Image(
-        label="Drawn on the same noise", interactive=False, visible=False, format="png", elem_id="train-picture",
+        interactive=False, visible=False, format="png", elem_id="train-picture",
         buttons=["download", "fullscreen"],
     )  # fmt: skip
     view["report"] = gr.DownloadButton("Download the report", size="sm", visible=False, elem_id="train-report")
@@ -151,7 +153,10 @@ def _connect(studio: Studio, panel: AdapterPanel, page, tabs, secret, settings: 
 
     @toasts(studio, "Not started")
     def started(key: str, kind, images, method, base, steps, rate, seed, measure):
-        wanted = Settings.checked(kind, method, base or "", steps, rate, seed=int(seed or 0), measure=bool(measure))
+        steps, seed = whole("steps", steps), whole("seed", seed)
+        if not (steps and rate):  # which stand for the guide's elsewhere
+            raise InputError("steps and learning rate must be greater than 0")
+        wanted = Settings.checked(kind, method, base or "", steps, rate, seed=seed, measure=bool(measure))
         archive = Path(images) if images and KINDS[kind].takes_images else None
         return runs_of(key, studio.trainings.start(key, wanted, archive).name)
 
@@ -242,7 +247,7 @@ def _view_of(studio: Studio, run: Training, progress: Progress, picture: str | N
         gr.update(interactive=phase is Phase.FINISHED),
         gr.update(interactive=not is_running),
         gr.update(value=curve, visible=len(points) > 1),
-        gr.update(value=picture, visible=picture is not None),
+        gr.update(value=picture, visible=picture is not None, label=KINDS[run.settings.kind].pictures),
         gr.update(value=copy, visible=copy is not None),
         gr.Timer(active=is_running),
     ]
@@ -265,8 +270,8 @@ def _said(studio: Studio, run: Training, progress: Progress, evaluation: dict) -
     before, after = run.before_and_after()
     if progress.phase is not Phase.FINISHED:
         before, after = before, evaluation or {}
-    figures = [f"{key} {before[key]:.4g} → {after[key]:.4g}" for key in list(after)[:3] if before.get(key) is not None]
-    return lines + (f'<p class="hint">{html.escape(", ".join(figures))}</p>' if figures else "")
+    figures = [in_words(key, before[key], after[key]) for key in list(after)[:3] if before.get(key) is not None]
+    return lines + (f'<p class="hint">{html.escape("; ".join(figures))}</p>' if figures else "")
 
 
 def _label(run: Training) -> str:

@@ -19,7 +19,7 @@ class Kind:
     Attributes:
         script: of ``onelora train``. task: as adapters name it.
         steps: to begin with. takes_images: whether images in class folders can be sent.
-        draws: whether the run draws pictures while it trains.
+        draws: whether the run draws pictures while it trains. pictures: what they and its last picture show.
         flags: that the run always has; embedded_flags: on the embedded data only.
     """
 
@@ -28,16 +28,24 @@ class Kind:
     steps: int
     takes_images: bool
     draws: bool
+    pictures: str
     flags: tuple[str, ...] = ()
     embedded_flags: tuple[str, ...] = ()
 
 
 KINDS = {
     "Draw the classes": Kind(
-        "dit", "generation", 400, True, True, ("--num_validation_images", "2"), ("--guidance_scale", "2.5")
+        "dit",
+        "generation",
+        400,
+        True,
+        True,
+        "Drawn on the same noise",
+        ("--num_validation_images", "2"),
+        ("--guidance_scale", "2.5"),
     ),
-    "Recognise the classes": Kind("classification", "classification", 200, True, False),
-    "Estimate depth": Kind("depth", "depth", 200, False, True),
+    "Recognise the classes": Kind("classification", "classification", 200, True, False, "Images with their answers"),
+    "Estimate depth": Kind("depth", "depth", 200, False, True, "Depth by the base, as trained, and true"),
 }
 
 

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -91,7 +92,10 @@ def decode_image(source: str | os.PathLike | IO[bytes], name: str) -> Image.Imag
     except PermissionError:
         raise InputError(f"{name}: no permission to read this image file") from None
     except Image.DecompressionBombError as error:
-        raise InputError(f"{name}: {str(error).rstrip('.')}; resize the image or leave it out") from None
+        pixels = re.search(r"\d+", str(error))
+        size = f"{int(pixels[0]):,} pixels" if pixels else "too many pixels"
+        most = 2 * Image.MAX_IMAGE_PIXELS
+        raise InputError(f"{name}: {size}, and at most {most:,} are read; resize the image or leave it out") from None
     # Pillow's decoders answer broken files with OSError, SyntaxError, ValueError, EOFError, struct.error, and more.
     except Exception as error:
         raise InputError(f"{name}: cannot be read as an image ({_reason(source, error)})") from error

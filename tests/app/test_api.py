@@ -111,8 +111,8 @@ def test_a_bad_file_is_an_error_in_words_and_the_session_goes_on(client, tmp_pat
     assert client.predict(api_name="/adapters") == before
     with pytest.raises(AppError, match="could not be fetched from the hub"):
         client.predict("some/adapter", api_name="/hub")
-    with pytest.raises(AppError, match="no adapter"):
-        client.predict("nobody", True, 1.0, api_name="/set_adapter")
+    with pytest.raises(AppError, match="no adapter '<nobody> & co' here"):
+        client.predict("<nobody> & co", True, 1.0, api_name="/set_adapter")
 
 
 def test_grid_depth_classes_and_details(client, make_adapter, tmp_path):

@@ -115,6 +115,27 @@ def test_a_folder_is_packed_on_the_page_and_counted(address, open_page, shapes):
     expect(page.locator("#train-steps input")).to_have_value("200")
 
 
+def test_what_cannot_be_trained_on_is_said_where_it_was_chosen(address, open_page, tmp_path):
+    page = open_page(address)
+    said, run = page.locator(".toast-body").last, page.locator("#train-run input").input_value()
+    (tmp_path / "x.zip").write_bytes(b"no zip")
+    page.locator("#train-images input[type=file]").set_input_files(str(tmp_path / "x.zip"))
+    expect(page.locator("#train-found")).to_contain_text("Not taken: x.zip: ")
+    for field, value, words in (
+        ("#train-steps", "1.5", "steps 1.5: must be a whole number"),
+        ("#train-steps", "", "steps is empty: enter a whole number"),
+        ("#train-seed", "-1", "seed -1: must be from 0 to"),
+        ("#train-rate", "0", "must be greater than 0"),
+    ):
+        before = page.locator(f"{field} input").input_value()
+        page.locator(f"{field} input").fill(value)
+        page.locator(f"{field} input").press("Tab")
+        page.locator("#train-start").click()
+        expect(said).to_contain_text(words)
+        page.locator(f"{field} input").fill(before)
+    assert page.locator("#train-run input").input_value() == run
+
+
 def test_on_a_network_training_must_be_allowed_and_everybody_sees_their_own(
     serve_app, open_page, finished, monkeypatch
 ):

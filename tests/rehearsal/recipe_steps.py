@@ -20,6 +20,8 @@ ONELORA = (sys.executable, "-m", "onelora_vision.cli")
 #: Two steps in small batches with fewer processes that load images; all else is the recipe's.
 SMALL_BATCHES = ("--train_batch_size=2", "--eval_batch_size=2", "--dataloader_num_workers=2")
 SHORT = ("--max_train_steps=2", *SMALL_BATCHES)
+#: A forked worker keeps the weights that it was forked with, which full fine-tuning replaces: they would lie there twice.
+NO_WORKERS = ("--dataloader_num_workers=0",)
 #: For classifiers, whose batches are cheap and whose data sets have many classes.
 MANY_PICTURES = ("--eval_batch_size=50",)
 FEW_ANSWERS = ("--max_eval_samples=4", "--num_examples=2", "--max_new_tokens=8")
@@ -128,11 +130,12 @@ def _dit(name: str, file: Path, config: dict) -> list[Step]:
     images = f"images/{file.stem}"
     # Fréchet distances of 2,048 features take minutes, whatever the network's size and method
     measured = ONE_SCALE if file.stem in MEASURED else NOT_MEASURED
+    workers = NO_WORKERS if config["method"] == "full" else ()
     drawn = (*ONELORA, "sample", f"{output}/adapter", "-o", images, "--classes=sushi,waffles", "--num_images=1")
     return [
         Step(
             f"{name}/train",
-            (*PYTHON, *_recipe("dit", file), "--data_dir=data", *SHORT, *FEW, *measured),
+            (*PYTHON, *_recipe("dit", file), "--data_dir=data", *SHORT, *workers, *FEW, *measured),
             ("food101", "inception", *(() if is_local else (base,))),
             ("convert/sit/forth",) if is_local else (),
             output,
