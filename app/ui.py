@@ -89,7 +89,10 @@ CSS = """
   .page-row > .panel-column { order: -1; }
   #panel { border: 1px solid var(--border-color-primary) !important; border-radius: 8px; padding: 8px 12px; }
 }
-@media (max-width: 480px) { .tab-container button { padding: 0 6px !important; font-size: 0.85rem; } }
+@media (max-width: 480px) {
+  .tab-container button { padding: 0 6px !important; font-size: 0.85rem; }
+  .strengths > .block:has(.strength-title) { flex: 1 1 100% !important; }
+}
 """
 
 

@@ -165,10 +165,10 @@ def _row(studio: Studio, panel: AdapterPanel, shown_by: list, row: dict, picture
     enabled = gr.Checkbox(row["enabled"], label=name, interactive=True, container=False)
     gr.HTML(_facts(row, picture), padding=False)
     weight = gr.Slider(-2, 2, row["weight"], step=0.05, label=f"Weight of {name}", interactive=True)
-    with gr.Row():
-        details = gr.Button("Details", size="sm", min_width=80)
-        strip = gr.Button("Strip −1 … 1.5", size="sm", min_width=80, visible=row["task"] in TAB_OF)
-        remove = gr.Button("Remove", size="sm", visible=row["removable"], min_width=80)
+    with gr.Row(elem_classes="tight"):
+        details = gr.Button("Details", size="sm", min_width=64)
+        strip = gr.Button("Strip −1 … 1.5", size="sm", min_width=110, visible=row["task"] in TAB_OF)
+        remove = gr.Button("Remove", size="sm", visible=row["removable"], min_width=64)
 
     @toasts(studio, "Not changed")
     def switch(is_on: bool, number: float, changed: int, request: gr.Request):

@@ -33,7 +33,7 @@ def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
         with gr.Column(scale=2, min_width=280):
             strength = build_strengths(studio, panel, TASK)
             answers = gr.HTML(START, elem_id="answers")
-    strip = gr.HTML(visible=False, elem_id="class-strip", elem_classes="strip")
+    strip = gr.HTML(visible=False, elem_id="class-strip", elem_classes="of-strengths")
     with gr.Accordion("Many pictures: a table", open=False, elem_id="class-batch"):
         many = gr.File(label="Pictures", file_count="multiple", file_types=["image"], elem_id="class-files")
         start = gr.Button("Classify all", elem_id="classify-all")

@@ -107,9 +107,13 @@ def on_another_picture(picture: gr.Image, empty: Callable, outputs: list) -> Non
     gr.on([picture.upload, picture.clear], empty, None, outputs, api_visibility="private", **QUICK)
 
 
-#: Scrolls to the strip of the open tab, if it is out of sight.
-SHOW_STRIP = """() => [...document.querySelectorAll(".strip")].find(strip => strip.offsetParent)
-  ?.scrollIntoView({behavior: "smooth", block: "nearest"})"""
+#: Scrolls to the strip of the open tab, if it is out of sight, and again when its picture has come and takes room.
+SHOW_STRIP = """() => {
+  const strip = [...document.querySelectorAll(".of-strengths")].find(strip => strip.offsetParent);
+  const show = () => strip?.scrollIntoView({behavior: "smooth", block: "nearest"});
+  strip?.querySelector("img")?.addEventListener("load", show, {once: true});
+  show();
+}"""
 
 
 def whole(name: str, value: float | None) -> int:

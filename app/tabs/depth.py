@@ -29,7 +29,7 @@ def build_depth(studio: Studio, panel: AdapterPanel, kept: KeptSettings) -> gr.H
     strength = build_strengths(studio, panel, TASK)
     said = gr.HTML(hint(START), elem_id="depth-said")
     options = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"], "min_width": 220}
-    strip = gr.Image(elem_id="depth-strip", elem_classes="strip", visible=False, **options)
+    strip = gr.Image(elem_id="depth-strip", elem_classes="of-strengths", visible=False, **options)
     with gr.Row():
         base = gr.Image(label="Base", elem_id="depth-base", **options)
         adapted = gr.Image(label="Adapted", elem_id="depth-adapted", **options)

@@ -277,7 +277,7 @@ def _strip(studio: Studio, panel: AdapterPanel, settings: list, cancel: gr.Butto
     said = gr.HTML(visible=False, elem_id="strip-said")
     strip = gr.Image(
         format="png", interactive=False, visible=False, buttons=["download", "fullscreen"],
-        elem_id="draw-strip", elem_classes=["drawn", "strip"],
+        elem_id="draw-strip", elem_classes=["drawn", "of-strengths"],
     )  # fmt: skip
     ticket = gr.State(0)
 
@@ -317,9 +317,9 @@ def _text(drawing: Drawing) -> str | None:
 def _grid(studio: Studio, settings: list) -> None:
     with gr.Accordion("X/Y grid: two settings against each other", open=False, elem_id="grid"):
         with gr.Row():
-            x_name = gr.Dropdown(list(AXES), value=AXES[0], label="Across", min_width=170)
+            x_name = gr.Dropdown(list(AXES), value=AXES[0], label="Across", scale=2, min_width=170)
             x_values = gr.Textbox(AXIS_VALUES[AXES[0]], label="Values across", scale=2, min_width=160)
-            y_name = gr.Dropdown(list(AXES), value=AXES[1], label="Down", min_width=170)
+            y_name = gr.Dropdown(list(AXES), value=AXES[1], label="Down", scale=2, min_width=170)
             y_values = gr.Textbox(AXIS_VALUES[AXES[1]], label="Values down", scale=2, min_width=160)
         with gr.Row():
             start = gr.Button("Draw the grid", variant="primary", elem_id="draw-grid")

@@ -75,7 +75,7 @@ def finished(tmp_path, make_adapter):
     make_adapter("generation", 5, place=run.adapter)
     rows = [{"step": step, "time": step, "train/loss": 1 / step} for step in (1, 2)]
     (run.folder / "run" / "logs" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    metrics = {"before": {"fd": 8.0}, "after": {"fd": 2.0}}
+    metrics = {"before": {"fd_embedded": 8.0}, "after": {"fd_embedded": 2.0}}
     (run.folder / "run" / "results.json").write_text(json.dumps({"phase": "complete", "metrics": metrics}))
     Image.new("RGB", (60, 30), "teal").save(run.folder / "run" / "samples.png")
     return output
@@ -85,7 +85,7 @@ def test_a_finished_training_is_found_again_used_and_kept_apart_from_foreign_fil
     page = open_page(serve_app("--output_dir", str(finished)))
     expect(page.locator("#train-said")).to_contain_text("Finished after 2 of 2 steps")
     expect(page.locator("#train-said")).to_contain_text("7 images, 2 classes (circle, square)")
-    expect(page.locator("#train-said")).to_contain_text("fd 8 → 2")
+    expect(page.locator("#train-said")).to_contain_text("distance to the real images: 8 → 2, lower is better")
     expect(page.locator("#train-picture img")).to_be_visible()
     expect(page.locator("#train-curve canvas, #train-curve svg").first).to_be_visible()
     expect(page.locator("#train-stop")).to_be_disabled()
