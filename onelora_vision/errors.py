@@ -18,7 +18,7 @@ class InputError(ValueError):
 
 
 class MissingSplit(InputError):
-    """A data set has no split of the name that was asked for."""
+    """A dataset has no split of the name that was asked for."""
 
 
 class NotApplicable(InputError):

@@ -1,4 +1,4 @@
-"""Data sets written to disk in their published layouts: for tests and for the rehearsal. VTAB and FGVC: `tiny_benchmarks`."""
+"""Datasets written to disk in their published layouts: for tests and for the rehearsal. VTAB and FGVC: `tiny_benchmarks`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ def write_food101(
     (folder / "meta" / "test.txt").write_text("\n".join(reversed(lists["test"])))
 
 
-#: By data set: the folder, the files of the training split, the file of class names, and bytes of label per image.
+#: By dataset: the folder, the files of the training split, the file of class names, and bytes of label per image.
 CIFAR = {
     "cifar10": ("cifar-10-batches-bin", [f"data_batch_{i}.bin" for i in range(1, 6)], "batches.meta.txt", 1),
     "cifar100": ("cifar-100-binary", ["train.bin"], "fine_label_names.txt", 2),

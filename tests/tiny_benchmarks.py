@@ -35,7 +35,7 @@ FGVC = {
 
 
 def write_fgvc(root, folders=("CUB_200_2011", "nabirds", "Stanford-cars")):
-    """Data sets of FGVC, of three classes each."""
+    """Datasets of FGVC, of three classes each."""
     rng = np.random.default_rng(0)
     for folder in folders:
         place, classes = FGVC[folder]

@@ -1,7 +1,7 @@
 """Fine-tune an image classifier.
 
 Without arguments it adapts the small ViT that comes with the package from printed characters to handwritten digits, 20
-images per class, on a CPU. It takes any ViT of timm or transformers and any data set of `onelora_vision.data.classes`.
+images per class, on a CPU. It takes any ViT of timm or transformers and any dataset of `onelora_vision.data.classes`.
 
 Examples:
   python train_scripts/train_classification.py --seeds 0,1,2

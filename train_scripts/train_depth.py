@@ -52,13 +52,13 @@ class DataOptions(DecodingOptions):
         f"{', '.join(FORMATS)} (default: jsonl with --train_data_dir, else streets)",
     )
     train_data_dir: str | None = option(None, "folder of the training data (NYU: or the .mat file)", may_change=True)
-    train_split: str | None = option(None, "split to train on (default: the data set's)")
+    train_split: str | None = option(None, "split to train on (default: the dataset's)")
     train_split_file: str | None = option(
         None, "list of the training files, such as KITTI's Eigen split", may_change=True
     )
     max_train_samples: int | None = option(None, "train on the first N frames (default: all)")
     on_bad_image: Literal["error", "skip"] = option("error", "what to do about a frame that cannot be read")
-    caps: str | None = option(None, "protocol of the depths and the crop that count (default: the data set's)")
+    caps: str | None = option(None, "protocol of the depths and the crop that count (default: the dataset's)")
     resolution: int | str | None = option(None, "network input: 518 (shorter side) or 392x518 (default: the model's)")
     random_flip: bool = option(True, "mirror training images at random")
     color_jitter: bool = option(True, "vary gamma, brightness and tint of training images by up to 10 percent")
@@ -80,11 +80,11 @@ class LossOptions:
 class EvaluationDataOptions:
     group: ClassVar[str] = "evaluation"
 
-    eval_dataset_name: str | None = option(None, "data set to evaluate on (default: --dataset_name)", may_change=True)
+    eval_dataset_name: str | None = option(None, "dataset to evaluate on (default: --dataset_name)", may_change=True)
     eval_data_dir: str | None = option(
         None, "folder of the evaluation data (default: --train_data_dir)", may_change=True
     )
-    eval_split: str | None = option(None, "split to evaluate on (default: the data set's)", may_change=True)
+    eval_split: str | None = option(None, "split to evaluate on (default: the dataset's)", may_change=True)
     eval_split_file: str | None = option(None, "list of the files to evaluate on", may_change=True)
     max_eval_samples: int | None = option(None, "evaluate on the first N frames (default: all)", may_change=True)
     num_validation_images: int = option(6, "rows of the comparison picture; 0: no picture", may_change=True)
@@ -120,7 +120,7 @@ class DepthConfig(EvaluationDataOptions, RetentionOptions, LossOptions, DataOpti
 
     @property
     def dataset_names(self) -> tuple[str, str]:
-        """The data sets to train on and to evaluate on."""
+        """The datasets to train on and to evaluate on."""
         return self.dataset_name, self.eval_dataset_name or self.dataset_name
 
 
@@ -215,7 +215,7 @@ def fitting_head(base: DepthBase, config: DepthConfig, accelerator: Accelerator)
 
 
 def caps_of(name: str, config: DepthConfig, base: DepthBase) -> Caps:
-    """Which depths count: by ``--caps``, by the data set's protocol, or else within the model's range, if it has one."""
+    """Which depths count: by ``--caps``, by the dataset's protocol, or else within the model's range, if it has one."""
     protocol = config.caps or FORMATS[name].caps
     return caps_by_name(protocol) if protocol else Caps(1e-3, float(config.max_depth or base.max_depth or 100))
 
@@ -282,7 +282,7 @@ def make_retention(
 
 
 def protocol(name: str, split: str, data: DepthDataset, size: InputSize, aligned: bool) -> str:
-    """How the figures of a data set are measured, in one line."""
+    """How the figures of a dataset are measured, in one line."""
     caps, shape = data.caps, f"{size.height}x{size.width}" if size.width else f"shorter side {size.height}"
     alignment = ", scale and shift aligned per image" if aligned else ""
     return (

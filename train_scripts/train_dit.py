@@ -213,7 +213,7 @@ def open_data(config: DiTConfig, base: DiTBase, split: str, augments: bool = Fal
 
 
 def as_it_is(dataset):
-    """The data set without its augmentation."""
+    """The dataset without its augmentation."""
     if not isinstance(dataset, ClassImageDataset):
         return dataset
     plain = replace(dataset.transform, center_crop=True, random_flip=False)

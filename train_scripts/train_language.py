@@ -46,13 +46,13 @@ class DataOptions:
 
     dataset_name: str | None = option(
         None,
-        "arithmetic (small stories), json, or a hub data set with --download (default: json with --data_file, else "
+        "arithmetic (small stories), json, or a hub dataset with --download (default: json with --data_file, else "
         "arithmetic)",
     )
     data_file: str | None = option(
         None, "JSONL file, or JSON file with a list, of questions and answers", may_change=True
     )
-    download: bool = option(False, "fetch the hub data set if it is not in the cache", may_change=True)
+    download: bool = option(False, "fetch the hub dataset if it is not in the cache", may_change=True)
     cache_dir: str | None = option(
         None, "folder for what is downloaded (default: the hub's own cache)", may_change=True
     )

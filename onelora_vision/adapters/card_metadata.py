@@ -121,7 +121,7 @@ def _hub_base(info) -> str | None:
 
 
 def _model_index(info, dataset: str) -> list[dict] | None:
-    """The metrics after training, in the hub's form; it needs a task, a data set and a metric of that data set."""
+    """The metrics after training, in the hub's form; it needs a task, a dataset and a metric of that dataset."""
     after = info.metrics.get("after", {})
     metrics = [
         {"type": one_line(name, 60), "value": value}

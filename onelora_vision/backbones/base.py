@@ -91,7 +91,7 @@ class Base(ABC):
         """Build the network that a ``config.json`` describes, with the weights of its initialisation."""
 
     def fit(self, class_names: list[str] | None = None, *, seed: int = 0, **settings: Any) -> Self:
-        """Make the base fit for a data set, in place: its classes, its range of depths, its attention; returns it.
+        """Make the base fit for a dataset, in place: its classes, its range of depths, its attention; returns it.
 
         Args:
             class_names: the classes that it is to know, for a task with classes.

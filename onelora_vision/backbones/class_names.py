@@ -1,4 +1,4 @@
-"""Which classes of a base the classes of a data set are, by their names."""
+"""Which classes of a base the classes of a dataset are, by their names."""
 
 import re
 import unicodedata
@@ -13,8 +13,8 @@ class Matches(NamedTuple):
     """What `match_classes` found.
 
     Attributes:
-        rows: class of the data set -> number of the base's class.
-        ambiguous: classes of the data set that several of the base's are called, or share one of the base's.
+        rows: class of the dataset -> number of the base's class.
+        ambiguous: classes of the dataset that several of the base's are called, or share one of the base's.
     """
 
     rows: dict[str, int]
@@ -30,7 +30,7 @@ class Matches(NamedTuple):
 
 
 def match_classes(names: Sequence[str], base_names: Sequence[str]) -> Matches:
-    """Find the classes of a data set among those of a base, whose names may be synonyms with commas between them.
+    """Find the classes of a dataset among those of a base, whose names may be synonyms with commas between them.
 
     A name is compared as it is with the base's whole names, then without regard to case, accents, underscores and
     hyphens with each synonym ("ice_cream" is "ice cream, icecream"), then in the singular ("strawberries" is

@@ -1,1 +1,1 @@
-"""Data sets: images with classes, depth, latents, and the streams that feed them to a run."""
+"""Datasets: images with classes, depth, latents, and the streams that feed them to a run."""

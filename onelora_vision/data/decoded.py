@@ -77,7 +77,7 @@ def decode_all(
 
     Args:
         read: the arrays of an item, as in ``layout``; an item for which it raises an `InputError` is left out.
-        name: of the data set, for messages. hidden: no progress bar.
+        name: of the dataset, for messages. hidden: no progress bar.
 
     Raises:
         InputError: they take more than `_SHARE` of the memory that is available, as some of them say or as it turns out.

@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` package: a local folder or a hub id."""
+"""Datasets of the `datasets` package: a local folder or a hub id."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -16,20 +16,20 @@ def open_tables(
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | None = None,
 ) -> Mapping[str, Any]:
-    """The tables of a data set by split; one without splits is ``train``.
+    """The tables of a dataset by split; one without splits is ``train``.
 
     Args:
         name: a local folder, or a hub id (``download`` allows the network).
         known: names that may have been meant, for messages.
 
     Raises:
-        InputError: there is no such data set, `datasets` is not installed, or it cannot be opened.
+        InputError: there is no such dataset, `datasets` is not installed, or it cannot be opened.
     """
-    unknown = f"data set {name!r} is unknown{nearest(name, known, 'data set')}"
+    unknown = f"dataset {name!r} is unknown{nearest(name, known, 'dataset')}"
     try:
         import datasets
     except ImportError:
-        raise InputError(f"{unknown} (a hub id or a local data set needs `pip install datasets`)") from None
+        raise InputError(f"{unknown} (a hub id or a local dataset needs `pip install datasets`)") from None
     local = os.path.isdir(name)
     if not local and not download:
         raise InputError(f"{unknown}; if it is a hub id, --download fetches it")
@@ -41,5 +41,5 @@ def open_tables(
             tables = datasets.load_dataset(name, data_dir=data_dir, cache_dir=cache_dir)
     # `datasets` raises its own errors and those of pyarrow, of the hub client and of the network.
     except Exception as error:
-        raise InputError(f"data set {name!r} cannot be opened: {one_line(error)}") from error
+        raise InputError(f"dataset {name!r} cannot be opened: {one_line(error)}") from error
     return tables if isinstance(tables, dict) else {"train": tables}

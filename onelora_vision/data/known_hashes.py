@@ -1,6 +1,6 @@
 """Hashes of files' contents that earlier runs computed, found by path, size and times.
 
-One file in the user's cache for the folder that a data set is in; 48 bytes per image.
+One file in the user's cache for the folder that a dataset is in; 48 bytes per image.
 """
 
 import array

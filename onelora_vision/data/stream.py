@@ -50,16 +50,16 @@ class SeededDataset(Dataset):
 
 
 def identity_of(dataset: Dataset) -> dict[str, str]:
-    """The hash of a training data set that a resumed run must share; empty for one that is made by the program."""
+    """The hash of a training dataset that a resumed run must share; empty for one that is made by the program."""
     identity = getattr(dataset, "identity", None)
     return {"files of the training data": identity() if identity else ""}
 
 
 class BadItems:
-    """Which items of a data set cannot be read, and what is done about them.
+    """Which items of a dataset cannot be read, and what is done about them.
 
     Args:
-        size: number of items. name: of the data set, for messages.
+        size: number of items. name: of the dataset, for messages.
         on_bad_image: "error" raises the `InputError` of an unreadable item; "skip" logs it once and takes the next
             readable item instead.
     """
@@ -98,10 +98,10 @@ class TrainingBatchSampler(Sampler[list[SampleRef]]):
 
     The samples of a run form one stream: epoch after epoch, each a permutation seeded by (seed, epoch). Batch ``i`` is
     the stream's next ``batch_size * world_size`` samples, of which process ``rank`` takes the contiguous slice number
-    ``rank``. Batches straddle epochs, so nothing is dropped and a data set smaller than a batch works.
+    ``rank``. Batches straddle epochs, so nothing is dropped and a dataset smaller than a batch works.
 
     Args:
-        num_samples: size of the data set.
+        num_samples: size of the dataset.
         batch_size: samples per batch and process.
         num_batches: batches of the whole run, counted from its first start.
         seed: of the run.
@@ -120,7 +120,7 @@ class TrainingBatchSampler(Sampler[list[SampleRef]]):
         start_batch: int = 0,
     ):
         if num_samples < 1:
-            raise InputError("the training data set is empty: there is nothing to train on")
+            raise InputError("the training dataset is empty: there is nothing to train on")
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.num_batches = num_batches

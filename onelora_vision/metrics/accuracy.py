@@ -14,7 +14,7 @@ class Predictions:
     """What a classifier said about N images; all figures of an evaluation follow from it.
 
     Attributes:
-        index: (N,) int64, which image of the data set.
+        index: (N,) int64, which image of the dataset.
         label: (N,) int64, the true class.
         predicted: (N,) int64, the most probable class.
         in_top5: (N,) bool, whether the true class is among the five most probable (of fewer classes: among all).

@@ -1,1 +1,1 @@
-"""Methods compared fairly on one task and data set: each at its own best learning rate, with several seeds."""
+"""Methods compared fairly on one task and dataset: each at its own best learning rate, with several seeds."""

@@ -41,7 +41,7 @@ BENCHMARKS = {
 
 
 def benchmark_of(dataset_name: str | None) -> Benchmark | None:
-    """The benchmark that a data set is, or is a task of."""
+    """The benchmark that a dataset is, or is a task of."""
     return BENCHMARKS.get((dataset_name or "").partition("/")[0])
 
 

@@ -89,7 +89,7 @@ class Reference:
     """Real images that samples are compared with.
 
     Attributes:
-        features: of the images. split: data set and split.
+        features: of the images. split: dataset and split.
         crop, resize: how the images were cut and scaled, for the protocol.
         floor: Fréchet distance of the images, encoded and decoded, to themselves, which no sampler can beat; None where
             it is not known.
@@ -116,7 +116,7 @@ def measure_reference(
     Args:
         dataset: a `ClassImageDataset` with a `SquareCrop`, or images that are drawn by the program, whose `Reference`
             gets the autoencoder's floor.
-        split: data set and split, for the protocol.
+        split: dataset and split, for the protocol.
     """
     compute = functools.partial(reference_features, features, dataset, accelerator, batch_size, num_workers)
     if not isinstance(dataset, ClassImageDataset):
@@ -141,7 +141,7 @@ def published_reference(features: Features, path: str | Path) -> Reference:
 def reference_features(
     features: Features, dataset: Dataset, accelerator: Accelerator, batch_size: int, num_workers: int = 0
 ) -> FeatureSet:
-    """The features of all images of a data set, whose items have ``image``; each process reads its share of them."""
+    """The features of all images of a dataset, whose items have ``image``; each process reads its share of them."""
     own = Subset(dataset, range(accelerator.process_index, len(dataset), accelerator.num_processes))
     loader = evaluation_loader(own, batch_size, num_workers)
     bar = {"desc": "measuring real images", "unit": "batch", "hidden": not accelerator.is_main_process}
@@ -329,7 +329,7 @@ class SamplePicture:
 
 
 def examples(dataset: Dataset, labels: Sequence[int], count: int) -> torch.Tensor:
-    """Images (classes, count, 3, H, W) of a data set, ``count`` of each class, spread over it; NaN where it has fewer."""
+    """Images (classes, count, 3, H, W) of a dataset, ``count`` of each class, spread over it; NaN where it has fewer."""
     of_all = torch.as_tensor(getattr(dataset, "source", dataset).labels)
     rows = []
     for label in labels:

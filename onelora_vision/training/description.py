@@ -18,7 +18,7 @@ def describe(
     """The description of the adapter that ``run`` trains on ``base``.
 
     Args:
-        dataset: the training samples. name: what the data set is called.
+        dataset: the training samples. name: what the dataset is called.
         protocol: how the metrics are taken. unit: what a sample is, in the plural.
         extra: settings that loading or using the adapter needs.
     """

@@ -10,13 +10,13 @@ from onelora_vision.training.config import option
 
 
 class OldData(NamedTuple):
-    """What a script's data sets are, as far as the flags must know.
+    """What a script's datasets are, as far as the flags must know.
 
     Attributes:
-        task: of the script. builtin: the data set that the task's embedded base was trained on.
-        folders: the data set that ``--retention_dir`` alone means.
-        ignored_by: the flags that have no effect with a data set, without ``train_`` and the like.
-        needs_folder: whether a data set needs its folder.
+        task: of the script. builtin: the dataset that the task's embedded base was trained on.
+        folders: the dataset that ``--retention_dir`` alone means.
+        ignored_by: the flags that have no effect with a dataset, without ``train_`` and the like.
+        needs_folder: whether a dataset needs its folder.
     """
 
     task: str
@@ -32,7 +32,7 @@ _SHARED = frozenset({"download", "image_column", "label_column", "cache_dir", "o
 
 @dataclass(kw_only=True)
 class RetentionOptions:
-    """Whether retention is measured, and on what; a config that inherits them says of its data sets in ``old_data``."""
+    """Whether retention is measured, and on what; a config that inherits them says of its datasets in ``old_data``."""
 
     group: ClassVar[str] = "evaluation"
     old_data: ClassVar[OldData]

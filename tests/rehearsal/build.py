@@ -1,4 +1,4 @@
-"""Write models and data sets of a rehearsal: ``build.py FOLDER small|true NAME…``, in a process that ends with its memory."""
+"""Write models and datasets of a rehearsal: ``build.py FOLDER small|true NAME…``, in a process that ends with its memory."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The data sets that the recipes and the documentation name, in their published layouts, with a few random images or rows."""
+"""The datasets that the recipes and the documentation name, in their published layouts, with a few random images or rows."""
 
 import json
 from collections.abc import Callable

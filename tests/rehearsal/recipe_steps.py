@@ -22,7 +22,7 @@ SMALL_BATCHES = ("--train_batch_size=2", "--eval_batch_size=2", "--dataloader_nu
 SHORT = ("--max_train_steps=2", *SMALL_BATCHES)
 #: A forked worker keeps the weights that it was forked with, which full fine-tuning replaces: they would lie there twice.
 NO_WORKERS = ("--dataloader_num_workers=0",)
-#: For classifiers, whose batches are cheap and whose data sets have many classes.
+#: For classifiers, whose batches are cheap and whose datasets have many classes.
 MANY_PICTURES = ("--eval_batch_size=50",)
 FEW_ANSWERS = ("--max_eval_samples=4", "--num_examples=2", "--max_new_tokens=8")
 FEW = ("--num_inference_steps=2", "--fid_num_samples=6")

@@ -1,6 +1,6 @@
 """Run every recipe and every documented command on published models, offline, two steps each.
 
-The hub's cache and the data sets are made on the spot, with random weights and pixels in the published names, shapes and
+The hub's cache and the datasets are made on the spot, with random weights and pixels in the published names, shapes and
 layouts. Nothing is downloaded and no metric means anything; what is tried is whether the commands run, and what they need.
 
 Examples:

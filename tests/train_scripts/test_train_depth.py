@@ -1,4 +1,4 @@
-"""The script as users run it, on tiny data sets in real formats and on the model's real class at a tiny size."""
+"""The script as users run it, on tiny datasets in real formats and on the model's real class at a tiny size."""
 
 import dataclasses
 import json
@@ -272,7 +272,7 @@ def test_an_unreadable_frame_is_an_error_or_left_out(base, streets, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset_name": "nyuv2"}, "no depth data set 'nyuv2'; did you mean 'nyu'"),
+        ({"dataset_name": "nyuv2"}, "no depth dataset 'nyuv2'; did you mean 'nyu'"),
         ({"dataset_name": "kitti", "train_data_dir": ""}, "needs its folder"),
         ({"caps": "kiti"}, "no caps named 'kiti'; did you mean 'kitti'"),
         ({"resolution": 15}, "not a multiple of the patch size 4"),

@@ -366,7 +366,7 @@ def test_a_flag_without_effect_on_the_data_set_is_refused(flags, message):
 
 def test_flags_without_effect_are_flags():
     assert {field.name for field in dataclasses.fields(train_dit.DiTConfig)} >= train_dit.EMBEDDED_IGNORES
-    train_dit.DiTConfig(cache_dir="x")  # the model's here, not that of the data set
+    train_dit.DiTConfig(cache_dir="x")  # the model's here, not that of the dataset
 
 
 @pytest.mark.parametrize("cached", [False, True])

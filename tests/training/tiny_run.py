@@ -31,7 +31,7 @@ class TinyConfig(TrainingConfig):
     report_to: str = option("none", "no logs", may_change=True)
     method: str = option("lora", "method")
     dropout: float = option(0.0, "drop-out before the adapters and in the network")
-    num_samples: int = option(10, "size of the data set")
+    num_samples: int = option(10, "size of the dataset")
     nan_sample: int = option(-1, "the sample whose image is NaN", may_change=True)
     kill_in_step: int = option(-1, "the step in which a process gets a SIGTERM", may_change=True)
     kill_worker_at: int = option(-1, "the sample at which the process that loads it is killed", may_change=True)

@@ -1,4 +1,4 @@
-"""Images with their classes as a data set that training reads."""
+"""Images with their classes as a dataset that training reads."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,6 +1,6 @@
-"""FGVC, the five fine-grained data sets of VPT (arXiv 2203.12119), in the layout of its released splits.
+"""FGVC, the five fine-grained datasets of VPT (arXiv 2203.12119), in the layout of its released splits.
 
-A folder per data set has ``train.json``, ``val.json`` and ``test.json``, each of which maps the paths of its images to their
+A folder per dataset has ``train.json``, ``val.json`` and ``test.json``, each of which maps the paths of its images to their
 classes.
 """
 
@@ -13,7 +13,7 @@ from onelora_vision.errors import InputError, nearest, one_line
 from onelora_vision.storage.safetensors_file import parse_json
 from onelora_vision.storage.textfiles import file_below, read_text
 
-#: The data sets, in the order of tables, and the folder in each that its images' paths start in.
+#: The datasets, in the order of tables, and the folder in each that its images' paths start in.
 DATASETS = {
     "CUB_200_2011": "images",
     "NABirds": "images",
@@ -26,17 +26,17 @@ _MOST_BYTES = 64 << 20  # NABirds' lists have 3 MB
 
 
 def fgvc(root: Path, split: str, *, task: str, download: bool, seed: int) -> ClassImages:
-    """One data set, by a name of `DATASETS`; ``root`` is the folder that its folder is in, or that folder itself.
+    """One dataset, by a name of `DATASETS`; ``root`` is the folder that its folder is in, or that folder itself.
 
     Classes are numbers or names, in order; those of the training split count.
 
     Raises:
-        InputError: no such data set, folder or list; a list that is not JSON of paths and classes, or names a file outside
-            the data set's folder or a class that training does not have.
+        InputError: no such dataset, folder or list; a list that is not JSON of paths and classes, or names a file outside
+            the dataset's folder or a class that training does not have.
     """
     name = next((known for known in DATASETS if _plain(known) == _plain(task)), None)
     if name is None:
-        raise InputError(f"fgvc/{task}: no such data set{nearest(task, DATASETS, 'data set')}")
+        raise InputError(f"fgvc/{task}: no such dataset{nearest(task, DATASETS, 'dataset')}")
     folder = _folder_of(root, name)
     if folder is None:
         raise InputError(f"{shown(root)}: no folder {name} with train.json in it, so fgvc/{name} is not there")
@@ -48,12 +48,12 @@ def fgvc(root: Path, split: str, *, task: str, download: bool, seed: int) -> Cla
 
 
 def tasks_in(root: Path) -> list[str]:
-    """The data sets that are in ``root``, in the order of tables."""
+    """The datasets that are in ``root``, in the order of tables."""
     return [name for name in DATASETS if _folder_of(root, name)]
 
 
 def _folder_of(root: Path, name: str) -> Path | None:
-    """Where a data set is. Case, hyphens, underscores and a plural's s do not count: ``Stanford-cars``, ``nabirds``."""
+    """Where a dataset is. Case, hyphens, underscores and a plural's s do not count: ``Stanford-cars``, ``nabirds``."""
     places = [root / folder for folder in list_folders(root)] + [root.resolve()]
     named = (place for place in places if _plain(place.name) == _plain(name))
     return next((place for place in named if (place / _LISTS["train"]).is_file()), None)

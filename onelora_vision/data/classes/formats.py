@@ -1,4 +1,4 @@
-"""Data sets of images with classes, by name: ``open_class_images("food101", folder, "test")``.
+"""Datasets of images with classes, by name: ``open_class_images("food101", folder, "test")``.
 
 Importing this module imports nothing slow: a command line knows the names, and which flags do nothing with them, before
 it imports torch.
@@ -16,7 +16,7 @@ from onelora_vision.errors import InputError, MissingSplit, nearest
 if TYPE_CHECKING:
     from onelora_vision.data.classes.images import ClassImages
 
-#: Names of the data sets that need no folder: handwritten digits, and what the embedded bases were trained on.
+#: Names of the datasets that need no folder: handwritten digits, and what the embedded bases were trained on.
 EMBEDDED, GLYPHS = "embedded", "glyphs"
 SPLITS = ("train", "validation", "test")
 _HUB_ONLY = frozenset({"image_column", "label_column", "cache_dir"})
@@ -25,7 +25,7 @@ _BUILTIN = _HUB_ONLY | _DECODED | {"data_dir", "download", "validation_fraction"
 
 
 class ClassFormat(NamedTuple):
-    """How a data set is opened.
+    """How a dataset is opened.
 
     Attributes:
         open: called as ``open(root, split, download=…, seed=…)``.
@@ -57,7 +57,7 @@ FORMATS = {
     "imagefolder": ClassFormat(_reader("folders", "imagefolder"), _HUB_ONLY | {"download"}),
     "webdataset": ClassFormat(_reader("webdataset", "webdataset"), _HUB_ONLY | {"download"}),
 }
-#: Benchmarks of several tasks, each of which is a data set ``BENCHMARK/TASK``; their ``open`` takes the ``task``, too.
+#: Benchmarks of several tasks, each of which is a dataset ``BENCHMARK/TASK``; their ``open`` takes the ``task``, too.
 BENCHMARKS = {
     name: ClassFormat(_reader(name, name), _HUB_ONLY | {"download", "validation_fraction"})
     for name in ("vtab", "fgvc")
@@ -65,19 +65,19 @@ BENCHMARKS = {
 
 
 def ignored_by(dataset_name: str) -> frozenset[str]:
-    """The flags that have no effect with a data set (`ClassFormat.ignores`); none for one of the `datasets` package."""
+    """The flags that have no effect with a dataset (`ClassFormat.ignores`); none for one of the `datasets` package."""
     found = format_of(dataset_name)
     return found.ignores if found else frozenset()
 
 
 def needs_folder(dataset_name: str) -> bool:
-    """Whether a data set is one of ours that is in a folder."""
+    """Whether a dataset is one of ours that is in a folder."""
     found = format_of(dataset_name)
     return found is not None and "data_dir" not in found.ignores
 
 
 def format_of(dataset_name: str) -> ClassFormat | None:
-    """How a data set of ours is opened; None for one of the `datasets` package."""
+    """How a dataset of ours is opened; None for one of the `datasets` package."""
     benchmark, _, task = dataset_name.partition("/")
     if benchmark in BENCHMARKS:
         found = BENCHMARKS[benchmark]
@@ -96,21 +96,21 @@ def open_class_images(
     label_column: str = "label",
     cache_dir: str | None = None,
 ) -> "ClassImages":
-    """Open a data set by name.
+    """Open a dataset by name.
 
     Args:
         dataset_name: a key of `FORMATS` ("embedded", 5,000 MNIST digits, and "glyphs" need no folder), ``vtab/TASK`` or
-            ``fgvc/NAME``, or the id or local folder of a data set for the `datasets` package.
-        data_dir: the data set's folder or the folder above it. For imagefolder: class folders, or train/ and
+            ``fgvc/NAME``, or the id or local folder of a dataset for the `datasets` package.
+        data_dir: the dataset's folder or the folder above it. For imagefolder: class folders, or train/ and
             test/ (or val/) with class folders in them. For webdataset: a folder of tar files, or a pattern that names some.
-        split: "train", "validation" (where the data set has one in addition to its test split) or "test".
-        download: download the data set into ``data_dir`` if it is not there.
+        split: "train", "validation" (where the dataset has one in addition to its test split) or "test".
+        download: download the dataset into ``data_dir`` if it is not there.
         seed: of the stratified split (80 % train, 20 % test) of an imagefolder or of tar files without splits.
-        image_column, label_column: columns of a `datasets` data set.
+        image_column, label_column: columns of a `datasets` dataset.
         cache_dir: where `datasets` keeps what it downloads.
 
     Raises:
-        MissingSplit: the data set has no such split.
+        MissingSplit: the dataset has no such split.
         InputError: unknown name, nothing at ``data_dir``, a class without images.
     """
     if split not in SPLITS:
@@ -122,13 +122,13 @@ def open_class_images(
         images = from_hub(dataset_name, data_dir, split, download=download, seed=seed, cache_dir=cache_dir, **columns)
         return _with_images(images, split)
     if data_dir is None and needs_folder(dataset_name):
-        raise InputError(f"data set {dataset_name!r} needs --data_dir: the folder that it is in")
+        raise InputError(f"dataset {dataset_name!r} needs --data_dir: the folder that it is in")
     return _with_images(found.open(Path(data_dir or "."), split, download=download, seed=seed), split)
 
 
 def _with_images(found: "ClassImages", split: str) -> "ClassImages":
     if not len(found):
-        raise MissingSplit(f"data set {found.name}: its {split} split holds no images")
+        raise MissingSplit(f"dataset {found.name}: its {split} split holds no images")
     return found
 
 
@@ -142,7 +142,7 @@ def open_training_images(
 ) -> tuple["ClassImages", "ClassImages | None"]:
     """Open the images to train on and those to choose settings by.
 
-    The latter are the data set's own validation split, else ``validation_fraction`` of each class of the training
+    The latter are the dataset's own validation split, else ``validation_fraction`` of each class of the training
     split, drawn by ``seed``; None if that is 0, or no class has two images. ``options`` are those of
     `open_class_images`.
     """
@@ -171,5 +171,5 @@ def open_split(
         dataset_name, data_dir, validation_fraction=validation_fraction, **options
     )
     if split == "validation" and validation is None:
-        raise MissingSplit(f"data set {train.name}: no class has two images, so none is held out")
+        raise MissingSplit(f"dataset {train.name}: no class has two images, so none is held out")
     return train if split == "train" else validation

@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` package: a local folder or a hub id."""
+"""Datasets of the `datasets` package: a local folder or a hub id."""
 
 import io
 import os
@@ -25,7 +25,7 @@ def hub(
     label_column: str,
     cache_dir: str | None,
 ) -> ClassImages:
-    """A data set of the `datasets` package: a local folder, or a hub id (``download`` allows the network)."""
+    """A dataset of the `datasets` package: a local folder, or a hub id (``download`` allows the network)."""
     tables = open_tables(name, FORMATS, download=download, data_dir=data_dir, cache_dir=cache_dir)
     return _hub_split(name, tables, split, seed, image_column, label_column)
 
@@ -37,12 +37,12 @@ def _hub_split(name: str, tables: dict, split: str, seed: int, image_column: str
     wanted = {"train": ("train",), "validation": own if "test" in tables else (), "test": ("test", *own)}[split]
     there = next((key for key in wanted if key in tables), None)
     if there is None and (split != "test" or list(tables) != ["train"]):
-        raise MissingSplit(f"data set {name!r} has no split {split!r}; it has {', '.join(tables)}")
+        raise MissingSplit(f"dataset {name!r} has no split {split!r}; it has {', '.join(tables)}")
     table = tables[there or "train"]
     for column, flag in ((image_column, "image_column"), (label_column, "label_column")):
         if column not in table.column_names:
             tail = nearest(column, table.column_names, "column")
-            raise InputError(f"data set {name!r} has no column {column!r} (--{flag}){tail}")
+            raise InputError(f"dataset {name!r} has no column {column!r} (--{flag}){tail}")
     labels, class_names = list(table[label_column]), getattr(table.features[label_column], "names", None)
     if class_names is None:
         values = sorted(set(tables.get("train", table)[label_column]))

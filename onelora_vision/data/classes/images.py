@@ -26,7 +26,7 @@ class ClassImages:
         images: `Paths` (a list of paths becomes one), `TarImages`, or a sequence of Pillow images, read when indexed.
         labels: the class of each image, an index into ``class_names``: an array (N,) of int32, whatever it is made of.
         class_names: one name per class.
-        name: of the data set, for messages and cards.
+        name: of the dataset, for messages and cards.
         split: "train", "validation" or "test".
     """
 
@@ -56,7 +56,7 @@ class ClassImages:
         return len(self.labels)
 
     def path(self, index: int) -> str:
-        """Where image ``index`` comes from: its file, or the data set's name, split and index."""
+        """Where image ``index`` comes from: its file, or the dataset's name, split and index."""
         if isinstance(self.images, TarImages):
             return self.images.path(index)
         return self.images[index] if isinstance(self.images, Paths) else f"{self.name}/{self.split}[{index}]"
@@ -162,9 +162,9 @@ class Pixels(Sequence):
 
 
 def require_split(name: str, split: str, splits: tuple[str, ...]) -> None:
-    """Raise `MissingSplit` unless the data set has the split."""
+    """Raise `MissingSplit` unless the dataset has the split."""
     if split not in splits:
-        raise MissingSplit(f"data set {name} has no {split} split of its own; it has {' and '.join(splits)}")
+        raise MissingSplit(f"dataset {name} has no {split} split of its own; it has {' and '.join(splits)}")
 
 
 def class_numbers(classes: Sequence, class_names: Sequence, name: str) -> list[int]:
@@ -176,7 +176,7 @@ def class_numbers(classes: Sequence, class_names: Sequence, name: str) -> list[i
 
 
 def stratified_split(images: ClassImages, split: str, seed: int) -> ClassImages:
-    """The training or test part (80 % and 20 % of each class) of a data set without splits."""
+    """The training or test part (80 % and 20 % of each class) of a dataset without splits."""
     require_split(images.name, split, ("train", "test"))
     train, test = images.split_off(0.2, split="test", seed=seed)
     if split == "test" and not len(test):

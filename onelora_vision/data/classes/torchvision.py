@@ -1,4 +1,4 @@
-"""Data sets that torchvision downloads and that come with lists of their files: Food-101, Flowers-102, Oxford-IIIT Pet."""
+"""Datasets that torchvision downloads and that come with lists of their files: Food-101, Flowers-102, Oxford-IIIT Pet."""
 
 import os
 from pathlib import Path
@@ -66,7 +66,7 @@ def _dataset_folder(name: str, root: Path, base: str, landmark: str, download: b
 
 
 def download_by_torchvision(torchvision_name: str, root: Path) -> None:
-    """Download and unpack a data set with torchvision, which verifies it and leaves an existing one alone."""
+    """Download and unpack a dataset with torchvision, which verifies it and leaves an existing one alone."""
     import torchvision
 
     try:
@@ -76,8 +76,8 @@ def download_by_torchvision(torchvision_name: str, root: Path) -> None:
 
 
 def missing(name: str, root: Path, looked_for: str) -> InputError:
-    """The error for a data set that is not in its folder."""
-    return InputError(f"data set {name}: not found in {shown(root)} (looked for {looked_for}); --download fetches it")
+    """The error for a dataset that is not in its folder."""
+    return InputError(f"dataset {name}: not found in {shown(root)} (looked for {looked_for}); --download fetches it")
 
 
 def _lines(file: Path) -> list[str]:
@@ -85,9 +85,9 @@ def _lines(file: Path) -> list[str]:
 
 
 def _present(name: str, split: str, paths: list[str], labels: list[int], class_names: list[str]) -> ClassImages:
-    """A data set given by lists of files; one look at the first file finds a folder of lists without images."""
+    """A dataset given by lists of files; one look at the first file finds a folder of lists without images."""
     if not paths:
-        raise InputError(f"data set {name}: its list of {split} images is empty")
+        raise InputError(f"dataset {name}: its list of {split} images is empty")
     if not os.path.isfile(paths[0]):
-        raise InputError(f"data set {name}: {shown(paths[0])} is listed but not there; is the data set complete?")
+        raise InputError(f"dataset {name}: {shown(paths[0])} is listed but not there; is the dataset complete?")
     return ClassImages(paths, labels, class_names, name, split)

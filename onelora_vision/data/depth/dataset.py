@@ -68,7 +68,7 @@ class DepthDataset(Dataset):
     takes the nearest pixel). The caps' crop is for evaluation alone.
 
     Args:
-        frames: a data set, see `data.depth.formats.open_frames`.
+        frames: a dataset, see `data.depth.formats.open_frames`.
         caps: which depths count.
         size: of the network's input.
         train: whether to augment and crop.
@@ -96,7 +96,7 @@ class DepthDataset(Dataset):
         self.frames, self.size, self.train = frames, size, train
         self.caps = caps._replace(crop="none") if train else caps
         self.random_flip, self.color_jitter = train and random_flip, train and color_jitter
-        self._bad = BadItems(len(self), on_bad_image, "this depth data set")
+        self._bad = BadItems(len(self), on_bad_image, "this depth dataset")
         self._decoded: DecodedArrays | None = None
         self._names = Paths()  # of the frames in it
 
@@ -138,7 +138,7 @@ class DepthDataset(Dataset):
             names[index] = frame.name
             return np.where(frame.valid, frame.depth, np.float32(0)), frame.image
 
-        self._decoded = decode_all(read, len(self), PICTURE_AND_DEPTH, "this depth data set", hidden)
+        self._decoded = decode_all(read, len(self), PICTURE_AND_DEPTH, "this depth dataset", hidden)
         self._names = Paths(names)
 
     def _read(self, index: int) -> tuple[DepthFrame, np.ndarray]:

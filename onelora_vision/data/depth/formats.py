@@ -1,4 +1,4 @@
-"""Data sets of pictures with metric depth, by name: ``open_frames("nyu", root, "test")``."""
+"""Datasets of pictures with metric depth, by name: ``open_frames("nyu", root, "test")``."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class DepthFormat(NamedTuple):
-    """How a data set is read.
+    """How a dataset is read.
 
     Attributes:
         open: called as ``open(root, split, split_file)``.
@@ -60,21 +60,21 @@ FORMATS = {
 def find_format(name: str) -> DepthFormat:
     """The row of `FORMATS`. Raises `InputError`, naming the nearest, when there is none."""
     if name not in FORMATS:
-        raise InputError(f"there is no depth data set {name!r}{nearest(name, FORMATS, 'data set')}")
+        raise InputError(f"there is no depth dataset {name!r}{nearest(name, FORMATS, 'dataset')}")
     return FORMATS[name]
 
 
 def needs_folder(name: str) -> bool:
-    """Whether a data set is in a folder. Raises `InputError` as `find_format`."""
+    """Whether a dataset is in a folder. Raises `InputError` as `find_format`."""
     return "data_dir" not in find_format(name).ignores
 
 
 def open_frames(name: str, root: str | None, split: str, split_file: str | None = None) -> "Sequence[DepthFrame]":
-    """The frames of a data set's split, read when they are asked for.
+    """The frames of a dataset's split, read when they are asked for.
 
     Args:
         name: a key of `FORMATS`; "rooms" and "streets" are rendered (400 scenes to train on, 200 of each other split).
-        root: the data set's folder (NYU: or the labelled .mat file; jsonl: or the file); None for the rendered ones.
+        root: the dataset's folder (NYU: or the labelled .mat file; jsonl: or the file); None for the rendered ones.
         split: a name or a path below the root, see each format's module.
         split_file: a list of files, where the format has one.
 
@@ -83,5 +83,5 @@ def open_frames(name: str, root: str | None, split: str, split_file: str | None 
         InputError: an unknown name, no folder, a list or a table that cannot be read.
     """
     if needs_folder(name) and not root:
-        raise InputError(f"the data set {name} needs its folder: give --train_data_dir (or --eval_data_dir)")
+        raise InputError(f"the dataset {name} needs its folder: give --train_data_dir (or --eval_data_dir)")
     return FORMATS[name].open(root, split, split_file)

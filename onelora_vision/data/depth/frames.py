@@ -1,6 +1,6 @@
-"""One picture with its depth, whatever the data set's format: reading the files, in metres, with the invalid marked.
+"""One picture with its depth, whatever the dataset's format: reading the files, in metres, with the invalid marked.
 
-A data set is a sequence of `DepthFrame`. Depth is metres along the camera's axis. What is not a positive finite
+A dataset is a sequence of `DepthFrame`. Depth is metres along the camera's axis. What is not a positive finite
 number is invalid from the start; caps, crops and masks take more away later.
 """
 
@@ -170,12 +170,12 @@ def import_h5py():
     try:
         import h5py
     except ImportError:
-        raise InputError("this data set is stored as HDF5, and h5py is not installed: pip install h5py") from None
+        raise InputError("this dataset is stored as HDF5, and h5py is not installed: pip install h5py") from None
     return h5py
 
 
 def existing_folder(path: str | os.PathLike) -> Path:
-    """``path`` if it is a folder. Raises `MissingSplit` if not: it is a data set's folder, or that of one of its splits."""
+    """``path`` if it is a folder. Raises `MissingSplit` if not: it is a dataset's folder, or that of one of its splits."""
     path = Path(path)
     if not path.is_dir():
         raise MissingSplit(f"{shown(path)}: no such folder")

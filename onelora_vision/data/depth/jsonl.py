@@ -1,4 +1,4 @@
-"""Any data set: a ``metadata.jsonl`` whose lines are ``{"image": …, "depth": …, "scale": …, "mask": …}``."""
+"""Any dataset: a ``metadata.jsonl`` whose lines are ``{"image": …, "depth": …, "scale": …, "mask": …}``."""
 
 import json
 import math

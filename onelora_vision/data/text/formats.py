@@ -1,4 +1,4 @@
-"""Data sets of questions with answers, by name. Importing this module imports nothing slow, see `data.classes.formats`."""
+"""Datasets of questions with answers, by name. Importing this module imports nothing slow, see `data.classes.formats`."""
 
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ _IGNORED = {
 
 
 def ignored_by(dataset_name: str) -> frozenset[str]:
-    """The flags that have no effect with a data set; any name that is not one of ours is one of the `datasets` package."""
+    """The flags that have no effect with a dataset; any name that is not one of ours is one of the `datasets` package."""
     return _IGNORED.get(dataset_name, frozenset({"data_file"}))
 
 
@@ -34,7 +34,7 @@ def open_rows(
     download: bool = False,
     cache_dir: str | None = None,
 ) -> "list[Row]":
-    """All rows of a data set.
+    """All rows of a dataset.
 
     Args:
         dataset_name: `EMBEDDED`, `JSON`, or a hub id or local folder for the `datasets` package (its split "train").

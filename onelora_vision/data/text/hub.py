@@ -7,7 +7,7 @@ from onelora_vision.errors import MissingSplit
 
 
 def hub_rows(name: str, reader: RowReader, *, download: bool, cache_dir: str | None) -> list[Row]:
-    """The rows of the data set's ``train`` split.
+    """The rows of the dataset's ``train`` split.
 
     Raises:
         MissingSplit: it has no such split, or the split no rows.
@@ -15,8 +15,8 @@ def hub_rows(name: str, reader: RowReader, *, download: bool, cache_dir: str | N
     """
     tables = open_tables(name, (EMBEDDED, JSON), download=download, cache_dir=cache_dir)
     if "train" not in tables:
-        raise MissingSplit(f"data set {name!r} has no split 'train'; it has {', '.join(tables)}")
+        raise MissingSplit(f"dataset {name!r} has no split 'train'; it has {', '.join(tables)}")
     rows = reader.rows((f"{name}/train[{number}]", record) for number, record in enumerate(tables["train"]))
     if not rows:
-        raise MissingSplit(f"data set {name!r}: its split 'train' holds no rows")
+        raise MissingSplit(f"dataset {name!r}: its split 'train' holds no rows")
     return rows

@@ -250,6 +250,6 @@ def test_an_empty_split_is_a_missing_one(monkeypatch):
         return ClassImages(images, [0] * len(images), ["a"], name="mine", split=split)
 
     monkeypatch.setitem(FORMATS, "mine", ClassFormat(opened))
-    with pytest.raises(MissingSplit, match="data set mine: its validation split holds no images"):
+    with pytest.raises(MissingSplit, match="dataset mine: its validation split holds no images"):
         open_class_images("mine", ".", "validation")
     assert open_training_images("mine", ".", validation_fraction=0.1)[1] is None

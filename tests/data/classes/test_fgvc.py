@@ -37,7 +37,7 @@ def test_folders_are_found_by_any_spelling_also_as_data_dir_itself(root):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("fgvc/Aircraft", None, "fgvc/Aircraft: no such data set"),
+        ("fgvc/Aircraft", None, "fgvc/Aircraft: no such dataset"),
         ("fgvc/StanfordDog", None, "no folder StanfordDogs with train.json"),
         ("fgvc/NABirds", "{", "test.json: not JSON"),
         ("fgvc/NABirds", '{"a.jpg": 36, "a.jpg": 295}', "test.json: not JSON .*a.jpg"),
