@@ -95,8 +95,7 @@ class DiTConfig(LossOptions, RetentionOptions, DataOptions, ModelOptions, Traini
         ignored = self.ignored_flags(ignored_by(self.dataset_name)) - {"cache_dir"}  # which is the model's here
         ignored |= EMBEDDED_IGNORES if self.dataset_name == EMBEDDED else set()
         self._refuse_ignored(ignored, "dataset_name", self.dataset_name)
-        if self.cache_latents and self.cache_images != "none":
-            raise InputError("--cache_images has no effect with --cache_latents, which keeps more: leave it out")
+        self._check_latents()
         self._require("class_dropout_prob", 0 <= self.class_dropout_prob < 1, "in [0, 1)")
         self._require("validation_fraction", 0 <= self.validation_fraction < 1, "in [0, 1)")
         self._require("fid_num_samples", self.fid_num_samples == 0 or self.fid_num_samples >= 2, "0, or at least 2")
@@ -120,6 +119,17 @@ class DiTConfig(LossOptions, RetentionOptions, DataOptions, ModelOptions, Traini
         self._require("max_train_samples", self.max_train_samples is None or self.max_train_samples >= 1, "at least 1")
         self.loss_settings()  # refuses what cannot be trained or sampled with
         self.swept_scales()
+
+    def _check_latents(self) -> None:
+        """Refuse flags of the cache of latents without it, and what it cannot keep."""
+        alone = {"latents_dir": self.latents_dir, "latents_dtype": self.latents_dtype != "fp32"}
+        for flag, is_set in alone.items():
+            if is_set and not self.cache_latents:
+                raise InputError(f"--{flag} has no effect without --cache_latents: add that, or leave this out")
+        if self.cache_latents and self.cache_images != "none":
+            raise InputError("--cache_images has no effect with --cache_latents, which keeps more: leave it out")
+        if self.cache_latents and not self.center_crop:
+            raise InputError("--cache_latents needs --center_crop: a random crop has no latent that could be kept")
 
     def _leaves_guidance_to_the_embedded_job(self) -> bool:
         """Whether base and data are the embedded ones, and no flag says how to guide. Nor does a file say how to adapt: some

@@ -359,7 +359,7 @@ def test_a_folder_alone_is_the_data(dit_folder, food101, tmp_path, capsys):
         ({"cache_latents": True}, "--cache_latents has no effect with --dataset_name embedded"),
     ],
 )
-def test_a_flag_without_effect_on_the_data_set_is_refused(flags, message):
+def test_a_flag_without_effect_on_the_dataset_is_refused(flags, message):
     with pytest.raises(InputError, match=message):
         train_dit.DiTConfig(**flags)
 
@@ -370,15 +370,11 @@ def test_flags_without_effect_are_flags():
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_single_image_is_a_data_set(dit_folder, food101, tmp_path, cached):
+def test_a_single_image_is_a_dataset(dit_folder, food101, tmp_path, cached):
     (tmp_path / "pics" / "pie").mkdir(parents=True)
     shutil.copy(food101 / "images" / "apple_pie" / "0.jpg", tmp_path / "pics" / "pie")
-    flags = {
-        "dataset_name": "null",
-        "cache_latents": cached,
-        "latents_dir": tmp_path / "latents",
-        "max_train_steps": 2,
-    }
+    flags = {"dataset_name": "null", "max_train_steps": 2}
+    flags |= {"cache_latents": "true", "latents_dir": tmp_path / "latents"} if cached else {}
     assert run(*arguments(dit_folder, tmp_path / "pics", tmp_path / "out", **flags)) == 0
     assert read_adapter(tmp_path / "out" / "adapter").info.class_names == ["pie"]
 
@@ -425,6 +421,7 @@ def test_dry_run_says_what_would_be_trained_and_writes_nothing(dit_folder, food1
         ),
         ({"sampler": ""}, "--sampler is None, but must be auto or"),
         ({"cache_latents": "true", "center_crop": "false"}, "--center_crop"),
+        ({"latents_dtype": "fp16"}, "--latents_dtype has no effect without --cache_latents"),
         ({"cache_latents": "true", "cache_images": "uint8"}, "--cache_images has no effect with --cache_latents"),
     ],
 )

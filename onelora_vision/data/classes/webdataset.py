@@ -8,7 +8,8 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ _SPLITS = {
 _MOST_FILES = 100_000
 _RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 _NAMES = "classnames.txt"
+_NUMBER = re.compile(r"-?\d+")
 _FORMAT = "1"  # of the index files
 
 
@@ -67,12 +69,29 @@ def _class_images(root: Path, opened: tuple[TarImages, list[TarIndex]], values: 
     where, names = f"{shown(root)}/{split}", values
     numbers = [np.array(class_numbers(part.label_names, values, where), np.int32)[part.label] for part in parts]
     listed = Path(images.folders[0]) / _NAMES
-    if listed.is_file() and values and all(value.isdecimal() for value in values):
-        lines = read_lines(listed, "list of class names")
-        if int(values[-1]) >= len(lines):
-            raise InputError(f"{shown(listed)}: has {len(lines)} names, but there is a class {values[-1]}")
-        names = [lines[int(value)].strip() for value in values]
+    if listed.is_file() and any(_NUMBER.fullmatch(value) for value in values):
+        names = _listed_names(listed, values)
     return ClassImages(images, np.concatenate(numbers), [shown(name) for name in names], shown(root.name), split)
+
+
+def _listed_names(listed: Path, values: Sequence[str]) -> list[str]:
+    """The lines of a list of class names that numbers stand for; the first line is of the number 0.
+
+    Raises:
+        InputError: a value is no number of a line, or a line is empty or the same as another one.
+    """
+    lines = read_lines(listed, "list of class names")
+    for value in values:
+        if not (value.isdecimal() and int(value) < len(lines)):
+            raise InputError(f"{shown(listed)}: has {len(lines)} names, from 0, but there is a class {shown(value)}")
+    names = [lines[int(value)] for value in values]
+    empty = next((value for value, name in zip(values, names) if not name), None)
+    if empty is not None:
+        raise InputError(f"{shown(listed)}: line {int(empty) + 1} is empty, but there is a class {empty}")
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{shown(listed)}: {shown(name)} is the name of {count} classes")
+    return names
 
 
 def _in_order(value: str) -> tuple:

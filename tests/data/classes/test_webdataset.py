@@ -102,11 +102,28 @@ def test_names_tell_splits_and_json_tells_labels(tmp_path):
     assert opened["test"].labels.tolist() == [0, 1]
     (tmp_path / "classnames.txt").write_text("\n".join(f"pet {k}" for k in range(11)))
     assert open_class_images("webdataset", tmp_path).class_names == ["pet 8", "pet 9", "pet 10"]
+    (tmp_path / "classnames.txt").write_text("\n".join(["a"] * 11))
+    with pytest.raises(InputError, match=r"classnames\.txt: a is the name of 3 classes"):
+        open_class_images("webdataset", tmp_path)
+    (tmp_path / "classnames.txt").write_text("\n".join(f"pet {k}" if k != 9 else "" for k in range(11)))
+    with pytest.raises(InputError, match=r"classnames\.txt: line 10 is empty, but there is a class 9"):
+        open_class_images("webdataset", tmp_path)
+    (tmp_path / "classnames.txt").write_text("a\nb")
+    with pytest.raises(InputError, match=r"classnames\.txt: has 2 names, from 0, but there is a class 8"):
+        open_class_images("webdataset", tmp_path)
+    (tmp_path / "classnames.txt").unlink()
     (tmp_path / "pets-test-0.tar").unlink()
     with pytest.raises(MissingSplit, match="validation split"):
         open_class_images("webdataset", tmp_path, "validation")
     write_tar(tmp_path / "more.tar", samples([20]))
     with pytest.raises(InputError, match=r"more\.tar: has no train, val or test in its name"):
+        open_class_images("webdataset", tmp_path)
+
+
+def test_a_negative_number_has_no_name_in_the_list(tmp_path):
+    write_tar(tmp_path / "part-0.tar", samples(range(6), lambda number: number % 3 - 1))
+    (tmp_path / "classnames.txt").write_text("a\nb")
+    with pytest.raises(InputError, match=r"has 2 names, from 0, but there is a class -1"):
         open_class_images("webdataset", tmp_path)
 
 
