@@ -63,7 +63,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def bases_of(folders: list[str]) -> dict[str, Path]:
-    """The folders by their own names."""
+    """Map each folder's name to its path."""
     found = {}
     for folder in folders:
         path = Path(folder)
@@ -86,7 +86,7 @@ def credentials(text: str | None) -> tuple[str, str] | None:
 
 
 def require_free(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened on.
+    """Raise if the app cannot listen on this address.
 
     Raises:
         InputError: no such host, not one of this machine's, or the port is in use or not allowed.
@@ -109,7 +109,7 @@ def require_free(host: str, port: int) -> None:
 
 
 def is_own_machine(host: str) -> bool:
-    """Whether nobody but this machine's own users reaches an address."""
+    """Whether only users of this machine can reach the address."""
     try:
         return ipaddress.ip_address(socket.getaddrinfo(host, None)[0][4][0].split("%")[0]).is_loopback
     except (OSError, ValueError):
@@ -117,7 +117,7 @@ def is_own_machine(host: str) -> bool:
 
 
 def training_of(args: argparse.Namespace) -> dict:
-    """The settings of `app.trainings.runs.Trainings` that the flags come to."""
+    """The settings of `app.trainings.runs.Trainings` that follow from the flags."""
     from .trainings.images import Limits
 
     is_shared = not is_own_machine(args.host)
@@ -133,10 +133,10 @@ def training_of(args: argparse.Namespace) -> dict:
 
 
 def require_mcp(args: argparse.Namespace) -> None:
-    """Refuse to be an MCP server where it cannot be, or not safely.
+    """Raise if the app cannot be an MCP server, or could not be a safe one.
 
     Raises:
-        InputError: its package is missing, or others than this machine's users would reach it.
+        InputError: its package is missing, or people on other machines could reach the server.
     """
     if not is_own_machine(args.host):
         raise InputError(
@@ -148,10 +148,10 @@ def require_mcp(args: argparse.Namespace) -> None:
 
 
 def serve(args: argparse.Namespace, root: Path, *, block: bool = True):
-    """Open the page with the files of all its users below ``root``; returns it at once if not to ``block``.
+    """Serve the page, and keep the files of all its users below ``root``. Without ``block``, return the page at once.
 
     Raises:
-        InputError: a flag that makes no sense.
+        InputError: a flag has an invalid value.
     """
     for name in ("max_upload_mb", "max_base_mb", "max_queue", "jobs", "max_training_mb", "max_trainings"):
         if getattr(args, name) < 1:

@@ -40,7 +40,7 @@ def share_equal(model: nn.Module, other: nn.Module) -> None:
 
 
 class Bases:
-    """The bases in memory and the views that were used last.
+    """The bases in memory and the most recently used views.
 
     Args:
         folders: pipeline and model folders that may be used, by the names that people choose them by.
@@ -63,7 +63,7 @@ class Bases:
         self._views: OrderedDict[tuple, Base] = OrderedDict()
 
     def names(self) -> dict[Path, str]:
-        """The folders that bases are in, with the names that users know them by."""
+        """The folders of all bases, mapped to the names that users see."""
         shipped = {embedded.ADAPTERS.parent: "embedded"}
         return shipped | {Path(folder): name for name, folder in (*self._fetched.items(), *self.folders.items())}
 
@@ -142,7 +142,7 @@ class Bases:
 
 
 def _remembered(known: OrderedDict[tuple, Base], key: tuple, make: Callable[[], Base], limit: int) -> Base:
-    """The value of ``key``, made if it is not known; of more than ``limit``, the one unused for longest is dropped."""
+    """The value of ``key``, made on first use. Beyond ``limit`` values, the least recently used one is dropped."""
     if key not in known:
         known[key] = make()
         while len(known) > limit:

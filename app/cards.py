@@ -83,6 +83,6 @@ def _number(name: str, value: float | None) -> str:
 
 
 def is_wanted(row: dict, task: str, words: str) -> bool:
-    """Whether a card is shown: of ``task`` (empty: any), with each of ``words`` somewhere in what it says."""
+    """Whether a card is shown: it belongs to ``task`` (empty: any task), and its text contains each of ``words``."""
     said = " ".join(map(str, (row["name"], row["task"], row["method"], row["base"], *row["class_names"]))).lower()
     return task in ("", row["task"]) and all(word in said for word in words.lower().split())

@@ -1,4 +1,4 @@
-"""A drawing as commands: what ``onelora`` would have to be told to draw the same pictures."""
+"""The ``onelora`` commands that draw the same pictures as the studio did."""
 
 import shlex
 
@@ -10,7 +10,7 @@ MIX = "mix.safetensors"
 
 
 def command_of(mix: Mix, request: Request, with_places: bool) -> str:
-    """``onelora blend``, where there is something to blend, and ``onelora sample``.
+    """``onelora sample``, after ``onelora blend`` if there is something to blend.
 
     Args:
         with_places: name adapters by their places on this machine; otherwise by their names alone.

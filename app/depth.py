@@ -71,7 +71,7 @@ class DepthMapper:
             return draw_maps(folder, estimate, look or Look())
 
     def draw_again(self, session: Session, picture: Path | None, look: Look) -> DepthMaps:
-        """The session's last estimate in other colours; a first one of ``picture`` where there is none."""
+        """The session's last estimate in other colours. If there is none, ``picture`` is estimated first."""
         if not (session.folder / _LAST).is_file():
             return self.estimate(session, picture, look=look)
         return draw_maps(session.output(), Estimate.load(session.folder / _LAST), look)
@@ -94,7 +94,7 @@ class DepthMapper:
         return write_glb(session.output() / "points.glb", places, colors)
 
     def forget(self, session: Session) -> None:
-        """Let go of the session's last estimate: the next is of another picture."""
+        """Forget the session's last estimate, because another picture was chosen."""
         (session.folder / _LAST).unlink(missing_ok=True)
 
     def strip(self, session: Session, name: str, picture: Path | None, look: Look) -> Path:
@@ -142,7 +142,7 @@ class DepthMapper:
         yield replace(state, archive=folder / "depth.zip", state=State.FINISHED)
 
     def _views(self, mix: Mix, base: str) -> list[DepthBase]:
-        """The base, and the base with the adapters if there are any: all before the first is used."""
+        """The base, and the base with the adapters if there are any. Both are opened before the first is used."""
         variants = [mix.without_adapters(), mix] if mix.terms else [mix]
         return [self.bases.view(variant, base) for variant in variants]
 

@@ -179,7 +179,7 @@ class Drawer:
 
 
 def ended(state: State) -> Drawing:
-    """The last word of a drawing that did not finish."""
+    """The final state of a drawing that did not finish."""
     return Drawing(text=state.value, state=state)
 
 
@@ -200,7 +200,7 @@ def view_for(bases: Bases, mix: Mix, request: Request) -> DiTBase:
 
 
 def sampling_settings(info: AdapterInfo, request: Request | None = None) -> SamplingSettings:
-    """The settings of a request; those that it does not have are as the adapter was evaluated."""
+    """The settings of a request. What it does not set is taken from the adapter's evaluation."""
     try:
         settings = trained_settings(info)
     except (TypeError, ValueError):  # a file may say anything
@@ -221,7 +221,7 @@ def own_guidance(mix: Mix) -> tuple[float, bool]:
 
 
 def require_guidable(mix: Mix, settings: SamplingSettings) -> None:
-    """Refuse to guide what an adapter of the mix does by itself.
+    """Raise if an adapter of the mix was distilled to need no guidance, and guidance is asked for.
 
     Raises:
         InputError: see `check_guidance`.
@@ -248,7 +248,7 @@ def draw_steps(
 
 
 def record_of(request: Request, settings: SamplingSettings, mix: Mix, adapted: bool) -> SampleRecord:
-    """What the PNGs of a request have in common."""
+    """The settings that all PNGs of a request share."""
     fields = {"classes": list(request.classes), "seed": request.seed, "num_images": request.num_images}
     fields |= {"base": request.base, "compare": request.compare}
     adapters = tuple(UsedAdapter(entry.name, weight, entry.fingerprint) for entry, weight in mix.terms)

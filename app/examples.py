@@ -1,4 +1,4 @@
-"""What each tab shows before anything is asked for: an example by the shipped adapters, made once for all users."""
+"""The example that each tab opens with, made by the shipped adapters once for all users."""
 
 import threading
 from collections.abc import Callable
@@ -54,13 +54,13 @@ class Examples:
         return self._once("answers", lambda: self._classifier.classify(self._session, [self.digit])[0])
 
     def warm(self) -> threading.Thread:
-        """Make all of them in a thread of its own, so that the first user need not wait."""
+        """Make all of them in a background thread, so that the first user does not wait."""
         thread = threading.Thread(target=self._make_all, name="examples", daemon=True)
         thread.start()
         return thread
 
     def cancel(self) -> None:
-        """Make no more of them."""
+        """Stop making them."""
         self._is_closed = True
         self._session.cancel()
 

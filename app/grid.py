@@ -100,7 +100,7 @@ class GridDrawer:
     def strip(self, session: Session, name: str, request: Request, ticket: int) -> Iterator[Drawing]:
         """Draw one adapter at each of `app.strips.STRENGTHS`, with the guidance that it was evaluated with.
 
-        Those of the request's classes are drawn that the adapter knows, or its first ones.
+        It draws the request's classes that the adapter knows, or the adapter's first classes if it knows none of them.
 
         Args:
             ticket: from ``session.strips``.

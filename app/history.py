@@ -1,4 +1,4 @@
-"""The drawings that were made, on disk: each a folder with its PNGs, which say how they were drawn, and a sheet of them."""
+"""Drawings on disk: a folder per drawing, with its PNGs, which store how they were drawn, and a contact sheet."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ class Kept:
 
 
 class History:
-    """The drawings in a folder, which is made when the first is kept.
+    """The drawings in a folder, which is created when the first one is kept.
 
     Args:
         most: drawings without a star to keep; None: all, until somebody deletes them.
@@ -66,7 +66,7 @@ class History:
         self._lock = threading.Lock()
 
     def add(self, text: str, pictures: Sequence[Path], others: Sequence[Path]) -> Kept:
-        """Keep copies of a drawing's pictures; of an older one, where there are too many, nothing is left."""
+        """Keep copies of a drawing's pictures. If there are too many drawings, the oldest are deleted."""
         with self._lock:
             kept = Kept(self._fresh(), text, False, tuple(p.name for p in pictures), tuple(p.name for p in others))
             with atomic_directory(kept.folder) as temporary:
@@ -80,7 +80,7 @@ class History:
         return kept
 
     def shown(self) -> list[Kept]:
-        """Those for the strip, newest first: the newest, and all with a star."""
+        """The drawings for the strip, newest first: the newest ones, and all starred ones."""
         found = self._all()
         return [one for number, one in enumerate(found) if number < SHOWN or one.starred]
 
@@ -139,7 +139,7 @@ class History:
 
 
 def _read(folder: Path) -> Kept | None:
-    """The drawing in a folder, or None if there is none that is whole."""
+    """The drawing in a folder, or None if there is no complete one."""
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         pictures, others = tuple(about["pictures"]), tuple(about["others"])

@@ -1,4 +1,4 @@
-"""Settings that a browser keeps. What comes back is not trusted: each value is checked, and others are passed by."""
+"""Settings that a browser keeps. They are not trusted: each value is checked, and invalid ones are ignored."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -51,6 +51,6 @@ Kind = Number | Choice | Switch | Texts
 
 
 def accepted(said: object, kinds: Mapping[str, Kind]) -> dict:
-    """Of what a browser says, the values of known settings that these can have."""
+    """The valid values of known settings among those that a browser sent."""
     known = said if isinstance(said, dict) else {}
     return {name: known[name] for name, kind in kinds.items() if name in known and kind.takes(known[name])}

@@ -107,7 +107,7 @@ def fingerprint(adapter: Adapter) -> str:
 
 
 def _adapter_folders(path: Path) -> Iterable[Path]:
-    """``path`` and the folders at most `_DEPTH` below it that are adapters; checkpoints and links are passed by."""
+    """``path`` and the folders at most `_DEPTH` below it that are adapters; checkpoints and links are skipped."""
     for root, folders, files in os.walk(path):
         is_deep = len(Path(root).relative_to(path).parts) >= _DEPTH
         if WEIGHTS_FILE in files:
@@ -117,7 +117,7 @@ def _adapter_folders(path: Path) -> Iterable[Path]:
 
 
 class Library:
-    """The adapters that every user sees: shipped ones, and those of a folder, which is looked at again on demand."""
+    """The adapters that every user sees: the shipped ones, and those of a folder, which is read again on demand."""
 
     def __init__(self, folder: str | Path | None = None):
         self.folder = Path(folder).resolve() if folder else None
@@ -127,7 +127,7 @@ class Library:
         self._lock = threading.Lock()
 
     def entries(self) -> tuple[list[Entry], list[str]]:
-        """All readable adapters, and a line for each file that is none."""
+        """All readable adapters, and one line for each file that could not be read."""
         shipped = [(path, "shipped") for path in sorted(embedded.ADAPTERS.iterdir()) if path.is_dir()]
         found, problems, taken = [], [], set()
         for path, source in [*shipped, *((path, "folder") for path in self._candidates())]:
@@ -150,7 +150,7 @@ class Library:
                 yield from _adapter_folders(path)
 
     def _name_of(self, path: Path) -> str:
-        """What an adapter is called: the run's folder goes before one that is only called adapter."""
+        """The adapter's name: its folder's, or the run's if the folder is just called ``adapter``."""
         if path.is_file():
             return path.stem
         is_of_run = path.name == "adapter" and self.folder is not None and path.parent != self.folder
@@ -181,7 +181,7 @@ def unique_name(wanted: str, taken: Iterable[str]) -> str:
 
 
 def parcels(files: Sequence[str | Path]) -> list[list[Path]]:
-    """Uploaded files by the adapter that they belong to: the two files of a PEFT folder together, any other alone."""
+    """Uploaded files grouped by adapter: the two files of a PEFT folder together, any other file alone."""
     paths = [Path(file) for file in files]
     pair = [path for name in (CONFIG_FILE, WEIGHTS_FILE) for path in paths if path.name == name]
     if len(pair) != 2 or pair[0].name == pair[1].name:
@@ -221,7 +221,7 @@ def receive(files: Sequence[Path], folder: Path, limit: int) -> Path:
 
 
 def _check_zip(path: Path, limit: int) -> None:
-    """Refuse an archive that would unpack to more than may be uploaded; the reader holds each entry to its word."""
+    """Raise if an archive would unpack to more than the upload limit. The reader enforces each entry's stated size."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())

@@ -1,4 +1,4 @@
-"""Give freed memory back to the system, so that a server that runs for days takes what it needs and no more."""
+"""Return freed memory to the system, so that a server's memory stays flat over days."""
 
 import ctypes
 import sys
@@ -7,7 +7,7 @@ import time
 
 
 def trim_regularly(seconds: float = 30) -> threading.Thread | None:
-    """Have glibc return free memory every so often, in a thread of its own; None with another C library.
+    """Have glibc return free memory regularly, in a background thread; None with another C library.
 
     glibc keeps what each thread has freed. Requests run on many threads that come and go, so that without this the
     process grows by some 20 kB per request although nothing is held.

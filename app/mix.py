@@ -1,4 +1,4 @@
-"""A mix: adapters of one task with their weights, which a request is answered with."""
+"""A mix: adapters of one task with their weights."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

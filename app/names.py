@@ -1,4 +1,4 @@
-"""What users are told about places on this server: names, never paths."""
+"""Names of files and folders for messages to users, who must not see this server's paths."""
 
 import re
 from collections.abc import Mapping

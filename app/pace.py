@@ -1,4 +1,4 @@
-"""How long answers take: a mix that is answered quickly is answered again at once when a weight changes."""
+"""How long answers take. If the last one was quick, a changed weight is answered at once."""
 
 import contextlib
 import time
@@ -25,7 +25,7 @@ class Pace:
         self._seconds[mix.info.task, mix.info.base] = time.perf_counter() - start
 
     def is_live(self, mix: Mix) -> bool:
-        """Whether an answer with ``mix`` is quick, as far as is known; the embedded bases are until they are not."""
+        """Whether the last answer with ``mix`` was quick. Embedded bases count as quick until one was slow."""
         seconds = self._seconds.get((mix.info.task, mix.info.base))
         if seconds is not None:
             return seconds < LIVE_SECONDS

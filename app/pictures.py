@@ -1,4 +1,4 @@
-"""Pictures that a user sends in numbers: one that cannot be read does not stop the others."""
+"""Batches of pictures: one that cannot be read does not stop the others."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Real images of the classes that an adapter learned, to look at next to its drawings, where there are any."""
+"""Real images of the classes that an adapter learned, shown next to its drawings if there are any."""
 
 import hashlib
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def real_images(mix: Mix, classes: Sequence[str], folder: Path) -> RealImages | 
 
 
 def _sent(entry: Entry, classes: Sequence[str], folder: Path) -> RealImages | None:
-    """Images that were sent for a training of this app."""
+    """Images that were uploaded for a training in this app."""
     if entry.source != "training":
         return None
     folders = _class_folders(entry.path.parents[1] / DATA)

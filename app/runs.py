@@ -1,4 +1,4 @@
-"""The drawings of a session: one at a time, the newest wins, and nothing is left of one that was cancelled."""
+"""The drawings of a session: one at a time, the newest replaces the others, and cancelled ones leave nothing behind."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -22,11 +22,11 @@ class State(Enum):
 class Runs:
     """Drawings of one kind of one session, each with a ticket.
 
-    Taking a ticket cancels all earlier drawings. A drawing says nothing before the one under way has said its last
-    word, so messages of two drawings never mix.
+    Taking a ticket cancels all earlier drawings. A drawing yields nothing before the current one has yielded its final
+    state, so the states of two drawings never mix.
 
     Attributes:
-        state: of the drawing that spoke last.
+        state: of the drawing that yielded last.
     """
 
     def __init__(self):
@@ -55,7 +55,7 @@ class Runs:
             last: what to yield instead of the rest when a drawing was cancelled or has failed.
 
         Raises:
-            Exception: whatever the drawing raised, after the last word about it.
+            Exception: whatever the drawing raised, after its final state.
         """
         with self._changed:
             self._changed.wait_for(lambda: not self._active)

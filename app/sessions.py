@@ -1,4 +1,4 @@
-"""What one user has open: adapters, their weights and output files. No user sees the session of another."""
+"""One user's adapters, weights and output files. Users never see each other's sessions."""
 
 import itertools
 import shutil
@@ -65,7 +65,11 @@ class Session:
         return {name: entry for name, entry in self.entries().items() if entry.adapter.info.task == task}
 
     def entry(self, name: str) -> Entry:
-        """The adapter of a name, or an InputError that names the nearest."""
+        """The adapter called ``name``.
+
+        Raises:
+            InputError: there is none; the message suggests the nearest name.
+        """
         entries = self.entries()
         if name not in entries:
             raise InputError(f"no adapter {name[:60]!r} here{nearest(name, entries, 'adapter')}")
@@ -112,7 +116,7 @@ class Session:
         self.set(name, True, 1.0)
 
     def follow_guidance(self, mix: Mix) -> bool:
-        """Note that the page's guidance is set for a mix's adapters; whether it was set for others before."""
+        """Record the adapters that the page's guidance is set for; returns whether they have changed."""
         before, self.guided_by = self.guided_by, tuple(entry.name for entry, _ in mix.terms)
         return before != self.guided_by
 
@@ -152,7 +156,7 @@ class Session:
 
 
 class Sessions:
-    """The sessions by id, in folders below ``root``. Beyond `MAX_SESSIONS`, the one that was idle longest is closed.
+    """The sessions by id, in folders below ``root``. Beyond `MAX_SESSIONS`, the least recently used one is closed.
 
     Args:
         drawings: where all sessions keep their drawings; None: each keeps its own, and they go with it.

@@ -1,4 +1,4 @@
-"""Sheets: the images of a drawing in one table, for a strip, or to lay one over the other."""
+"""Contact sheets: all images of a drawing in one picture, for the history and the comparison slider."""
 
 from collections.abc import Sequence
 from pathlib import Path

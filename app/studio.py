@@ -1,4 +1,4 @@
-"""Everything that the app does, without widgets: sessions, their adapters, and what they can be asked for.
+"""Everything that the app does, without widgets: sessions, their adapters, drawings, depth, classes and trainings.
 
 It takes texts and returns plain values and files; bad input raises `InputError`. `app.ui` adds the widgets.
 """
@@ -125,7 +125,7 @@ class Studio:
         return self.public(self.library.entries()[1])
 
     def upload(self, session: Session, files: Sequence[str | Path]) -> tuple[list[str], list[str]]:
-        """Open the valid ones of uploaded adapters.
+        """Open the uploaded adapters that are valid.
 
         Returns their names, and for each refused file a message that starts with its name.
         """
@@ -182,7 +182,7 @@ class Studio:
         return added
 
     def shown(self, session: Session, path: Path) -> Path:
-        """A copy of a file in the session's folder, from where a page may show it."""
+        """A copy of a file in the session's folder, which the page is allowed to show."""
         key = hashlib.sha256(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()[:16]
         copy = session.folder / "shown" / f"{key}{path.suffix}"
         if not copy.exists():
@@ -197,7 +197,7 @@ class Studio:
         return write_pair(session.output(), base, adapted)
 
     def real_images(self, session: Session, classes: Sequence[str]) -> RealImages | None:
-        """Real images of classes, next to which the session's mix may be looked at."""
+        """Real images of the classes, to compare the session's mix with."""
         return real_images(session.mix(TASK), classes, session.folder / "real")
 
     def command(self, session: Session, kept: Kept) -> str:
