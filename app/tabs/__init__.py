@@ -1,1 +1,1 @@
-"""The widgets, a file per part of the page. They know texts, files and `app.studio.Studio`, and no tensors."""
+"""The widgets, one file per part of the page. They handle texts, files and `app.studio.Studio`, but no tensors."""

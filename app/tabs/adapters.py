@@ -1,4 +1,4 @@
-"""The panel of adapters: what is open, what takes part at which weight, and how to add more."""
+"""The panel of adapters: which are open, which are enabled at which weight, and how to add more."""
 
 import html
 from collections.abc import Callable
@@ -17,14 +17,14 @@ ALL, OF_TAB = "all", "tab"  # of what the panel shows
 
 
 class Asked(NamedTuple):
-    """What a person has just asked of a tab: its task, the adapter if it is about one, and how often anything was."""
+    """A request to a tab: its task, the adapter if it concerns one, and the number of requests so far."""
 
     task: str = ""
     adapter: str = ""
     number: int = 0
 
     def then(self, task: str, adapter: str = "") -> Self:
-        """What is asked next."""
+        """The next request."""
         return Asked(task, adapter, self.number + 1)
 
 
@@ -33,11 +33,11 @@ class AdapterPanel:
     """Widgets of the panel that other tabs listen to.
 
     Attributes:
-        version: a number that changes when adapters come or go, or are switched from outside of the list.
-        changed: a number that changes with everything that takes part in a mix.
-        touched: an `Asked`, each time that a person has given adapters other weights.
-        tab: the task of the tab that is open; empty where it has none.
-        strip: an `Asked`, each time that a strip of strengths of an adapter is wanted.
+        version: changes when adapters are added or removed, or are switched from outside the list.
+        changed: changes with every mix.
+        touched: an `Asked`, whenever a user gives adapters other weights.
+        tab: the task of the open tab; empty if it has none.
+        strip: an `Asked`, whenever a user asks for the strip of strengths of an adapter.
     """
 
     version: gr.State

@@ -1,4 +1,4 @@
-"""The named endpoints for scripts: typed arguments, and results as data and files. The page has events of its own."""
+"""The named endpoints for scripts, with typed arguments, and data and files as results. The page uses private events."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +42,7 @@ def build_api(studio: Studio) -> None:
 
 
 class Sent:
-    """Files as they come and go: only those that were uploaded are read."""
+    """Files from and for clients. Only uploaded files are read."""
 
     def __init__(self):
         self.folder = gr.utils.get_upload_folder()
@@ -59,7 +59,7 @@ class Sent:
         return path
 
     def file(self, path: Path | None) -> dict | None:
-        """What a client fetches a file by."""
+        """The handle by which a client downloads a file."""
         if path is None:
             return None
         copy = gr.processing_utils.save_file_to_cache(str(path), self.folder)
@@ -167,15 +167,15 @@ def _training(studio: Studio, sent: Sent) -> Endpoints:
         request: gr.Request, kind: Kind, images: File | None = None, method: MethodName = _FIRST_METHOD, base: str = "",
         steps: int = 0, learning_rate: float = 0.0, seed: int = 0, key: str = "",
     ) -> dict[str, Any]:  # fmt: skip
-        """Start a training on a zip of images, one folder per class, or on the built-in data. 0 stands for the guide's.
+        """Start a training on a zip of images, one folder per class, or on the built-in data. 0: use the guide's value.
 
-        ``key`` is a secret of yours: on a network, who gives it sees this training.
+        ``key`` is a secret that you choose: on a network, only those who give it see this training.
         """
         settings = Settings.checked(kind, method, base, steps, learning_rate, seed=seed)
         return said(studio.trainings.start(key, settings, sent.path(images) if images else None))
 
     def trainings(request: gr.Request, key: str = "") -> list[dict[str, Any]]:
-        """How far each training has come; adapters of finished ones are then in this session's list."""
+        """The progress of each training. Adapters of finished trainings are added to this session."""
         studio.adopt(_session(studio, request), key)
         return [said(training) for training in studio.trainings.of(key)]
 

@@ -1,4 +1,4 @@
-"""What the tabs share: errors as toasts, progress as a bar, texts that cannot be markup."""
+"""Helpers of all tabs: errors as toasts, progress bars, escaped texts."""
 
 import contextlib
 import functools
@@ -103,7 +103,7 @@ def _sent_file(payload: gr.data_classes.ImageData | None, folder: str) -> str | 
 
 
 def on_another_picture(picture: gr.Image, empty: Callable, outputs: list) -> None:
-    """Empty ``outputs``, which are about the picture that was there, when a person takes another one or none."""
+    """Clear ``outputs``, which show results for a picture, when a user replaces or removes the picture."""
     gr.on([picture.upload, picture.clear], empty, None, outputs, api_visibility="private", **QUICK)
 
 
@@ -117,7 +117,7 @@ SHOW_STRIP = """() => {
 
 
 def whole(name: str, value: float | None) -> int:
-    """The whole number in a field of the page, which refuses fractions in words of its own if it is told to.
+    """The whole number in a field of the page. (gradio's own checks have messages that users would not understand.)
 
     Raises:
         InputError: it is empty, or has a fraction.
@@ -138,20 +138,20 @@ def bar(done: int, total: int, text: str) -> str:
 
 
 def hint(text: str) -> str:
-    """A line that says what can be done here."""
+    """A line of advice."""
     return f'<p class="hint" role="status">{html.escape(text)}</p>'
 
 
 def compared(pair: tuple[Path, Path] | None) -> dict:
-    """The slider shows a pair of sheets, or is not there."""
+    """The update of a slider that shows a pair of sheets, or is hidden."""
     return gr.update(value=tuple(map(str, pair)), visible=True) if pair else gr.update(value=None, visible=False)
 
 
 def announce(start: gr.Button, cancel: gr.Button, ticket: gr.State, runs: Callable[[gr.Request], Runs]):
     """Let ``start`` announce a drawing and ``cancel`` cancel what was announced; returns the event to draw after.
 
-    Both go past the queue: a drawing that still waits there can be cancelled as well. gradio's own cancelling is not
-    used, as it leaves on the page whatever was shown last. The drawing itself says that it was cancelled.
+    Both bypass the queue, so that a drawing that is still waiting there can be cancelled, too. gradio's own cancelling is
+    not used, because it leaves the last preview on the page.
     """
 
     def take_ticket(request: gr.Request) -> int:

@@ -1,4 +1,4 @@
-"""Depth: a picture's depth by the base and by the mix, one laid over the other, and their difference."""
+"""Depth of a picture by the base and by the mix, as maps, as a slider and as their difference."""
 
 from pathlib import Path
 

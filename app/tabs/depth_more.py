@@ -1,4 +1,4 @@
-"""What can be done with depth besides looking at one map: points in space, and many pictures."""
+"""More of the Depth tab: points in space, and batches of pictures."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def build_batch(studio: Studio, look: list) -> None:
     """The folded part for many pictures.
 
     Args:
-        look: the widgets of the colours, and of whether the inverse is shown.
+        look: the widgets for the colours and for inverse depth.
     """
     with gr.Accordion("Many pictures: maps and a zip", open=False, elem_id="depth-batch"):
         many = gr.File(label="Pictures", file_count="multiple", file_types=["image"], elem_id="depth-files")

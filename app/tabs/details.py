@@ -1,4 +1,4 @@
-"""Details: all that an adapter's file says, and a plot of what it changes in each layer."""
+"""Details of an adapter: everything in its file, and the norms of its layers."""
 
 import html
 import json

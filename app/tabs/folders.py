@@ -1,4 +1,4 @@
-"""A folder of images from a browser: packed into a zip on the page, as gradio sends files without their folders."""
+"""Folders of images from a browser. The page packs them into a zip, because gradio drops the folders of files."""
 
 import gradio as gr
 
@@ -74,7 +74,7 @@ _SCRIPT = """() => {
 
 
 def folder_input(page: gr.Blocks, label: str, elem_id: str) -> gr.File:
-    """A file input for a zip, which a folder can be chosen for or dropped on."""
+    """A file input that takes a zip, or a folder by choice or by drop."""
     gr.HTML(PICKER.format(id=elem_id), padding=False)
     file = gr.File(label=label, file_types=[".zip"], height=130, elem_id=elem_id, elem_classes="takes-folders")
     page.load(None, None, None, js=_SCRIPT)

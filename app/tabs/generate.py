@@ -104,7 +104,7 @@ def _build_settings(studio: Studio) -> list:
 
 
 def _keep(studio: Studio, kept: KeptSettings, settings: list) -> None:
-    """Have the browser keep the settings; of bases, those that are here."""
+    """Have the browser keep the settings."""
     switch, sampler, base = Switch(), Choice(SAMPLER_NAMES), Choice(["", *studio.base_names(TASK)])
     seed, number, steps, guidance = Number(0, MAX_SEED, True), Number(1, 16, True), Number(1, 100, True), Number(0, 10)
     kinds = [Texts(MAX_IMAGES, 200), seed, switch, number, steps, sampler, guidance, base, switch, switch]
@@ -174,7 +174,7 @@ def _connect_drawing(
 
 
 def _offer_classes(studio: Studio, panel: AdapterPanel, kept: KeptSettings, settings: list) -> None:
-    """Offer the classes and samplers of the mix and its base, whatever they are just now."""
+    """Offer the classes and samplers of the current mix and its base."""
     classes, sampler, guidance, base, from_base = (settings[place] for place in (0, 5, 6, 7, 9))
 
     @toasts(studio, "Classes unknown")
@@ -213,7 +213,7 @@ def _results(drawing: Drawing) -> tuple:
 
 
 def _download(drawing: Drawing) -> dict:
-    """The button offers what is shown, or nothing."""
+    """The update of the download button: it offers what is shown, or nothing."""
     return gr.update(value=drawing.archive, interactive=drawing.archive is not None)
 
 
@@ -222,7 +222,7 @@ def _gallery(pictures: list[Picture]) -> list[tuple]:
 
 
 def _show_real(studio: Studio, panel: AdapterPanel, classes: gr.Dropdown, real: gr.Gallery) -> None:
-    """Show real images of the chosen classes, where the adapters have some."""
+    """Show real images of the chosen classes, if the adapters have some."""
 
     @toasts(studio, "No real images")
     def find(names: list[str] | None, request: gr.Request):

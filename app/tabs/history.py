@@ -1,4 +1,4 @@
-"""The strip of drawings: click one to get its settings back; stars, comparison, and the commands that draw the same."""
+"""The history of drawings: restore one by a click, star, delete, compare, and show it as a command."""
 
 from collections.abc import Callable
 from pathlib import Path

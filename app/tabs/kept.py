@@ -1,4 +1,4 @@
-"""The settings of the tabs in the browser's storage, from where they come back when the page is opened again."""
+"""The settings of the tabs, kept in the browser's storage and restored when the page is opened again."""
 
 import gradio as gr
 
@@ -16,7 +16,7 @@ class KeptSettings:
     """The widgets whose values are kept, each with the values that it can have.
 
     Attributes:
-        loaded: changes once, when the values have come back: what the page shows at first begins then.
+        loaded: changes once, when the values are restored: the page's first content waits for it.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Strength buttons above a result, and the drawing again when the weight of an adapter was changed."""
+"""Strength buttons above a result, and live updates when an adapter's weight changes."""
 
 import html
 
@@ -13,7 +13,7 @@ STRENGTHS = {"Base only": 0.0, "Half": 0.5, "Full": 1.0, "Exaggerated": 1.5, "Op
 
 
 def build_strengths(studio: Studio, panel: AdapterPanel, task: str) -> gr.HTML:
-    """A row of buttons, each of which sets the strength of the task's adapters and has its tab answer again.
+    """A row of buttons that set the weight of the task's adapters and update the tab's result.
 
     Returns its title, for `name_strengths`.
     """
@@ -39,7 +39,7 @@ def build_strengths(studio: Studio, panel: AdapterPanel, task: str) -> gr.HTML:
 
 
 def name_strengths(studio: Studio, panel: AdapterPanel, page: gr.Blocks, titles: dict[str, gr.HTML]) -> None:
-    """Let the title of each task's row name the adapters that its buttons act on."""
+    """Name the adapters that the buttons act on in the title of each row."""
 
     def name_adapters(request: gr.Request):
         session = studio.session(request.session_hash)
@@ -50,7 +50,7 @@ def name_strengths(studio: Studio, panel: AdapterPanel, page: gr.Blocks, titles:
 
 
 def is_due(studio: Studio, touched: Asked, task: str, request: gr.Request) -> bool:
-    """Whether a tab should answer again: an adapter of its task was touched, and its answers are quick."""
+    """Whether a tab should update its result: a weight of its task was changed, and its results come quickly."""
     session = studio.session(request.session_hash)
     return touched.task == task and session.pace.is_live(session.mix(task))
 

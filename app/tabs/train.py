@@ -97,7 +97,7 @@ def _keep(kept: KeptSettings, settings: list) -> None:
 
 
 def _build_view() -> dict:
-    """What shows a run."""
+    """The widgets that show a run."""
     view = {"run": gr.Dropdown([], label="Training", elem_id="train-run")}
     view["said"] = gr.HTML(EMPTY, elem_id="train-said")
     with gr.Row():
@@ -232,7 +232,7 @@ def _nothing() -> list:
 
 
 def _view_of(studio: Studio, run: Training, progress: Progress, picture: str | None, request: gr.Request) -> list:
-    """The values of all widgets that show a training, but for the mark of what was seen."""
+    """The values of all widgets that show a training."""
     phase, rows = progress.phase, run.metrics()
     points = loss_points(rows)
     curve = pandas.DataFrame(points, columns=["step", "loss", "curve"]) if points else _NO_CURVE
@@ -254,7 +254,7 @@ def _view_of(studio: Studio, run: Training, progress: Progress, picture: str | N
 
 
 def _said(studio: Studio, run: Training, progress: Progress, evaluation: dict) -> str:
-    """How far a training has come, on what, and what was measured."""
+    """A training's progress, data and metrics."""
     left = progress.seconds_left
     if progress.phase is Phase.RUNNING:
         more = f", {_duration(left)} left" if left is not None else " …"

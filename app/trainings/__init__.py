@@ -1,1 +1,1 @@
-"""Training from the page: images that are sent, runs that are processes of their own, and what is known of them on disk."""
+"""Training from the page: uploaded images, runs in separate processes, and their state on disk."""

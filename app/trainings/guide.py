@@ -1,4 +1,4 @@
-"""What can be trained on the page, with where to begin (docs/choose.md), and the command that it comes to."""
+"""The trainings that the page offers, their default settings (docs/choose.md), and their commands."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -92,10 +92,10 @@ class Settings:
     def checked(
         cls, kind: str, method: str, base: str = "", steps: int = 0, rate: float | None = None, **more
     ) -> Self:
-        """Settings with the guide's in the place of what was left out.
+        """Settings, with the guide's values for everything that was left out.
 
         Raises:
-            InputError: an unknown name, or a number that no run takes.
+            InputError: an unknown name, or a number out of range.
         """
         if kind not in KINDS:
             raise InputError(f"no training {kind[:60]!r}{nearest(kind, KINDS, 'training')}")

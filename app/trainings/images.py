@@ -1,4 +1,4 @@
-"""A zip of images as a folder with one subfolder per class. Nothing in it chooses a path, and all of it is counted."""
+"""Unpack a zip of images as a folder with one subfolder per class. Zips are untrusted: paths and sizes are checked."""
 
 import contextlib
 import re
@@ -47,14 +47,14 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> dict[str, int]:
 
 
 def survey(archive: Path, limits: Limits) -> dict[str, int]:
-    """What `unpack` would find, from the archive's own list alone."""
+    """What `unpack` would find, by the archive's list of files."""
     with _opened(archive) as opened:
         return _counts(_images_of(opened, archive.name, limits))
 
 
 @contextlib.contextmanager
 def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive for a block, in which whatever is wrong with it becomes an `InputError`."""
+    """Open the archive for a block, in which its faults are raised as `InputError`."""
     try:
         with zipfile.ZipFile(archive) as opened:
             yield opened

@@ -1,4 +1,4 @@
-"""One training: a process of its own that outlives the app, and a folder that says all that is known of it.
+"""One training: a process that outlives the app, and a folder with its whole state.
 
 The folder has ``job.json`` (settings, owner, process), ``log.txt`` (what the process printed), ``data`` (images that were
 sent) and ``run``, the ``--output_dir`` of ``onelora train``.
@@ -115,14 +115,14 @@ class Training:
         return child
 
     def is_running(self) -> bool:
-        """Whether its process is there: the very one, and not another that got its number."""
+        """Whether its process is alive. Another process that was given its number does not count."""
         if self.process is None:
             return False
         start = _start_of(self.process[0])
         return start is not None and abs(start - self.process[1]) < _CLOCK
 
     def stop(self) -> None:
-        """Have it write a checkpoint and end; it says so in its log."""
+        """Ask the process to write a checkpoint and end."""
         if self.is_running():
             os.kill(self.process[0], signal.SIGTERM)
 
@@ -163,7 +163,7 @@ class Training:
         return metrics.get("before") or {}, metrics.get("after") or {}
 
     def last_line(self) -> str:
-        """The last thing that the process said."""
+        """The last line that the process printed."""
         try:
             with open(self.folder / LOG, "rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
@@ -173,7 +173,7 @@ class Training:
         return one_line(lines[-1], 400)
 
     def remove(self) -> None:
-        """Delete it with all its files.
+        """Delete the training with all its files.
 
         Raises:
             InputError: it is running, or there are files in its folder that this program did not write.

@@ -1,4 +1,4 @@
-"""All trainings below one folder: who may see which, how many there may be, and how far each has come."""
+"""All trainings in one folder: who may see which, how many there may be, and their progress."""
 
 import hashlib
 import itertools
@@ -182,13 +182,13 @@ class Trainings:
             raise InputError("a training is running: wait for its end, or stop it first")
 
     def _collect(self) -> None:
-        """Take note of the ends of processes that this app started, which the system keeps until then."""
+        """Collect the exit codes of finished processes that this app started."""
         with self._lock:
             self._children = [child for child in self._children if child.poll() is None]
 
 
 def owner_of(secret: str) -> str:
-    """What a training's file keeps of its owner's secret."""
+    """The hash of an owner's secret, which is what a training's file keeps."""
     return hashlib.sha256(secret.encode()).hexdigest() if secret else ""
 
 
