@@ -31,7 +31,6 @@ TASK = DepthBase.task
 MAX_SIDE = 1536  # pixels of a picture that is taken as it is
 MAX_PICTURES = 32
 ANGLE = 60  # degrees of the view that points are put into space with at first
-_LAST = "depth.npz"  # of a session's folder: its last estimate
 
 
 @dataclass
@@ -63,18 +62,18 @@ class DepthMapper:
             InputError: no picture, or adapters that have no sum.
         """
         image = _read(picture)
-        mix, folder = session.mix(TASK), session.output()
+        mix, folder, last = session.mix(TASK), session.output(), _last(session)
         views = self._views(mix, base)
         with session.pace.timed(mix):
             estimate = _estimate(views, image, mix)
-            estimate.save(session.folder / _LAST)
+            estimate.save(last)
             return draw_maps(folder, estimate, look or Look())
 
     def draw_again(self, session: Session, picture: Path | None, look: Look) -> DepthMaps:
         """The session's last estimate in other colours. If there is none, ``picture`` is estimated first."""
-        if not (session.folder / _LAST).is_file():
+        if not _last(session).is_file():
             return self.estimate(session, picture, look=look)
-        return draw_maps(session.output(), Estimate.load(session.folder / _LAST), look)
+        return draw_maps(session.output(), Estimate.load(_last(session)), look)
 
     def points(self, session: Session, picture: Path | None, angle: float) -> Path:
         """The session's last estimate, or a first one of ``picture``, as a .glb file of points.
@@ -85,17 +84,13 @@ class DepthMapper:
         Raises:
             InputError: no picture, depth without scale, or an impossible angle.
         """
-        if not (session.folder / _LAST).is_file():
+        if not _last(session).is_file():
             self.estimate(session, picture)
-        estimate = Estimate.load(session.folder / _LAST)
+        estimate = Estimate.load(_last(session))
         if not estimate.in_metres:
             raise InputError("this base estimates depth without scale, and points need metres; take a metric one")
         places, colors = to_points(estimate.image, estimate.best, angle)
         return write_glb(session.output() / "points.glb", places, colors)
-
-    def forget(self, session: Session) -> None:
-        """Forget the session's last estimate, because another picture was chosen."""
-        (session.folder / _LAST).unlink(missing_ok=True)
 
     def strip(self, session: Session, name: str, picture: Path | None, look: Look) -> Path:
         """One picture of the depth with one adapter at each of `app.strips.STRENGTHS`.
@@ -145,6 +140,15 @@ class DepthMapper:
         """The base, and the base with the adapters if there are any. Both are opened before the first is used."""
         variants = [mix.without_adapters(), mix] if mix.terms else [mix]
         return [self.bases.view(variant, base) for variant in variants]
+
+
+def _last(session: Session) -> Path:
+    """The session's last estimate; there is none when the picture has just been replaced."""
+    newest = session.folder / f"depth-{session.turns[TASK]}.npz"
+    for file in session.folder.glob("depth-*.npz"):
+        if file != newest:
+            file.unlink(missing_ok=True)
+    return newest
 
 
 def write_example(path: Path) -> Path:

@@ -97,25 +97,29 @@ class GridDrawer:
         runs = session.grids
         return runs.follow(ticket or runs.take_ticket(), self._draw(session, request, x, y, session.mix(TASK)), ended)
 
-    def strip(self, session: Session, name: str, request: Request, ticket: int) -> Iterator[Drawing]:
-        """Draw one adapter at each of `app.strips.STRENGTHS`, with the guidance that it was evaluated with.
+    def strip_request(self, session: Session, name: str, request: Request) -> Request:
+        """A request for a strip of one adapter: an image per class, with the guidance that it was evaluated with.
 
-        It draws the request's classes that the adapter knows, or the adapter's first classes if it knows none of them.
-
-        Args:
-            ticket: from ``session.strips``.
-
-        Raises:
-            InputError: the adapter has no other weights.
+        It keeps the classes that the adapter knows, or takes the adapter's first classes if it knows none of them.
         """
         mix = session.alone(name)
         known = classes_of(self.bases, mix)
         classes = [one for one in request.classes if one in known] or known[:MAX_STRIP_CLASSES]
         guidance, from_base = own_guidance(mix)
         own = {"base": "", "sampler": AUTO, "guidance": guidance, "guidance_base": from_base}
-        wanted = replace(request, classes=tuple(classes), num_images=1, **own)
+        return replace(request, classes=tuple(classes), num_images=1, **own)
+
+    def strip(self, session: Session, name: str, request: Request, ticket: int) -> Iterator[Drawing]:
+        """Draw one adapter at each of `app.strips.STRENGTHS`.
+
+        Args:
+            request: see `strip_request`. ticket: from ``session.strips``.
+
+        Raises:
+            InputError: the adapter has no other weights.
+        """
         axes = Axis("adapter weight", STRENGTHS), Axis("seed", (request.seed,))
-        return session.strips.follow(ticket, self._draw(session, wanted, *axes, mix), ended)
+        return session.strips.follow(ticket, self._draw(session, request, *axes, session.alone(name)), ended)
 
     def _draw(self, session: Session, request: Request, x: Axis, y: Axis, mixed: Mix) -> Iterator[Drawing]:
         if x.name == y.name:

@@ -4,7 +4,7 @@ import itertools
 import shutil
 import tempfile
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ class Session:
         drawings, grids, strips, depths: the state of what is being drawn, and of the depth of many pictures.
         pace: how long answers take. history: what was drawn; None: it is not kept.
         guided_by: the adapters that the page's guidance was set for.
+        turns: how often the picture of a task was replaced; an answer for the picture before comes too late.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Session:
     pace: Pace = field(default_factory=Pace)
     history: History | None = None
     guided_by: tuple[str, ...] = ()
+    turns: Counter[str] = field(default_factory=Counter)
     _outputs: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self):

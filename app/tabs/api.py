@@ -1,14 +1,18 @@
 """The named endpoints for scripts, with typed arguments, and data and files as results. The page uses private events."""
 
+import functools
+import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import gradio as gr
 
 from onelora_vision.backbones.table import TASKS
 from onelora_vision.diffusion.settings import SAMPLER_NAMES
-from onelora_vision.errors import InputError
+from onelora_vision.errors import InputError, one_line
 
 from ..classify import Answer
 from ..depth_maps import COLORS, Look
@@ -38,7 +42,48 @@ def build_api(studio: Studio) -> None:
     for group in (_adapters, _drawing, _looking, _training):
         for function, is_slow in group(studio, sent):
             options = {"concurrency_id": "model"} if is_slow else {"concurrency_limit": None}
-            gr.api(toasts(studio, f"{function.__name__} refused")(function), api_name=function.__name__, **options)
+            checked = toasts(studio, f"{function.__name__} refused")(typed(function))
+            gr.api(checked, api_name=function.__name__, **options)
+
+
+#: What a value may be, by the type of its argument, and how a message says so.
+_TYPES = {
+    int: (int, "a whole number"), float: ((int, float), "a number"), bool: (bool, "true or false"), str: (str, "a text"),
+    list: (list, "a list"), dict: ((dict, str), "a file, made by handle_file"),
+}  # fmt: skip
+
+
+def typed(function: Callable) -> Callable:
+    """Check the types of an endpoint's arguments before it is called: gradio passes on whatever a client sends.
+
+    Raises:
+        InputError: by the result, when an argument has another type than its annotation.
+    """
+    signature, hints = inspect.signature(function), get_type_hints(function)
+
+    @functools.wraps(function)
+    def called(*args, **kwargs):
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            _require_type(name, value, hints[name])
+        return function(*args, **kwargs)
+
+    return called
+
+
+def _require_type(name: str, value: object, hint: object) -> None:
+    if get_origin(hint) is UnionType:  # of a type and None
+        if value is None:
+            return
+        hint = get_args(hint)[0]
+    if get_origin(hint) is Literal:
+        hint = str
+    allowed, words = _TYPES.get(get_origin(hint) or hint, (object, ""))
+    is_wrong_bool = isinstance(value, bool) and hint in (int, float)
+    if not isinstance(value, allowed) or is_wrong_bool:
+        raise InputError(f"{name}: {one_line(json.dumps(value, default=str), 60)} must be {words}")
+    if get_origin(hint) is list:
+        for item in value:
+            _require_type(name, item, get_args(hint)[0])
 
 
 class Sent:

@@ -12,7 +12,18 @@ from ..strips import strip_title
 from ..studio import Studio
 from .adapters import AdapterPanel, Asked
 from .answers import cards, table
-from .common import MODEL, QUICK, SHOW_STRIP, hint, left_out, on_another_picture, picture_input, toasts
+from .common import (
+    MODEL,
+    QUICK,
+    SHOW_STRIP,
+    for_this_picture,
+    hint,
+    left_out,
+    left_out_line,
+    on_another_picture,
+    picture_input,
+    toasts,
+)
 from .strength import build_strengths, is_due
 
 TASK = "classification"
@@ -48,10 +59,12 @@ def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
         return cards(rows[0]) + more
 
     @toasts(studio, "Not classified")
+    @for_this_picture(studio, TASK, 2)
     def run(path: str | None, request: gr.Request):
         return classify_it(path, request), gr.update(visible=False)
 
     @toasts(studio, "No strip")
+    @for_this_picture(studio, TASK, 1)
     def show_strip(path: str | None, asked: Asked, request: gr.Request):
         if asked.task != TASK:
             return gr.skip()
@@ -66,9 +79,10 @@ def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
         rows = studio.classifier.classify(session, files)
         left_out(refused)
         done = write_csv(session.output() / "answers.csv", [file.name for file in files], rows)
-        return table(files, rows), gr.update(value=str(done), interactive=True)
+        return left_out_line(refused) + table(files, rows), gr.update(value=str(done), interactive=True)
 
     @toasts(studio, "Not classified")
+    @for_this_picture(studio, TASK, 1)
     def run_again(path: str | None, touched: Asked, request: gr.Request):
         if not (path and is_due(studio, touched, TASK, request)):
             return gr.skip()
@@ -81,12 +95,12 @@ def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
     def show_example():
         return str(studio.examples.digit), cards(studio.examples.answers()) + EXAMPLE, 1
 
-    def next_example(number: int):
-        files = studio.digit_examples
-        return str(files[number % len(files)]), number + 1, *empty()
+    nothing = [hint("Press Classify."), gr.update(value="", visible=False)]
+    clear = on_another_picture(studio, TASK, picture, nothing, [answers, strip])
 
-    def empty():
-        return hint("Press Classify."), gr.update(value="", visible=False)
+    def next_example(number: int, request: gr.Request):
+        files = studio.digit_examples
+        return str(files[number % len(files)]), number + 1, *clear(request)
 
     classify.click(run, picture, [answers, strip], api_visibility="private", **MODEL)
     start.click(run_all, many, [found, file], api_visibility="private", **MODEL)
@@ -95,6 +109,5 @@ def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
     panel.touched.change(run_again, [picture, panel.touched], answers, **last)
     panel.strip.change(show_strip, [picture, panel.strip], strip, **last).then(None, js=SHOW_STRIP)
     page.load(show_example, None, [picture, answers, turn], **hidden, **QUICK)
-    on_another_picture(picture, empty, [answers, strip])
     example.click(next_example, turn, [picture, turn, answers, strip], **hidden, **QUICK)
     return strength

@@ -79,6 +79,11 @@ def left_out(refused: Sequence[str]) -> None:
         toast(gr.Warning, f"Left out: {len(refused)}", "; ".join(refused[:3]) + more)
 
 
+def left_out_line(refused: Sequence[str]) -> str:
+    """The same as a line that stays on the page, with every picture."""
+    return hint(f"Left out: {'; '.join(refused)}") if refused else ""
+
+
 def picture_input(**options) -> gr.Image:
     """A picture from the user, as the path of the file that was sent.
 
@@ -102,9 +107,45 @@ def _sent_file(payload: gr.data_classes.ImageData | None, folder: str) -> str | 
     return payload.path
 
 
-def on_another_picture(picture: gr.Image, empty: Callable, outputs: list) -> None:
-    """Clear ``outputs``, which show results for a picture, when a user replaces or removes the picture."""
-    gr.on([picture.upload, picture.clear], empty, None, outputs, api_visibility="private", **QUICK)
+def on_another_picture(studio: Studio, task: str, picture: gr.Image, nothing: list, outputs: list) -> Callable:
+    """Clear ``outputs``, which show results for a picture, when a user replaces or removes the picture.
+
+    Args:
+        nothing: the values of outputs that show no result.
+
+    Returns a function from a `gr.Request` to these values, for an event that replaces the picture by itself.
+    """
+
+    def clear(request: gr.Request) -> list:
+        studio.session(request.session_hash).turns[task] += 1
+        return nothing
+
+    gr.on([picture.upload, picture.clear], clear, None, outputs, api_visibility="private", **QUICK)
+    return clear
+
+
+def for_this_picture(studio: Studio, task: str, outputs: int) -> Callable[[Callable], Callable]:
+    """Decorate an event's function that answers about a picture: if the picture was replaced meanwhile, nothing changes.
+
+    Args:
+        outputs: the number of values that it returns.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def called(*args):
+            session = studio.session(args[-1].session_hash)  # gr.Request is the last argument
+            turn = session.turns[task]
+            answer = function(*args)
+            return answer if session.turns[task] == turn else _nothing(outputs)
+
+        return called
+
+    return decorate
+
+
+def _nothing(outputs: int):
+    return gr.skip() if outputs == 1 else [gr.skip()] * outputs
 
 
 #: Scrolls to the strip of the open tab, if it is out of sight, and again when its picture has come and takes room.

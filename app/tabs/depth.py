@@ -11,8 +11,8 @@ from ..kept import Choice, Switch
 from ..strips import strip_title
 from ..studio import Studio
 from .adapters import AdapterPanel, Asked
-from .common import MODEL, QUICK, SHOW_STRIP, hint, on_another_picture, picture_input, toasts
-from .depth_more import build_batch, build_points
+from .common import MODEL, QUICK, SHOW_STRIP, for_this_picture, hint, on_another_picture, picture_input, toasts
+from .depth_more import NO_POINTS, build_batch, build_points
 from .kept import KeptSettings
 from .strength import build_strengths, is_due
 
@@ -45,19 +45,16 @@ def build_depth(studio: Studio, panel: AdapterPanel, kept: KeptSettings) -> gr.H
     kept.keep("depth.colors", colors, Choice(COLORS))
     kept.keep("depth.inverse", inverse, Switch())
     outputs = [said, compare, base, adapted, difference, file]
-    _connect(studio, panel, kept, picture, look, estimate, outputs, strip)
-    build_points(studio, picture, kept)
+    points = build_points(studio, picture, kept)
+    _connect(studio, panel, kept, picture, look, estimate, [*outputs, *points], strip)
     build_batch(studio, look)
-
-    def empty(request: gr.Request):
-        studio.depth.forget(studio.session(request.session_hash))
-        return _NOTHING
+    everything = [*outputs, *points, strip]
+    clear = on_another_picture(studio, TASK, picture, _NOTHING, everything)
 
     def take_example(request: gr.Request):
-        return str(studio.depth_example), *empty(request)
+        return str(studio.depth_example), *clear(request)
 
-    on_another_picture(picture, empty, [*outputs, strip])
-    example.click(take_example, None, [picture, *outputs, strip], api_visibility="private", **QUICK)
+    example.click(take_example, None, [picture, *everything], api_visibility="private", **QUICK)
     return strength
 
 
@@ -82,31 +79,37 @@ def _connect(
     """Estimate when asked, when the strength changes, and an example at first; draw again in other colours.
 
     Args:
-        look: colours, and whether inverse. outputs: as `_shown` returns them.
+        look: colours, and whether inverse. outputs: as `_shown` returns them, then the points and their download.
     """
 
-    @toasts(studio, "Depth not estimated")
-    def run(path: str | None, colors: str, inverse: bool, request: gr.Request):
-        maps = studio.depth.estimate(studio.session(request.session_hash), _path(path), look=Look(colors, inverse))
-        return *_shown(maps), gr.update(visible=False)
+    here = for_this_picture(studio, TASK, len(outputs))
 
     @toasts(studio, "Depth not estimated")
+    @for_this_picture(studio, TASK, len(outputs) + 1)
+    def run(path: str | None, colors: str, inverse: bool, request: gr.Request):
+        maps = studio.depth.estimate(studio.session(request.session_hash), _path(path), look=Look(colors, inverse))
+        return *_shown(maps), *NO_POINTS, gr.update(visible=False)
+
+    @toasts(studio, "Depth not estimated")
+    @here
     def run_again(path: str | None, colors: str, inverse: bool, touched: Asked, request: gr.Request):
         same = [gr.skip()] * (len(outputs) - 1)
         if not (path and is_due(studio, touched, TASK, request)):
             return [gr.skip(), *same]
         try:
             session = studio.session(request.session_hash)
-            return _shown(studio.depth.estimate(session, Path(path), look=Look(colors, inverse)))
+            return *_shown(studio.depth.estimate(session, Path(path), look=Look(colors, inverse))), *NO_POINTS
         except InputError as error:  # nobody asked for it, so it is no reason for a toast
             return [hint(studio.public(str(error))), *same]
 
     @toasts(studio, "Not drawn")
+    @here
     def draw_again(path: str | None, colors: str, inverse: bool, request: gr.Request):
         if not path:
             return [gr.skip()] * len(outputs)
         session = studio.session(request.session_hash)
-        return _shown(studio.depth.draw_again(session, Path(path), Look(colors, inverse)))
+        same = [gr.skip()] * 2  # other colours leave the points as they are
+        return *_shown(studio.depth.draw_again(session, Path(path), Look(colors, inverse))), *same
 
     @toasts(studio, "No example")
     def show_example(colors: str, inverse: bool, request: gr.Request):
@@ -114,9 +117,10 @@ def _connect(
         is_plain = look == Look()
         maps = studio.examples.depth() if is_plain else studio.depth.draw_again(session, studio.depth_example, look)
         said, *shown = _shown(maps)
-        return str(studio.depth_example), said + hint(EXAMPLE), *shown
+        return str(studio.depth_example), said + hint(EXAMPLE), *shown, *NO_POINTS
 
     @toasts(studio, "No strip")
+    @for_this_picture(studio, TASK, 1)
     def draw_strip(path: str | None, colors: str, inverse: bool, asked: Asked, request: gr.Request):
         if asked.task != TASK:
             return gr.skip()
@@ -140,11 +144,11 @@ def _shown(maps: DepthMaps) -> tuple:
     return hint(text), pair, *(_text(file) for file in (maps.base, maps.adapted, maps.difference)), done
 
 
-#: What is shown where nothing is known of the picture: text, slider, three maps, download, strip.
-_NOTHING = (
-    hint("Press Estimate depth."), None, None, None, None, gr.update(value=None, interactive=False),
+#: The values of all outputs before a picture is estimated: text, slider, three maps, download, points, strip.
+_NOTHING = [
+    hint("Press Estimate depth."), None, None, None, None, gr.update(value=None, interactive=False), *NO_POINTS,
     gr.update(value=None, visible=False),
-)  # fmt: skip
+]  # fmt: skip
 
 
 def _path(text: str | None) -> Path | None:

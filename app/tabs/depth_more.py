@@ -10,7 +10,7 @@ from ..kept import Number
 from ..points import MAX_ANGLE, MIN_ANGLE
 from ..runs import Runs, State
 from ..studio import Studio
-from .common import MODEL, announce, bar, hint, left_out, toasts
+from .common import MODEL, announce, bar, for_this_picture, hint, left_out, left_out_line, toasts
 from .kept import KeptSettings
 
 POINTS = hint(
@@ -19,8 +19,12 @@ POINTS = hint(
 MANY = hint(f"Up to {MAX_PICTURES} pictures: a map of each, and a zip with the maps and the depth in millimetres.")
 
 
-def build_points(studio: Studio, picture: gr.Image, kept: KeptSettings) -> None:
-    """The folded part that shows the last estimate as points."""
+#: The values of `build_points`'s widgets without points.
+NO_POINTS = (None, gr.update(value=None, interactive=False))
+
+
+def build_points(studio: Studio, picture: gr.Image, kept: KeptSettings) -> tuple[gr.Model3D, gr.DownloadButton]:
+    """The folded part that shows the last estimate as points; returns the points and their download."""
     with gr.Accordion("3D points", open=False, elem_id="depth-3d"):
         gr.HTML(POINTS)
         angle = gr.Slider(MIN_ANGLE, MAX_ANGLE, ANGLE, step=1, label="Field of view in degrees", elem_id="depth-angle")
@@ -34,12 +38,14 @@ def build_points(studio: Studio, picture: gr.Image, kept: KeptSettings) -> None:
     kept.keep("depth.angle", angle, Number(MIN_ANGLE, MAX_ANGLE))
 
     @toasts(studio, "No points")
+    @for_this_picture(studio, "depth", 2)
     def run(path: str | None, degrees: float, request: gr.Request):
         session = studio.session(request.session_hash)
         points = str(studio.depth.points(session, Path(path) if path else None, float(degrees)))
         return points, gr.update(value=points, interactive=True)
 
     make.click(run, [picture, angle], [model, file], api_visibility="private", **MODEL)
+    return model, file
 
 
 def build_batch(studio: Studio, look: list) -> None:
@@ -80,7 +86,8 @@ def build_batch(studio: Studio, look: list) -> None:
 def _shown(batch: DepthBatch) -> tuple:
     """Text, gallery, download."""
     ends = {
-        State.FINISHED: hint(f"{batch.total} pictures. The zip has their maps, and their depth in millimetres."),
+        State.FINISHED: hint(f"{batch.total} pictures. The zip has their maps, and their depth in millimetres.")
+        + left_out_line(batch.refused),
         State.CANCELLED: hint("Cancelled."),
         State.FAILED: hint("Nothing was estimated."),
     }

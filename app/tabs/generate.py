@@ -81,7 +81,7 @@ def _build_settings(studio: Studio) -> list:
         number = gr.Slider(1, 16, IMAGES, step=1, label="Images of each class", scale=2, min_width=220)
     with gr.Row():
         seed = gr.Number(0, label="Seed", min_width=120, elem_id="seed")
-        is_random = gr.Checkbox(False, label="Random seed", min_width=140, container=True)
+        is_random = gr.Checkbox(False, label="Random seed", min_width=160, container=True)
         steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", min_width=200)
         guidance = gr.Slider(0, 10, defaults.guidance, step=0.1, label="Guidance", min_width=200)
     with gr.Accordion("More settings", open=False), gr.Row():
@@ -178,21 +178,27 @@ def _offer_classes(studio: Studio, panel: AdapterPanel, kept: KeptSettings, sett
     classes, sampler, guidance, base, from_base = (settings[place] for place in (0, 5, 6, 7, 9))
 
     @toasts(studio, "Classes unknown")
+    def first_choices(current: list[str] | None, chosen: str, base: str, request: gr.Request):
+        names = studio.drawer.classes(studio.session(request.session_hash), base or "")
+        return choices(current or names[:CLASSES], chosen, base, request)
+
+    @toasts(studio, "Classes unknown")
     def choices(current: list[str] | None, chosen: str, base: str, request: gr.Request):
         session = studio.session(request.session_hash)
         names = studio.drawer.classes(session, base or "")
-        kept = [name for name in current or [] if name in names] or names[:CLASSES]
+        # Without classes there is nothing to replace. This event may also be older than the restored classes.
+        value = {"value": [one for one in current if one in names] or names[:CLASSES]} if current else {}
         mix = session.mix(TASK)
         info = f"Mix: {mix}" if mix.terms else "No adapter is enabled: the base draws alone"
         # Other adapters bring the guidance that they were evaluated with; some were trained to need none.
         own = own_guidance(mix) if session.follow_guidance(mix) else (gr.skip(), gr.skip())
         fitting = studio.drawer.samplers(session, base or "")
         of_base = gr.update(choices=fitting, value=chosen if chosen in fitting else fitting[0])
-        return gr.update(choices=names, value=kept, info=info), of_base, *own
+        return gr.update(choices=names, info=info, **value), of_base, *own
 
-    when = [kept.loaded.change, panel.changed.change, base.change]
-    shown = [classes, sampler, guidance, from_base]
-    gr.on(when, choices, [classes, sampler, base], shown, api_visibility="private", **QUICK)
+    inputs, shown = [classes, sampler, base], [classes, sampler, guidance, from_base]
+    kept.loaded.change(first_choices, inputs, shown, api_visibility="private", **QUICK)
+    gr.on([panel.changed.change, base.change], choices, inputs, shown, api_visibility="private", **QUICK)
 
 
 def _shown(drawing: Drawing) -> str:
@@ -295,11 +301,13 @@ def _strip(studio: Studio, panel: AdapterPanel, settings: list, cancel: gr.Butto
         if not number:
             yield gr.skip(), gr.skip()
             return
-        session, wanted = studio.session(request.session_hash), _request_of(classes or [""], *others)
-        for drawing in studio.grid_drawer.strip(session, asked.adapter, wanted, number):
+        session, drawer = studio.session(request.session_hash), studio.grid_drawer
+        wanted = drawer.strip_request(session, asked.adapter, _request_of(classes or [""], *others))
+        title = f"{strip_title(asked.adapter)}: {', '.join(wanted.classes)} with seed {wanted.seed}"
+        for drawing in drawer.strip(session, asked.adapter, wanted, number):
             is_drawn = drawing.state is State.FINISHED
             text = gr.update(value=_shown(drawing), visible=not is_drawn)
-            picture = gr.update(value=_text(drawing), label=strip_title(asked.adapter), visible=bool(drawing.adapted))
+            picture = gr.update(value=_text(drawing), label=title, visible=is_drawn)
             yield (gr.skip(), gr.skip()) if drawing.state is State.SUPERSEDED else (text, picture)
 
     hidden = {"api_visibility": "private", "trigger_mode": "multiple"}

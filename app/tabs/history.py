@@ -10,7 +10,7 @@ from ..restore import read_settings
 from ..sessions import Session
 from ..studio import Studio
 from .adapters import AdapterPanel
-from .common import QUICK, compared, hint, toasts
+from .common import QUICK, compared, hint, toast, toasts
 
 EMPTY = hint("Drawings are kept here. Click one, and its settings and adapters come back.")
 
@@ -75,6 +75,7 @@ def build_history(
         name = two[-1] if two else None
         if name != about:
             session_of(request).history.get(name)
+            toast(gr.Warning, "Delete it?", "Its files are deleted: press the button again.")
             return [gr.skip(), name, gr.update(value="Delete for good"), *[gr.skip()] * 6]
         session_of(request).history.remove(name)
         hidden = gr.update(visible=False)

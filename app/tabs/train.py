@@ -18,7 +18,7 @@ from ..trainings.guide import KINDS, MAX_STEPS, METHODS, Settings
 from ..trainings.images import describe, survey
 from ..trainings.run import Phase, Training
 from ..trainings.runs import Progress
-from .adapters import AdapterPanel
+from .adapters import AdapterPanel, Asked
 from .common import QUICK, TAB_OF, bar, hint, toast, toasts, whole
 from .folders import folder_input
 from .kept import KeptSettings
@@ -154,8 +154,9 @@ def _connect(studio: Studio, panel: AdapterPanel, page, tabs, secret, settings: 
     @toasts(studio, "Not started")
     def started(key: str, kind, images, method, base, steps, rate, seed, measure):
         steps, seed = whole("steps", steps), whole("seed", seed)
-        if not (steps and rate):  # which stand for the guide's elsewhere
-            raise InputError("steps and learning rate must be greater than 0")
+        for name, value in (("steps", steps), ("learning rate", rate)):
+            if not value:  # 0 stands for the guide's value elsewhere
+                raise InputError(f"{name}: enter a number greater than 0")
         wanted = Settings.checked(kind, method, base or "", steps, rate, seed=seed, measure=bool(measure))
         archive = Path(images) if images and KINDS[kind].takes_images else None
         return runs_of(key, studio.trainings.start(key, wanted, archive).name)
@@ -210,12 +211,13 @@ def _connect_buttons(
         return runs_of(key), "", gr.update(value="Delete"), version + 1, changed + 1
 
     @toasts(studio, "Not used")
-    def used(name: str, key: str, version: int, changed: int, request: gr.Request):
+    def used(name: str, key: str, version: int, changed: int, touched: Asked, request: gr.Request):
         session = studio.session(request.session_hash)
         studio.adopt(session, key)
         entry = session.trained[studio.trainings.get(key, name).name]
         session.use(entry.name)
-        return gr.update(selected=TAB_OF[entry.adapter.info.task]), version + 1, changed + 1
+        task = entry.adapter.info.task
+        return gr.update(selected=TAB_OF[task]), version + 1, changed + 1, touched.then(task)
 
     view["stop"].click(stopped, [run, secret], [view["said"], view["stop"]], **private, **QUICK)
     view["resume"].click(resumed, [run, secret], shown, **private, **QUICK)
@@ -223,7 +225,8 @@ def _connect_buttons(
         deleted, [run, secret, asked, *state], [run, asked, view["delete"], *state], **private, **QUICK
     )
     run.change(lambda: ("", gr.update(value="Delete")), None, [asked, view["delete"]], **private, **QUICK)
-    view["use"].click(used, [run, secret, *state], [tabs, *state], **private, **QUICK)
+    using = [*state, panel.touched]
+    view["use"].click(used, [run, secret, *using], [tabs, *using], **private, **QUICK)
 
 
 def _nothing() -> list:

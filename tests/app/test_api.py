@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import socket
 import threading
 import urllib.error
@@ -113,6 +114,16 @@ def test_a_bad_file_is_an_error_in_words_and_the_session_goes_on(client, tmp_pat
         client.predict("some/adapter", api_name="/hub")
     with pytest.raises(AppError, match="no adapter '<nobody> & co' here"):
         client.predict("<nobody> & co", True, 1.0, api_name="/set_adapter")
+    for endpoint, wrong, message in (
+        ("/set_adapter", {"name": "handwriting-dit", "weight": "abc"}, 'weight: "abc" must be a number'),
+        ("/draw", {"classes": ["1"], "seed": 1.5}, "seed: 1.5 must be a whole number"),
+        ("/draw", {"classes": None}, "classes: null must be a list"),
+        ("/draw", {"classes": [1]}, "classes: 1 must be a text"),
+        ("/classify", {"pictures": None}, "pictures: null must be a list"),
+        ("/train", {"kind": "Recognise the classes", "learning_rate": True}, "learning_rate: true must be a number"),
+    ):
+        with pytest.raises(AppError, match=re.escape(message)):
+            client.predict(**wrong, api_name=endpoint)
 
 
 def test_grid_depth_classes_and_details(client, make_adapter, tmp_path):

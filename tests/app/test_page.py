@@ -274,6 +274,8 @@ def test_depth_as_points_in_space(page):
     with page.expect_download() as download:
         page.locator("#depth-glb").click()
     assert download.value.path().read_bytes().startswith(b"glTF")
+    page.locator("#depth-picture").get_by_label("Remove Image").click()
+    expect(page.locator("#depth-glb")).to_be_disabled()
 
 
 def test_a_strip_of_strengths_is_one_click(page):
@@ -283,8 +285,12 @@ def test_a_strip_of_strengths_is_one_click(page):
     page.get_by_role("button", name="Strip −1 … 1.5").first.click()
     expect(page.get_by_role("tab", name="Generate")).to_have_attribute("aria-selected", "true")
     expect(page.locator("#draw-strip img")).to_be_visible()
-    expect(page.locator("#draw-strip")).to_contain_text("handwriting-dit at six strengths")
+    expect(page.locator("#draw-strip")).to_contain_text("handwriting-dit at six strengths: 0, 1, 2, 3 with seed 0")
     expect(page.locator("#strip-said")).to_be_hidden()
+    page.locator("#classes").get_by_label("Clear").click()
+    page.get_by_role("button", name="Base only").first.click()
+    expect(page.locator("#classes")).to_contain_text("Mix: 0 × handwriting-dit")
+    expect(page.locator("#classes")).not_to_contain_text("1")  # nobody has chosen any class
 
 
 def test_cards_have_pictures_and_words_and_are_filtered(page):

@@ -2,17 +2,21 @@
 
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from app.depth_maps import Look
 from app.drawing import Request, own_guidance
 from app.grid import parse_axis
 from app.restore import restore
 from app.runs import State
 from app.studio import Studio
+from app.tabs.common import for_this_picture
 from onelora_vision.adapters.file import read_adapter, write_adapter
 from onelora_vision.data.images import read_image
 from onelora_vision.diffusion.settings import SamplingSettings
@@ -498,3 +502,23 @@ def test_the_shipped_adapters_are_there_and_sound(studio):
     assert len(last(studio.drawer.draw(user, Request(("3",), steps=1)))[1]) == 1
     assert studio.depth.estimate(user, studio.depth_example).adapted
     assert len(studio.classifier.classify(user, studio.digit_examples[:1])[0]) == 2
+
+
+def test_an_answer_for_a_picture_that_was_replaced_meanwhile_changes_nothing(studio):
+    request, session = SimpleNamespace(session_hash="late"), studio.session("late")
+
+    @for_this_picture(studio, "depth", 2)
+    def answer(is_late, request):
+        session.turns["depth"] += is_late
+        return "text", "map"
+
+    assert answer(False, request) == ("text", "map")
+    assert answer(True, request) == [gr.skip(), gr.skip()]
+
+
+def test_an_estimate_of_a_picture_that_was_replaced_is_not_drawn_again(studio):
+    session = studio.session("replaced")
+    studio.depth.estimate(session, studio.depth_example)
+    session.turns["depth"] += 1
+    with pytest.raises(InputError, match="choose a picture"):
+        studio.depth.draw_again(session, None, Look("magma"))

@@ -125,7 +125,7 @@ def test_what_cannot_be_trained_on_is_said_where_it_was_chosen(address, open_pag
         ("#train-steps", "1.5", "steps 1.5: must be a whole number"),
         ("#train-steps", "", "steps is empty: enter a whole number"),
         ("#train-seed", "-1", "seed -1: must be from 0 to"),
-        ("#train-rate", "0", "must be greater than 0"),
+        ("#train-rate", "0", "learning rate: enter a number greater than 0"),
     ):
         before = page.locator(f"{field} input").input_value()
         page.locator(f"{field} input").fill(value)
