@@ -1,1 +1,1 @@
-"""Adapter files: what is in them, how they are read, written and checked."""
+"""Adapter files: what they contain, and how they are read, written and checked."""

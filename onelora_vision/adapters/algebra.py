@@ -1,13 +1,14 @@
-"""Exact algebra of adapter files: weighted sums, differences, averages and negations that are adapters again.
+"""Exact algebra of adapter files: weighted sums, differences, averages and negations, each an adapter again.
 
-An adapter at weight w gives ``w b``, ``w beta`` and ``1 + w (gamma - 1)``; several adapters add their b's and betas and
-multiply their gammas. That is what the layers do with several active adapters (`tuners.onelora.vectors.compose`), so
-``blend`` as a file equals all adapters active at those weights, and for b and beta it is the sum of what each adapter
-changes. MoRA's matrices add likewise; LoRA's sum has the sum of the ranks.
+An adapter with weight w contributes ``w b``, ``w beta`` and ``1 + w (gamma - 1)``. The b's and betas of several
+adapters are added, their gammas multiplied. The layers do the same with several active adapters
+(`tuners.onelora.vectors.compose`), so a ``blend`` file is equivalent to activating all adapters with those weights. For
+b and beta, it is the sum of the adapters' changes. MoRA matrices are added in the same way; the rank of a sum of LoRAs
+is the sum of their ranks.
 
-Modules that are saved whole hold values P, not changes. With the base's values P0 the sum is
-``P0 + sum w_i (P_i - P0)``; the weights' sum is 1 or the base must be at hand. Heads and label tables, made for the
-adapter's own classes, have no such P0: they are interpolated, ``sum w_i P_i / sum w_i``.
+Modules saved whole hold values P instead of changes. With the base's values P0, the sum is
+``P0 + sum w_i (P_i - P0)``, so either the weights sum to 1 or the base is needed. Heads and label tables belong to the
+adapter's own classes and have no P0. They are interpolated: ``sum w_i P_i / sum w_i``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,16 +36,17 @@ def blend(
     base: nn.Module | None = None,
     whole_from: Adapter | None = None,
 ) -> Adapter:
-    """The weighted sum of adapters of one base, as an adapter of the same size (LoRA: of the sum of the ranks).
+    """Sum adapters of one base with weights. The result is an adapter of the same size (for LoRA, the ranks add up).
 
     Args:
-        terms: adapters with their weights, negative ones too.
-        blocks: number of a block -> factor on all weights there.
-        base: the base model fitted to the adapters (`adapters.bases.load_base`), where whole modules need its values.
-        whole_from: take the modules saved whole from this one of the adapters instead of summing them.
+        terms: adapters and their weights, which may be negative.
+        blocks: block number -> factor on all weights in that block.
+        base: the base model fitted to the adapters (`adapters.bases.load_base`). Only needed if modules saved whole
+            need its values.
+        whole_from: one of the adapters; its modules saved whole are used instead of a sum.
 
     Raises:
-        InputError: adapters of different bases, methods, compressions, classes or settings, or a sum that is no
+        InputError: the adapters differ in base, method, compression, classes or settings, or their sum is not an
             adapter; the message says which and why.
     """
     if not terms:
@@ -64,29 +66,29 @@ def blend(
 
 
 def _settings_of(task: str) -> list[str]:
-    """What the header says of the base's form, in any family of the task."""
+    """Names of the header settings that decide what the base looks like, over all families of the task."""
     families = [row.base_class() for row in all_rows() if row.task == task]
     names = {name for family in families for name in (*family.load_settings, *family.fit_settings)}
     return sorted({*names, "preprocessing"})
 
 
 def scale(adapter: Adapter, weight: float, **options) -> Adapter:
-    """``weight`` times an adapter."""
+    """Multiply an adapter by ``weight``."""
     return blend([(adapter, weight)], **options)
 
 
 def negate(adapter: Adapter, **options) -> Adapter:
-    """The adapter that does the opposite: minus b and beta, ``2 - gamma``."""
+    """Reverse an adapter: ``-b``, ``-beta`` and ``2 - gamma``."""
     return blend([(adapter, -1.0)], **options)
 
 
 def difference(first: Adapter, second: Adapter, **options) -> Adapter:
-    """What ``first`` does beyond ``second``."""
+    """Subtract ``second`` from ``first``."""
     return blend([(first, 1.0), (second, -1.0)], **options)
 
 
 def average(adapters: Sequence[Adapter], **options) -> Adapter:
-    """The mean of adapters, for instance of the checkpoints of one run."""
+    """Average adapters, for instance the checkpoints of one run."""
     return blend([(adapter, 1 / len(adapters)) for adapter in adapters], **options)
 
 
@@ -96,8 +98,8 @@ def _check_alike(items: Sequence[Term]) -> None:
     if kind.sum is None:
         summable = ", ".join(other.name for other in KINDS.values() if other.sum)
         raise InputError(
-            f"{first.path}: a weighted sum of {kind.name} adapters is not a {kind.name} adapter (it is for {summable}); "
-            "merge them into the base instead"
+            f"{first.path}: a weighted sum of {kind.name} adapters is not a {kind.name} adapter "
+            f"(supported: {summable}); merge them into the base instead"
         )
     for item in items[1:]:
         other = item.adapter
@@ -154,7 +156,7 @@ def _whole_modules(
 def _sum_of_whole(
     module: str, items: Sequence[Term], layouts: Sequence[Layout], base: nn.Module | None
 ) -> dict[str, Tensor]:
-    """One module saved whole: by interpolation where it belongs to the classes, else around the base's values."""
+    """Sum one module saved whole: interpolate it if it belongs to the classes, else sum around the base's values."""
     present = [(item, layout.whole[module]) for item, layout in zip(items, layouts) if module in layout.whole]
     shapes = [{key: tuple(tensor.shape) for key, tensor in parts.items()} for _, parts in present]
     if any(shape != shapes[0] for shape in shapes):
@@ -183,7 +185,7 @@ def _sum_of_whole(
 
 
 def belongs_to_classes(parts: Mapping[str, Tensor], class_names: Sequence[str] | None) -> bool:
-    """Whether a module has one row per class (a head), or one more for "no class" (a label table)."""
+    """Whether a module has one row per class (a head), or one additional row for "no class" (a label table)."""
     sizes = (len(class_names), len(class_names) + 1) if class_names else ()
     return any(tensor.ndim > 1 and tensor.shape[0] in sizes for tensor in parts.values())
 
@@ -205,7 +207,7 @@ def _base_values(
 
 
 def _info(items: Sequence[Term]) -> AdapterInfo:
-    """What the result's file says: the sources' common facts and the recipe, without their metrics."""
+    """The header of the result: what the sources have in common, and the recipe, without metrics."""
     first = items[0].adapter.info
     methods = list(dict.fromkeys(item.adapter.info.method for item in items))
     recipe = [

@@ -1,7 +1,7 @@
-"""Many adapters of one base at once: each sample of a batch goes through its own adapter, or its own mixture.
+"""Many adapters on one base at once: each sample of a batch uses its own adapter or mixture of adapters.
 
-A layer's feature sum ``sum_i x_i`` does not depend on the adapter, so a batch of different adapters costs one gathered
-vector per sample, and the base's matrix product is shared. The layers of a bank are in `banked`.
+A layer's feature sum ``sum_i x_i`` does not depend on the adapter. A batch with different adapters therefore costs one
+gathered vector per sample, and shares the base's matrix product. The layers of a bank are in `banked`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from onelora_vision.tuners.onelora.layer import compression_vector
 
 
 class AdapterBank(nn.Module):
-    """A base model with N adapters of the 1LoRA family; each sample of a batch goes through its own.
+    """A base model with N adapters of the 1LoRA family, chosen per sample.
 
     >>> bank = AdapterBank(model, {"pie": read_adapter("pie"), "sushi": read_adapter("sushi")})
     >>> bank.use(["pie", "sushi", "__base__"])  # or numbers, or a weight per sample and adapter (3, 2)
@@ -31,10 +31,10 @@ class AdapterBank(nn.Module):
 
     Args:
         model: the base, fitted to the adapters (`adapters.bases.load_base`); its layers are replaced in place.
-        adapters: by name.
+        adapters: adapters by name.
 
     Raises:
-        InputError: an adapter of another base, another method, or that does not fit; the model is left as it was.
+        InputError: an adapter belongs to another base or another method, or does not fit; the model is left unchanged.
     """
 
     def __init__(self, model: nn.Module, adapters: Mapping[str, Adapter]):
@@ -77,19 +77,19 @@ class AdapterBank(nn.Module):
         return BankedLinear(linear, tables, v)
 
     def use(self, choice: Sequence[int | str | None] | Tensor | None, *, tiled: bool = False) -> None:
-        """Choose for the batches that follow.
+        """Choose the adapters for the following batches.
 
         Args:
-            choice: per sample the name or number of an adapter (``"__base__"``, None or -1 for none); or a float
-                tensor (batch, N) of weights, by the formula of `algebra.blend`; or None: the base for all.
-            tiled: batches may be several copies of the chosen samples one after another, as classifier-free guidance
-                makes them.
+            choice: the name or number of an adapter for each sample (``"__base__"``, None or -1 for the base alone);
+                or a float tensor (batch, N) of weights, applied as in `algebra.blend`; or None to use the base for all.
+            tiled: whether batches may consist of several consecutive copies of the chosen samples, as in
+                classifier-free guidance.
 
         Raises:
-            InputError: an unknown name, a number out of range, weights of another shape.
+            InputError: a name is unknown, a number is out of range, or the weights have the wrong shape.
         """
         selection = self._selection(choice, tiled)
-        for name in [*self._whole, *self._layers]:  # whole modules refuse what they cannot do before anything changes
+        for name in [*self._whole, *self._layers]:  # whole modules first: they raise before anything changes
             self.model.get_submodule(name).select(selection)
         self._choice = (choice, tiled)
 
@@ -117,10 +117,10 @@ class AdapterBank(nn.Module):
 
     @torch.no_grad()
     def load(self, name: str, adapter: Adapter) -> None:
-        """Put another adapter in the place of ``name``: one copy per vector, nothing is injected or compiled again.
+        """Replace the adapter ``name``: one copy per vector, without injecting or compiling anything again.
 
         Raises:
-            InputError: it is not like those of the bank; the bank is left as it was.
+            InputError: the adapter does not match the bank, which is left unchanged.
         """
         row = self._number(name)
         if row == len(self.names):
@@ -145,7 +145,7 @@ class AdapterBank(nn.Module):
         self.use(*self._choice[:1], tiled=self._choice[1])
 
     def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
-        """The model's own forward; ``adapter_names``, as PEFT has them, choose for this call alone."""
+        """Call the model. ``adapter_names``, as in PEFT, apply to this call only."""
         if adapter_names is None:
             return self.model(*args, **kwargs)
         with self.using(adapter_names):
@@ -153,7 +153,7 @@ class AdapterBank(nn.Module):
 
     @contextmanager
     def using(self, choice: Any, *, tiled: bool = False):
-        """`use` for the length of a block."""
+        """Context manager that applies `use` within its block."""
         before = self._choice
         self.use(choice, tiled=tiled)
         try:
@@ -163,7 +163,7 @@ class AdapterBank(nn.Module):
 
 
 def _check_alike(adapters: Mapping[str, Adapter]) -> Adapter | None:
-    """Refuse what a bank cannot hold together; returns one of those with b, whose compression is that of all of them."""
+    """Raise if the adapters cannot share a bank. Return one that has b (they all use the same compression), or None."""
     if not adapters:
         raise InputError("a bank needs at least one adapter")
     first = next(iter(adapters.values()))
@@ -174,21 +174,21 @@ def _check_alike(adapters: Mapping[str, Adapter]) -> Adapter | None:
         if not kind.vectors:
             raise InputError(f"{adapter.path}: a bank holds adapters of the 1LoRA family, not {kind.name}")
         if adapter.info.method == "full":
-            raise InputError(f"{adapter.path}: trained in full, a model of its own; a bank shares the base")
+            raise InputError(f"{adapter.path}: trained in full, so it does not share its base with other adapters")
         if adapter.info.base_fingerprint != first.info.base_fingerprint:
             raise InputError(f"{adapter.path}: trained on another base than {first.path}; a bank has one base")
     summing = [adapter for adapter in adapters.values() if adapter.config.use_sum]
     for adapter in summing:
         one, other = summing[0].config.compression_key, adapter.config.compression_key
         if one != other:
-            raise InputError(f"{adapter.path}: compression {other} is not that of {summing[0].path}, {one}")
+            raise InputError(f"{adapter.path}: its compression is {other}, but {summing[0].path} has {one}")
     return summing[0] if summing else None
 
 
 def _banked_module(
     original: nn.Module, name: str, layouts: Sequence[Layout], adapters: Iterable[Adapter]
 ) -> BankedModule:
-    """A module that at least one of the adapters saves whole."""
+    """Make a `BankedModule` for a module that at least one adapter saves whole."""
     values = [layout.whole.get(name) for layout in layouts]
     classes = [belongs_to_classes(value, a.info.class_names) for value, a in zip(values, adapters) if value]
     if any(classes) and None in values:

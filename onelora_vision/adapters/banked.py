@@ -1,6 +1,7 @@
-"""The layers of an `AdapterBank`: each holds the parameters of every adapter and gives each sample its own.
+"""The layers of an `AdapterBank`: each holds the parameters of every adapter and applies the right ones per sample.
 
-The vectors of N adapters are tables (N + 1, d); the last row is the identity. `select` gathers; forward only adds.
+The vectors of N adapters form tables (N + 1, d), whose last row is the identity. `select` gathers rows, so the forward
+pass only adds them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,19 +22,23 @@ from onelora_vision.tuners.onelora.operator import gathered_linear, plain_epilog
 
 
 class Selection:
-    """Which adapter each sample takes: ``ids`` (batch,), or ``weights`` (batch, N); neither is the base alone."""
+    """The adapter of each sample: ``ids`` (batch,) or ``weights`` (batch, N). Without either, only the base is used."""
 
     def __init__(self, ids: Tensor | None = None, weights: Tensor | None = None, tiled: bool = False):
         self.ids, self.weights, self.tiled = ids, weights, tiled
 
     @property
     def size(self) -> int | None:
-        """Samples in a batch; None for the base alone."""
+        """The number of samples in a batch; None for the base alone."""
         given = self.weights if self.ids is None else self.ids
         return None if given is None else len(given)
 
     def repeats(self, batch: int) -> int:
-        """How many copies of the selected samples a batch consists of."""
+        """Return how many copies of the selected samples make up a batch.
+
+        Raises:
+            InputError: the batch is not made up of copies.
+        """
         if batch == self.size:
             return 1
         if self.tiled and self.size and batch % self.size == 0:
@@ -42,7 +47,7 @@ class Selection:
 
 
 class BankedLinear(nn.Module):
-    """A frozen linear layer with a table of vectors per part: ``b`` (N + 1, d), ``beta``, ``gamma`` where any uses it."""
+    """A frozen linear layer with a table (N + 1, d) for each of ``b``, ``beta`` and ``gamma`` that an adapter uses."""
 
     def __init__(self, base_layer: nn.Linear, tables: Mapping[str, Tensor], v: Tensor | None):
         super().__init__()
@@ -87,7 +92,7 @@ class BankedLinear(nn.Module):
 
 
 def _mixed_gammas(weights: Tensor, table: Tensor) -> Tensor:
-    """``prod_i (1 + w_i (gamma_i - 1))`` (batch, d), one sample at a time over the adapters that it uses."""
+    """Compute ``prod_i (1 + w_i (gamma_i - 1))`` (batch, d), sample by sample, over the adapters that each uses."""
     rows = [
         (1 + row[used, None] * (table[used] - 1)).prod(0) for row, used in ((w, w.nonzero()[:, 0]) for w in weights)
     ]
@@ -95,7 +100,7 @@ def _mixed_gammas(weights: Tensor, table: Tensor) -> Tensor:
 
 
 def _keep(module: nn.Module, name: str, value: Tensor) -> None:
-    """Write into the buffer that is there if it has the shape: a compiled forward need not be compiled again."""
+    """Set a buffer, in place if the shape stays the same, so a compiled forward is not recompiled."""
     old = getattr(module, name)
     if old is not None and old.shape == value.shape:
         old.copy_(value)
@@ -104,10 +109,10 @@ def _keep(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 class BankedModule(nn.Module):
-    """A module that every adapter has its own copy of: a norm, a head, a label table.
+    """A module of which each adapter has its own copy: a norm, a head, a label table.
 
-    Label tables gather rows; norms and heads gather their parameters per sample; any other module runs once per
-    adapter in the batch.
+    Label tables gather rows, norms and heads gather their parameters per sample, and any other module runs once for
+    each adapter in the batch.
     """
 
     def __init__(self, original: nn.Module, values: list[dict[str, Tensor] | None], is_of_classes: bool):
@@ -115,7 +120,7 @@ class BankedModule(nn.Module):
         self.original, self.is_of_classes = original, is_of_classes
         self.selection = Selection()
         own = {key: value.detach() for key, value in original.state_dict().items()}
-        # A module made for the adapters' classes says nothing about the base.
+        # A module made for the adapters' classes has no counterpart in the base.
         self.values = [own if value is None else value for value in values] + [None if is_of_classes else own]
 
     def _apply(self, fn, recurse: bool = True):
@@ -124,7 +129,7 @@ class BankedModule(nn.Module):
 
     def select(self, selection: Selection) -> None:
         if selection.ids is not None and self.is_of_classes and bool((selection.ids == len(self.values) - 1).any()):
-            raise InputError(f"{BASE_ADAPTER} cannot be chosen: the base has no classes of its own in this bank")
+            raise InputError(f"{BASE_ADAPTER} cannot be chosen: the base has no classes in this bank")
         self.selection = selection
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -139,7 +144,7 @@ class BankedModule(nn.Module):
         return self._by_adapter(args, kwargs, samples)
 
     def _by_adapter(self, args: tuple, kwargs: dict, samples: list[dict[str, Tensor]]) -> Any:
-        """Any module: once per adapter in the batch, on its samples; the outputs are put back in order."""
+        """Run any module once per adapter, on that adapter's samples, and put the outputs back in order."""
         order, leaves, spec = [], [], None
         for value in {id(value): value for value in samples}.values():
             rows = [k for k, sample in enumerate(samples) if sample is value]
@@ -153,7 +158,7 @@ class BankedModule(nn.Module):
         return tree_unflatten(joined, spec)
 
     def _by_sample(self, x: Tensor, samples: list[dict[str, Tensor]]) -> Tensor:
-        """A LayerNorm or Linear with parameters of its own for each sample."""
+        """Run a LayerNorm or Linear with separate parameters for each sample."""
         stacked = {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
         middle = [1] * (x.ndim - 2)
         bias = stacked["bias"].view(len(x), *middle, -1) if "bias" in stacked else 0
@@ -163,7 +168,7 @@ class BankedModule(nn.Module):
         return (torch.einsum("b...k,bdk->b...d", x.to(stacked["weight"]), stacked["weight"]) + bias).to(x.dtype)
 
     def _values_of_samples(self) -> list[dict[str, Tensor]]:
-        """The parameters that each selected sample takes."""
+        """The parameters of each selected sample."""
         if self.selection.ids is not None:
             return [self.values[k] for k in self.selection.ids.tolist()]
         if not _are_alike(self.values[:-1]):
@@ -171,7 +176,7 @@ class BankedModule(nn.Module):
         return [self._mixture(weights) for weights in self.selection.weights.tolist()]
 
     def _mixture(self, weights: list[float]) -> dict[str, Tensor]:
-        """The same sum as `algebra.blend`'s for modules saved whole."""
+        """Sum the copies with weights, as `algebra.blend` does for modules saved whole."""
         total = sum(weights)
         if self.is_of_classes:
             if abs(total) < 1e-6:

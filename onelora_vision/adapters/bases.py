@@ -1,4 +1,4 @@
-"""Where an adapter meets its base: the one that its file names, loaded and fitted as the adapter needs it."""
+"""Loading the base of an adapter: the one named in its file, fitted as the adapter needs it."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ def load_base(info: AdapterInfo, base: str | Path | None = None, *, as_trained: 
     """Load the base of an adapter in fp32, frozen, in eval mode, with the adapter's classes and settings.
 
     Args:
-        info: what the adapter's file says.
-        base: where the base is, if not where the file says.
-        as_trained: with `Base.use_settings`, too, such as weights in bf16.
+        info: the header of the adapter's file.
+        base: where to load the base from, if not from the place in the header.
+        as_trained: also apply `Base.use_settings`, such as weights in bf16.
 
     Raises:
-        InputError: the file does not say its task, or there is no such base.
+        InputError: the header does not name a known task, or the base does not exist.
     """
     place = str(base or info.base)
     if not place:
@@ -39,11 +39,11 @@ def _settings(info: AdapterInfo, names: tuple[str, ...]) -> dict:
 
 
 def require_same_base(info: AdapterInfo, path: str | Path, base: Base) -> None:
-    """Refuse a base that an adapter was not trained on, or that is used in another way by now.
+    """Raise an `InputError` if an adapter was not trained on this base, or on the base as it is used now.
 
     Args:
-        info, path: what the adapter's file says, and where it is.
-        base: the base that it is to be put on.
+        info, path: header and place of the adapter's file.
+        base: the base that the adapter is about to be put on.
     """
     expected, found = info.base_fingerprint, base.fingerprint()
     if expected and found != expected:
@@ -65,9 +65,9 @@ def require_same_base(info: AdapterInfo, path: str | Path, base: Base) -> None:
 
 
 def other_objective(info: AdapterInfo, base: Base) -> str:
-    """Why an adapter does not belong on ``base`` by what it was trained to predict; empty if it does, or does not say.
+    """Explain how an adapter's objective differs from that of ``base``; empty if they agree, or if one is unknown.
 
-    The weights of DiT, SiT and REPA have the same names and shapes; only the scheduler tells them apart.
+    The weights of DiT, SiT and REPA have the same names and shapes, so only the scheduler distinguishes them.
     """
     trained, found = info.extra.get("objective"), base.objective
     if not trained or found is None or trained == str(found):

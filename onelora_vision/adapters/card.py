@@ -12,7 +12,7 @@ from onelora_vision.adapters.kinds import KINDS, Kind
 from onelora_vision.backbones.table import TASKS
 from onelora_vision.errors import listed, one_line
 
-_MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)")  # inside of words "_" is no markup
+_MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)")  # inside a word, "_" is not markup
 
 _FOLDER = "path/to/this/folder"
 _OWN = """\
@@ -40,7 +40,7 @@ model.load_lora_adapter("lora", prefix="transformer", weight_name="pytorch_lora_
 
 
 def card(info, config: dict, values: int, size: int, pictures: Collection[str] = ()) -> str:
-    """Markdown for an adapter: what it is, how to load it, what was measured. ``info`` is its `AdapterInfo`."""
+    """The model card in Markdown: what the adapter is, how to load it, its metrics. ``info`` is its `AdapterInfo`."""
     name = str(config.get("peft_type"))
     kind = KINDS.get(name, Kind(name, name, {}))
     about = (
@@ -63,7 +63,7 @@ def card(info, config: dict, values: int, size: int, pictures: Collection[str] =
 
 
 def _use(info, kind: Kind, config: dict) -> str:
-    """How to load it here, and in each ecosystem that does not know this package."""
+    """How to load the adapter with this package, and with each library that works without it."""
     if info.extra.get("exported"):
         loading = _with_peft(info, _FOLDER)
         return f"## Use\n\nA plain {kind.title} for the base as its own library loads it:\n\n{loading}"
@@ -74,7 +74,7 @@ def _use(info, kind: Kind, config: dict) -> str:
 
 
 def loading_code(info, folder: str = _FOLDER) -> str:
-    """Python that loads the adapter in ``folder`` and uses it; of a task that is not known here, with PEFT alone."""
+    """Python code that loads the adapter in ``folder`` and uses it. For an unknown task, it needs PEFT alone."""
     place = _literal(folder)[1:-1]
     if info.task not in TASKS:
         return f'from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, "{place}")'
@@ -85,7 +85,7 @@ def loading_code(info, folder: str = _FOLDER) -> str:
 
 
 def _elsewhere(info, kind: Kind, config: dict) -> list[str]:
-    """The exports, each with the command that writes it and the code that loads it."""
+    """The possible exports, each with the command that writes it and the code that loads it."""
     parts = ["## Without onelora_vision", *_embedded_note(info)]
     if _is_miss(kind, config):
         text = "PEFT, as MiSS of rank 1, which is the same method: one vector per layer."
@@ -112,7 +112,7 @@ def _elsewhere(info, kind: Kind, config: dict) -> list[str]:
 
 
 def _is_miss(kind: Kind, config: dict) -> bool:
-    """Whether the adapter has nothing but b, which PEFT's MiSS can hold (see `formats.peft_miss`)."""
+    """Whether the adapter consists of b alone, so PEFT's MiSS can hold it (see `formats.peft_miss`)."""
     others = ("use_bias", "use_scale")
     is_plain = config.get("compression", "sum") == "sum" and not any(config.get(name) for name in others)
     return kind.name == "ONELORA" and is_plain
@@ -125,7 +125,7 @@ def _with_peft(info, folder: str) -> str:
 
 
 def _host_call(info) -> str:
-    """The Python expression that loads the base by its own library (see `Base.host_call`)."""
+    """The Python expression that loads the base with its own library (see `Base.host_call`)."""
     host = info.extra.get("host")
     if not host:
         return "...  # the base, loaded by its own library"
@@ -136,7 +136,7 @@ def _host_call(info) -> str:
 
 
 def _embedded_note(info) -> list[str]:
-    """Which folder stands for the name of a base that ships with the package."""
+    """Explain which folder the name of a base that ships with the package stands for."""
     if info.base not in embedded.names_of(info.task):
         return []
     folder = Path(embedded.resolve(info.task, info.base)).relative_to(embedded.FOLDER.parent)
@@ -215,19 +215,19 @@ def _is_number(value) -> bool:
 
 
 def _text(text: object, limit: int = 1000) -> str:
-    """Text of an adapter's file as Markdown that shows it and does nothing else: no markup, no HTML, one line."""
+    """Escape text from an adapter's file for Markdown: one line, without effect as markup or HTML."""
     return _MARKUP.sub(r"\\\g<0>", one_line(text, limit) if str(text) else "")
 
 
 def _span(text: str) -> str:
-    """Text as code; no run of backticks in it closes the span."""
+    """Text as a code span, with enough backticks that none in the text can close it."""
     text = one_line(text, 1000) if text else ""
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
 def _literal(value: object) -> str:
-    """A value of JSON as Python; text in one line."""
+    """A JSON value as a Python literal, with text on one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The YAML at the head of a model card, as the Hugging Face hub checks and shows it."""
+"""The YAML front matter of a model card, in the form that the Hugging Face hub validates and displays."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from onelora_vision.errors import one_line
 from onelora_vision.metrics.direction import is_beside, is_retention
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
-#: Licences that the hub knows by name; others are ``other`` with a name.
+#: Licences that the hub knows by name. Any other is ``other`` with a ``license_name``.
 LICENSES = frozenset(
     [
         "apache-2.0",
@@ -81,8 +81,8 @@ LICENSES = frozenset(
 def front_matter(info) -> str:
     """The front matter of an adapter's card; ``info`` is its `AdapterInfo`.
 
-    ``base_model`` and ``datasets`` are given only where they are ids of the hub, and a licence that the hub does not
-    know is ``other`` with its name.
+    ``base_model`` and ``datasets`` are included only if they are hub ids. A licence that the hub does not know is
+    ``other`` with a ``license_name``.
     """
     license = info.license.lower() if info.license.lower() in LICENSES else "other"
     dataset = _training_facts(info).get("dataset", "")
@@ -110,7 +110,7 @@ def _is_hub_id(text: object) -> bool:
 
 
 def _hub_base(info) -> str | None:
-    """The hub id of the base; timm's names with a tag of their weights stand for repositories of timm."""
+    """The hub id of the base. A timm name with a tag for its weights is a repository of timm."""
     host = info.extra.get("host")
     is_timm_name = (
         isinstance(host, dict) and host.get("library") == "timm" and "." in info.base and "/" not in info.base
@@ -121,7 +121,7 @@ def _hub_base(info) -> str | None:
 
 
 def _model_index(info, dataset: str) -> list[dict] | None:
-    """The metrics after training, in the hub's form; it needs a task, a dataset and a metric of that dataset."""
+    """The metrics after training as a ``model-index``; None without a known task or a metric of the dataset."""
     after = info.metrics.get("after", {})
     metrics = [
         {"type": one_line(name, 60), "value": value}

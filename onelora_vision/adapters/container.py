@@ -1,7 +1,7 @@
-"""Reading adapter files that may be damaged or hostile: whole or not at all, and nothing in them is ever executed.
+"""Reading adapter files that may be damaged or hostile, either completely or not at all, without executing anything.
 
-A file's frame is checked before its values are touched (`onelora_vision.storage.safetensors_file`). Pickles are not read. Zip archives are
-read in memory: nothing is unpacked to disk, and each entry has a size limit.
+A file's structure is checked before its values are read (`onelora_vision.storage.safetensors_file`). Pickles are not
+read. Zip archives are read in memory: nothing is unpacked to disk, and each entry has a size limit.
 """
 
 import re
@@ -16,15 +16,15 @@ from onelora_vision.storage.safetensors_file import SafetensorsFile, parse_json
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
 MAX_CONFIG = 1 << 20
-MAX_ADAPTER = 2 << 30  # bytes of one that is unpacked or downloaded
+MAX_ADAPTER = 2 << 30  # bytes, for an adapter that is unpacked or downloaded
 
 
 class Contents(NamedTuple):
-    """What an adapter file holds.
+    """The contents of an adapter file.
 
     Attributes:
-        weights: the file of its tensors, with the header's strings.
-        config: the JSON text of the PEFT config next to them; empty if there is no config.
+        weights: the safetensors file, including the strings in its header.
+        config: the JSON text of the PEFT config next to it; empty if there is none.
     """
 
     weights: SafetensorsFile
@@ -32,10 +32,10 @@ class Contents(NamedTuple):
 
 
 def read_contents(path: Path) -> Contents:
-    """Read an adapter folder, a single ``.safetensors`` file, or a ``.zip`` with either in it.
+    """Read an adapter folder, a single ``.safetensors`` file, or a ``.zip`` of either.
 
     Raises:
-        InputError: for anything but a whole and well-formed file; one line that names the cause.
+        InputError: the file is missing, incomplete or malformed; one line names the cause.
     """
     try:
         if path.suffix.lower() == ".zip" and path.is_file():
@@ -62,13 +62,13 @@ def _read_zip(path: Path) -> Contents:
         return Contents(found, _decode(config, f"{path}/{CONFIG_FILE}"))
     except InputError:
         raise
-    # Python's zip reader raises struct, zlib, lzma and index errors of its own on damaged archives.
+    # On damaged archives, Python's zip reader raises errors of struct, zlib and lzma, and index errors.
     except Exception as error:
         raise InputError(f"{path}: not a whole zip archive ({one_line(error)})") from error
 
 
 def _entries_of(archive: zipfile.ZipFile, where: str) -> dict[str, zipfile.ZipInfo]:
-    """The archive's files by name, without the one folder that they may all be in."""
+    """The archive's files by name. All of them may be in one folder, which is left out of the names."""
     infos = [info for info in archive.infolist() if not info.is_dir()]
     found: dict[str, zipfile.ZipInfo] = {}
     folders = set()
@@ -100,7 +100,7 @@ def _entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes
     with archive.open(info) as file:
         data = file.read(min(limit, info.file_size) + 1)
     if len(data) > min(limit, info.file_size):
-        raise InputError(f"{archive.filename}: {info.filename} is larger than {limit:,} bytes or than it says")
+        raise InputError(f"{archive.filename}: {info.filename} is larger than {limit:,} bytes or than declared")
     return data
 
 
@@ -120,10 +120,10 @@ def _decode(data: bytes, where: str) -> str:
 
 
 def config_record(text: str, where: str) -> dict:
-    """The JSON text of a PEFT config as a dictionary whose ``peft_type`` is one that we read.
+    """Parse the JSON text of a PEFT config into a dictionary with a supported ``peft_type``.
 
     Raises:
-        InputError: too long, not JSON, or of another method.
+        InputError: the text is too long or not JSON, or the method is not supported.
     """
     if len(text) > MAX_CONFIG:
         raise InputError(f"{where}: its config has {len(text):,} characters, more than an adapter's can have")

@@ -1,7 +1,7 @@
-"""Adapters for tools that do not know this package; each export is proven by loading it in a process without this package.
+"""Exporting adapters for tools that do not know this package. Each export is verified in a process without it.
 
-The formats are in `formats`. A label table is exported in the size of the base's own (see `backbones.dit_names.pad_table`): the base
-loads unchanged.
+The formats are in `formats`. A label table is exported in the size of the base's own table (see
+`backbones.dit_names.pad_table`), so the base loads unchanged.
 """
 
 import json
@@ -36,19 +36,22 @@ def export(
     max_shard_size: str = "5GB",
     overwrite: bool = False,
 ) -> dict:
-    """Write an adapter for other tools into the folder ``output``, load it there without this package, and compare.
+    """Export an adapter for other tools into the folder ``output``, reload it without this package, and compare.
 
     Args:
-        to: one of `formats.FORMATS`. dtype: of what is written. max_shard_size: of a merged model's files.
+        to: one of `formats.FORMATS`.
+        dtype: data type of the exported tensors.
+        max_shard_size: largest size of a merged model's files.
         overwrite: replace an earlier export to the same format (see `outputs`).
 
-    Returns a dictionary with ``file`` (what to load), ``carried`` (what it holds in addition to low-rank changes), ``error``
-        (greatest difference of the reloaded outputs) and ``effect`` (what the adapter itself changes), both relative
-        to the largest output; of an adapter that is guided already also ``guidance_distillation``.
+    Returns:
+        A dictionary with ``file`` (what to load), ``carried`` (what it holds in addition to low-rank changes),
+        ``error`` (largest difference of the reloaded outputs) and ``effect`` (what the adapter itself changes), both
+        relative to the largest output. For a guidance-distilled adapter, also ``guidance_distillation``.
 
     Raises:
-        InputError: the format cannot hold the adapter (with the list of what it cannot hold), or the reloaded export
-            does not give the adapter's outputs, or the place is taken; nothing is left behind.
+        InputError: the format cannot hold the adapter (the message lists what it cannot hold), the reloaded export does
+            not reproduce the adapter's outputs, or the place is taken; nothing is left behind.
     """
     check_format(to, dtype, max_shard_size)
     format, kind = FORMATS[to], f"{to} export"
@@ -88,7 +91,7 @@ def _relative(output: Tensor, expected: Tensor) -> float:
 
 
 def _reloaded(job: Job, format: Format, export_path: Path, written: Written) -> float:
-    """Largest relative error of the export's outputs in a fresh process without this package."""
+    """Reload the export in a new process without this package, and return its largest relative error."""
     inputs = job.base.example()
     if not format.is_model:
         inputs = job.base.host_inputs(inputs)

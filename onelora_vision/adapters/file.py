@@ -1,8 +1,8 @@
-"""The adapter file: PEFT's folder, with a header that says what the adapter is and which base it belongs to.
+"""The adapter file: a PEFT folder, with a header that says what the adapter is and which base it belongs to.
 
 A folder holds ``adapter_config.json``, ``adapter_model.safetensors`` and a ``README.md`` card;
-``PeftModel.from_pretrained`` loads it. The safetensors header carries ``onelora.*`` strings (`AdapterInfo` and the
-PEFT config), so the one file alone is a complete adapter too.
+``PeftModel.from_pretrained`` loads it. The safetensors header holds ``onelora.*`` strings (`AdapterInfo` and the PEFT
+config), so this file alone is a complete adapter, too.
 """
 
 import copy
@@ -37,21 +37,21 @@ ADAPTER = "adapter"
 
 @dataclass
 class Adapter:
-    """An adapter read from disk: its PEFT config, its tensors by PEFT's names, and what its header says."""
+    """An adapter read from disk: its PEFT config, its tensors by their PEFT names, and its header."""
 
     config: PeftConfig
     tensors: dict[str, torch.Tensor]
     info: AdapterInfo
     path: Path
-    header_config: str = ""  # the config's text in the header, which a folder's own file goes before
+    header_config: str = ""  # text of the config in the header; in a folder, the config file takes precedence
 
     def attach(self, model: nn.Module, adapter_name: str = "default", *, is_trainable: bool = False) -> PeftModel:
-        """Put the adapter on a base model, or next to the adapters of a PeftModel; every tensor must find its place.
+        """Attach the adapter to a base model, or add it to a PeftModel. Every tensor must match one in the model.
 
         Raises:
-            InputError: when names or shapes do not match, or a layer cannot be adapted; the message lists them.
+            InputError: names or shapes do not match, or a layer cannot be adapted; the message lists them.
         """
-        # Without the base's name, which PEFT would warn about: it cannot tell the name of a timm or diffusers model.
+        # PEFT would warn about the base's name, since it does not know the name of a timm or diffusers model.
         config = copy.deepcopy(self.config)
         config.inference_mode, config.base_model_name_or_path, config.task_type = not is_trainable, None, None
         had_adapters = isinstance(model, PeftModel)
@@ -74,14 +74,14 @@ class Adapter:
         return peft_model
 
     def _resolve(self, config: PeftConfig, base: nn.Module) -> None:
-        """Rewrite the file's names and expressions as names of ``base``: PEFT would hand them to Python's ``re``."""
+        """Replace the file's names and expressions by module names of ``base``; PEFT would pass them to ``re``."""
         names = [name for name, _ in own_modules(base)]
         resolve(config, names, str(self.path))
         if config.modules_to_save and not kind_of(config).is_ours:  # our own tuners match these themselves
             resolve_whole(config, names)
 
     def _check_host(self, base: nn.Module) -> None:
-        """What our own methods ask at injection, for adapters of any method; modules that do not exist come later."""
+        """Apply our own tuners' checks to adapters of any method. Modules that do not exist are reported later."""
         layout = layout_of(self.config, self.tensors, str(self.path))
         known = {name for name, _ in base.named_modules()}
         if not kind_of(self.config).on_norms:
@@ -89,7 +89,11 @@ class Adapter:
         hosts.check_trainable_whole(base, [name for name in layout.whole if name in known])
 
     def check_fits(self, model: PeftModel, adapter_name: str) -> dict[str, torch.Tensor]:
-        """Refuse tensors that are not exactly those of the model's adapter, by name and shape; returns the model's."""
+        """Return the tensors of the model's adapter.
+
+        Raises:
+            InputError: this adapter's tensors do not have exactly the same names and shapes.
+        """
         expected = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
         missing, foreign = sorted(expected.keys() - self.tensors.keys()), sorted(self.tensors.keys() - expected.keys())
         wrong = [
@@ -108,7 +112,7 @@ class Adapter:
 
 
 def _take_off(model: PeftModel | None, adapter_name: str, had_adapters: bool) -> None:
-    """Leave the base as it was before an adapter that does not fit."""
+    """Remove an adapter that does not fit, so the base is as it was before."""
     if model is None:
         return
     if not had_adapters:
@@ -126,14 +130,14 @@ def save_adapter(
     pictures: Collection = (),
     overwrite: bool = False,
 ) -> Path:
-    """Write ``model``'s adapter as a folder, whole or not at all.
+    """Write ``model``'s adapter as a folder, completely or not at all.
 
     Args:
-        pictures: files that the card shows.
+        pictures: image files to show on the card.
         overwrite: replace an adapter that was written there before (see `outputs`).
 
     Raises:
-        InputError: something else is there.
+        InputError: the place is taken by something else.
     """
     tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
@@ -154,8 +158,8 @@ def write_adapter(
 ) -> Path:
     """Write an adapter folder from its parts, or a single file if the name ends in ``.safetensors``.
 
-    ``adapter_config.json`` and the header's copy of it are the same text. ``pictures`` are copied into the folder and
-    shown by its card.
+    ``adapter_config.json`` and its copy in the header are the same text. ``pictures`` are copied into the folder and
+    shown on its card.
 
     Raises:
         InputError: a picture is missing, or the place is taken (see `outputs`).
@@ -176,10 +180,10 @@ def write_adapter(
 
 
 def require_readable(config: PeftConfig) -> None:
-    """Refuse a config with which an adapter could be trained and saved, but not read back: it does more than describe.
+    """Raise if an adapter with this config could be trained and saved, but not read back.
 
     Raises:
-        InputError: the line names the field.
+        InputError: a field does more than describe the adapter; the message names it.
     """
     if changes_base(config):
         config = as_plain_lora(config, {}, {})[0]  # as it is saved
@@ -187,13 +191,13 @@ def require_readable(config: PeftConfig) -> None:
 
 
 def rewrite_card(adapter: Adapter, pictures: Collection = ()) -> Path:
-    """Write the card of an adapter folder again, for its ``info`` as it is now, and return the card's path.
+    """Rewrite the card of an adapter folder from its current ``info``, and return the card's path.
 
-    Other files in the folder stay as they are, but for the header of the weights, where this program wrote them.
+    If this program wrote the weights, their header is updated as well. All other files stay as they are.
 
     Raises:
-        InputError: a picture is missing, or the folder has a card, or a picture of such a name, that this program did
-            not write or that was edited.
+        InputError: a picture is missing, or the folder has a card, or a picture of the same name, that this program
+            did not write or that was edited.
     """
     folder, names = adapter.path, _names_of(pictures)
     ledger = Ledger.read(folder) or Ledger(folder, ADAPTER)
@@ -216,7 +220,7 @@ def rewrite_card(adapter: Adapter, pictures: Collection = ()) -> Path:
 
 
 def _contents(config: PeftConfig, tensors: dict[str, torch.Tensor], info: AdapterInfo) -> tuple[str, bytes]:
-    """The text of the config and the bytes of the weights, whose header repeats it."""
+    """The text of the config, and the bytes of the weights file, whose header includes that text."""
     text = _config_text(config, info.base)
     return text, serialize(tensors, {**info.to_header(), HEADER_PREFIX + "config": text})
 
@@ -243,12 +247,12 @@ def _is_same(file: str | Path, other: Path) -> bool:
 
 
 def is_single_file(path: str | Path) -> bool:
-    """Whether an adapter that is to be written to ``path`` becomes one file instead of a folder."""
+    """Whether an adapter written to ``path`` becomes a single file instead of a folder."""
     return str(path).endswith(".safetensors")
 
 
 def check_adapter_output(path: str | Path, *, overwrite: bool = False, inputs: Collection = ()) -> None:
-    """Raise an `InputError` if no adapter may be written to ``path``; for commands, before they start work."""
+    """Raise an `InputError` if no adapter may be written to ``path``. Commands call it before they start work."""
     if is_single_file(path):
         check_file(path, overwrite=overwrite, inputs=inputs)
     else:
@@ -256,7 +260,7 @@ def check_adapter_output(path: str | Path, *, overwrite: bool = False, inputs: C
 
 
 def serialize(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> bytes:
-    """A safetensors file whose bytes depend on its content alone; the library itself shuffles the header's strings."""
+    """Serialise tensors to safetensors deterministically; the library itself shuffles the strings of the header."""
     data = save(tensors, metadata=header)
     length = int.from_bytes(data[:8], "little")
     fields = json.loads(data[8 : 8 + length])
@@ -269,10 +273,10 @@ def serialize(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> bytes
 def read_adapter(path: str | Path, *, finite: bool = True) -> Adapter:
     """Read an adapter folder, a single ``.safetensors`` file whose header holds the config, or a ``.zip`` of either.
 
-    ``finite=False`` lets NaN and infinities pass, for a look at a spoilt file.
+    ``finite=False`` accepts NaN and infinities, for inspecting a corrupted file.
 
     Raises:
-        InputError: for a missing, damaged or foreign file; nothing is executed and nothing half-read is returned.
+        InputError: the file is missing, damaged or not an adapter. Nothing in it is executed or partly returned.
     """
     path = Path(path)
     weights, text = read_contents(path)

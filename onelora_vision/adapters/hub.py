@@ -9,7 +9,7 @@ from onelora_vision.runtime.hub import HUB_ID, fetch
 
 
 def local_adapter(source: str | Path) -> Path:
-    """Where an adapter is on this machine; ``owner/name`` of the hub, where there is no such path, is downloaded first.
+    """Return the local path of an adapter. If no such path exists, a hub id ``owner/name`` is downloaded first.
 
     Raises:
         InputError: see `fetch_adapter`.
@@ -23,16 +23,17 @@ def local_adapter(source: str | Path) -> Path:
 
 
 def fetch_adapter(repo_id: str, limit: int = MAX_ADAPTER, how_to_allow: str = "") -> Path:
-    """The folder of an adapter on the hub: its config and its safetensors file, nothing else.
+    """Download the config and the safetensors file of an adapter on the hub, and return their folder.
 
     Args:
-        limit: bytes that are downloaded at most. how_to_allow: ends the message about a larger one.
+        limit: maximum download size in bytes.
+        how_to_allow: end of the message about an adapter that is larger.
 
     Raises:
-        InputError: no such repository, no adapter in it, too large, or the hub is out of reach.
+        InputError: the repository does not exist, holds no adapter or is too large, or the hub cannot be reached.
     """
     if not HUB_ID.fullmatch(repo_id):
-        raise InputError(f"{one_line(repo_id, 60)!r} is not a hub id; it reads owner/name")
+        raise InputError(f"{one_line(repo_id, 60)!r} is not a hub id (expected owner/name)")
 
     def wanted(names: Iterable[str]) -> list[str]:
         if WEIGHTS_FILE not in names:
@@ -43,7 +44,7 @@ def fetch_adapter(repo_id: str, limit: int = MAX_ADAPTER, how_to_allow: str = ""
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raise an `InputError` unless ``repo_id`` can be the name of a repository on the hub, such as ``user/name``."""
+    """Raise an `InputError` unless ``repo_id`` is a valid repository name on the hub, such as ``user/name``."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -56,14 +57,14 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def push_adapter(folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-    """Upload a whole adapter folder (card and pictures included) and return its address.
+    """Upload a whole adapter folder, including card and pictures, and return its URL.
 
     Args:
-        repo_id: ``user/name``, or a name among one's own repositories; made if it is not there.
-        token: of the hub; by default the one that ``hf auth login`` stored.
+        repo_id: ``user/name``, or the name of one of your own repositories; created if it does not exist.
+        token: token for the hub; by default, the one stored by ``hf auth login``.
 
     Raises:
-        InputError: the folder holds no sound adapter, or the hub refused or was out of reach.
+        InputError: the folder does not hold a valid adapter, or the hub refused it or cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -83,6 +84,6 @@ def push_adapter(folder: str | Path, repo_id: str, *, private: bool = False, tok
             allow_patterns=["*.safetensors", "*.json", "*.md", "*.png"],
             commit_message="Upload adapter",
         )
-    except Exception as error:  # of the hub's library, or of the HTTP library that it uses at the moment
+    except Exception as error:  # from the hub's client, or from the HTTP library of its version
         raise InputError(f"{repo_id}: the hub did not take the adapter ({one_line(error)})") from error
     return f"{api.endpoint}/{repo_id}"

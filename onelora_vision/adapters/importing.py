@@ -1,4 +1,4 @@
-"""Adapters of other tools brought back as 1LoRA adapters, where they are such: rank 1, with a constant A."""
+"""Importing adapters of other tools as 1LoRA adapters, if they are of that form: rank 1, with a constant A."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,12 +35,13 @@ def import_adapter(
     """Read a PEFT folder, or a file of diffusers or ComfyUI/kohya (or a folder with one), as a 1LoRA adapter.
 
     Args:
-        base: the base model; files that `export` wrote know theirs.
-        task: generation, classification or depth, for a file that does not say.
-        class_names: of the head or label table in it, for a file that does not say.
+        base: the base model; files written by `export` name theirs.
+        task: generation, classification or depth, if the file does not name it.
+        class_names: the classes of the head or label table, if the file does not name them.
 
     Raises:
-        InputError: another kind of file, or not 1LoRA (a rank above 1, an A that is not constant); lists the layers.
+        InputError: the file is of another kind or not 1LoRA (a rank above 1, an A that is not constant); the message
+            lists the layers.
     """
     path = Path(path)
     if task is not None and task not in TASKS:
@@ -48,7 +49,7 @@ def import_adapter(
     format, source = _recognised(path)
     info, loaded = _base_of(source.info, path, base, task, class_names)
     if format.host not in ("", loaded.host):
-        raise InputError(f"{source.path}: a single LoRA file is read for DiT only; give a PEFT folder")
+        raise InputError(f"{source.path}: a single LoRA file can be imported for DiT only; give a PEFT folder")
     changes, whole = format.module.read(source, loaded)
     vectors = {module: as_vectors(change) for module, change in changes.items()}
     failed = [f"{module} ({reason})" for module, reason in vectors.items() if isinstance(reason, str)]
@@ -58,13 +59,13 @@ def import_adapter(
 
 
 def _recognised(path: Path) -> tuple[Format, Source]:
-    """The format of what is at ``path``, and what is there."""
+    """Detect the format of the adapter at ``path``, and read it."""
     if path.is_dir() and (path / CONFIG_FILE).is_file():
         found = read_adapter(path)
         kind = kind_of(found.config)
         formats = {format.peft_type: format for format in FORMATS.values() if format.peft_type}
         if kind.name not in formats:
-            raise InputError(f"{path}: is {kind.name}; what can be imported is {', '.join(formats)}")
+            raise InputError(f"{path}: is {kind.name}; can be imported: {', '.join(formats)}")
         return formats[kind.name], Source(path, found.tensors, found.info, found.config)
     file = _single_file(path)
     opened = SafetensorsFile(str(file))
@@ -123,5 +124,5 @@ def _adapter(path: Path, info: AdapterInfo, base: Base, vectors: Vectors, whole:
         use_bias=has_beta,
     )
     adapter = Adapter(config, Layout(layers, whole).to_tensors(), info, path)
-    adapter.attach(base.model)  # every tensor must find its place
+    adapter.attach(base.model)  # checks that every tensor matches one in the base
     return adapter

@@ -1,4 +1,4 @@
-"""What an adapter file says of itself in its header: task, method, base, classes, metrics."""
+"""The header of an adapter file: task, method, base, classes, metrics."""
 
 import functools
 import importlib.metadata
@@ -32,7 +32,7 @@ def _are_metrics(value: object) -> bool:
 
 
 def _check_settings(extra: dict, where: str) -> None:
-    """Settings are anyone's, but for those that decide how a base is loaded and asked."""
+    """Check the settings that decide how a base is loaded and used. All others are unrestricted."""
     for key, is_possible in _SETTINGS.items():
         if extra.get(key) is not None and not is_possible(extra[key]):
             raise InputError(f"{where}: its setting {key} cannot be {one_line(repr(extra[key]), 60)}")
@@ -52,7 +52,7 @@ def _is_resolution(value: object) -> bool:
 
 
 def _is_host_call(call: dict) -> bool:
-    """Whether a card can show it as Python, see `Base.host_call`."""
+    """Whether a card can show ``call`` as Python code (see `Base.host_call`)."""
     options, name = call.get("options"), call.get("class")
     return (
         call.get("library") in ("diffusers", "timm", "transformers")
@@ -90,21 +90,21 @@ VERSIONED_PACKAGES = ("onelora_vision", "torch", "peft", "diffusers", "transform
 
 @dataclass
 class AdapterInfo:
-    """What an adapter is for, kept in the header of its file.
+    """What an adapter is for and where it comes from, stored in the header of its file.
 
     Attributes:
         task: ``generation``, ``classification``, ``depth`` or ``language``.
         method: name of the method in `onelora_vision.methods.apply`.
-        base: hub id or folder name of the base model, as it was given.
+        base: hub id or folder name of the base model, as given by the user.
         base_fingerprint: `fingerprint` of the base's parameters.
         class_names: the classes of the head or label table trained with it.
         null_class: label of "no class" (generation).
         metrics: ``{"before": {...}, "after": {...}}``.
-        protocol: how the metrics were taken.
-        extra: further settings that loading or using the adapter needs, such as ``{"fuse_qkv": true}``.
-        versions: of the libraries that wrote it.
-        data: what it was trained on, in words.
-        license: of the adapter, as the hub spells it.
+        protocol: how the metrics were measured.
+        extra: further settings needed to load or use the adapter, such as ``{"fuse_qkv": true}``.
+        versions: versions of the libraries that wrote the file.
+        data: description of the training data.
+        license: licence of the adapter, in the hub's spelling.
     """
 
     task: str
@@ -122,13 +122,13 @@ class AdapterInfo:
 
     @property
     def guidance_distillation(self) -> float | None:
-        """The guidance that the adapter was trained towards (see `diffusion.guidance.distilled_target`), if any."""
+        """The guidance distilled into the adapter (see `diffusion.guidance.distilled_target`), or None."""
         facts = self.extra.get("training")
         value = facts.get("guidance_distillation") if isinstance(facts, dict) else None
         return value if type(value) in (int, float) and 1 < value < 2 else None
 
     def to_header(self) -> dict[str, str]:
-        """``onelora.*`` strings for a safetensors header, each value as JSON."""
+        """Encode the fields as ``onelora.*`` strings for a safetensors header, each value as JSON."""
         values = {f.name: getattr(self, f.name) for f in dataclass_fields(self)}
         values["versions"] = self.versions or library_versions()
         header = {HEADER_PREFIX + key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
@@ -136,7 +136,7 @@ class AdapterInfo:
 
     @classmethod
     def from_header(cls, header: dict[str, str], where: str = "the adapter file") -> "AdapterInfo":
-        """Read `to_header`'s strings back; a file that lacks them (another tool's) gives empty fields."""
+        """Decode the strings of `to_header`. Without them, as in files of other tools, the fields are empty."""
         version = header.get(HEADER_PREFIX + "format_version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
             raise InputError(
@@ -160,7 +160,7 @@ class AdapterInfo:
 
 @functools.cache
 def library_versions() -> dict[str, str]:
-    """Versions of the packages that decide what an adapter means."""
+    """Installed versions of the packages that determine what an adapter means."""
     versions = {}
     for package in VERSIONED_PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""What is wrong with an adapter file, alone or on its base."""
+"""Finding problems in an adapter file, on its own or together with its base."""
 
 import statistics
 from collections import Counter
@@ -19,15 +19,16 @@ from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.storage.safetensors_file import parse_json
 
 PROBLEM, NOTE = "problem", "note"
-EXPLODING = 100.0  # times the median of its kind
-NOTICEABLE = 0.1  # what is smaller is not called exploding, however small the others of its kind are
+EXPLODING = 100.0  # times the median of the same part over all layers
+NOTICEABLE = 0.1  # smaller values are never reported as exploding, even if the median is tiny
 HUGE = 1e3
 
 
 def examine(path: str | Path, base: str | Path | None = None) -> list[dict]:
-    """Findings about an adapter file: ``level`` (problem or note), ``check`` and ``text``.
+    """Check an adapter file, and return findings with ``level`` (problem or note), ``check`` and ``text``.
 
-    With ``base``, the adapter is also put on it: fingerprint, fit, coverage, and layers that its forward passes by.
+    With ``base``, the adapter is also attached to it, to check the fingerprint, the fit, the coverage, and whether a
+    forward pass calls every adapted layer.
     """
     try:
         adapter = read_adapter(path, finite=False)
@@ -58,12 +59,12 @@ def _values(layout: Layout) -> list[dict]:
 
 
 def _strength(tensor: Tensor, neutral: float) -> float:
-    """Root mean square of what a tensor changes."""
+    """Root mean square of a tensor's difference from its neutral value."""
     return (tensor.double() - neutral).square().mean().sqrt().item()
 
 
 def _dead_and_exploding(kind: Kind, layout: Layout) -> list[dict]:
-    """Vectors that never moved from the identity, and such that are far larger than the others of their kind."""
+    """Find vectors that never moved from the identity, and vectors far larger than the same part of other layers."""
     strengths: dict[str, dict[str, float]] = {}
     for module, parts in layout.layers.items():
         for part, tensor in parts.items():
@@ -97,7 +98,7 @@ def _precision(layout: Layout) -> list[dict]:
 
 
 def _gaps(layout: Layout) -> list[dict]:
-    """Layers that most blocks have and some have not."""
+    """Find layers that are adapted in some blocks but not in all."""
     places: dict[str, set[int]] = {}
     for module in layout.layers:
         block = block_of(module)
@@ -127,7 +128,7 @@ def _header(adapter: Adapter) -> list[dict]:
 
 
 def _config_twice(adapter: Adapter) -> list[dict]:
-    """A folder has its config in a file, which was read, and again in the header."""
+    """Compare the two configs of a folder: the one in its config file, which was read, and the copy in the header."""
     beside = adapter.path / CONFIG_FILE
     if not adapter.header_config or not beside.is_file():
         return []
@@ -172,7 +173,7 @@ def _on_base(adapter: Adapter, layout: Layout, place: str | Path) -> list[dict]:
 
 @torch.no_grad()
 def _not_called(adapter: Adapter, base: Base) -> list[str]:
-    """Adapted layers that a forward pass of the base leaves out."""
+    """Find adapted layers that a forward pass of the base does not call."""
     model, called = adapter.attach(base.model).eval(), set()
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     for name, module in layers.items():

@@ -1,7 +1,7 @@
-"""The kinds of adapter file that can be read, one row each; every other module asks the row.
+"""The supported kinds of adapter, one row each. All other modules look up a kind's properties here.
 
-Nothing here imports torch or PEFT, since `onelora inspect` reads the table too. What a kind does with tensors is named
-and imported when it is called.
+Nothing here imports torch or PEFT, since `onelora inspect` reads the table too. Functions that work on tensors are
+given by name and imported when they are called.
 """
 
 import importlib
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Function(NamedTuple):
-    """A function of this package by module and name, imported when it is called."""
+    """A function of this package, given by module and name and imported when it is called."""
 
     module: str
     name: str
@@ -25,7 +25,7 @@ class Function(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The possible values of a config field, and why there are no others."""
+    """The accepted values of a config field, and why there are no others."""
 
     values: tuple
     reason: str = ""
@@ -37,9 +37,9 @@ class Part:
 
     Attributes:
         neutral: the value at which it changes nothing; None if it only scales another part (LoRA's A).
-        dimensions: the numbers of dimensions that it may have.
-        option: the config field that asks for it; empty if every layer has it.
-        vector: the field of `tuners.onelora.vectors.Vectors` that it is; empty for the kinds that have none.
+        dimensions: the accepted numbers of dimensions.
+        option: the config field that enables it; empty if every layer has it.
+        vector: the corresponding field of `tuners.onelora.vectors.Vectors`; empty for kinds outside the 1LoRA family.
     """
 
     neutral: float | None = 0.0
@@ -54,18 +54,19 @@ class Kind:
 
     Attributes:
         title: the method's name in prose.
-        is_ours: PEFT knows the kind only after `import onelora_vision`, and our tuner checks its config.
-        parts: what an adapted layer has, by the names in the file; empty for the methods of PEFT whose tensors only PEFT
-            itself understands: they are used alone and as they are, and fit where they have PEFT's names and shapes.
-        prefix: what the names of its tensors begin with; by default the name in lower case.
-        free_fields: config fields of PEFT's own kinds that may have any value of the right type; the others, apart from
-            those that all kinds share, must keep their defaults.
-        choices: config fields that may have these values only.
-        rank: the config field of the rank and the part whose first dimension it is.
-        settings: config fields that decide what the tensors mean: adapters that differ in one cannot share a place.
-        sum: weighted sum of adapters of this kind (`sums`); None if it is not an adapter of this kind.
-        low_rank: the layers as `lowrank.LowRank` changes; None if they are not.
-        on_norms: whether the adapted modules are norms, not linear layers.
+        is_ours: whether PEFT knows the kind only after `import onelora_vision`; our tuner then checks its config.
+        parts: the tensors of an adapted layer by their names in the file. Empty for methods of PEFT whose tensors only
+            PEFT understands: they are used alone and unchanged, and fit if PEFT's names and shapes match.
+        prefix: prefix of the tensors' names; by default, the kind's name in lower case.
+        free_fields: config fields of PEFT's own kinds that may have any value of the right type. All others, apart from
+            the fields shared by all kinds, must keep their defaults.
+        choices: config fields that accept certain values only.
+        rank: the config field of the rank, and the part whose first dimension equals it.
+        settings: config fields that determine what the tensors mean. An adapter that differs in one of them cannot
+            replace another.
+        sum: function for weighted sums of adapters of this kind (`sums`); None if a sum is not an adapter of this kind.
+        low_rank: function that returns the layers as `lowrank.LowRank` changes; None if they are not low-rank.
+        on_norms: whether the adapted modules are norms instead of linear layers.
     """
 
     name: str
@@ -83,25 +84,25 @@ class Kind:
 
     @property
     def marker(self) -> str:
-        """What the names of its tensors have between the module and the part."""
+        """The text between module and part in the names of its tensors."""
         return f".{self.prefix or self.name.lower()}_"
 
     @property
     def is_opaque(self) -> bool:
-        """Whether only PEFT knows what its tensors mean."""
+        """Whether only PEFT understands its tensors."""
         return not self.parts
 
     @property
     def vectors(self) -> dict[str, str]:
-        """Part -> field of `Vectors`; empty unless the kind is of the 1LoRA family."""
+        """Part -> field of `Vectors`; empty unless the kind belongs to the 1LoRA family."""
         return {name: part.vector for name, part in self.parts.items() if part.vector}
 
     def neutral(self, part: str) -> float:
-        """The value that the change of a part is measured from."""
+        """The value of a part that changes nothing; 0 for parts without one."""
         return (self.parts[part].neutral if part in self.parts else None) or 0.0
 
     def expected_parts(self, config: "PeftConfig") -> set[str]:
-        """The parts that ``config`` promises for each layer."""
+        """The parts that each layer must have according to ``config``."""
         return {name for name, part in self.parts.items() if not part.option or getattr(config, part.option)}
 
 
@@ -115,12 +116,12 @@ _ADALORA_FIELDS = ("r", "lora_alpha", "init_r", "target_r", "tinit", "tfinal", "
 
 
 def _opaque(title: str, name: str = "", **options: Any) -> Kind:
-    """A method of PEFT whose tensors only PEFT understands; its type is its title in capitals, or ``name``."""
+    """A method of PEFT whose tensors only PEFT understands. Its type is ``name``, by default the title in capitals."""
     return Kind(name or title.upper(), title, {}, **options)
 
 
 def _convertible(title: str, **options: Any) -> Kind:
-    """An opaque kind that PEFT turns into LoRA."""
+    """An opaque kind that PEFT can convert to LoRA."""
     return _opaque(title, low_rank=Function("lowrank", "of_conversion"), **options)
 
 

@@ -1,4 +1,4 @@
-"""An adapter's tensors by module: what each adapted layer gets, and which modules are replaced whole."""
+"""An adapter's tensors grouped by module: the parts of each adapted layer, and the modules that are replaced whole."""
 
 import re
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ PREFIX = "base_model.model."
 
 @dataclass
 class Layout:
-    """The tensors of an adapter file, sorted.
+    """The tensors of an adapter file, grouped.
 
     Attributes:
         layers: full module name -> part (``onelora_b``, ``lora_A.weight``, …) -> tensor.
         whole: full module name -> parameter name inside the module -> tensor, for modules saved whole.
-        shared: what belongs to no module (VeRA's projections), by its key.
+        shared: key -> tensor, for tensors that belong to no module (VeRA's projections).
     """
 
     layers: "dict[str, dict[str, torch.Tensor]]" = field(default_factory=dict)
@@ -29,14 +29,14 @@ class Layout:
     shared: "dict[str, torch.Tensor]" = field(default_factory=dict)
 
     def to_tensors(self) -> "dict[str, torch.Tensor]":
-        """The tensors by PEFT's names, as they are in an adapter file."""
+        """The tensors by their PEFT names, as in an adapter file."""
         places = {**self.layers, **self.whole}
         named = {f"{PREFIX}{module}.{part}": t for module, parts in places.items() for part, t in parts.items()}
         return {key: tensor.contiguous() for key, tensor in {**named, **self.shared}.items()}
 
 
 def layout_of(config: "PeftConfig", tensors: "dict[str, torch.Tensor]", where: str = "the adapter") -> Layout:
-    """Sort ``tensors`` (named as in an adapter file) by the modules that they belong to.
+    """Group ``tensors`` (named as in an adapter file) by the modules that they belong to.
 
     Raises:
         InputError: a tensor belongs neither to the method nor to a module that the config saves whole.
@@ -59,7 +59,7 @@ def layout_of(config: "PeftConfig", tensors: "dict[str, torch.Tensor]", where: s
 
 
 def _whole_module(key: str, saved: list[str]) -> str:
-    """The module of ``saved`` (full names, or ends of names) that parameter ``key`` is in; empty if no module matches."""
+    """Find the module of ``saved`` (names or suffixes of names) that contains parameter ``key``; empty if none does."""
     for name in sorted(saved, key=len, reverse=True):
         if key.startswith(f"{name}."):
             return name
@@ -71,6 +71,6 @@ def _whole_module(key: str, saved: list[str]) -> str:
 
 
 def block_of(module: str) -> int | None:
-    """The number of the block that a module is in (``blocks.3.attn.qkv`` -> 3), None outside of the blocks."""
+    """The number of the block that a module is in (``blocks.3.attn.qkv`` -> 3); None outside the blocks."""
     match = re.search(r"(?:^|\.)(\d+)\.", module)
     return int(match[1]) if match else None

@@ -1,4 +1,4 @@
-"""An adapter's layers as low-rank changes of their weights, which is what other tools' LoRA files hold."""
+"""Adapters as low-rank changes of the layers' weights, which is what the LoRA files of other tools hold."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ from onelora_vision.errors import InputError, listed, one_line
 from onelora_vision.tuners.onelora.compression import turns
 from onelora_vision.tuners.onelora.layer import compression_vector
 
-_CONSTANT = 1e-6  # how far A's values may differ from their mean, relative to it
-_NEGLIGIBLE = 1e-10  # share of a change's energy (its squared singular values) that a conversion may leave out
+_CONSTANT = 1e-6  # largest difference of A's values from their mean, relative to the mean
+_NEGLIGIBLE = 1e-10  # fraction of a change's energy (its squared singular values) that a conversion may drop
 
 
 @dataclass
@@ -28,10 +28,10 @@ class LowRank:
 
 
 def low_rank(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowRank]:
-    """Each adapted layer as a `LowRank`, for the kinds that are low-rank changes (`kinds.Kind.low_rank`).
+    """Convert each adapted layer to a `LowRank`, for kinds that are low-rank changes (`kinds.Kind.low_rank`).
 
     Raises:
-        InputError: a part of the adapter is not a low-rank change; the message lists it.
+        InputError: a part of the adapter is not a low-rank change; the message names it.
     """
     kind = kind_of(adapter.config)
     if kind.low_rank is None:
@@ -40,7 +40,7 @@ def low_rank(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, Low
 
 
 def of_vectors(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowRank]:
-    """1LoRA without gamma: its down are the compression vectors, and each row of its up has one value."""
+    """1LoRA without gamma: ``down`` holds the compression vectors, and each row of ``up`` has one nonzero value."""
     if adapter.config.use_scale:
         raise InputError(
             f"{adapter.path}: a LoRA cannot hold the gamma of {listed(list(layout.layers))}; export with --to merged"
@@ -50,7 +50,7 @@ def of_vectors(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, L
 
 
 def of_lora(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowRank]:
-    """LoRA of one rank and scale in all layers, without DoRA's magnitudes."""
+    """LoRA with the same rank and scale in all layers, without DoRA's magnitudes."""
     config, factor = adapter.config, lora_scale(adapter.config)
     if config.use_dora or config.bias != "none" or config.rank_pattern or config.alpha_pattern:
         raise _not_plain(adapter)
@@ -65,7 +65,7 @@ def of_lora(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowR
 
 
 def of_miss(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowRank]:
-    """MiSS: input i is in group ``i mod r``, and row j of its block (r, d) multiplies the sum of group j."""
+    """MiSS: input i belongs to group ``i mod r``, and row j of the block (r, d) multiplies the sum of group j."""
     changes = {}
     for module, parts in layout.layers.items():
         block = parts["miss_block"]
@@ -75,10 +75,10 @@ def of_miss(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowR
 
 
 def of_conversion(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str, LowRank]:
-    """What `peft.convert_to_lora` makes of a method of PEFT: the singular vectors of each layer's change.
+    """Convert another method of PEFT with `peft.convert_to_lora`: the singular vectors of each layer's change.
 
-    All that carry more than `_NEGLIGIBLE` of a change's energy are kept, so a change of full rank becomes a LoRA of full
-    rank. Layers of a lower rank are filled up with zeros.
+    At most `_NEGLIGIBLE` of a change's energy is dropped, so a change of full rank becomes a LoRA of full rank. Layers
+    of a lower rank are padded with zeros.
     """
     model = adapter.attach(base)
     try:
@@ -94,7 +94,7 @@ def of_conversion(adapter: Adapter, layout: Layout, base: nn.Module) -> dict[str
 
 
 def _filled(changes: dict[str, LowRank]) -> dict[str, LowRank]:
-    """All changes at the greatest rank, by zeros."""
+    """Pad all changes with zeros to the largest rank."""
     rank = max((len(change.down) for change in changes.values()), default=0)
     return {module: _at_rank(change, rank) for module, change in changes.items()}
 
@@ -135,7 +135,7 @@ def _of_vectors(config, module: str, parts: dict[str, Tensor], base: nn.Module) 
 
 
 def as_vectors(change: LowRank) -> tuple[Tensor, Tensor | None] | str:
-    """b and beta of a change, or why it has none."""
+    """b and beta of a change, or the reason why it is not 1LoRA."""
     down = change.down.double()
     if down.shape[0] != 1 or change.up.shape[1] != 1:
         return f"rank {down.shape[0]}"
@@ -147,13 +147,13 @@ def as_vectors(change: LowRank) -> tuple[Tensor, Tensor | None] | str:
 
 
 def split_rows(change: LowRank, parts: int) -> list[LowRank]:
-    """The changes of ``parts`` layers of one size whose outputs were joined (q, k, v)."""
+    """Split a change of joined layers of equal size (q, k, v) into the changes of its ``parts`` layers."""
     shifts = [None] * parts if change.shift is None else change.shift.chunk(parts)
     return [LowRank(change.down.clone(), up.clone(), shift) for up, shift in zip(change.up.chunk(parts), shifts)]
 
 
 def join_rows(changes: list[LowRank]) -> LowRank:
-    """The change of the layer that joins the outputs of several; the rank stays if all read the input alike."""
+    """Join changes into that of a layer with all their outputs. If all share one ``down``, the rank stays the same."""
     shifts = [change.shift for change in changes]
     shift = None if shifts[0] is None else torch.cat(shifts)
     if all(torch.equal(change.down, changes[0].down) for change in changes):

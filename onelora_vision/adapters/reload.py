@@ -1,8 +1,9 @@
-"""Load an export by its own libraries alone and compare its outputs; run as a file, in a process of its own.
+"""Load an export with its target libraries alone and compare its outputs. Run as a script, in a separate process.
 
-``python -I reload.py JOB.json`` prints one line of JSON. Nothing of this package is imported: what loads here loads for
-whoever has PEFT, diffusers, timm, transformers or onnxruntime and nothing else. The job names the target, the base, the export, and
-a safetensors file with the inputs (``0.input.*``, ``1.input.*``, …) and the expected outputs (``0.output``, …).
+``python -I reload.py JOB.json`` prints one line of JSON. Nothing of this package is imported, so an export that loads
+here also loads for users who have only PEFT, diffusers, timm, transformers or onnxruntime. The job names the target,
+the base, the export, and a safetensors file with the inputs (``0.input.*``, ``1.input.*``, …) and the expected outputs
+(``0.output``, …).
 """
 
 import importlib
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 
 
 def load_stock_base(base: dict) -> torch.nn.Module:
-    """The base by its host library, as an export's card says it."""
+    """Load the base with its host library, as on the card of an export."""
     source, options = base["source"], base["options"]
     library = importlib.import_module(base["library"])
     if not base["class"]:
@@ -45,7 +46,7 @@ def with_diffusers(job: dict) -> torch.nn.Module:
 
 
 def with_kohya_formula(job: dict) -> torch.nn.Module:
-    """What ComfyUI does with a LoRA file, on the weights under the original DiT's names."""
+    """Apply a LoRA file as ComfyUI does, to the weights under the original DiT's names."""
     model = load_stock_base(job["base"])
     weights = to_facebook(model.state_dict())
     file = load_file(job["export"])
@@ -90,7 +91,7 @@ EMBEDDER = {
 
 
 def facebook_name(key: str) -> str | None:
-    """The original's name of a stock parameter; None for q, k, v, which are joined."""
+    """The original's name for a stock parameter; None for q, k, v, which are joined there."""
     module, _, kind = key.rpartition(".")
     block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", module)
     if block is None:
@@ -137,7 +138,7 @@ def merged(job: dict) -> torch.nn.Module:
 
 
 class OnnxGraph(torch.nn.Module):
-    """A graph of ONNX in onnxruntime, called as the network is that it was made of."""
+    """An ONNX graph in onnxruntime, called like the network that it was exported from."""
 
     def __init__(self, file: str):
         import onnxruntime
@@ -176,7 +177,7 @@ def main(job: dict) -> dict:
 
 
 def difference(model: torch.nn.Module, tensors: dict, case: str) -> float:
-    """Of the model's output to the expected one, as a share of the largest value."""
+    """Largest difference between the model's output and the expected one, relative to the largest expected value."""
     inputs = {key.removeprefix(f"{case}input."): value for key, value in tensors.items() if f"{case}input." in key}
     positional = [inputs.pop("x")] if "x" in inputs else []
     output = model(*positional, **inputs)

@@ -1,4 +1,4 @@
-"""What an adapter file holds, read from the file alone and without torch."""
+"""Summary of an adapter file, read from the file alone and without torch."""
 
 import os
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def inspect(path: str | Path) -> dict:
-    """Everything that the file alone says: method, base, classes, metrics, header, and the norms of each layer.
+    """Summarise an adapter file: method, base, classes, metrics, header, and the norms of each layer.
 
-    The ``rows`` have layer, part, shape, dtype, norm and largest absolute value; a gamma's are those of gamma - 1.
-    Whether the values are what the config promises is asked when the file is used, and by `inspection.examine`.
+    The ``rows`` have layer, part, shape, dtype, norm and largest absolute value; for gamma, these refer to gamma - 1.
+    Whether the values match the config is only checked when the file is used, and by `inspection.examine`.
 
     Raises:
         InputError: the file cannot be read, or is not an adapter.
@@ -63,7 +63,7 @@ def inspect(path: str | Path) -> dict:
 
 
 def _config(text: str, where: str) -> SimpleNamespace:
-    """What is read of a PEFT config here."""
+    """Parse a PEFT config without PEFT."""
     if not text:
         raise InputError(f"{where}: has no {CONFIG_FILE} next to it and no config in its header: not an adapter")
     record = config_record(text, where)
@@ -99,7 +99,7 @@ def _rows(kind: Kind, modules: dict[str, dict]) -> list[dict]:
 
 
 def _size_of(values: "np.ndarray", neutral: float) -> dict[str, float | None]:
-    """Norm and largest absolute value of a change; None for what JSON cannot hold."""
+    """Norm and largest absolute value of a change; None for values that JSON cannot represent."""
     import numpy as np
 
     with np.errstate(all="ignore"):
@@ -109,7 +109,7 @@ def _size_of(values: "np.ndarray", neutral: float) -> dict[str, float | None]:
 
 
 def plot_norms(rows: Sequence[dict], path: str | os.PathLike, title: str) -> None:
-    """Write a PNG with a bar per adapted layer: the root mean square of its vector, a colour per part."""
+    """Write a PNG with one bar per adapted layer, the norm of its change, in one colour per part."""
     from onelora_vision.plots.figures import saved_figure
 
     parts = list(dict.fromkeys(row["part"] for row in rows))
@@ -122,7 +122,7 @@ def plot_norms(rows: Sequence[dict], path: str | os.PathLike, title: str) -> Non
             places = [k + number * height for k, layer in enumerate(layers) if layer in mine]
             axes.barh(places, [mine[layer] for layer in layers if layer in mine], height, label=part)
         axes.set(yticks=range(len(layers)), yticklabels=layers, xlabel="norm (of gamma: of gamma - 1)")
-        axes.set_title(one_line(title, 80), parse_math=False)  # names of a file are no formulas
+        axes.set_title(one_line(title, 80), parse_math=False)  # file names are not formulas
         axes.tick_params(axis="y", labelsize=6)
         axes.invert_yaxis()
         if len(parts) > 1:

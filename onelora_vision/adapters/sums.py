@@ -1,4 +1,4 @@
-"""The layers of a weighted sum of adapters, for each kind whose sums are of the kind again (`kinds.Kind.sum`)."""
+"""Weighted sums of adapters' layers, for each kind whose sums are of the same kind (`kinds.Kind.sum`)."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from onelora_vision.tuners.onelora.vectors import Vectors, compose
 
 @dataclass
 class Term:
-    """An adapter with its weight in a sum; ``blocks`` gives factors on it for the numbers of some blocks."""
+    """An adapter with its weight in a sum. ``blocks`` maps block numbers to factors on that weight."""
 
     adapter: Adapter
     weight: float
@@ -30,7 +30,7 @@ class Term:
 
 
 def sum_of_vectors(items: Sequence[Term], layouts: Sequence[Layout]) -> tuple[PeftConfig, dict]:
-    """The 1LoRA family: any mixture of b, beta and gamma; what an adapter lacks is neutral."""
+    """The 1LoRA family: any mixture of b, beta and gamma. Parts that an adapter lacks are neutral."""
     summing = [i.adapter for i in items if i.adapter.config.use_sum]
     for other in summing[1:]:
         a, b = summing[0].config.compression_key, other.config.compression_key
@@ -60,7 +60,7 @@ def sum_of_vectors(items: Sequence[Term], layouts: Sequence[Layout]) -> tuple[Pe
 
 
 def sum_of_matrices(items: Sequence[Term], layouts: Sequence[Layout]) -> tuple[PeftConfig, dict]:
-    """MoRA of one type and MiSS of one rank: what a layer adds is linear in its one matrix."""
+    """MoRA of one type and MiSS of one rank: a layer's change is linear in its single matrix."""
     kind = kind_of(items[0].adapter.config)
     (part,), (setting,) = kind.parts, kind.settings
     values = {getattr(item.adapter.config, setting) for item in items}
@@ -79,7 +79,7 @@ def sum_of_matrices(items: Sequence[Term], layouts: Sequence[Layout]) -> tuple[P
 
 
 def sum_of_ranks(items: Sequence[Term], layouts: Sequence[Layout]) -> tuple[PeftConfig, dict]:
-    """LoRA: ``sum w_i s_i B_i A_i`` is the product of the concatenated matrices, the weights being put into B."""
+    """LoRA: ``sum w_i s_i B_i A_i`` is the product of the concatenated matrices, with weights and scales put into B."""
     for item in items:
         _check_plain_lora(item.adapter)
     layers = {}
@@ -89,7 +89,7 @@ def sum_of_ranks(items: Sequence[Term], layouts: Sequence[Layout]) -> tuple[Peft
         like = next(layout.layers[module] for layout in layouts if module in layout.layers)
         for item, layout, rank in zip(items, layouts, ranks):
             parts = layout.layers.get(module)
-            if parts is None:  # PEFT has one rank for all layers
+            if parts is None:  # PEFT uses one rank for all layers
                 parts = {
                     key: like[key].new_zeros(shape)
                     for key, shape in (

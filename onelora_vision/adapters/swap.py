@@ -1,4 +1,4 @@
-"""Replacing an adapter of a model in place, for switching between adapters without building the model again."""
+"""Replacing an adapter of a model in place, to switch between adapters without rebuilding the model."""
 
 from collections.abc import Mapping
 
@@ -12,10 +12,10 @@ from onelora_vision.errors import InputError, nearest
 
 
 def swap(model: PeftModel, adapter: Adapter, adapter_name: str = "default") -> None:
-    """Overwrite an adapter of a PeftModel with another of the same layers: one copy per tensor, no re-injection.
+    """Overwrite an adapter of a PeftModel with one for the same layers: one copy per tensor, no re-injection.
 
     Raises:
-        InputError: layers, shapes or compression differ; nothing is changed.
+        InputError: the layers, shapes or compression differ; nothing is changed.
     """
     config = model.peft_config.get(adapter_name)
     if config is None:
@@ -24,16 +24,16 @@ def swap(model: PeftModel, adapter: Adapter, adapter_name: str = "default") -> N
         mine, other = getattr(config, field, None), getattr(adapter.config, field, None)
         if mine != other:
             name = field.removesuffix("_key")
-            raise InputError(f"{adapter.path}: its {name} is {other!r}, that of the adapter to replace {mine!r}")
+            raise InputError(f"{adapter.path}: its {name} is {other!r}, but the adapter to replace has {mine!r}")
     places = _own_parameters(model, adapter_name)
-    if _shapes(places) != _shapes(adapter.tensors):  # VeRA's buffers, DoRA's names, or it does not fit: this says how
+    if _shapes(places) != _shapes(adapter.tensors):  # VeRA's buffers, DoRA's names, or a misfit, which raises
         places = adapter.check_fits(model, adapter_name)
     with torch.no_grad():
         torch._foreach_copy_([places[key] for key in adapter.tensors], list(adapter.tensors.values()))
 
 
 def _own_parameters(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
-    """An adapter's parameters by the names of its file; PEFT's own way to them costs more than all the copies."""
+    """An adapter's parameters by their names in its file. PEFT's own lookup takes longer than all the copies."""
     inner, whole = f".{adapter_name}", f".modules_to_save.{adapter_name}."
     found = {}
     for name, parameter in model.named_parameters():
@@ -41,7 +41,7 @@ def _own_parameters(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
             found[name.removesuffix(inner)] = parameter
         elif whole in name:
             found[name.replace(whole, ".")] = parameter
-        elif f"{inner}." in name:  # as lora_A.default.weight
+        elif f"{inner}." in name:  # for example lora_A.default.weight
             found[name.replace(f"{inner}.", ".")] = parameter
     return found
 

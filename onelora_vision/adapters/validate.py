@@ -1,8 +1,8 @@
-"""What an adapter's config and tensors must be before anything is built from them.
+"""Validation of an adapter's config and tensors before anything is built from them.
 
-A config decides what a library does when the adapter is loaded: PEFT's LoRA config can name a Python module to import,
-repeat layers, or rewrite the base's weights; a rank can ask for all memory (expressions: `tuners.matching`). Only
-plain configs pass, and only tensors that are all there, of the kind and shape that the config promises.
+A config decides what a library does when the adapter is loaded. PEFT's LoRA config can name a Python module to import,
+repeat layers, or rewrite the base's weights, and a huge rank can use up all memory (for expressions, see
+`tuners.matching`). Only plain configs are accepted, with a complete set of tensors of the promised types and shapes.
 """
 
 import json
@@ -28,15 +28,15 @@ _COMMON = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model
            "layers_pattern"}  # fmt: skip
 _NUMBERS = {"r": int, "lora_alpha": (int, float), "lora_dropout": (int, float), "vera_dropout": (int, float), "miss_dropout": (int, float), "mini_r": int,
             "projection_prng_key": int, "d_initial": (int, float)}  # fmt: skip
-_NO_SIZES = ("seed", "prng", "step", "warmup", "tinit", "tfinal")  # in the names of numbers that ask for no memory
-_MODEST = 512  # a size that needs no justification
+_NO_SIZES = ("seed", "prng", "step", "warmup", "tinit", "tfinal")  # in names of numbers that are not sizes
+_MODEST = 512  # sizes up to this need no justification by the tensors
 
 
 def parse_config(text: str, where: str) -> PeftConfig:
-    """The PEFT config in a JSON text.
+    """Parse a PEFT config from JSON.
 
     Raises:
-        InputError: not JSON, an unknown method or field, or a field that does more than describe an adapter.
+        InputError: the text is not JSON, a method or field is unknown, or a field does more than describe an adapter.
     """
     record = config_record(text, where)
     kind = KINDS[record["peft_type"]]
@@ -48,7 +48,7 @@ def parse_config(text: str, where: str) -> PeftConfig:
     )
     if foreign:
         raise InputError(f"{where}: config field {one_line(foreign[0], 60)!r} is not a field of {kind.name}")
-    record = {name: value for name, value in record.items() if name in known}  # what a newer PEFT leaves empty
+    record = {name: value for name, value in record.items() if name in known}  # without a newer PEFT's fields
     try:
         return config_class.from_peft_type(**record)
     except (TypeError, ValueError, AttributeError) as error:
@@ -65,7 +65,7 @@ def _check_fields(record: dict, kind: Kind, config_class: type[PeftConfig], wher
                 raise InputError(f"{where}: config field {name[:60]!r} = {one_line(repr(value), 60)} is not accepted")
     for name, types in _NUMBERS.items():
         value = record.get(name, 1)
-        if value is None and kind.is_opaque:  # where it is optional, its default was allowed above
+        if value is None and kind.is_opaque:  # for an optional field, its default was allowed above
             continue
         if isinstance(value, bool) or not isinstance(value, types) or not abs(value) < 2**63:
             raise InputError(f"{where}: config field {name} = {one_line(repr(value), 60)} is not possible")
@@ -79,13 +79,13 @@ def _check_fields(record: dict, kind: Kind, config_class: type[PeftConfig], wher
 
 
 def _defaults(config_class: type[PeftConfig]) -> dict:
-    """The values of a config's fields where none are given; AdaLoRA's has no default for its number of steps."""
+    """The default values of a config's fields. AdaLoRA has no default for its number of steps."""
     required = {"total_step": 1} if config_class is AdaLoraConfig else {}
     return config_class(**required).to_dict()
 
 
 def _is_plain(value: object, default: object) -> bool:
-    """Whether a field of an opaque kind's config is a setting like its default: a number, a switch, or a plain word."""
+    """Whether a config field of an opaque kind is a simple setting like its default: a number, a switch or a word."""
     if isinstance(value, str):
         return isinstance(default, (str, bool)) and re.fullmatch(r"[\w.-]{1,40}", value) is not None
     if isinstance(value, bool):
@@ -102,11 +102,11 @@ def _same(value: object, default: object) -> bool:
 
 
 def check_tensors(config: PeftConfig, layout: Layout, where: str, *, finite: bool = True) -> None:
-    """Refuse tensors that are not what ``config`` promises.
+    """Check that the tensors match ``config``.
 
     Raises:
-        InputError: no tensors, foreign parts, parts that only some layers have, wrong shapes or types, or, with
-            ``finite``, NaN and infinity.
+        InputError: there are no tensors, a part is unexpected or missing in some layers, shapes or types are wrong, or,
+            with ``finite``, values are NaN or infinite.
     """
     kind = kind_of(config)
     if not layout.layers and not layout.whole and not layout.shared:
@@ -123,7 +123,7 @@ def check_tensors(config: PeftConfig, layout: Layout, where: str, *, finite: boo
 
 
 def _check_parts(config: PeftConfig, kind: Kind, layout: Layout, where: str) -> None:
-    """Each layer has the parts that the config promises."""
+    """Check that each layer has the parts that the config promises."""
     expected = kind.expected_parts(config)
     for module, parts in layout.layers.items():
         if set(parts) != expected:
@@ -134,7 +134,7 @@ def _check_parts(config: PeftConfig, kind: Kind, layout: Layout, where: str) -> 
 
 
 def _check_numbers_asked_for(config: PeftConfig, layout: Layout, where: str) -> None:
-    """A rank or another size in an opaque kind's config is at most what a side of each layer's tensors justifies."""
+    """Check that no rank or other size in an opaque kind's config exceeds what the tensors' dimensions justify."""
     sides = [max((max(t.shape, default=0) for t in parts.values()), default=0) for parts in layout.layers.values()]
     shared = max((max(tensor.shape, default=0) for tensor in layout.shared.values()), default=0)
     most, defaults = max(_MODEST, min(sides, default=0), shared), _defaults(type(config))
@@ -154,7 +154,7 @@ def _check_tensor(where: str, dimensions: tuple[int, ...], tensor: torch.Tensor)
 
 
 def _check_ranks(config: PeftConfig, kind: Kind, layout: Layout, where: str) -> None:
-    """The config's rank is the tensors': a greater one would ask for memory that the file does not justify."""
+    """Check that the config's rank matches the tensors, since a larger one could exhaust the memory."""
     if kind.rank is None or not layout.layers:
         return
     name, part = kind.rank
@@ -169,9 +169,9 @@ def _check_ranks(config: PeftConfig, kind: Kind, layout: Layout, where: str) -> 
 
 
 def check_classes(info: AdapterInfo, layout: Layout, where: str) -> None:
-    """Refuse class names that are not as many as the rows of the head or label table that the file holds.
+    """Check that there are as many class names as the file's head or label table has rows.
 
-    A label table has one more row, for "no class"; that of an export has the size of the base's own.
+    A label table has one additional row for "no class". Exports are not checked: their table has the base's size.
 
     Raises:
         InputError: the numbers differ.

@@ -1,1 +1,1 @@
-"""Base models: how they are loaded, fitted to new data, and where adapters go on them."""
+"""Base models: loading them, fitting them to new data, and the layers that adapters attach to."""

@@ -1,4 +1,4 @@
-"""What a base model is: a network, what its task needs besides, and where the methods act on it."""
+"""The interface of base models: the network, what its task needs in addition, and where the methods act on it."""
 
 import contextlib
 import copy
@@ -19,12 +19,12 @@ from onelora_vision.tuners.whole import substituted
 
 @dataclass(frozen=True)
 class Adaptation:
-    """The places of one model that the methods act on, as full module names.
+    """The modules of a model that the methods act on, by full name.
 
     Attributes:
-        target_modules: the Linear layers that get an adapter (the paper: every linear except the classifier).
-        norm_modules: normalisation layers that have parameters, for the methods that train norms.
-        whole_modules: modules trained whole with every method: a new classification head, DiT's label table.
+        target_modules: the Linear layers that get an adapter (in the paper, every linear except the classifier).
+        norm_modules: normalisation layers with parameters, for methods that train norms.
+        whole_modules: modules that every method trains whole: a new classification head, DiT's label table.
     """
 
     target_modules: list[str]
@@ -34,12 +34,12 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class OwnParts:
-    """What `Base.fit` replaces or changes for other data, as it was loaded.
+    """The parts that `Base.fit` replaces or changes for other data, as they were loaded.
 
     Attributes:
         modules: copies of `Base.replaced_modules`, by full name.
-        config: of the network, with its classes and its range of depths; None where the host keeps none.
-        class_names: of the head or label table among the modules.
+        config: the network's config, with its classes and depth range; None if the host does not keep one.
+        class_names: classes of the head or label table among the modules.
     """
 
     modules: dict[str, nn.Module]
@@ -49,13 +49,13 @@ class OwnParts:
 
 @dataclass(kw_only=True)
 class Base(ABC):
-    """A base model without adapter. One subclass per family of networks, one row of `backbones.table` for each.
+    """A base model without an adapter. Each family of networks has a subclass and a row in `backbones.table`.
 
     Attributes:
         model: the network that adapters are attached to.
         source: where it was loaded from: a folder, a file, a hub id or a timm name.
-        class_names: the classes that it knows by name, if its task has classes and it names them.
-        changed: modules whose values `fit` changed in a way that no option of the host's own loader repeats.
+        class_names: names of its classes, if its task has classes and it names them.
+        changed: modules whose values `fit` changed in a way that no option of the host's own loader can reproduce.
     """
 
     model: nn.Module
@@ -65,16 +65,16 @@ class Base(ABC):
     _fingerprint: str = field(default="", repr=False)
 
     task: ClassVar[str]
-    #: Settings of an adapter (in `AdapterInfo.extra`) that `load` and `fit` take.
+    #: Settings of an adapter (in `AdapterInfo.extra`) that `load` accepts; `fit_settings` are those of `fit`.
     load_settings: ClassVar[tuple[str, ...]] = ()
-    #: Others that `load` takes where an adapter is used as it was trained, and not merged or compared.
+    #: Further settings for `load` if an adapter is used as it was trained, and not merged or compared.
     use_settings: ClassVar[tuple[str, ...]] = ()
     fit_settings: ClassVar[tuple[str, ...]] = ("fuse_qkv",)
 
     @property
     @abstractmethod
     def host(self) -> str:
-        """The library of the network: ``diffusers``, ``timm`` or ``transformers``."""
+        """The library that the network comes from: ``diffusers``, ``timm`` or ``transformers``."""
 
     @classmethod
     @abstractmethod
@@ -82,26 +82,26 @@ class Base(ABC):
         """Load the network with its weights in fp32.
 
         Raises:
-            InputError: there is no such model, or it is not of this family.
+            InputError: the model does not exist or is not of this family.
         """
 
     @classmethod
     @abstractmethod
     def from_config(cls, config: dict, num_classes: int | None = None, fuse_qkv: bool = False) -> Self:
-        """Build the network that a ``config.json`` describes, with the weights of its initialisation."""
+        """Build the network described by a ``config.json``, with freshly initialised weights."""
 
     def fit(self, class_names: list[str] | None = None, *, seed: int = 0, **settings: Any) -> Self:
-        """Make the base fit for a dataset, in place: its classes, its range of depths, its attention; returns it.
+        """Fit the base to a dataset, in place: its classes, depth range and attention. Return the base.
 
         Args:
-            class_names: the classes that it is to know, for a task with classes.
-            seed: of values that are drawn for new classes.
-            settings: those of `fit_settings`, and others that the subclass names.
+            class_names: the new classes, for a task with classes.
+            seed: seed for the random values of new classes.
+            settings: the settings in `fit_settings`, and further ones of the subclass.
 
         Raises:
             InputError: the network cannot be fitted in this way.
         """
-        self.fingerprint()  # of what was loaded, before it changes
+        self.fingerprint()  # of the network as loaded, before it changes
         self._fit(class_names, seed=seed, **settings)
         return self
 
@@ -110,14 +110,14 @@ class Base(ABC):
 
     @abstractmethod
     def adaptation(self) -> Adaptation:
-        """Where the methods act on the network."""
+        """The modules of the network that the methods act on."""
 
     @abstractmethod
     def replaced_modules(self) -> list[str]:
         """Modules that training replaces or trains whole: the label table, the head."""
 
     def own_parts(self) -> OwnParts:
-        """The parts that `fit` will replace or change, to be called before it."""
+        """Copy the parts that `fit` will replace or change. Call this before `fit`."""
         modules = {name: copy.deepcopy(self.model.get_submodule(name)) for name in self.replaced_modules()}
         for module in modules.values():
             module.eval().requires_grad_(False)
@@ -125,8 +125,10 @@ class Base(ABC):
 
     @contextlib.contextmanager
     def with_own_parts(self, own: OwnParts) -> Iterator[None]:
-        """The network with its ``own`` parts again for a block, wherever an adapter has put others; all that has been
-        trained outside of these parts stays as it is."""
+        """Context manager that puts the network's ``own`` parts back, even if an adapter has replaced them.
+
+        Everything trained outside of these parts stays as it is.
+        """
         device, config = next(self.model.parameters()).device, getattr(self.model, "config", None)
         with substituted(self.model, {name: module.to(device) for name, module in own.modules.items()}):
             self._take_config(own.config)
@@ -141,18 +143,18 @@ class Base(ABC):
 
     @abstractmethod
     def example(self, batch: int = 3, seed: int = 0) -> dict[str, Tensor]:
-        """Inputs of the network by argument name, the same for every run."""
+        """Example inputs of the network by argument name, the same in every run."""
 
     def set_length(self, tokens: int) -> None:
-        """Let `example` have sequences of this length, for a base that takes text.
+        """Set the sequence length of `example`, for a base that takes text.
 
         Raises:
-            InputError: it takes none, or ``tokens`` is below 1.
+            InputError: the base does not take text, or ``tokens`` is below 1.
         """
         raise InputError(f"--max_length: {type(self.model).__name__} takes no text; leave it out")
 
     def fingerprint(self) -> str:
-        """`fingerprint` of the network as it was loaded, without `replaced_modules`."""
+        """The `fingerprint` of the network as it was loaded, without `replaced_modules`."""
         if not self._fingerprint:
             self._fingerprint = fingerprint(self.model, self.replaced_modules())
         return self._fingerprint
@@ -166,41 +168,41 @@ class Base(ABC):
         return replace(self, model=shared_copy(self.model))
 
     def networks(self) -> list[nn.Module]:
-        """All networks that the base is made of."""
+        """All networks of the base."""
         return [self.model]
 
     @property
     def objective(self) -> object | None:
-        """What the network was trained to predict, for a task that has several; an adapter's file records ``str`` of it."""
+        """What the network was trained to predict, if the task has several objectives. Adapter files record it."""
         return None
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How the base makes its inputs from pictures, as JSON has it, where an adapter's file records that."""
+        """How the base makes its inputs from pictures, as JSON; empty if adapter files do not record it."""
         return {}
 
     @abstractmethod
     def save_merged(self, model: nn.Module, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
-        """Write ``model``, the network with an adapter merged, into ``folder`` as the host's own class saves it."""
+        """Save ``model``, the network with an adapter merged, to ``folder`` in the format of the host's own class."""
 
     @property
     def host_class(self) -> str:
-        """The host's class whose ``from_pretrained`` loads the network; empty for timm, which has a function."""
+        """The host's class whose ``from_pretrained`` loads the network; empty for timm, which uses a function."""
         return type(self.model).__name__
 
     def host_source(self) -> str:
-        """What the host's own loader takes for `source`."""
+        """`source` in the form that the host's own loader accepts."""
         return self.source
 
     def host_options(self) -> dict[str, Any]:
-        """The other arguments of the loader that give this network, fitted as it is."""
+        """The other arguments that make the host's loader return this network as fitted."""
         return {}
 
     def host_call(self, name: str = "") -> dict[str, Any]:
         """How the host's own library loads this network, as JSON: ``library``, ``class``, ``source`` and ``options``.
 
         Args:
-            name: what to write in place of `source`, for a text that is read on other machines.
+            name: replacement for `source`, for texts that are read on other machines.
         """
         call = {"source": self.host_source(), "options": self.host_options()}
         if name and self.source:
@@ -208,28 +210,29 @@ class Base(ABC):
         return {"library": self.host, "class": self.host_class, **call}
 
     def compute_like_host(self, *, with_config: bool) -> None:  # noqa: B027 - optional
-        """Compute what the host's own class does with these weights, in place.
+        """Make the network compute what the host's own class computes with these weights, in place.
 
         Args:
-            with_config: the host will read a config that this network writes, which can keep some differences.
+            with_config: whether the host will read a config written by this network, which can preserve some
+                differences.
         """
 
     def host_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``inputs`` of the fitted network as the network that was loaded takes them."""
+        """Convert ``inputs`` of the fitted network to those of the network as it was loaded."""
         return inputs
 
 
 def _renamed(value: Any, old: str, new: str) -> Any:
-    """JSON with ``new`` for ``old`` in its strings."""
+    """Replace ``old`` by ``new`` in all strings of a JSON value."""
     if isinstance(value, dict):
         return {key: _renamed(item, old, new) for key, item in value.items()}
     return value.replace(old, new) if isinstance(value, str) else value
 
 
 def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:
-    """A hash that tells base models apart: names, shapes and 16 values of each parameter, rounded to bf16.
+    """Hash that identifies a base model: names, shapes and 16 values of each parameter, rounded to bf16.
 
-    The rounding makes it the same for a base loaded in fp32 or bf16. Take it before adapters are injected, and
+    The rounding makes it the same for a base loaded in fp32 or bf16. Compute it before adapters are injected, and
     ``exclude`` the modules that are replaced for the task (head, label table).
     """
     digest = hashlib.sha256()
@@ -245,7 +248,7 @@ def fingerprint(model: nn.Module, exclude: Collection[str] = ()) -> str:
 
 
 def output_of(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """The model's answer as one tensor, whatever its host wraps it in."""
+    """The model's output as one tensor, for any host's output class."""
     inputs = dict(inputs)
     output = model(inputs.pop("x"), **inputs) if "x" in inputs else model(**inputs)
     if isinstance(output, Tensor):
@@ -254,7 +257,7 @@ def output_of(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def norms_with_parameters(model: nn.Module, prefix: str = "") -> list[str]:
-    """Names of the normalisation layers under ``prefix`` that own at least one parameter."""
+    """Names of the normalisation layers under ``prefix`` that have at least one parameter."""
     return [
         name
         for name, module in model.named_modules()
@@ -265,10 +268,10 @@ def norms_with_parameters(model: nn.Module, prefix: str = "") -> list[str]:
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Recompute each block's activations in the backward pass, by the host's own switch.
+    """Recompute each block's activations in the backward pass, using the host's own implementation.
 
     Raises:
-        InputError: the host has no such switch, or refuses.
+        InputError: the host does not support it.
     """
     try:
         if hasattr(model, "set_grad_checkpointing"):  # timm
@@ -286,14 +289,14 @@ def enable_gradient_checkpointing(model: nn.Module) -> None:
 
 
 def block_list(model: nn.Module) -> str | None:
-    """Name of the largest list of at least two modules of one class: a transformer's blocks. None if there is none."""
+    """Name of the largest list of two or more modules of one class: a transformer's blocks. None if there is none."""
     lists = {name: list(m) for name, m in model.named_modules() if isinstance(m, (nn.ModuleList, nn.Sequential))}
     alike = {n: blocks for n, blocks in lists.items() if len(blocks) > 1 and len({type(b) for b in blocks}) == 1}
     return max(alike, key=lambda n: sum(p.numel() for b in alike[n] for p in b.parameters()), default=None)
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of the module tree over the same parameters and buffers."""
+    """Copy the module tree, sharing parameters and buffers."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
 
 
@@ -301,7 +304,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
 def quiet_transformers() -> Iterator[None]:
     """Load or save a transformers model without the library's progress bar and its table of missing and unused weights.
 
-    Whoever loads a model looks at ``output_loading_info``.
+    Callers check ``output_loading_info`` instead.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -319,7 +322,7 @@ def quiet_transformers() -> Iterator[None]:
 def save_transformers(
     model: nn.Module, folder: Path, dtype: torch.dtype, max_shard_size: str, source: str | Path
 ) -> None:
-    """`Base.save_merged` for a transformers model, with the image processor of ``source``, a folder or hub id."""
+    """Implement `Base.save_merged` for transformers, including the image processor of ``source`` (folder or hub id)."""
     from onelora_vision.backbones.fuse import unfuse_qkv
 
     with quiet_transformers():
@@ -329,7 +332,7 @@ def save_transformers(
 
 
 def processor_file(source: str | Path) -> Path | None:
-    """The config of a transformers model's image processor: in its folder, or on the hub or its cache. None without one."""
+    """The config file of a transformers model's image processor, from its folder or the hub; None if there is none."""
     from huggingface_hub import hf_hub_download
 
     name = "preprocessor_config.json"
@@ -337,7 +340,7 @@ def processor_file(source: str | Path) -> Path | None:
         file = Path(source) / name
         return file if file.is_file() else None
     expect_hub(source)
-    # the hub client's errors come from requests, httpx and its own tree, depending on its version
+    # depending on its version, the hub client raises errors of requests, httpx or its own
     with contextlib.suppress(Exception):
         return Path(hf_hub_download(str(source), name))
     return None

@@ -1,6 +1,6 @@
-"""Backbones by name, built on the meta device: their shapes without their weights, in seconds also for 13B.
+"""Backbones by name, built on the meta device: their shapes without weights, within seconds even at 13B parameters.
 
-`describe` takes one of the names of `NAMED`, a timm model name, or a local folder or hub id with a config.
+`describe` takes a name in `NAMED`, a timm model name, or a local folder or hub id with a config.
 """
 
 import torch
@@ -16,13 +16,13 @@ def describe(name_or_path: str, num_classes: int | None = None, fuse_qkv: bool =
     """Build a backbone without weights.
 
     Args:
-        name_or_path: a name of `NAMED`, ``embedded/sit`` and the like, a timm name, a folder or a hub id (whose config
-            alone is fetched).
-        num_classes: classes of the head or label table (default: as the model has them).
-        fuse_qkv: join q, k, v where the host keeps them apart, as the paper's fused counts have it.
+        name_or_path: a name in `NAMED`, an embedded base such as ``embedded/sit``, a timm name, a folder or a hub id
+            (of which only the config is fetched).
+        num_classes: classes of the head or label table (default: those of the model).
+        fuse_qkv: join q, k, v if the host keeps them separate, as in the fused counts of the paper.
 
     Raises:
-        InputError: for a name that nobody knows.
+        InputError: the name is unknown, or the model is not supported.
     """
     place = embedded.folder_of(name_or_path) or name_or_path
     config = NAMED.get(name_or_path) or config_of(place) or _timm_config(name_or_path)
@@ -35,7 +35,7 @@ def describe(name_or_path: str, num_classes: int | None = None, fuse_qkv: bool =
                 raise
             kind = config.get("model_type") or config.get("_class_name")
             raise InputError(
-                f"{name_or_path}: a {kind!r} model; known are image classifiers and "
+                f"{name_or_path}: {kind!r} models are not supported; supported are image classifiers and "
                 f"{', '.join(name for row in all_rows() for name in row.names)} ({one_line(error, 200)})"
             ) from error
 
@@ -55,7 +55,7 @@ def _close(name: str, known: list[str]) -> str:
 
 
 def _dit(depth: int, heads: int, width: int, patch: int, out_channels: int = 8) -> dict:
-    """A DiT on 32 x 32 latents (arXiv 2212.09748, table 1). SiT's network is the same, REPA's has 4 output channels."""
+    """A DiT on 32 x 32 latents (arXiv 2212.09748, table 1). SiT's network is the same; REPA's has 4 output channels."""
     return {
         "_class_name": "DiTTransformer2DModel",
         "num_layers": depth,
@@ -119,7 +119,7 @@ NAMED: dict[str, dict] = {
         "backbone_out_indices": [5, 11, 17, 23],
         "neck_hidden_sizes": [256, 512, 1024, 1024],
     },
-    "llama-2-7b": {"model_type": "llama", "vocab_size": 32000},  # LlamaConfig's defaults are LLaMA-2 7B otherwise
+    "llama-2-7b": {"model_type": "llama", "vocab_size": 32000},  # otherwise, LlamaConfig's defaults are LLaMA-2 7B
     "llama-2-13b": {
         "model_type": "llama",
         "vocab_size": 32000,

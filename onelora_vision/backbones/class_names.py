@@ -1,4 +1,4 @@
-"""Which classes of a base the classes of a dataset are, by their names."""
+"""Matching the classes of a dataset to those of a base, by name."""
 
 import re
 import unicodedata
@@ -10,18 +10,18 @@ from onelora_vision.errors import listed
 
 
 class Matches(NamedTuple):
-    """What `match_classes` found.
+    """The result of `match_classes`.
 
     Attributes:
         rows: class of the dataset -> number of the base's class.
-        ambiguous: classes of the dataset that several of the base's are called, or share one of the base's.
+        ambiguous: classes of the dataset that match several of the base's classes, or share a match.
     """
 
     rows: dict[str, int]
     ambiguous: list[str]
 
     def describe(self, base_names: Sequence[str]) -> str:
-        """Which classes come from where, for people."""
+        """Describe for users which classes come from which classes of the base."""
         taken = [
             name if base_names[row] == name else f"{name} from {base_names[row]!r}" for name, row in self.rows.items()
         ]
@@ -30,12 +30,12 @@ class Matches(NamedTuple):
 
 
 def match_classes(names: Sequence[str], base_names: Sequence[str]) -> Matches:
-    """Find the classes of a dataset among those of a base, whose names may be synonyms with commas between them.
+    """Find the classes of a dataset among those of a base, whose names may be comma-separated synonyms.
 
-    A name is compared as it is with the base's whole names, then without regard to case, accents, underscores and
-    hyphens with each synonym ("ice_cream" is "ice cream, icecream"), then in the singular ("strawberries" is
-    "strawberry"). The first of these that finds a class decides; if it finds several, none is taken. Words in brackets
-    are part of a name: "crane (bird)" is not "crane".
+    A name is first compared exactly with the base's full names, then with each synonym, ignoring case, accents,
+    underscores and hyphens ("ice_cream" is "ice cream, icecream"), and then in the singular ("strawberries" is
+    "strawberry"). The first of these steps that finds a class decides; if it finds several, none is used. Words in
+    parentheses are part of a name: "crane (bird)" is not "crane".
     """
     steps = [
         _index(base_names, lambda name: [name]),
@@ -66,17 +66,19 @@ def _index(base_names: Sequence[str], keys: Callable) -> dict[str, set[int]]:
 
 
 def _synonyms(name: str) -> list[str]:
-    """The parts between commas outside brackets, normalised: "drake (bird, male), duck" has two.
+    """Split a name at commas outside parentheses and normalise the parts: "drake (bird, male), duck" has two.
 
-    A part that another one makes more precise is left out: "mouse, computer mouse" is not the animal.
+    A part that another one specifies more precisely is left out: "mouse, computer mouse" is not the animal.
     """
     parts = [_normalised(part) for part in re.split(r",(?![^(]*\))", name)]
     return [part for part in parts if not any(other.endswith(f" {part}") for other in parts)]
 
 
 def _normalised(name: str) -> str:
-    """A name's words in lower case, without the accents of Latin letters. Single characters stay as they are: in some
-    alphabets "a" and "A" are classes."""
+    """A name's words in lower case, without the accents of Latin letters.
+
+    Single characters stay as they are, since "a" and "A" can be different classes of letters.
+    """
     if len(name.strip()) < 2:
         return name.strip()
     letters = unicodedata.normalize("NFKD", name.casefold())
@@ -87,7 +89,7 @@ def _normalised(name: str) -> str:
 
 
 def _singular(name: str) -> str:
-    """The last word in the singular, where English forms it regularly and the word is long enough to be sure."""
+    """Put the last word into the singular, if its plural is regular in English and long enough to be sure."""
     head, space, word = name.rpartition(" ")
     if len(word) > 3 and word.isascii():
         if word.endswith("ies") and len(word) > 4:

@@ -1,4 +1,4 @@
-"""The ``config.json`` that tells a network's architecture, in a folder or a hub repository."""
+"""Reading the ``config.json`` with a network's architecture from a folder or a hub repository."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ _PLACES = ("transformer/config.json", "config.json")  # of a DiT pipeline; of a 
 
 
 def config_of(source: str | Path) -> dict | None:
-    """The config of a folder or hub id; None for what is neither, such as a file or a timm name.
+    """Read the config of a folder or hub id. Return None for anything else, such as a file or a timm name.
 
     Raises:
-        InputError: there is no config, or it cannot be read or fetched.
+        InputError: the config is missing, or cannot be read or fetched.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -27,7 +27,7 @@ def config_of(source: str | Path) -> dict | None:
 
 
 def name_in(config: dict) -> str | None:
-    """What a config calls its network."""
+    """The name of the network in a config."""
     return config.get("_class_name") or config.get("model_type")
 
 
@@ -37,7 +37,7 @@ def _parsed(path: Path, message: str) -> dict:
     except (OSError, ValueError) as error:
         raise InputError(f"{message} ({one_line(error)})") from error
     if not isinstance(config, dict):
-        raise InputError(f"{message} (it is no object)")
+        raise InputError(f"{message} (not a JSON object)")
     return config
 
 

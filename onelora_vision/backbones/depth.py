@@ -1,4 +1,4 @@
-"""What the bases for monocular depth have in common: metres or relative depth, the size and the colours they take."""
+"""Common parts of the bases for monocular depth: metric and relative depth, input size and normalisation."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from onelora_vision.errors import InputError, one_line
 class DepthBase(Base):
     """A depth model of transformers: images (B, 3, H, W) -> ``predicted_depth`` (B, H, W).
 
-    A metric model predicts metres; a relative one inverse depth up to scale and shift, which no loss in metres can use.
+    A metric model predicts metres. A relative one predicts inverse depth up to scale and shift, which cannot be used
+    with a loss in metres.
 
     Attributes:
         trains_head: whether methods train the head whole.
@@ -31,17 +32,17 @@ class DepthBase(Base):
 
     task, host = "depth", "transformers"
     fit_settings = ("fuse_qkv", "max_depth")
-    #: The transformers classes of the network and of its config; its ``model_type``; what people call it.
+    #: The transformers classes of the network and its config; the name of the family in messages.
     model_class: ClassVar[type[PreTrainedModel]]
     config_class: ClassVar[type[PretrainedConfig]]
     kind: ClassVar[str]
-    #: Mean and standard deviation per channel that its images are normalised with.
+    #: Mean and standard deviation per channel for normalising its images.
     mean: ClassVar[tuple[float, float, float]]
     std: ClassVar[tuple[float, float, float]]
-    #: Where the encoder's linear layers and its normalisation layers are, by the start of their names.
+    #: Prefixes of the names of the encoder's linear layers and normalisation layers.
     encoder: ClassVar[str]
     norms: ClassVar[str]
-    #: Weights that no input ever reaches, which converted checkpoints leave out.
+    #: Weights that are never used, and that converted checkpoints leave out.
     unused_weights: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
@@ -56,7 +57,7 @@ class DepthBase(Base):
         """Load a folder or hub id in fp32.
 
         Raises:
-            InputError: there is no such model, it is not of this family, or its file does not hold all of its weights.
+            InputError: the model does not exist or is not of this family, or its file lacks some of the weights.
         """
         source = embedded.resolve(cls.task, source)
         require_place(source, cls.kind)
@@ -86,7 +87,7 @@ class DepthBase(Base):
         max_depth: int | None = None,
         train_head: bool = False,
     ) -> None:
-        """A metric head that reaches ``max_depth`` metres, see `set_max_depth`; ``train_head`` has it trained whole."""
+        """Give the model a metric head up to ``max_depth`` metres; with ``train_head``, the head is trained whole."""
         if max_depth is not None and max_depth != self.max_depth:
             self.set_max_depth(max_depth)
             self.changed = ("head",)
@@ -102,36 +103,36 @@ class DepthBase(Base):
     @property
     @abstractmethod
     def max_depth(self) -> int | None:
-        """Metres that a metric model reaches; None for relative depth."""
+        """The largest depth of a metric model in metres; None for relative depth."""
 
     @abstractmethod
     def set_max_depth(self, max_depth: int) -> None:
-        """Give the model a metric head that reaches ``max_depth`` metres, in place.
+        """Give the model a metric head up to ``max_depth`` metres, in place.
 
         Raises:
-            InputError: it cannot have one, or ``max_depth`` is not a whole number from 1.
+            InputError: the model cannot have one, or ``max_depth`` is not a positive integer.
         """
 
     @property
     @abstractmethod
     def image_size(self) -> int:
-        """Side in pixels of the square images that the network was made for."""
+        """Side in pixels of the square images that the network was designed for."""
 
     @property
     def patch_size(self) -> int:
-        """Pixels that the sides of an image must be multiples of."""
+        """Patch size in pixels; the sides of an image must be multiples of it."""
         return self.model.config.patch_size
 
     def resolution(self, given: int | str | None = None) -> int | str:
-        """The size of the network's input, as `InputSize.parse` reads it: ``given``, or its own.
+        """The size of the network's input in the syntax of `InputSize.parse`: ``given``, or the network's own size.
 
         Raises:
-            InputError: the network does not take images of this shape.
+            InputError: the network does not accept images of this shape.
         """
         return given or self.image_size
 
     def adaptation(self) -> Adaptation:
-        """What the paper adapts: every linear of the encoder's blocks; neck and head stay frozen."""
+        """The layers that the paper adapts: every linear of the encoder's blocks. Neck and head stay frozen."""
         return encoder_adaptation(self.model, self.encoder, self.norms, self.trains_head)
 
     def replaced_modules(self) -> list[str]:
@@ -142,15 +143,16 @@ class DepthBase(Base):
         return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}
 
     def depth(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
-        """Depth (B, H', W') of images (B, 3, H, W) in [0, 1]; H and W multiples of the patch size; metres if metric.
+        """Predict depth (B, H', W') for images (B, 3, H, W) in [0, 1], in metres if the model is metric.
 
-        ``model`` is asked in place of the base's own: the same network with an adapter, or in a wrapper.
+        H and W must be multiples of the patch size. ``model`` replaces the base's own network: the same network with
+        an adapter, or in a wrapper.
         """
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (model or self.model)(pixel_values=(images - mean) / std).predicted_depth
 
     def require_metric(self, source: str, loss: str) -> None:
-        """Refuse a relative checkpoint where metres are needed, and say what can be done."""
+        """Raise an `InputError` with advice if the model is relative, but ``loss`` is in metres."""
         if not self.is_metric:
             raise InputError(
                 f"{source} is a relative checkpoint (inverse depth without scale), but the loss {loss!r} is in metres: "
@@ -163,7 +165,7 @@ class DepthBase(Base):
 
 
 def encoder_adaptation(model: nn.Module, encoder: str, norms: str, train_head: bool = False) -> Adaptation:
-    """Every linear layer below ``encoder``, every normalisation layer below ``norms``, and the head if it is trained."""
+    """Select every linear layer below ``encoder`` and every norm below ``norms``, and the head if it is trained."""
     linears = [
         name for name, module in model.named_modules() if name.startswith(encoder) and isinstance(module, nn.Linear)
     ]

@@ -1,7 +1,8 @@
-"""Depth Anything v1 and v2 by transformers: what is adapted, and what its head's ``max_depth`` means.
+"""Depth Anything v1 and v2 in transformers: what is adapted, and what the ``max_depth`` of its head means.
 
-A metric checkpoint ends in ``max_depth * sigmoid(z)``, metres. A relative one ends in ``relu(z)``, inverse depth up to
-scale and shift, which no loss in metres can use. `set_max_depth` turns either into a metric head of another range.
+A metric checkpoint ends in ``max_depth * sigmoid(z)``, in metres. A relative one ends in ``relu(z)``, inverse depth up
+to scale and shift, which cannot be used with a loss in metres. `set_max_depth` turns either into a metric head with a
+given range.
 """
 
 import math
@@ -18,7 +19,7 @@ from onelora_vision.errors import InputError
 
 @dataclass(kw_only=True)
 class DepthAnythingBase(DepthBase):
-    """Depth Anything v1 or v2, metric or relative; its images are normalised as ImageNet's are."""
+    """Depth Anything v1 or v2, metric or relative. Its images are normalised as for ImageNet."""
 
     model: DepthAnythingForDepthEstimation
 
@@ -36,7 +37,7 @@ class DepthAnythingBase(DepthBase):
         return self.model.config.max_depth if self.is_metric else None
 
     def set_max_depth(self, max_depth: int) -> None:
-        """See `set_max_depth`, the function."""
+        """See the function `set_max_depth`."""
         set_max_depth(self.model, max_depth)
 
     @property
@@ -48,7 +49,7 @@ class DepthAnythingBase(DepthBase):
 
 
 def small_depth_anything(max_depth: int) -> DepthAnythingForDepthEstimation:
-    """The embedded base's architecture with fresh weights: a metric Depth Anything for 64 x 64 pixels, 1.7M values."""
+    """The embedded base's architecture with fresh weights: a metric Depth Anything, 64 x 64 pixels, 1.7M parameters."""
     backbone = Dinov2Config(
         hidden_size=128,
         num_hidden_layers=6,
@@ -72,12 +73,15 @@ def small_depth_anything(max_depth: int) -> DepthAnythingForDepthEstimation:
 
 
 def set_max_depth(model: DepthAnythingForDepthEstimation, max_depth: int) -> None:
-    """Give the model a metric head that reaches ``max_depth`` metres.
+    """Give the model a metric head up to ``max_depth`` metres.
 
-    A metric head keeps its weights; its last bias moves by ``-log(max_depth / old)``, which keeps the odds of the
-    sigmoid in proportion to metres: depths that are small against the old range stay what they were, and what
-    saturated at the old range opens towards the new one. A relative head's last layer starts anew, at the same depth
-    everywhere (0.27 max_depth), and has to be trained.
+    A metric head keeps its weights, and its last bias changes by ``-log(max_depth / old)``. This keeps the odds of the
+    sigmoid proportional to metres: depths that are small compared to the old range stay the same, and depths that
+    saturated at the old range extend towards the new one. The last layer of a relative head is reset to predict the
+    same depth everywhere (0.27 max_depth), and has to be trained.
+
+    Raises:
+        InputError: ``max_depth`` is not a positive integer.
     """
     if max_depth < 1 or max_depth != int(max_depth):
         raise InputError(f"max_depth is {max_depth!r}, but must be a whole number of metres, at least 1")
@@ -93,9 +97,9 @@ def set_max_depth(model: DepthAnythingForDepthEstimation, max_depth: int) -> Non
 
 
 def depth_adaptation(model: DepthAnythingForDepthEstimation, train_head: bool = False) -> Adaptation:
-    """What the paper adapts: every linear of the encoder's blocks; neck and head stay frozen.
+    """The layers that the paper adapts: every linear of the encoder's blocks. Neck and head stay frozen.
 
-    ViT-L: 144 layers with q, k, v apart (96 fused), 221,184 values of b either way, 100,352 of norms.
-    ``train_head`` has the three convolutions of the head (not the neck) trained whole besides.
+    ViT-L: 144 layers with separate q, k, v (96 fused), with 221,184 parameters of b either way and 100,352 of norms.
+    ``train_head`` additionally trains the three convolutions of the head (not the neck) whole.
     """
     return encoder_adaptation(model, DepthAnythingBase.encoder, DepthAnythingBase.norms, train_head)

@@ -1,4 +1,4 @@
-"""A DiT or SiT pipeline as a base: the network, its autoencoder and scheduler, loaded, fitted to new classes and saved."""
+"""DiT and SiT pipelines as bases: loading network, autoencoder and scheduler, fitting to new classes, and saving."""
 
 import contextlib
 import copy
@@ -33,9 +33,10 @@ _CONFIG_FIELDS = (
 
 
 def dit_adaptation(model: DiT) -> Adaptation:
-    """What the paper adapts in DiT: every linear of the blocks and of the final layer; the label table trained whole.
+    """The layers that the paper adapts in DiT: every linear of the blocks and the final layer.
 
-    The timestep MLP stays frozen. DiT-XL/2 with 101 classes: 486,176 values of b and 117,504 of the table.
+    The label table is trained whole, and the timestep MLP stays frozen. DiT-XL/2 with 101 classes: 486,176 parameters
+    of b and 117,504 of the table.
     """
     linears = [
         name
@@ -53,11 +54,11 @@ def dit_adaptation(model: DiT) -> Adaptation:
 class DiTBase(Base):
     """A DiT pipeline: the network, its autoencoder and scheduler, and the names of its classes.
 
-    SiT and REPA have DiT's network and another objective, which the scheduler tells (see `objective`).
+    SiT and REPA have the same network but another objective, which the scheduler determines (see `objective`).
 
     Attributes:
         own_table: the label table (classes + 1, D) that the network was loaded with.
-        matches: whose rows of it `fit` carried over to the new classes.
+        matches: the classes whose rows `fit` carried over to the new label table.
     """
 
     model: DiT
@@ -82,7 +83,7 @@ class DiTBase(Base):
         """Load a diffusers DiT pipeline folder or hub id (transformer + vae + scheduler, ``id2label``) in fp32.
 
         Raises:
-            InputError: when there is no such pipeline, or when it is not a class-conditional DiT.
+            InputError: the pipeline does not exist or is not a class-conditional DiT.
         """
         source = embedded.resolve(cls.task, source)
         if Path(source).exists() and not (Path(source) / "model_index.json").is_file():
@@ -110,14 +111,14 @@ class DiTBase(Base):
 
     @classmethod
     def from_config(cls, config: dict, num_classes: int | None = None, fuse_qkv: bool = False) -> Self:
-        """The network alone, without autoencoder and schedule."""
+        """Build the network alone, without autoencoder and scheduler."""
         known = {key: value for key, value in config.items() if key in _CONFIG_FIELDS}
         known["num_embeds_ada_norm"] = num_classes or config.get("num_embeds_ada_norm", 1000)
         model = DiT.from_config(known)
         return cls(model=model.fuse_qkv() if fuse_qkv else model)
 
     def _fit(self, class_names: list[str] | None, *, seed: int, fuse_qkv: bool = False) -> None:
-        """A label table for ``class_names``: rows of classes that the base knows stay, see `DiT.set_classes`."""
+        """Make a label table for ``class_names``, keeping the rows of known classes (see `DiT.set_classes`)."""
         if self.own_table is None:
             self.own_table = self.model.label_table.weight.detach()
         if class_names:
@@ -129,15 +130,15 @@ class DiTBase(Base):
 
     @property
     def schedule(self) -> dict[str, Any]:
-        """The scheduler's config with the name of its class: what `diffusion` takes for the base's objective."""
+        """The scheduler's config with the name of its class, from which `diffusion` derives the base's objective."""
         return {"_class_name": type(self.scheduler).__name__, **self.scheduler.config}
 
     @property
     def objective(self) -> Epsilon | Flow | None:
-        """What the network predicts; None for a network without a scheduler.
+        """What the network predicts; None without a scheduler.
 
         Raises:
-            InputError: the scheduler is of no objective that is known here.
+            InputError: the scheduler does not belong to a known objective.
         """
         return None if self.scheduler is None else objective_of(self.schedule)
 
@@ -165,14 +166,14 @@ class DiTBase(Base):
 
     @property
     def image_size(self) -> int:
-        """Side of the images in pixels that the network's latents stand for."""
+        """Side in pixels of the images that the network's latents decode to."""
         return self.model.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def save_merged(self, model: nn.Module, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
         save_pipeline(replace(self, model=model), folder, dtype, max_shard_size)
 
     def compute_like_host(self, *, with_config: bool) -> None:
-        if with_config:  # a pipeline's config holds the norms' eps, but cannot say how the frequencies are spaced
+        if with_config:  # a pipeline's config holds the norms' eps, but not the spacing of the frequencies
             self.model.conditioning.time_proj.downscale_freq_shift = 1
         else:
             self.model.set_numerics(stock=True)
@@ -185,17 +186,17 @@ class DiTBase(Base):
         return {"subfolder": "transformer"}
 
     def host_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """With the null class of the base's own label table."""
+        """Replace the null class by that of the base's own label table."""
         labels, null = inputs["class_labels"], len(self.own_table) - 1
         return {**inputs, "class_labels": torch.where(labels == self.model.null_class, null, labels)}
 
 
 @contextlib.contextmanager
 def quiet_diffusers() -> Iterator[None]:
-    """Load or make a pipeline without diffusers' progress bars and lines that its user can do nothing about.
+    """Load or build a pipeline without diffusers' progress bars and log messages that users can do nothing about.
 
-    diffusers logs as an error that a pipeline of ``.bin`` files has no safetensors, before it loads it; the hub's client
-    warns that it takes its cache when it is offline, which `expect_hub` has said.
+    diffusers logs an error if a pipeline of ``.bin`` files has no safetensors, and then loads it. When offline, the
+    hub's client warns that it uses its cache, which `expect_hub` has already reported.
     """
     verbosity, hubs = diffusers_logging.get_verbosity(), hub_logging.get_verbosity()
     diffusers_logging.set_verbosity(logging.CRITICAL)
@@ -210,13 +211,13 @@ def quiet_diffusers() -> Iterator[None]:
 
 
 def _shared_parts(source: str) -> dict[str, AutoencoderKL]:
-    """What a pipeline that ships with the package has in another one's folder."""
+    """The parts of an embedded pipeline that are stored in another one's folder."""
     folder = embedded.autoencoder_of(source)
     return {} if folder is None else {"vae": AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)}
 
 
 def _class_names(pipeline: DiTPipeline, num_classes: int) -> list[str]:
-    """One name per class: ``id2label`` of the pipeline's config, or the class's number where it has none."""
+    """One name per class: from ``id2label`` of the pipeline's config, or else the class's number."""
     id2label = pipeline.config.get("id2label") or {}
     id2label = {int(key): value for key, value in id2label.items()}
     if not id2label:  # the pipeline itself keeps only its inverse
@@ -232,14 +233,14 @@ def save_pipeline(
     max_shard_size: str = "10GB",
     overwrite: bool = False,
 ) -> None:
-    """Write a pipeline folder that stock diffusers loads, ``id2label`` included.
+    """Write a pipeline folder that stock diffusers loads, including ``id2label``.
 
-    Stock diffusers samples it with its own timestep frequencies and, for other than 1000 classes, with a wrong null
-    class (its pipeline fixes it at 1000): use `onelora_vision.diffusion.sampling.sample`, or guidance_scale=1 there.
-    Of a base that predicts the velocity it loads the parts, and its pipeline cannot sample.
+    Stock diffusers samples it with its own timestep frequencies and, unless there are 1000 classes, with the wrong null
+    class (its pipeline always uses 1000). Use `onelora_vision.diffusion.sampling.sample` instead, or guidance_scale=1
+    there. If the base predicts the velocity, diffusers loads the parts, but its pipeline cannot sample.
 
     Raises:
-        InputError: the place is taken (see `outputs`), by something else than a pipeline that is to be overwritten.
+        InputError: the place is taken (see `outputs`), unless by a pipeline that is to be overwritten.
     """
     with quiet_diffusers():
         pipeline = DiTPipeline(base.model.to_stock().to(dtype), copy.deepcopy(base.vae).to(dtype), base.scheduler)
@@ -249,12 +250,12 @@ def save_pipeline(
 
 
 def class_ids(names: Sequence[str | int], class_names: Sequence[str]) -> list[int]:
-    """Class numbers for names or numbers; a name may be any of the comma-separated synonyms of a class.
+    """Convert class names or numbers to class numbers. A name may be any of a class's comma-separated synonyms.
 
-    An int is a number, also where classes are called by other numbers; a text is a name first.
+    An int is always a class number, even if classes are named by other numbers. A string is a name first.
 
     Raises:
-        InputError: for a name or number that the model does not have.
+        InputError: the model has no class of this name or number.
     """
     ids = {}
     for index, name in enumerate(class_names):

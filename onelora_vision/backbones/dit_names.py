@@ -1,6 +1,7 @@
-"""DiT's parameters under three names: `backbones.dit_network.DiT`'s, stock diffusers', and facebookresearch/DiT's.
+"""The names of DiT's parameters in `backbones.dit_network.DiT`, in stock diffusers and in facebookresearch/DiT.
 
-Stock diffusers holds a copy of the conditioning embedder in each block; the original (and so ComfyUI) joins q, k and v.
+Stock diffusers has a copy of the conditioning embedder in each block. The original, and therefore ComfyUI, joins q, k
+and v.
 """
 
 import re
@@ -30,7 +31,7 @@ QKV = ("to_q", "to_k", "to_v")
 
 
 def stock_modules(module: str, depth: int) -> list[str]:
-    """Stock diffusers' modules for one of ours: q, k, v apart, and a copy of the conditioning in each block."""
+    """Stock diffusers' modules for one of ours: separate q, k, v, and a copy of the conditioning in each block."""
     if module.endswith(".to_qkv"):
         return [module.removesuffix("to_qkv") + part for part in QKV]
     if module.startswith(CONDITIONING):
@@ -40,12 +41,12 @@ def stock_modules(module: str, depth: int) -> list[str]:
 
 
 def own_module(stock: str) -> str:
-    """Our module for a stock one; every copy of the conditioning is the one that we have."""
+    """Our module for a stock one. All copies of the conditioning map to our single one."""
     return _COPY.sub(CONDITIONING, stock)
 
 
 def facebook_module(module: str) -> str:
-    """The original's name of one of our modules, with q, k, v joined (``to_qkv``).
+    """The original's name for one of our modules, with q, k, v joined (``to_qkv``).
 
     Raises:
         KeyError: the original has no such module.
@@ -57,7 +58,7 @@ def facebook_module(module: str) -> str:
 
 
 def stock_whole(whole: dict[str, dict[str, Tensor]], depth: int) -> dict[str, dict[str, Tensor]]:
-    """Modules saved whole, under stock diffusers' names; copies do not share memory."""
+    """Rename modules saved whole to stock diffusers' names. Copies do not share memory."""
     result: dict[str, dict[str, Tensor]] = {}
     for module, parts in whole.items():
         names = stock_modules(module, depth)
@@ -70,10 +71,10 @@ def stock_whole(whole: dict[str, dict[str, Tensor]], depth: int) -> dict[str, di
 
 
 def pad_table(table: Tensor, base_table: Tensor) -> Tensor:
-    """A label table (n + 1, D) in the shape of the base's: new classes first, the null class last as it must be.
+    """Pad a label table (n + 1, D) to the shape of the base's: new classes first, the null class last.
 
-    Stock diffusers' pipeline takes the base's last row for "no class", so its guidance stays right. The rows between
-    keep the base's values.
+    Stock diffusers' pipeline uses the base's last row for "no class", so its guidance stays correct. The rows in
+    between keep the base's values.
     """
     padded = base_table.detach().clone().to(table.dtype)
     padded[: len(table) - 1] = table[:-1]

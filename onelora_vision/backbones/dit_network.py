@@ -1,16 +1,16 @@
-"""Class-conditional DiT (Peebles & Xie, arXiv 2212.09748) on diffusers' classes, with the original's mathematics.
+"""Class-conditional DiT (Peebles & Xie, arXiv 2212.09748) based on diffusers' classes, with the original's mathematics.
 
-diffusers' ``DiTTransformer2DModel`` holds the network's weights exactly, yet differs from the original DiT in four ways
-that matter for fine-tuning; `DiT` mends them:
+diffusers' ``DiTTransformer2DModel`` has exactly the same weights, but differs from the original DiT in four ways that
+matter for fine-tuning. `DiT` fixes them:
 
-* every block owns a copy of the conditioning embedder (timestep MLP and label table) and evaluates it; here is one
-  shared embedder, evaluated once per forward;
-* in training mode every copy draws its own label dropout; here the embedder never drops: the training task replaces
-  labels by the null class, one draw per sample;
-* the timestep frequencies are spaced with ``downscale_freq_shift=1``, the original's with 0;
-* the second norm of each block takes ``norm_eps`` from the config (1e-5), the original's is 1e-6.
+* Every block has and evaluates its own copy of the conditioning embedder (timestep MLP and label table). Here, the
+  blocks share one embedder, evaluated once per forward pass.
+* In training mode, every copy draws its own label dropout. Here, the embedder never drops labels: the training task
+  replaces them by the null class, with one draw per sample.
+* The timestep frequencies are spaced with ``downscale_freq_shift=1``; the original uses 0.
+* The second norm of each block takes ``norm_eps`` from the config (1e-5); the original uses 1e-6.
 
-The last two can be set back with ``stock_numerics=True`` for comparison.
+The last two can be reverted with ``stock_numerics=True`` for comparison.
 """
 
 import copy
@@ -34,10 +34,10 @@ ORIGINAL_NORM_EPS = 1e-6
 
 
 class SharedAdaLayerNormZero(AdaLayerNormZero):
-    """adaLN-Zero modulation that is handed the conditioning vector instead of computing it from its own embedder.
+    """adaLN-Zero modulation that receives the conditioning vector instead of computing it from its own embedder.
 
-    diffusers' block passes its ``timestep`` argument through to this layer untouched, so the conditioning (N, D)
-    travels there: the block itself, and gradient checkpointing around it, stay diffusers'.
+    diffusers' block passes its ``timestep`` argument on to this layer unchanged, so that argument carries the
+    conditioning (N, D). The block itself, and gradient checkpointing around it, remain those of diffusers.
     """
 
     def __init__(self, stock: AdaLayerNormZero):
@@ -52,11 +52,11 @@ class SharedAdaLayerNormZero(AdaLayerNormZero):
 class DiT(DiTTransformer2DModel):
     """diffusers' DiT with one shared conditioning embedder, ``self.conditioning``, and the original's numerics.
 
-    Inputs are those of the parent: latents (N, C, H, W), timesteps (N,) or a scalar, class labels (N,) where
-    `null_class` stands for "no class". The output has 2C channels when the variance is learned.
+    Inputs are those of the parent: latents (N, C, H, W), timesteps (N,) or a scalar, and class labels (N,), where
+    `null_class` means "no class". The output has 2C channels if the variance is learned.
     """
 
-    # wraps() lends the parent's signature, from which diffusers reads the names of the config's fields.
+    # wraps() copies the parent's signature, from which diffusers reads the names of the config's fields.
     @functools.wraps(DiTTransformer2DModel.__init__)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -64,13 +64,13 @@ class DiT(DiTTransformer2DModel):
 
     @classmethod
     def from_stock(cls, stock: DiTTransformer2DModel, *, stock_numerics: bool = False) -> "DiT":
-        """Take over the weights of diffusers' model (which is spent by it) and tie its conditioning embedders.
+        """Take over the modules of diffusers' model, which cannot be used afterwards, and share one embedder.
 
         Raises:
-            InputError: when the copies of the embedder differ, so that no single one can stand for all.
+            InputError: the copies of the conditioning embedder differ, so one cannot replace them all.
         """
         _check_same_embedders(stock)
-        fields = inspect.signature(cls.__init__).parameters  # configs of old pipelines have others besides
+        fields = inspect.signature(cls.__init__).parameters  # configs of old pipelines have further ones
         with torch.device("meta"):
             model = cls.from_config({name: value for name, value in stock.config.items() if name in fields})
         for name, child in stock.named_children():
@@ -81,7 +81,7 @@ class DiT(DiTTransformer2DModel):
         return model
 
     def to_stock(self) -> DiTTransformer2DModel:
-        """A copy as diffusers' own class, each block with its copy of the embedder, ready for ``save_pretrained``."""
+        """Copy to diffusers' own class, with an embedder in each block, ready for ``save_pretrained``."""
         config = {**self.config, "norm_eps": self.transformer_blocks[0].norm3.eps}
         with torch.device("meta"):
             stock = DiTTransformer2DModel.from_config(config)
@@ -104,14 +104,14 @@ class DiT(DiTTransformer2DModel):
         self.set_numerics(stock=False)
 
     def set_numerics(self, *, stock: bool) -> None:
-        """Choose the original DiT's timestep frequencies and norm eps (``stock=False``) or stock diffusers'."""
+        """Use the timestep frequencies and norm eps of the original DiT (``stock=False``) or of stock diffusers."""
         self.conditioning.time_proj.downscale_freq_shift = 1 if stock else 0
         for block in self.transformer_blocks:
             block.norm3.eps = self.config.norm_eps if stock else ORIGINAL_NORM_EPS
 
     @property
     def label_table(self) -> nn.Module:
-        """The class embedding, ``num_classes + 1`` rows; the last is the null class."""
+        """The class embedding with ``num_classes + 1`` rows, the last one for the null class."""
         return self.conditioning.class_embedder.embedding_table
 
     @property
@@ -160,11 +160,11 @@ class DiT(DiTTransformer2DModel):
         old_names: Sequence[str] | None = None,
         generator: torch.Generator | None = None,
     ) -> Matches:
-        """Give the model a label table for ``class_names``; returns whose row was carried over.
+        """Give the model a label table for ``class_names``, and return which classes kept their row.
 
-        A class that the old table knows by name (`match_classes`) keeps its row, and so does the null class. The other rows are drawn
-        from the normal distribution of the old rows (mean and standard deviation per dimension), so that the network
-        meets conditioning of the size it was trained on.
+        A class that the old table knows by name (`match_classes`) keeps its row, and so does the null class. All other
+        rows are drawn from the normal distribution of the old rows (mean and standard deviation per dimension), so the
+        conditioning has the scale that the network was trained on.
         """
         old = self.label_table.weight.detach()
         matches = match_classes(class_names, old_names or [])
@@ -184,7 +184,7 @@ class DiT(DiTTransformer2DModel):
         return matches
 
     def fuse_qkv(self) -> "DiT":
-        """Join ``to_q, to_k, to_v`` of each block into one ``to_qkv``, as in the original; outputs stay the same."""
+        """Join ``to_q, to_k, to_v`` of each block into one ``to_qkv``, as in the original, without changing outputs."""
         for block in self.transformer_blocks:
             _fuse(block.attn1)
         return self

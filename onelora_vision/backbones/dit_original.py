@@ -1,8 +1,8 @@
-"""Checkpoints of the original DiT (facebookresearch/DiT), SiT and REPA to and from `backbones.dit_network.DiT`, value for value.
+"""Exact conversion of original DiT (facebookresearch/DiT), SiT and REPA checkpoints to and from `dit_network.DiT`.
 
-The original joins q, k and v into one layer and stores its positions; everything else is a matter of names
-(`backbones.dit_names`). SiT (arXiv 2401.08740) and REPA (arXiv 2410.06940, 2504.10483) have the same tensors. What sets
-them apart is what their network was trained to predict, which no file of theirs says: see `Original`.
+The original joins q, k and v into one layer and stores its positions; otherwise, only names differ
+(`backbones.dit_names`). SiT (arXiv 2401.08740) and REPA (arXiv 2410.06940, 2504.10483) have the same tensors. They
+differ in what the network was trained to predict, which their files do not record (see `Original`).
 """
 
 import math
@@ -28,23 +28,24 @@ from onelora_vision.storage.safetensors_file import SafetensorsFile
 from onelora_vision.storage.weights import read_weights
 
 POSITIONS = "pos_embed"
-#: Heads of DiT-XL, L, B and S by (blocks, width): a checkpoint's shapes do not tell them.
+#: Number of heads of DiT-XL, L, B and S by (blocks, width), which a checkpoint's shapes do not reveal.
 HEADS = {(28, 1152): 16, (24, 1024): 16, (12, 768): 12, (12, 384): 6}
 _TABLE, _PATCHES, _LAST = "y_embedder.embedding_table.weight", "x_embedder.proj.weight", "final_layer.linear.weight"
 _DIMENSIONS = {_PATCHES: 4, POSITIONS: 3, _TABLE: 2, _LAST: 2}
 _MAX_BLOCKS = 512
 _KIND = "onelora.kind"  # key of a safetensors header
-#: Of REPA's training alone: the heads that aligned the features.
+#: Heads that align features, used in REPA's training only.
 _PROJECTORS = "projectors."
 #: REPA-E normalises latents by the running statistics of a BatchNorm2d.
 _MEAN, _VARIANCE, _BATCHES = "bn.running_mean", "bn.running_var", "bn.num_batches_tracked"
 
 
 class Original(NamedTuple):
-    """Whose checkpoint it is.
+    """An original implementation.
 
     Attributes:
-        title: its name. scheduler: makes the scheduler that stands for its objective.
+        title: its name.
+        scheduler: function that makes the scheduler for its objective.
     """
 
     title: str
@@ -52,16 +53,16 @@ class Original(NamedTuple):
 
 
 def _noise_schedule() -> SchedulerMixin:
-    """DiT's: 1000 linear steps (arXiv 2212.09748, section 4)."""
+    """DiT's noise schedule: 1000 linear steps (arXiv 2212.09748, section 4)."""
     return DDIMScheduler(1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
 
 
 def _flow(*, ends_at_image: bool) -> SchedulerMixin:
-    """A straight line whose time, from 0 to 1, is the network's timestep as it is."""
+    """A straight flow whose time, from 0 to 1, is passed to the network unchanged as its timestep."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, invert_sigmas=ends_at_image)
 
 
-#: By the values of ``onelora convert --model``. SiT's time begins at the noise, REPA's at the image.
+#: Keys are the values of ``onelora convert --model``. Time starts at the noise in SiT, and at the image in REPA.
 ORIGINALS = {
     "dit": Original("DiT", _noise_schedule),
     "sit": Original("SiT", lambda: _flow(ends_at_image=True)),
@@ -70,12 +71,12 @@ ORIGINALS = {
 
 
 def read_original(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of an original checkpoint: ``.safetensors``, or ``.pt`` read without running what it may hold.
+    """Read the tensors of an original checkpoint: ``.safetensors``, or ``.pt`` without executing code in it.
 
-    Of a training checkpoint the averaged weights are taken, as the original's sampling does, or else the others.
+    From a training checkpoint, the averaged weights are used if there are any, as in the original's sampling.
 
     Raises:
-        InputError: it cannot be read, or is no DiT.
+        InputError: the file cannot be read or is not a DiT.
     """
     state = read_weights(path, inside=("ema", "model"))
     if not {_PATCHES, _TABLE, POSITIONS} <= state.keys():
@@ -84,10 +85,11 @@ def read_original(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def original_of(path: str | Path, state: dict[str, torch.Tensor], wanted: str | None = None) -> str:
-    """Whose checkpoint a file is, a key of `ORIGINALS`: what it says, what is ``wanted``, or DiT's.
+    """Determine the original that a checkpoint belongs to (a key of `ORIGINALS`): as ``wanted``, as recorded, or DiT.
 
     Raises:
-        InputError: its tensors or its header say otherwise than ``wanted``, or nothing does and its name is not DiT's.
+        InputError: ``wanted`` contradicts the file's tensors or header, or only the file name suggests that it is not
+            DiT.
     """
     title = SafetensorsFile(str(path)).strings.get(_KIND) if Path(path).suffix == ".safetensors" else None
     written = next((name for name, original in ORIGINALS.items() if original.title == title), None)
@@ -102,19 +104,19 @@ def original_of(path: str | Path, state: dict[str, torch.Tensor], wanted: str | 
         return written
     if re.search(r"(?<![a-z])(sit|repa)(?![a-z])", Path(path).name.lower()):
         raise InputError(
-            f"{path}: the tensors of DiT, SiT and REPA are the same, and by its name it is not DiT's: say whose it is "
+            f"{path}: the tensors of DiT, SiT and REPA are the same, and its name does not suggest DiT: choose one "
             "with --model sit, repa or dit"
         )
     return "dit"
 
 
 def from_original(state: dict[str, torch.Tensor], num_heads: int | None = None) -> DiT:
-    """The model of an original state dict, in fp32; it takes over the tensors that are fp32 already.
+    """Build the model of an original state dict, in fp32. Tensors that are already fp32 are not copied.
 
     REPA's projectors and statistics are left out.
 
     Raises:
-        InputError: the number of heads is needed and not given, or the tensors are not those of a DiT.
+        InputError: the number of heads is needed but not given, or the tensors are not those of a DiT.
     """
     state = {key: value for key, value in state.items() if not key.startswith((_PROJECTORS, "bn."))}
     config = _config(state, num_heads)
@@ -141,7 +143,7 @@ def from_original(state: dict[str, torch.Tensor], num_heads: int | None = None) 
 
 
 def to_original(model: DiT) -> dict[str, torch.Tensor]:
-    """The original's state dict of a model, positions included; the model is left as it was."""
+    """The original state dict of a model, including positions. The model is left unchanged."""
     is_fused = hasattr(model.transformer_blocks[0].attn1, "to_qkv")
     model.fuse_qkv()
     state = {_original_key(key): value.detach().clone() for key, value in model.state_dict().items()}
@@ -151,8 +153,9 @@ def to_original(model: DiT) -> dict[str, torch.Tensor]:
 
 
 def state_of(base: DiTBase) -> tuple[str, dict[str, torch.Tensor]]:
-    """Whose checkpoint a base is when it goes back (a key of `ORIGINALS`), and its tensors: those of the network, and of
-    a REPA-E the statistics of its latents.
+    """Convert a base back to an original checkpoint, and return its key in `ORIGINALS` and its tensors.
+
+    For REPA-E, the tensors include the statistics of its latents.
 
     Raises:
         InputError: the time of its scheduler is neither SiT's nor REPA's.
@@ -173,10 +176,10 @@ def state_of(base: DiTBase) -> tuple[str, dict[str, torch.Tensor]]:
 def save_original(
     state: dict[str, torch.Tensor], path: str | Path, *, title: str = "DiT", overwrite: bool = False
 ) -> None:
-    """Write an original state dict as ``.safetensors``, whose header says the ``title`` of its `Original`, or ``.pt``.
+    """Write an original state dict as ``.pt``, or as ``.safetensors`` with its `Original`'s ``title`` in the header.
 
     Raises:
-        InputError: another ending, or the place is taken (see `outputs`).
+        InputError: the file has another extension, or the place is taken (see `outputs`).
     """
     path = check_original_name(path)
     with file_output(path, overwrite=overwrite) as temporary:
@@ -188,7 +191,7 @@ def save_original(
 
 
 def check_original_name(path: str | Path) -> Path:
-    """Refuse a file name that does not say how a checkpoint is to be written."""
+    """Raise an `InputError` if the file extension is not a checkpoint's."""
     if Path(path).suffix not in (".safetensors", ".pt"):
         raise InputError(f"{path}: an original checkpoint is named NAME.pt or NAME.safetensors")
     return Path(path)
@@ -201,12 +204,12 @@ def original_base(
     num_heads: int | None,
     original: str | None = None,
 ) -> DiTBase:
-    """An original checkpoint with an autoencoder, as a base that can be saved as a pipeline and fine-tuned.
+    """Load an original checkpoint with an autoencoder, as a base that can be saved as a pipeline and fine-tuned.
 
     Args:
-        original: whose it is, a key of `ORIGINALS` (default: see `original_of`).
-        vae: folder (or hub id) of an ``AutoencoderKL``, such as stabilityai/sd-vae-ft-ema.
-        class_names: one for each class; by default ImageNet's for 1000 classes, else numbers.
+        original: the original that it belongs to, a key of `ORIGINALS` (default: see `original_of`).
+        vae: folder or hub id of an ``AutoencoderKL``, such as stabilityai/sd-vae-ft-ema.
+        class_names: one name per class; by default, those of ImageNet for 1000 classes, else numbers.
 
     Raises:
         InputError: the checkpoint, the autoencoder or the number of names is wrong.
@@ -225,7 +228,7 @@ def original_base(
         raise InputError(f"--vae {vae}: no autoencoder there ({one_line(error)})") from error
     if autoencoder.config.latent_channels != model.config.in_channels:
         raise InputError(
-            f"--vae {vae}: its latents have {autoencoder.config.latent_channels} channels, those of {path} "
+            f"--vae {vae}: its latents have {autoencoder.config.latent_channels} channels, but {path} needs "
             f"{model.config.in_channels}"
         )
     _set_statistics(autoencoder, state, path)
@@ -234,7 +237,7 @@ def original_base(
 
 
 def _set_statistics(vae: AutoencoderKL, state: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Give the autoencoder the statistics by which a REPA-E network takes its latents, if the checkpoint has them."""
+    """Copy the statistics that normalise the latents of REPA-E to the autoencoder, if the checkpoint has them."""
     mean, variance = state.get(_MEAN), state.get(_VARIANCE)
     if mean is None and variance is None:
         return
@@ -255,19 +258,19 @@ def _original_key(key: str) -> str:
 
 
 def _config(state: dict[str, torch.Tensor], num_heads: int | None) -> dict:
-    """The constructor's arguments, read off the shapes."""
+    """The constructor's arguments, derived from the shapes."""
     for name, dimensions in _DIMENSIONS.items():
         if name not in state:
             raise InputError(f"not an original DiT: {name} is missing")
         if state[name].ndim != dimensions or 0 in state[name].shape:
             raise InputError(f"not an original DiT: {name} has shape {tuple(state[name].shape)[:8]}")
     if len(state[_TABLE]) < 2:
-        raise InputError(f"not an original DiT: {_TABLE} has one row, which is no class")
+        raise InputError(f"not an original DiT: {_TABLE} has one row, so it has no classes")
     width, in_channels, patch, _ = state[_PATCHES].shape
     side = math.isqrt(state[POSITIONS].shape[1])
     if state[POSITIONS].shape != (1, side**2, width):
         shape = tuple(state[POSITIONS].shape)
-        raise InputError(f"its pos_embed has shape {shape}: converted are square grids, (1, side², {width})")
+        raise InputError(f"its pos_embed has shape {shape}, expected a square grid (1, side², {width})")
     depth = sum(key.endswith("attn.qkv.weight") for key in state)
     if depth > _MAX_BLOCKS:
         raise InputError(f"not an original DiT: {depth:,} blocks")
@@ -275,7 +278,7 @@ def _config(state: dict[str, torch.Tensor], num_heads: int | None) -> dict:
         raise InputError(f"--num_heads is {num_heads}: give a whole number from 1")
     heads = num_heads or HEADS.get((depth, width))
     if heads is None:
-        raise InputError(f"{depth} blocks of width {width} are none of DiT-XL, L, B, S: give --num_heads")
+        raise InputError(f"{depth} blocks of width {width} match none of DiT-XL, L, B, S: give --num_heads")
     if width % heads:
         raise InputError(f"--num_heads is {heads}, which does not divide the width {width}")
     return {

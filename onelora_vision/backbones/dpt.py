@@ -1,4 +1,4 @@
-"""DPT (Ranftl et al., arXiv 2103.13413) by transformers: MiDaS's relative depth on a plain or a DINOv2 encoder."""
+"""DPT (Ranftl et al., arXiv 2103.13413) in transformers: MiDaS's relative depth on a plain or DINOv2 encoder."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ from onelora_vision.errors import InputError
 
 @dataclass(kw_only=True)
 class DPTBase(DepthBase):
-    """DPT, which predicts inverse depth up to scale and shift: train it with ``--loss ssi``.
+    """DPT, which predicts inverse depth up to scale and shift. Train it with ``--loss ssi``.
 
-    The hybrid, whose first stages are convolutions, keeps its patch size of 16; its ViT is adapted.
+    In the hybrid, whose first stages are convolutions, the patch size is still 16, and the ViT is adapted.
     """
 
     model: DPTForDepthEstimation
@@ -22,7 +22,7 @@ class DPTBase(DepthBase):
 
     @property
     def _vision(self):
-        """The config of the encoder: DPT's own, or that of a backbone of another family."""
+        """The config of the encoder: DPT's own, or that of its backbone from another family."""
         config = self.model.config
         return config if config.is_hybrid or config.backbone_config is None else config.backbone_config
 
@@ -51,7 +51,7 @@ class DPTBase(DepthBase):
         return self._vision.patch_size
 
     def resolution(self, given: int | str | None = None) -> int | str:
-        """On DPT's own ViT always square: its neck lays the patches out in a square."""
+        """The input size (see `DepthBase.resolution`). With DPT's own ViT it is always square, as the neck requires."""
         if self._vision is not self.model.config:
             return super().resolution(given)
         height, _, width = str(given or self.image_size).partition("x")

@@ -1,7 +1,7 @@
 """Join and split the q, k, v projections of transformers' vision attention (ViT, Dinov2).
 
-LoRA, DoRA and MoRA count their parameters per linear, so a model with one fused ``qkv`` (timm, the original
-checkpoints, the paper) has other counts than transformers' split one. Outputs are the same to rounding. For DiT see
+The parameters of LoRA, DoRA and MoRA are counted per linear, so a model with one fused ``qkv`` (timm, the original
+checkpoints, the paper) has other counts than transformers' split one. Outputs are equal up to rounding. For DiT, see
 `onelora_vision.backbones.dit_network.DiT.fuse_qkv`.
 """
 
@@ -18,7 +18,7 @@ _SHARED = ("config", "num_attention_heads", "head_dim", "attention_dropout", "sc
 
 
 class FusedAttention(nn.Module):
-    """transformers' ViT attention with one ``qkv_proj``; takes over the linears of ``split``."""
+    """transformers' ViT attention with one ``qkv_proj``, built from the linears of ``split``."""
 
     def __init__(self, split: ViTAttention | Dinov2Attention):
         super().__init__()
@@ -29,7 +29,7 @@ class FusedAttention(nn.Module):
         self.o_proj = split.o_proj
 
     def forward(self, hidden_states: torch.Tensor, attention_mask=None, **kwargs):
-        """Hidden states (B, T, D) -> attention output (B, T, D) and weights, as the split layer gives them."""
+        """Hidden states (B, T, D) -> attention output (B, T, D) and weights, as returned by the split layer."""
         shape = (*hidden_states.shape[:-1], 3, -1, self.head_dim)
         query, key, value = self.qkv_proj(hidden_states).view(shape).transpose(1, 3).unbind(2)  # (B, H, T, Dh)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -41,7 +41,7 @@ class FusedAttention(nn.Module):
         return self.o_proj(output), weights
 
     def split(self) -> nn.Module:
-        """The layer this was made of, with q, k, v cut from the fused weights."""
+        """Convert back to the original layer, with q, k, v split from the fused weights."""
         with torch.device("meta"):
             module = self.split_class(self.config)
         module.q_proj, module.k_proj, module.v_proj = split_linear(self.qkv_proj, 3)
@@ -53,15 +53,15 @@ def fuse_qkv(model: nn.Module) -> nn.Module:
     """Replace every split attention under ``model`` by a `FusedAttention`, in place.
 
     Raises:
-        InputError: there is none: q, k, v are one linear already (timm), or the attention is of another kind.
+        InputError: there is none, because q, k, v are already one linear (timm) or the attention is of another kind.
     """
     if not any(isinstance(module, (*FUSABLE, FusedAttention)) for module in model.modules()):
-        raise InputError(f"fuse_qkv: {type(model).__name__} has no attention with q, k, v apart; leave the option out")
+        raise InputError(f"fuse_qkv: {type(model).__name__} has no attention with separate q, k, v; leave it out")
     return _replace(model, FUSABLE, FusedAttention)
 
 
 def unfuse_qkv(model: nn.Module) -> nn.Module:
-    """Undo `fuse_qkv`, in place; a model that is not fused is left as it is."""
+    """Undo `fuse_qkv`, in place. A model that is not fused is left unchanged."""
     return _replace(model, FusedAttention, FusedAttention.split)
 
 
@@ -74,14 +74,14 @@ def _replace(model: nn.Module, kinds, make) -> nn.Module:
 
 
 def join_linears(linears: list[nn.Linear]) -> nn.Linear:
-    """One linear whose outputs are the outputs of ``linears`` (same inputs, all with bias or none), one after another."""
+    """Concatenate linears with the same inputs, all with or all without bias, into one with all their outputs."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
     return _linear(weight, torch.cat(biases) if biases else None, linears[0].weight.requires_grad)
 
 
 def split_linear(linear: nn.Linear, parts: int) -> list[nn.Linear]:
-    """The inverse of `join_linears` for parts of one size."""
+    """Undo `join_linears` for parts of equal size."""
     biases = linear.bias.detach().chunk(parts) if linear.bias is not None else [None] * parts
     return [
         _linear(weight.clone(), bias if bias is None else bias.clone(), linear.weight.requires_grad)

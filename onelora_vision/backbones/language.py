@@ -1,4 +1,4 @@
-"""Causal language models by transformers, such as LLaMA: the paper's last system."""
+"""Causal language models of transformers, such as LLaMA, the last system in the paper."""
 
 import contextlib
 import logging
@@ -28,9 +28,9 @@ from onelora_vision.errors import InputError, one_line
 
 _log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_ROUNDING, _ROUNDING_16_BITS = 1e-3, 5e-2  # relative differences of logits that are no more than rounding
-LENGTH = 512  # tokens of `LanguageBase.example` of a network without weights, unless said otherwise
-TRIAL_LENGTH = 32  # and of a loaded one, which is tried with it
+_ROUNDING, _ROUNDING_16_BITS = 1e-3, 5e-2  # largest relative differences of logits by rounding alone
+LENGTH = 512  # default tokens of `LanguageBase.example` for a network without weights
+TRIAL_LENGTH = 32  # the same for a loaded network, which runs on the example
 
 
 @dataclass(kw_only=True)
@@ -38,8 +38,8 @@ class LanguageBase(Base):
     """A decoder of transformers with its tokenizer: token ids (B, T) -> ``logits`` (B, T, vocabulary).
 
     Attributes:
-        tokenizer: None for a network that was built without weights, for counting and planning.
-        length: tokens of a sequence in `example`.
+        tokenizer: None for a network built without weights, for counting and planning.
+        length: sequence length of `example`, in tokens.
     """
 
     model: PreTrainedModel
@@ -59,11 +59,13 @@ class LanguageBase(Base):
         cache_dir: str | None = None,
         base_dtype: str = "fp32",
     ) -> Self:
-        """Load a folder or hub id, with its tokenizer, in a dtype of `DTYPES`. A tokenizer without a padding token pads with its end token.
+        """Load a folder or hub id with its tokenizer, in a dtype of `DTYPES`.
+
+        A tokenizer without a padding token uses its end token for padding.
 
         Raises:
-            InputError: there is no such model or dtype, it is no decoder, its file does not hold all of its weights, or it has no
-                tokenizer with an end token.
+            InputError: the model or dtype does not exist, the model is not a decoder, its file lacks some of the
+                weights, or it has no tokenizer with an end token.
         """
         source = embedded.resolve(cls.task, source)
         if base_dtype not in DTYPES:
@@ -83,7 +85,7 @@ class LanguageBase(Base):
     @classmethod
     def from_config(cls, config: dict, num_classes: int | None = None, fuse_qkv: bool = False) -> Self:
         if num_classes or fuse_qkv:
-            raise InputError("a language model has no classes, and its q, k, v stay apart")
+            raise InputError("a language model has no classes, and its q, k, v cannot be fused")
         found = AutoConfig.for_model(**config)
         _require_decoder(found, config["model_type"])
         found.use_cache = False  # as in training
@@ -91,7 +93,7 @@ class LanguageBase(Base):
 
     def _fit(self, class_names: list[str] | None, *, seed: int, **settings: Any) -> None:
         if class_names or settings.get("fuse_qkv"):
-            raise InputError("a language model has no classes, and its q, k, v stay apart")
+            raise InputError("a language model has no classes, and its q, k, v cannot be fused")
 
     def adaptation(self) -> Adaptation:
         return decoder_adaptation(self.model)
@@ -105,10 +107,10 @@ class LanguageBase(Base):
         return {"input_ids": ids}
 
     def require_positions(self, tokens: int) -> None:
-        """Make sure that the network knows as many positions as a row has ``tokens``.
+        """Check that the network has enough positions for a row of ``tokens``.
 
         Raises:
-            InputError: it knows fewer, and would fail or go astray beyond them.
+            InputError: it has fewer, and would fail or produce nonsense beyond them.
         """
         if self.positions is not None and tokens > self.positions:
             raise InputError(
@@ -117,10 +119,10 @@ class LanguageBase(Base):
             )
 
     def require_room(self, prompt: int, max_new_tokens: int) -> None:
-        """Make sure that the network knows the positions of a prompt and its answer, both in tokens.
+        """Check that the network has enough positions for a prompt and its answer, both in tokens.
 
         Raises:
-            InputError: it knows fewer.
+            InputError: it has fewer.
         """
         if self.positions is not None and prompt + max_new_tokens > self.positions:
             raise InputError(
@@ -130,7 +132,7 @@ class LanguageBase(Base):
 
     @property
     def positions(self) -> int | None:
-        """The most tokens of a sequence, if the network's config says so."""
+        """The largest number of tokens in a sequence, or None if the network's config does not limit it."""
         return getattr(self.model.config, "max_position_embeddings", None)
 
     def set_length(self, tokens: int) -> None:
@@ -140,7 +142,7 @@ class LanguageBase(Base):
 
     @torch.no_grad()
     def require_packing(self) -> None:
-        """Make sure that rows packed into one sequence, told apart by their positions, do not see each other.
+        """Check that rows packed into one sequence and separated by their positions do not attend to each other.
 
         Raises:
             InputError: a row's logits depend on the row packed before it.
@@ -155,7 +157,7 @@ class LanguageBase(Base):
             packed = self.model(**{name: ids[None] for name, ids in both.items()}, use_cache=False).logits[0, 4:]
             difference = (packed.float() - alone).norm() / (alone - alone.mean()).norm()
             apart = difference < (_ROUNDING if in_fp32 else _ROUNDING_16_BITS)
-        except (TypeError, ValueError, RuntimeError, NotImplementedError):  # it takes no positions
+        except (TypeError, ValueError, RuntimeError, NotImplementedError):  # it does not accept positions
             apart = False
         if not apart:
             raise InputError(
@@ -172,9 +174,9 @@ class LanguageBase(Base):
         max_new_tokens: int = 256,
         batch_size: int = 16,
     ) -> list[str]:
-        """What the network writes after each prompt, the most probable token at each step, up to the end token.
+        """Complete each prompt greedily (with the most probable token at each step) up to the end token.
 
-        ``model`` is asked in place of the base's own: the same network with an adapter.
+        ``model`` replaces the base's own network: the same network with an adapter.
         """
         answers = []
         for start in range(0, len(prompts), batch_size):
@@ -186,7 +188,7 @@ class LanguageBase(Base):
     def continue_tokens(
         self, prompts: Sequence[Tensor], max_new_tokens: int, model: nn.Module | None = None
     ) -> Tensor:
-        """Greedy continuations of one batch of prompts, token ids (T_i,): (B, max_new_tokens), padded after the end.
+        """Continue a batch of prompts, each token ids (T_i,), greedily: (B, max_new_tokens), padded after the end.
 
         Raises:
             InputError: see `require_room`.
@@ -197,7 +199,7 @@ class LanguageBase(Base):
         self.require_room(length, max_new_tokens)
         ids = torch.full((len(prompts), length), pad, device=device)
         mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):  # on the left, so that all of them end where the answers begin
+        for row, prompt in enumerate(prompts):  # padded on the left, so all prompts end where the answers begin
             ids[row, length - len(prompt) :] = prompt.to(device)
             mask[row, length - len(prompt) :] = 1
         settings = GenerationConfig(
@@ -208,13 +210,13 @@ class LanguageBase(Base):
         return nn.functional.pad(found, (0, max_new_tokens - found.shape[1]), value=pad)
 
     def _own_precision(self, device: torch.device) -> contextlib.AbstractContextManager:
-        """That of the training on weights in bf16, to which vectors in fp32 were added; what there is, on others."""
+        """Autocast to bf16 if the weights are bf16, as in training, which added vectors in fp32; else do nothing."""
         if self.model.dtype != torch.bfloat16:
             return contextlib.nullcontext()
         return torch.autocast(device.type, torch.bfloat16)
 
     def text_of(self, ids: Tensor) -> str:
-        """The text of a continuation, without what follows the end token."""
+        """The text of a continuation up to the end token."""
         kept = ids.tolist()
         if self.tokenizer.eos_token_id in kept:
             kept = kept[: kept.index(self.tokenizer.eos_token_id)]
@@ -227,7 +229,7 @@ class LanguageBase(Base):
 
 @contextlib.contextmanager
 def _plain_generation(model: nn.Module) -> Iterator[None]:
-    """Without what the model's own generation config adds to every generation, such as a penalty of repetitions."""
+    """Ignore the model's own generation config, which may add things such as a repetition penalty."""
     network = model.get_base_model() if isinstance(model, PeftModel) else model
     own, network.generation_config = network.generation_config, GenerationConfig()
     try:
@@ -237,32 +239,34 @@ def _plain_generation(model: nn.Module) -> Iterator[None]:
 
 
 def len_of(model: PreTrainedModel) -> int:
-    """The number of tokens that the network knows."""
+    """The size of the network's vocabulary."""
     return model.get_input_embeddings().num_embeddings
 
 
 def decoder_adaptation(model: nn.Module) -> Adaptation:
-    """Every linear of the decoder's blocks, not ``lm_head``. LLaMA-2 7B: 224 layers, 1,359,872 values of b.
+    """Select every linear of the decoder's blocks, but not ``lm_head``.
+
+    LLaMA-2 7B: 224 layers, 1,359,872 parameters of b.
 
     Raises:
-        InputError: the blocks have no `Linear`, as GPT-2's.
+        InputError: the blocks contain no `Linear`, as in GPT-2.
     """
-    inside = f"{block_list(model) or 'model.layers'}."  # one block is no list of blocks
+    inside = f"{block_list(model) or 'model.layers'}."  # `block_list` does not find a single block
     linears = [
         name for name, module in model.named_modules() if name.startswith(inside) and isinstance(module, nn.Linear)
     ]
     if not linears:
         raise InputError(
-            f"{type(model).__name__} has no linear layers in a list of blocks, which the methods act on: choose another model"
+            f"{type(model).__name__} has no linear layers in a list of blocks for the methods: choose another model"
         )
     return Adaptation(target_modules=linears, norm_modules=norms_with_parameters(model))
 
 
 def load_tokenizer(source: str, vocabulary: int, **where: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model that knows ``vocabulary`` tokens, padding on the right.
+    """Load the tokenizer of a model with ``vocabulary`` tokens, padding on the right.
 
     Raises:
-        InputError: there is none, it has no end token, or it knows more tokens than the model.
+        InputError: the tokenizer is missing, has no end token, or has more tokens than the model.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
@@ -276,7 +280,7 @@ def load_tokenizer(source: str, vocabulary: int, **where: Any) -> PreTrainedToke
             "together"
         )
     if tokenizer.pad_token_id is None:
-        _log.warning("%s: its tokenizer has no padding token; %s pads, masked out", source, tokenizer.eos_token)
+        _log.warning("%s: its tokenizer has no padding token; using %s, masked out", source, tokenizer.eos_token)
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
@@ -287,7 +291,7 @@ def _require_decoder(config: Any, source: str) -> None:
     is_encoder = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     if getattr(config, "is_encoder_decoder", False) or is_encoder:
         raise InputError(
-            f"{source}: a {kind!r} model, which is no decoder; give a causal language model such as LLaMA"
+            f"{source}: a {kind!r} model, which is not a decoder; give a causal language model such as LLaMA"
         )
     if kind not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise InputError(f"{source}: a {kind!r} model, which is no causal language model of transformers")
+        raise InputError(f"{source}: a {kind!r} model, which is not a causal language model of transformers")

@@ -1,4 +1,4 @@
-"""Preprocessing as a transformers base has it: its own image processor, and what training needs to know of it."""
+"""Preprocessing of transformers bases: their own image processor, and the settings that training needs from it."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from PIL import Image
 from onelora_vision.errors import InputError, listed, one_line
 
 _RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
-# What libraries raise for settings that they cannot use: of a wrong type, unknown, contradictory, for a missing package.
+# Raised by libraries for unusable settings: wrong types, unknown or contradictory values, missing packages.
 _ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
 
 
 class ProcessorTransform:
-    """The transform of inference of a transformers base: Pillow image -> (3, H, W), by the base's image processor."""
+    """Inference transform of a transformers base: Pillow image -> (3, H, W), using the base's image processor."""
 
     def __init__(self, processor: Any):
         self.processor = processor
@@ -23,7 +23,7 @@ class ProcessorTransform:
 
 
 class ReversedChannels:
-    """A transform whose images have their channels in reverse order (BGR)."""
+    """A transform that reverses the order of the channels (BGR)."""
 
     def __init__(self, transform: Any):
         self.transform = transform
@@ -33,10 +33,10 @@ class ReversedChannels:
 
 
 def load_processor(base: str) -> Any | None:
-    """The image processor next to a transformers model; None if there is none.
+    """Load the image processor of a transformers model; None if it has none.
 
     Raises:
-        InputError: there is one, but it cannot be loaded.
+        InputError: the processor cannot be loaded.
     """
     from transformers import AutoImageProcessor
     from transformers.image_processing_base import ImageProcessingMixin
@@ -52,10 +52,10 @@ def load_processor(base: str) -> Any | None:
 
 
 def measure(base: str, processor: Any) -> tuple[dict[str, Any], bool]:
-    """What a processor does, as timm's data config, and whether it reverses the channels; found by trying it.
+    """Run a processor to find out its settings as a timm data config, and whether it reverses the channels.
 
     Raises:
-        InputError: it does not give one image of (3, H, W), of the same size for every picture.
+        InputError: it does not return a single image (3, H, W) of the same size for every picture.
     """
     try:
         wide, tall = (dict(processor(images=Image.new("RGB", s), return_tensors="pt")) for s in ((96, 64), (64, 160)))
@@ -90,7 +90,7 @@ def measure(base: str, processor: Any) -> tuple[dict[str, Any], bool]:
 
 
 def plain_config(model_config: Any) -> dict[str, Any]:
-    """timm's data config for a transformers base without an image processor: squashed to its size, in [-1, 1]."""
+    """timm data config for a transformers base without an image processor: images squashed to its size, in [-1, 1]."""
     height, width = image_size(model_config) or (224, 224)
     return {
         "input_size": (3, height, width),
@@ -103,7 +103,7 @@ def plain_config(model_config: Any) -> dict[str, Any]:
 
 
 def image_size(config: Any) -> tuple[int, int] | None:
-    """Height and width in pixels that a transformers config names, itself or for its vision tower; None if it names none."""
+    """Height and width in pixels from a transformers config or the config of its vision tower; None without a size."""
     for part in (config, getattr(config, "vision_config", None), getattr(config, "backbone_config", None)):
         size = getattr(part, "image_size", None)
         if isinstance(size, int):
@@ -118,7 +118,7 @@ def _centre(image: torch.Tensor) -> torch.Tensor:
 
 
 def _rounded(values: torch.Tensor) -> tuple[float, ...]:
-    return tuple(float(f"{value:.6g}") for value in values.tolist())  # what fp32 holds for sure
+    return tuple(float(f"{value:.6g}") for value in values.tolist())  # digits that fp32 preserves
 
 
 def _interpolation(processor: Any) -> str:

@@ -1,6 +1,6 @@
-"""The bases that adapters go on, one row per family of networks, and the tasks that they are for.
+"""The supported bases, one row per family of networks, and their tasks.
 
-Nothing heavy is imported before a row is used, so that commands can ask before they load a model.
+Nothing heavy is imported before a row is used, so commands can consult the table before they load a model.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def named(place: str) -> Any:
-    """What is called ``module:name``; its module is imported now."""
+    """Import the object called ``module:name``."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -29,10 +29,11 @@ class Row:
     """One family of base models.
 
     Attributes:
-        task: what its adapters are for.
+        task: the task of its adapters.
         place: module and class of its `Base`.
-        names: what its ``config.json`` calls it, in ``model_type`` or ``_class_name``; empty: whatever no row names.
-        is_default: whether it is taken for a model of its task whose config names no family.
+        names: its names in ``config.json``, as ``model_type`` or ``_class_name``. If empty, the row matches every name
+            that is in no other row.
+        is_default: whether it is used for models of its task whose config names no known family.
     """
 
     task: str
@@ -65,20 +66,20 @@ ROWS = [
 
 @dataclass(frozen=True)
 class Task:
-    """A task that adapters are trained for, as texts for people have it.
+    """A task that adapters are trained for, with the texts that describe it to users.
 
     Attributes:
-        model: module and class of `onelora_vision.inference` that uses its adapters.
+        model: module and class in `onelora_vision.inference` that uses its adapters.
         does: what its adapters do, in a word or two.
-        use: Python that uses ``adapted``, what `load_adapted` returned; ``{example}`` stands for a class.
-        merged: Python that loads a merged export, by the library of the base.
-        command: a command that tries an adapter.
-        hub: what the hub calls it, as a ``pipeline_tag``.
-        metrics: the first of these that a run measured is what its runs are compared by.
-        setup: Python that comes before ``use``.
+        use: Python code that uses ``adapted``, the result of `load_adapted`; ``{example}`` stands for a class.
+        merged: library of the base -> Python code that loads a merged export.
+        command: command for trying out an adapter.
+        hub: its ``pipeline_tag`` on the hub.
+        metrics: metrics in order of preference; runs are compared by the first one that was measured.
+        setup: Python code that precedes ``use``.
         other_rows: rows of the head or label table in addition to one per class; None for a task without classes.
-        predict: function that ``onelora predict`` calls with its arguments; empty: it refuses.
-        exports: formats of `adapters.formats` that only its adapters have.
+        predict: function that ``onelora predict`` calls with its arguments; empty if the task is not supported there.
+        exports: formats in `adapters.formats` that are available for this task only.
     """
 
     model: str
@@ -155,16 +156,16 @@ TASKS = {
 
 
 def all_rows() -> list[Row]:
-    """`ROWS`, with those of installed packages (see `runtime.plugins`)."""
+    """`ROWS`, including those of installed plugins (see `runtime.plugins`)."""
     import_plugins()
     return ROWS
 
 
 def base_class(task: str, source: str | Path) -> "type[Base]":
-    """The family that a model of ``task`` (of `TASKS`) at ``source`` belongs to.
+    """Find the family of a model of ``task`` (a key of `TASKS`) at ``source``.
 
-    The config at ``source`` decides where several families have the task; where it names none of them, or there is no
-    config, it is the task's default family, whose loader says what is wrong.
+    If the task has several families, the config at ``source`` decides. If there is no config, or it names none of them,
+    the task's default family is used, whose loader reports what is wrong.
 
     Raises:
         InputError: the task has no embedded base of that name.
@@ -183,6 +184,6 @@ def base_class(task: str, source: str | Path) -> "type[Base]":
 
 
 def row_of(config: dict) -> Row:
-    """The row of the network that a config describes; image classifiers are what no row names."""
+    """Find the row of the network that a config describes. Names in no row belong to image classifiers."""
     rows, name = all_rows(), name_in(config)
     return next((row for row in rows if name in row.names), next(row for row in rows if not row.names))

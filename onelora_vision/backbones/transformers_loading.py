@@ -1,4 +1,4 @@
-"""How models of transformers are loaded: quietly, and with all of their weights or not at all."""
+"""Loading transformers models quietly, and with all of their weights or not at all."""
 
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,18 @@ from onelora_vision.backbones.base import quiet_transformers
 from onelora_vision.errors import InputError, one_line
 from onelora_vision.runtime.hub import expect_hub
 
-#: What transformers raises for files that are missing, damaged or of something else.
+#: Raised by transformers for files that are missing, damaged or of another kind.
 LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
 
 
 def require_place(source: str, kind: str) -> None:
-    """Refuse what is neither a model's folder nor a hub id.
+    """Check that ``source`` is a model folder or a hub id.
 
     Raises:
-        InputError: it is neither; ``kind`` says of what in the message.
+        InputError: it is neither; the message calls the model ``kind``.
     """
     if not Path(source).exists() and source.count("/") != 1:
-        raise InputError(f"{source}: no such folder, and no hub id, which reads owner/name")
+        raise InputError(f"{source}: no such folder, and not a hub id (owner/name)")
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise InputError(f"{source}: no config.json there; give the folder of a transformers {kind} model")
     expect_hub(source)
@@ -37,13 +37,14 @@ def load_transformers(
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> PreTrainedModel:
-    """``model_class.from_pretrained``, without what the library says on the way.
+    """Call ``model_class.from_pretrained`` without the library's log messages.
 
     Args:
-        kind: what people call such a model. unused: ends of names of weights that a file may leave out.
+        kind: name for the kind of model in messages.
+        unused: suffixes of the names of weights that a file may leave out.
 
     Raises:
-        InputError: it cannot be loaded, or weights are missing or of another shape.
+        InputError: the model cannot be loaded, or weights are missing or have the wrong shape.
     """
     try:
         with quiet_transformers():
@@ -54,5 +55,5 @@ def load_transformers(
     missing = sorted(key for key in report["missing_keys"] if not key.endswith(unused or ("\0",)))
     if missing or report["mismatched_keys"]:
         named = ", ".join([*missing, *(str(key) for key in report["mismatched_keys"])][:3])
-        raise InputError(f"{source}: the weights do not fit the model: missing or of another shape are {named}, …")
+        raise InputError(f"{source}: the weights do not fit the model; missing or of another shape: {named}, …")
     return model

@@ -1,4 +1,4 @@
-"""Image classifiers of timm and transformers: load one with its own preprocessing, give it a head, adapt it, ask it."""
+"""Image classifiers of timm and transformers: loading with their own preprocessing, heads, adaptation, prediction."""
 
 import json
 from collections.abc import Sequence
@@ -25,14 +25,13 @@ from onelora_vision.tuners.hosts import adaptable_linears
 
 @dataclass(kw_only=True)
 class ViTBase(Base):
-    """A classifier of timm or transformers, and how it wants its images.
+    """A classifier of timm or transformers with its preprocessing.
 
     Attributes:
-        model: images (B, 3, H, W), normalised -> logits (B, classes), or an output with ``.logits``.
-        data_config: how the base wants its images, in timm's words: input_size (3, H, W), mean, std, interpolation,
-            crop_pct, crop_mode.
-        processor: the image processor of a transformers base, which then makes the pixels of inference.
-        reverses_channels: whether the base takes BGR.
+        model: normalised images (B, 3, H, W) -> logits (B, classes), or an output with ``.logits``.
+        data_config: preprocessing in timm's terms: input_size (3, H, W), mean, std, interpolation, crop_pct, crop_mode.
+        processor: the image processor of a transformers base, used for inference.
+        reverses_channels: whether the base expects BGR.
         options: the settings that it was loaded with.
     """
 
@@ -65,11 +64,12 @@ class ViTBase(Base):
                 config.json of timm or transformers; or a timm checkpoint file, which needs ``architecture``.
             architecture: the timm name of a checkpoint file's architecture.
             resolution: side of the images in pixels, if not the base's own; timm resamples the position embedding.
-            drop_path: stochastic depth rate while training (timm).
-            pretrained: False leaves the weights of a timm name random.
+            drop_path: stochastic depth rate in training (timm).
+            pretrained: if False, a model given by its timm name keeps random weights.
 
         Raises:
-            InputError: unknown name, unreadable or unfitting file, no network for a name that must be fetched.
+            InputError: the name is unknown, the file is unreadable or does not fit, or a model to be fetched cannot be
+                reached.
         """
         source = embedded.resolve(cls.task, source)
         options = {"drop_path_rate": drop_path} if drop_path else {}
@@ -80,7 +80,7 @@ class ViTBase(Base):
 
     @classmethod
     def from_config(cls, config: dict, num_classes: int | None = None, fuse_qkv: bool = False) -> Self:
-        """The network of a timm or transformers config."""
+        """Build the network of a timm or transformers config."""
         if "architecture" in config and "model_type" not in config:
             import timm
 
@@ -97,11 +97,11 @@ class ViTBase(Base):
         return cls(model=join_qkv(model) if fuse_qkv else model, data_config=plain_config(known))
 
     def _fit(self, class_names: list[str] | None, *, seed: int, fresh: bool = False, fuse_qkv: bool = False) -> None:
-        """A head with one output per class name; a timm base without a head gets the one of its family.
+        """Make a head with one output per class name. A timm base without a head gets the standard one of its family.
 
-        When the base's own head knows every class by name (`match_classes`), its rows are taken over, and the model
-        classifies before any training ("zero-shot"). Else, or if ``fresh``, the weights are drawn by ``seed`` from a
-        normal distribution of std 0.02 cut at two, and the biases are zero.
+        If the base's own head knows every class by name (`match_classes`), its rows are kept, and the model classifies
+        without any training ("zero-shot"). Otherwise, or if ``fresh``, the weights are drawn with ``seed`` from a
+        normal distribution of std 0.02, truncated at two standard deviations, and the biases are zero.
         """
         if class_names:
             replace_head(self.model, list(class_names), self.class_names or [], seed, fresh)
@@ -121,7 +121,7 @@ class ViTBase(Base):
 
     @property
     def transform(self):
-        """The transform of inference: Pillow image -> (3, H, W), resized, cropped and normalised as the base wants."""
+        """The inference transform: Pillow image -> (3, H, W), resized, cropped and normalised for the base."""
         from timm.data import create_transform
 
         if self.processor is not None:
@@ -130,22 +130,22 @@ class ViTBase(Base):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """The settings that `transform` follows, as JSON has them: those of the image processor, or timm's."""
+        """The settings of `transform` as JSON: those of the image processor, or timm's."""
         if self.processor is None:
             return json.loads(json.dumps(self.data_config))
         settings = json.loads(self.processor.to_json_string())
-        settings.pop("image_processor_type", None)  # the class differs with the packages that are there
+        settings.pop("image_processor_type", None)  # the class depends on the installed packages
         given = {key: value for key, value in settings.items() if value is not None}
         return {"input_size": list(self.data_config["input_size"]), **given}
 
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and std of the channels of images in [0, 1], in the order in which `training_transform` gives them."""
+        """Mean and std of the channels for images in [0, 1], in the channel order of `training_transform`."""
         order = -1 if self.reverses_channels else 1
         return tuple(self.data_config["mean"])[::order], tuple(self.data_config["std"])[::order]
 
     def training_transform(self, **augmentation):
-        """timm's training transform with the base's size, mean and std; ``augmentation`` as `create_transform` has it."""
+        """timm's training transform with the base's size, mean and std; ``augmentation`` as in `create_transform`."""
         from timm.data import create_transform
 
         transform = create_transform(**self.data_config, is_training=True, **augmentation)
@@ -186,9 +186,9 @@ class ViTBase(Base):
 
 
 def vit_adaptation(model: nn.Module) -> Adaptation:
-    """Every Linear layer but the classifier is adapted, as far as the host calls it; the classifier is trained whole.
+    """Select every Linear layer that the host calls, except the classifier, which is trained whole.
 
-    timm keeps q, k and v in one layer (4 Linear layers per block), transformers apart (6).
+    timm has one layer for q, k and v (4 Linear layers per block), transformers separate ones (6).
 
     Raises:
         InputError: the model has no Linear classifier.
@@ -202,7 +202,7 @@ def vit_adaptation(model: nn.Module) -> Adaptation:
 def predict_classes(
     vit: ViTBase, pictures: Sequence[Image.Image], *, top: int = 5, batch_size: int = 32
 ) -> list[list[tuple[str, float]]]:
-    """The ``top`` most probable classes of each picture as (name, probability), most probable first."""
+    """Return the ``top`` most probable classes of each picture as (name, probability), most probable first."""
     device = next(vit.model.parameters()).device
     if vit.model.training:
         vit.model.eval()

@@ -1,4 +1,4 @@
-"""The head of an image classifier of timm or transformers: where it is, and a new one in its place."""
+"""Finding and replacing the head of an image classifier of timm or transformers."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ from onelora_vision.errors import InputError
 
 
 def classifier_names(model: nn.Module) -> list[str]:
-    """Full names of the Linear layers that give the logits; none if the model has no head.
+    """Full names of the Linear layers that compute the logits; empty if the model has no head.
 
-    timm records them. In transformers they are next to the base model, with one output per label.
+    timm records them. In transformers, they are next to the base model and have one output per label.
     """
     if hasattr(model, "pretrained_cfg"):
         names = model.pretrained_cfg.get("classifier") or ()
@@ -38,7 +38,7 @@ def require_heads(model: nn.Module) -> list[str]:
 
 
 def replace_head(model: nn.Module, names: list[str], known: Sequence[str], seed: int = 0, fresh: bool = False) -> None:
-    """See `ViTBase._fit`; ``known`` are the classes of the head that is there."""
+    """Replace the head as described in `ViTBase._fit`; ``known`` are the classes of the current head."""
     if getattr(model, "num_classes", None) == 0:
         model.reset_classifier(len(names))
     found = {} if fresh else match_classes(names, known).rows
@@ -58,7 +58,7 @@ def replace_head(model: nn.Module, names: list[str], known: Sequence[str], seed:
 
 
 def _record_classes(model: nn.Module, names: list[str]) -> None:
-    """Tell the host how many classes there are, where its own code asks."""
+    """Record the classes where the host's own code looks them up."""
     if hasattr(model, "pretrained_cfg"):
         model.num_classes = len(names)
     else:
@@ -68,6 +68,6 @@ def _record_classes(model: nn.Module, names: list[str]) -> None:
 
 
 def logits_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Logits (B, classes) of normalised images (B, 3, H, W), for models of timm and of transformers."""
+    """Logits (B, classes) for normalised images (B, 3, H, W), for timm and transformers models."""
     output = model(images)
     return output if isinstance(output, torch.Tensor) else output.logits

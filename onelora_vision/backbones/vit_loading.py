@@ -1,4 +1,4 @@
-"""Where image classifiers come from: timm by name, folder or checkpoint file, and transformers by folder or hub id."""
+"""Loading image classifiers: timm by name, folder or checkpoint file, and transformers by folder or hub id."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ from onelora_vision.errors import InputError, nearest, one_line
 from onelora_vision.runtime.hub import expect_hub
 from onelora_vision.storage.weights import read_weights
 
-#: Where timm keeps a state dict in a training checkpoint, in the order of timm's own choice.
+#: Keys of the state dict in timm's training checkpoints, in timm's own order of preference.
 _TIMM_STATES = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 def load_fields(source: str, architecture: str | None, options: dict, pretrained: bool) -> dict[str, Any]:
-    """The fields of `ViTBase` for a classifier; the arguments are those of `ViTBase.load`, ``options`` timm's."""
+    """Load a classifier as fields of `ViTBase`. Arguments are as in `ViTBase.load`; ``options`` are timm's."""
     path = Path(source)
     if path.is_file():
         return _from_file(path, architecture, options)
@@ -43,7 +43,7 @@ def _from_timm(base: str, options: dict, *, name: str, pretrained: bool, **extra
         expect_hub(base)
     try:
         model = timm.create_model(name, pretrained=pretrained, **options, **extra)
-    # timm raises bare RuntimeErrors, and the errors of safetensors, of the hub client and of the network.
+    # timm raises bare RuntimeErrors, and errors of safetensors, the hub client and the network.
     except Exception as error:
         if isinstance(error, TypeError) and "img_size" in str(error):
             raise InputError(
@@ -59,11 +59,11 @@ def _from_timm(base: str, options: dict, *, name: str, pretrained: bool, **extra
 
 
 def _from_file(path: Path, architecture: str | None, options: dict) -> dict[str, Any]:
-    """A timm checkpoint file (safetensors, or a pickle of tensors alone), with as many classes as it has."""
+    """Load a timm checkpoint file (safetensors, or a pickle of tensors only) with its own number of classes."""
     import timm
 
     if architecture is None:
-        raise InputError(f"{path}: a checkpoint file does not say what it is of: give --architecture, a timm name")
+        raise InputError(f"{path}: a checkpoint file does not name its architecture: give --architecture, a timm name")
     found = _from_timm(str(path), {}, name=architecture, pretrained=False)
     weights = timm.models.clean_state_dict(read_weights(path, inside=_TIMM_STATES))
     try:
@@ -73,10 +73,10 @@ def _from_file(path: Path, architecture: str | None, options: dict) -> dict[str,
         found = _from_timm(str(path), options, name=architecture, pretrained=False, **size)
         result = found["model"].load_state_dict(weights, strict=False)
     except (RuntimeError, IndexError) as error:
-        raise InputError(f"{path}: no checkpoint of {architecture} ({one_line(error, 300)})") from error
+        raise InputError(f"{path}: not a checkpoint of {architecture} ({one_line(error, 300)})") from error
     missing = [key for key in result.missing_keys if key.rsplit(".", 1)[0] not in heads]
     if missing:
-        raise InputError(f"{path}: no checkpoint of {architecture}: it lacks {', '.join(missing[:3])}, …")
+        raise InputError(f"{path}: not a checkpoint of {architecture}: it lacks {', '.join(missing[:3])}, …")
     return found
 
 
@@ -116,7 +116,7 @@ def _from_transformers(base: str, options: dict) -> dict[str, Any]:
 
 
 def leave_out_unused(config: Any) -> Any:
-    """A transformers config without the parts that its classifier has but never calls: SigLIP's pooling head."""
+    """Disable parts that the classifier of a transformers config has but never calls: SigLIP's pooling head."""
     if config.model_type in ("siglip", "siglip2"):
         config.vision_config.vision_use_head = False
     return config
@@ -124,10 +124,10 @@ def leave_out_unused(config: Any) -> Any:
 
 @torch.no_grad()
 def _try(base: str, model: nn.Module, size: tuple[int, int, int]) -> None:
-    """Refuse a transformers model that does not make logits of its own processor's images."""
+    """Raise an `InputError` if a transformers model does not return logits for images of its own processor's size."""
     try:
         logits_of(model, torch.zeros(1, *size))
-    except Exception as error:  # whatever a model raises that wants something else
+    except Exception as error:  # a model that needs other inputs may raise anything
         (_, height, width), reason = size, one_line(error, 300)
         raise InputError(
             f"{base}: this model does not classify images of {height} x {width} pixels ({reason})"
@@ -144,15 +144,15 @@ def _read_config(name_or_path: str) -> dict:
     try:
         file = file if file.is_file() else hf_hub_download(name_or_path, "config.json")
         return json.loads(Path(file).read_text(encoding="utf-8"))
-    # the hub client's errors come from requests, httpx and its own tree, depending on its version
+    # depending on its version, the hub client raises errors of requests, httpx or its own
     except Exception as error:
         raise InputError(
-            f"{name_or_path}: no such folder, and not from the hub either ({one_line(error, 300)})"
+            f"{name_or_path}: no such folder, and not available from the hub ({one_line(error, 300)})"
         ) from error
 
 
 def data_config_of(model: nn.Module) -> dict[str, Any]:
-    """timm's data config, with the size that the model was built for."""
+    """timm's data config with the size that the model was built for."""
     from timm.data import resolve_model_data_config
 
     config = resolve_model_data_config(model)

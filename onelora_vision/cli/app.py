@@ -1,4 +1,4 @@
-"""``onelora app``: the studio in the browser, which draws with adapters, blends and compares them."""
+"""``onelora app``: the studio in the browser, for drawing with adapters, blending and comparing them."""
 
 import runpy
 import sys
@@ -7,7 +7,7 @@ from onelora_vision.runtime.extras import require
 
 
 def main(argv: list[str]) -> int:
-    """Serve the app as ``python -m app`` does, until it is stopped.
+    """Serve the app like ``python -m app``, until it is stopped.
 
     Raises:
         InputError: gradio is not installed.

@@ -1,4 +1,4 @@
-"""``onelora blend``: a weighted sum of adapter files that is an adapter file again."""
+"""``onelora blend``: blend adapter files into a weighted sum, which is an adapter file again."""
 
 import argparse
 import re
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--blocks", action="append", default=[], metavar="0-5:0.2", help="factor on all weights in these blocks"
     )
-    parser.add_argument("--base", help="the base model, where the sum of modules saved whole needs its values")
+    parser.add_argument("--base", help="the base model, if the sum of modules saved whole needs its values")
     parser.add_argument(
         "--whole_from", "--whole-from", metavar="ADAPTER", help="take head, label table, norms from this adapter"
     )
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> dict:
     whole_from = None
     if args.whole_from:
         if Path(args.whole_from) not in map(Path, names):
-            raise InputError(f"--whole_from {args.whole_from} is none of the blended adapters {names}")
+            raise InputError(f"--whole_from {args.whole_from} is not one of the blended adapters {names}")
         whole_from = adapters[[*map(Path, names)].index(Path(args.whole_from))][0]
     base = None
     if args.base:
@@ -66,7 +66,7 @@ def show(result: dict, args: argparse.Namespace) -> None:
 
 
 def parse_term(text: str) -> tuple[str, float | None]:
-    """``PATH:0.7`` as path and weight; the weight is None where there is none."""
+    """Parse ``PATH:0.7`` into path and weight; the weight is None if it is not given."""
     path, colon, number = text.rpartition(":")
     if not colon:
         return text, None
@@ -79,7 +79,7 @@ def parse_term(text: str) -> tuple[str, float | None]:
 
 
 def parse_blocks(texts: list[str]) -> dict[int, float]:
-    """``["0-5:0.2", "7:0"]`` as block number -> factor."""
+    """Parse ``["0-5:0.2", "7:0"]`` into block number -> factor."""
     factors = {}
     for text in texts:
         match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?:([-+.\deE]+)", text)

@@ -1,4 +1,4 @@
-"""``onelora convert``: an original checkpoint of DiT, SiT or REPA as a pipeline folder to fine-tune, and back."""
+"""``onelora convert``: convert an original checkpoint of DiT, SiT or REPA to a pipeline folder, and back."""
 
 import argparse
 from pathlib import Path
@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--class_names", "--class-names", help="text file of class names, one per line")
     parser.add_argument(
         "--model", choices=("dit", "sit", "repa"),
-        help="whose original file it is, which decides what the network predicts and how it counts time (default: repa "
-        "if it holds REPA's projectors, else dit)",
+        help="model that the original file belongs to, which decides what it predicts and how it counts time "
+        "(default: repa if it holds REPA's projectors, else dit)",
     )  # fmt: skip
     parser.add_argument(
         "--num_heads", "--num-heads", type=int, help="attention heads, if not those of the sizes XL, L, B or S"
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> dict:
     if Path(args.source).is_dir():
         if args.model:
             raise InputError(
-                f"--model {args.model}: {args.source} is a pipeline, whose scheduler says it; leave it out"
+                f"--model {args.model}: {args.source} is a pipeline, whose scheduler determines the model; leave it out"
             )
         check_original_name(args.output)
         check_file(args.output, **place)
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> dict:
         name, state = state_of(base)
         save_original(state, args.output, title=ORIGINALS[name].title, overwrite=args.overwrite)
     elif args.vae is None:
-        raise InputError("--vae is needed: an original checkpoint holds no autoencoder, and a pipeline has one")
+        raise InputError("--vae is needed: an original checkpoint has no autoencoder, but a pipeline does")
     else:
         check_folder(args.output, PIPELINE, **place)
         names = _read_names(args.class_names) if args.class_names else None

@@ -1,4 +1,4 @@
-"""``onelora doctor``: what is wrong with an adapter file, alone or on its base."""
+"""``onelora doctor``: check an adapter file for problems, on its own or together with its base."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from onelora_vision.cli.inputs import require_path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", help="adapter folder, .safetensors file, .zip or hub id")
-    parser.add_argument("--base", help="the base model, to put the adapter on it")
+    parser.add_argument("--base", help="the base model, to check the adapter on it")
 
 
 def run(args: argparse.Namespace) -> dict:

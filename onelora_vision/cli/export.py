@@ -1,4 +1,4 @@
-"""``onelora export``: an adapter for tools that do not know this package."""
+"""``onelora export``: export an adapter for tools that do not know this package."""
 
 import argparse
 
@@ -46,4 +46,4 @@ def show(result: dict, args: argparse.Namespace) -> None:
         f"(the adapter changes them by {result['effect']:.1e})"
     )
     if "guidance_distillation" in result:
-        print("it is guided already, by its training: draw with it at a guidance scale of 1")
+        print("guidance is distilled into this adapter: sample with a guidance scale of 1")

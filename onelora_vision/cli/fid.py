@@ -1,4 +1,4 @@
-"""``onelora fid``: generated images measured against real ones, and figures of two runs compared if they may be."""
+"""``onelora fid``: measure generated images against real ones, or compare the metrics of two runs."""
 
 import argparse
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def measure_sets(args: argparse.Namespace) -> dict:
-    """All figures of the second set against the first, whose features are kept for the next time."""
+    """Compute all metrics of the second set against the first, whose features are cached."""
     if args.features not in FEATURES:
         raise InputError(f"--features {args.features}{nearest(args.features, FEATURES, 'model')}")
     for path in args.paths:
@@ -88,11 +88,11 @@ def measure_sets(args: argparse.Namespace) -> dict:
 
 
 def compare_runs(first: str, second: str) -> dict:
-    """The figures of two runs side by side.
+    """Compare the metrics of two runs.
 
     Raises:
-        InputError: a run was not evaluated to its end, or they were taken under unlike protocols; the message says
-            which fields differ.
+        InputError: a run's evaluation is incomplete, or the metrics were measured with different protocols; the message
+            names the fields that differ.
     """
     results = [read_results(path) for path in (first, second)]
     from onelora_vision.metrics.generative import Protocol

@@ -1,4 +1,4 @@
-"""``onelora import``: a rank-1 LoRA whose A is constant, or MiSS at r=1, as a 1LoRA adapter."""
+"""``onelora import``: import a rank-1 LoRA with constant A, or MiSS at r=1, as a 1LoRA adapter."""
 
 import argparse
 

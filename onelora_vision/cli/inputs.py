@@ -1,4 +1,4 @@
-"""What the commands that read adapters and images have in common: their flags, and checks that need nothing slow."""
+"""Common flags and fast checks of the commands that read adapters and images."""
 
 import argparse
 from pathlib import Path
@@ -13,19 +13,19 @@ def add_on_bad_image(parser: argparse.ArgumentParser) -> None:
         "--on-bad-image",
         choices=("error", "skip"),
         default="error",
-        help="an unreadable image ends the command, or is named on stderr and left out",
+        help="stop at an unreadable image, or name it on stderr and leave it out",
     )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``, which `runtime.device.choose_device` takes."""
+    """Add ``--device``, for `runtime.device.choose_device`."""
     parser.add_argument("--device", help="cpu, cuda, … (default: cuda if there is one)")
 
 
 def require_adapter(source: str | Path) -> Path:
-    """Where the adapter that a command was given is on this machine; one of the hub is downloaded.
+    """Return the local path of the adapter that a command was given. An adapter on the hub is downloaded.
 
-    A place without a whole adapter file is refused here, before torch is imported to read it.
+    Incomplete adapter files are reported here, before torch is imported to read them.
 
     Raises:
         InputError: see `adapters.container.read_contents` and `adapters.hub.local_adapter`.
@@ -39,6 +39,6 @@ def require_adapter(source: str | Path) -> Path:
 
 
 def require_path(path: str, flag: str = "") -> None:
-    """Raise an `InputError` unless there is something at ``path``."""
+    """Raise an `InputError` if ``path`` does not exist."""
     if not Path(path).exists():
         raise InputError(f"{flag + ' ' if flag else ''}{path}: no such file or folder")

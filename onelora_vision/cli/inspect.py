@@ -1,4 +1,4 @@
-"""``onelora inspect``: what an adapter file holds, from the file alone."""
+"""``onelora inspect``: show what an adapter file holds, without its base."""
 
 import argparse
 

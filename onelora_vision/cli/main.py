@@ -1,9 +1,9 @@
-"""``onelora COMMAND …``: finds the subcommand, runs it, prints its result for people or as JSON.
+"""``onelora COMMAND …``: find and run a subcommand, and print its result as text or JSON.
 
 A subcommand is a module with ``add_arguments(parser)``, ``run(args) -> result`` (plain lists, dicts, numbers) and
-``show(result, args)``, which prints the result as text; ``exit_code(result)`` where success is not the only outcome.
-Or it has ``main(argv)`` alone, and does all of this by itself.
-A name that is a Python keyword has its module under the name with an underscore (``import_``).
+``show(result, args)``, which prints the result as text. It can also have ``exit_code(result)``, if there are other
+outcomes than success. Alternatively, it only has ``main(argv)``, which does everything. If the name is a Python
+keyword, the module's name ends in an underscore (``import_``).
 """
 
 import importlib
@@ -18,7 +18,7 @@ from onelora_vision.runtime.command import Parser, exits_cleanly
 
 
 class Command(NamedTuple):
-    """What ``onelora --help`` says about a command: in which group it is, what it does, and an example."""
+    """The entry of a command in ``onelora --help``: its group, what it does, and an example."""
 
     group: str
     does: str
@@ -30,7 +30,7 @@ COMMANDS = {
     "train": Command("train", "fine-tune a model: dit, classification, depth, language", "train dit --output_dir out"),
     "sweep": Command(
         "train",
-        "methods compared at their own best rates, with several seeds",
+        "compare methods at their own best learning rates, with several seeds",
         "sweep classification --methods onelora,lora,lokr",
     ),
     "recipes": Command("train", "settings of published experiments, for train --config", "recipes dit"),
@@ -54,24 +54,24 @@ COMMANDS = {
     ),
     "export": Command(
         "convert",
-        "an adapter for PEFT, diffusers or ComfyUI, or merged; reloaded and compared before it counts",
+        "export an adapter for PEFT, diffusers or ComfyUI, or merged; verified by reloading it",
         "export out/adapter --to peft-miss -o miss",
     ),
-    "import": Command("convert", "a LoRA of rank 1 whose A is constant, or MiSS, as 1LoRA", "import miss -o again"),
+    "import": Command("convert", "import a rank-1 LoRA with constant A, or MiSS, as 1LoRA", "import miss -o again"),
     "convert": Command(
-        "convert", "an original DiT checkpoint as a pipeline folder, and back", "convert DiT-XL-2-256x256.pt dit"
+        "convert", "convert an original DiT checkpoint to a pipeline, and back", "convert DiT-XL-2-256x256.pt dit"
     ),
     "runs": Command(
-        "measure", "all runs in a folder, the best first, as a table or a page", "runs output --html runs.html"
+        "measure", "list all runs in a folder, best first, as a table or a page", "runs output --html runs.html"
     ),
     "inspect": Command(
         "measure", "what an adapter file holds: method, base, classes, metrics, norms per layer", "inspect out/adapter"
     ),
     "doctor": Command(
-        "measure", "what is wrong with an adapter file; exit code 2 if anything is", "doctor out/adapter"
+        "measure", "check an adapter file for problems; exit code 2 if there are any", "doctor out/adapter"
     ),
     "fid": Command(
-        "measure", "FID, KID, precision and recall of two sets of images; or two runs compared", "fid real drawn"
+        "measure", "FID, KID, precision and recall of two sets of images, or compare two runs", "fid real drawn"
     ),
     "card": Command(
         "share",
@@ -84,7 +84,7 @@ COMMANDS = {
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> int:
-    """Run one subcommand; exit code 0 on success, 2 on bad input with one line on stderr."""
+    """Run a subcommand. Return exit code 0 on success, 2 on bad input with one line on stderr."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["help"]:
         argv = [*argv[1:3], "--help"] if argv[1:2] == ["train"] else [*argv[1:2], "--help"]
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _shown(value):
-    """A result whose texts, which may be out of files, hold nothing that a terminal would obey."""
+    """Escape a result's strings, which may come from files, so they cannot control the terminal."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The flags of every command that writes: where to, and whether an earlier output may be replaced."""
+"""The flags of all commands that write: the output path, and whether to replace an earlier output."""
 
 import argparse
 
@@ -16,14 +16,14 @@ def add_plot(parser: argparse.ArgumentParser, help: str) -> None:
 
 
 def a_path(text: str) -> str:
-    """The type of flags that name an output: an unset variable of a shell is no path."""
+    """Type of flags for output paths. It rejects an empty path, for example from an unset shell variable."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return text
 
 
 def a_png(text: str) -> str:
-    """The type of flags that name a PNG file."""
+    """Type of flags for PNG files."""
     if not a_path(text).lower().endswith(".png"):
         raise argparse.ArgumentTypeError(f"{text} must end in .png")
     return text

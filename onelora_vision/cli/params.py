@@ -1,4 +1,4 @@
-"""``onelora params``: what each method trains on a backbone."""
+"""``onelora params``: count the parameters of methods on a backbone."""
 
 import argparse
 import sys
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> list[dict]:
     names = list(METHODS) if args.method == "all" else [name.strip() for name in args.method.split(",")]
     for name in names:
-        find_method(name)  # all names are checked before the first is counted
+        find_method(name)  # check all names before counting
     if args.num_classes is not None and args.num_classes < 1:
         raise InputError(f"--num_classes is {args.num_classes}, but must be at least 1")
     if args.plot:

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=32, help="samples per step")
     parser.add_argument("--precision", default="bf16", help="fp32; bf16, fp16: mixed; pure-bf16: frozen weights too")
     parser.add_argument(
-        "--memory", help="what the device has, such as 24GB, or several sizes with commas: asks for the largest batch"
+        "--memory", help="device memory, such as 24GB, or several sizes with commas: also find the largest batch"
     )
     parser.add_argument("--num_classes", "--num-classes", type=int, help="classes of the head or label table")
     parser.add_argument(
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rank", type=int, help="rank, for the methods that have one (default: the method's own)")
     parser.add_argument(
-        "--compression", default="sum", choices=COMPRESSIONS, help="what b multiplies, of the methods with a sum"
+        "--compression", default="sum", choices=COMPRESSIONS, help="what b multiplies, for the methods with a sum"
     )
     parser.add_argument(
         "--compression_rank", "--compression-rank", type=int, help="directions of --compression subspace (default: 16)"
@@ -69,10 +69,10 @@ def run(args: argparse.Namespace) -> list[dict]:
 
 
 def bytes_of(text: str) -> int:
-    """Bytes of a size such as ``24GB`` (powers of ten) or ``24GiB`` (powers of two).
+    """Convert a size such as ``24GB`` (powers of ten) or ``24GiB`` (powers of two) to bytes.
 
     Raises:
-        InputError: it is not a number with one of these units.
+        InputError: ``text`` is not a number with one of these units.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?B)", text.strip(), re.IGNORECASE)
     if match is None or float(match[1]) == 0:

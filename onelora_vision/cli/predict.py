@@ -1,4 +1,4 @@
-"""``onelora predict``: classes or depth of pictures, or answers to questions, with an adapter."""
+"""``onelora predict``: predict classes or depth of pictures, or answer questions, with an adapter."""
 
 import argparse
 import textwrap
@@ -15,12 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="pictures, or folders of pictures; for a language model questions, or .txt files with one a line",
+        help="pictures, or folders of pictures; for a language model, questions, or .txt files with one per line",
     )
     parser.add_argument("--base", help="where the base model is, if not where the adapter says")
     parser.add_argument("--top", type=int, help="classes to print for each picture (default: 5)")
     parser.add_argument(
-        "-o", "--output", type=a_path, help="folder for depth maps (default: depth); files of others are never touched"
+        "-o", "--output", type=a_path, help="folder for depth maps (default: depth); other files are never touched"
     )
     add_overwrite(parser)
     add_on_bad_image(parser)
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_new_tokens",
         "--max-new-tokens",
         type=int,
-        help="tokens of an answer, at most (default: as the adapter was judged)",
+        help="most tokens of an answer (default: as in the adapter's evaluation)",
     )
 
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> list[dict]:
     predicted = {name: row.predict for name, row in TASKS.items() if row.predict}
     if task not in predicted:
         raise InputError(
-            f"{args.adapter}: an adapter for {task or 'no task that is named'}; predict takes {' or '.join(predicted)}"
+            f"{args.adapter}: an adapter for {task or 'an unnamed task'}; predict takes {' or '.join(predicted)}"
         )
     return named(predicted[task])(args)
 

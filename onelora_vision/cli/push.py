@@ -9,7 +9,7 @@ from onelora_vision.errors import InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", help="adapter folder")
-    parser.add_argument("repo_id", metavar="USER/NAME", help="repository on the hub, made if it is not there")
+    parser.add_argument("repo_id", metavar="USER/NAME", help="repository on the hub, created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
 
 

@@ -1,4 +1,4 @@
-"""``onelora recipes``: the settings of published experiments that come with the package."""
+"""``onelora recipes``: list the settings of published experiments that come with the package."""
 
 import argparse
 

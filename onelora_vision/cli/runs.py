@@ -1,4 +1,4 @@
-"""``onelora runs``: the runs in a folder and below it, the best first, as a table, JSON or a page."""
+"""``onelora runs``: list all runs below a folder, best first, as a table, JSON or a page."""
 
 import argparse
 import datetime
@@ -37,7 +37,7 @@ _HEADS = (
     "phase",
 )
 _RIGHT = {"rate", "parameters", "before", "after", "retention", "val. loss", "time", "seed"}
-_PICTURES = ("samples", "pictures", "predictions", "loss")  # the first that a run has is its thumbnail
+_PICTURES = ("samples", "pictures", "predictions", "loss")  # in order of preference as thumbnail of a run
 _MOST_THUMBNAILS = 500
 
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> dict:
     require_path(args.folder)
     if args.html:
         if not args.html.endswith(".html"):
-            raise InputError(f"--html {args.html}: the name of a page ends in .html")
+            raise InputError(f"--html {args.html}: the name of a page must end in .html")
         check_file(args.html, overwrite=args.overwrite)
     found = []
     for place, results in find_runs(args.folder):
@@ -89,12 +89,12 @@ def show(result: dict, args: argparse.Namespace) -> None:
 
 
 def _heads(rows: list[dict]) -> list[str]:
-    """The columns of a table; that of the old data is there if a run has measured any."""
+    """The columns of a table. Retention is included if any run has measured it."""
     return [head for head in _HEADS if head != "retention" or any(row["retention"] for row in rows)]
 
 
 def _cells(row: dict) -> dict[str, str]:
-    """A run as texts, by column."""
+    """The texts of a run's cells, by column."""
     metric, (kept, *change) = row["metric"], row["retention"] or ("", None, None)
     cells = (
         row["path"],
@@ -115,12 +115,12 @@ def _cells(row: dict) -> dict[str, str]:
 
 
 def _note(rows: list[dict]) -> str:
-    """A warning where metrics of one task were measured in different ways; a protocol's seed is no difference."""
+    """A warning if metrics of one task were measured with different protocols, ignoring their seeds."""
     protocols: dict[str, set[str]] = {}
     for row in rows:
         protocols.setdefault(row["task"], set()).add(re.sub(r"\bseed=\d+", "", row["protocol"]))
     mixed = [f"{len(found)} protocols of {task}" for task, found in protocols.items() if len(found) > 1]
-    return f"Not all metrics compare: {', '.join(mixed)} (--json shows them)." if mixed else ""
+    return f"Not all metrics are comparable: {', '.join(mixed)} (--json shows them)." if mixed else ""
 
 
 def _write_page(rows: list[dict], args: argparse.Namespace) -> None:

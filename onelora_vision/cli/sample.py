@@ -1,8 +1,8 @@
-"""``onelora sample``: images of an adapter's classes, as PNG files, a grid and an npz file.
+"""``onelora sample``: draw images of an adapter's classes, as PNG files, a grid and an npz file.
 
-The folder holds the samples of one request, which ``samples.json`` describes. The same command again draws what is
-missing, such as after an interruption. Another request needs another folder, or ``--overwrite``, which deletes the
-earlier samples before it draws. The grid, which is to be looked at, is in ``sheets/`` and never counts as a sample.
+The folder holds the samples of one request, described in ``samples.json``. Repeating the command draws missing images,
+for example after an interruption. Another request needs another folder, or ``--overwrite``, which first deletes the
+earlier samples. The grid is for viewing; it is in ``sheets/`` and never counts as a sample.
 """
 
 import argparse
@@ -31,7 +31,7 @@ REQUEST, GRID, ARCHIVE = "samples.json", "sheets/grid.png", "samples.npz"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("adapter", help="adapter folder, .safetensors file or hub id, of a generation model")
-    add_output(parser, "folder for the images; the same command again draws what is missing")
+    add_output(parser, "folder for the images; repeat the command to draw missing ones")
     parser.add_argument("--classes", help="class names or numbers, with commas (default: all)")
     parser.add_argument(
         "--num_images", "--num-images", type=int, default=4, help="images of each class (default: %(default)s)"
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sampling = parser.add_argument_group("sampling", "By default the settings that the adapter was evaluated with.")
     sampling.add_argument(
-        "--sampler", help="dpm++, ddim or ddpm of a DiT; heun, euler or sde of a SiT; auto: the first of its own"
+        "--sampler", help="dpm++, ddim or ddpm for a DiT; heun, euler or sde for a SiT; auto: the first of these"
     )
     sampling.add_argument("--steps", type=int, help="denoising steps")
     sampling.add_argument(
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance_channels", "--guidance-channels", type=int, help="guide only the first N latent channels"
     )
     sampling.add_argument(
-        "--guidance_interval", "--guidance-interval", help="guide only this share of the timesteps, such as 0.1,0.8"
+        "--guidance_interval", "--guidance-interval", help="guide only this part of the timesteps, such as 0.1,0.8"
     )
     hardware = parser.add_argument_group("hardware")
     hardware.add_argument(
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> dict:
     given = {name: value for name, value in given.items() if value is not None}
     if "guidance_interval" in given:
         given["guidance_interval"] = parse_numbers(args.guidance_interval, "--guidance_interval", count=2)
-    SamplingSettings(**given).require_effect()  # refuses what cannot be sampled with
+    SamplingSettings(**given).require_effect()  # raises if the settings are invalid
     if args.guidance_base and args.without_adapter:
         raise InputError(
             "--guidance_base has no effect with --without_adapter: the base is guided by its own null class"
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> dict:
     from onelora_vision.metrics.generative import weights_hash
     from onelora_vision.storage.outputs import check_folder
 
-    # Whether the folder's samples are those of this request is only known when the adapter is loaded.
+    # Only after loading the adapter is it known whether the folder's samples belong to this request.
     inputs = [path for path in (args.adapter, args.base) if path]
     check_folder(args.output, KIND, overwrite=True, inputs=inputs)
     generator = load_adapted(adapter, args.base, args.device, task=DiTBase.task)
@@ -148,7 +148,7 @@ def show(result: dict, args: argparse.Namespace) -> None:
 
 
 def _hash_of(adapter: Path) -> str:
-    """The content of an adapter: another one may be at the same path the next time."""
+    """Hash the content of an adapter, since another one may be at the same path next time."""
     from onelora_vision.adapters.container import WEIGHTS_FILE
     from onelora_vision.data.content import content_hash
 
@@ -156,10 +156,10 @@ def _hash_of(adapter: Path) -> str:
 
 
 def _open_folder(args: argparse.Namespace, request: dict):
-    """The ledger of the output folder, in which there are only samples of this request, if any.
+    """Open the ledger of the output folder, after making sure that it only holds samples of this request, if any.
 
     Raises:
-        InputError: the samples of another request are there, and ``--overwrite`` is not given.
+        InputError: the folder holds samples of another request, and ``--overwrite`` is not given.
     """
     from onelora_vision.storage.files import clear_leftovers, write_json
     from onelora_vision.storage.outputs import Ledger, check_folder
@@ -185,7 +185,7 @@ def _open_folder(args: argparse.Namespace, request: dict):
 
 
 def _differences(before: dict, now: dict) -> list[str]:
-    """The settings in which two requests differ; the same adapter may be called by another path."""
+    """The settings in which two requests differ. The adapter's path is ignored, as only its content matters."""
     return sorted(key for key in before.keys() | now.keys() if key != "adapter" and before.get(key) != now.get(key))
 
 
@@ -194,7 +194,7 @@ def _request_in(folder: Path) -> dict:
 
 
 def _draw(generator, labels, seeds, record: SampleRecord, args, ledger):
-    """All images as uint8 (N, H, W, 3); with a ``ledger`` each is kept as a PNG as soon as it is drawn, or read from it."""
+    """Draw all images, uint8 (N, H, W, 3). With a ``ledger``, each is saved as PNG at once; existing ones are read."""
     import numpy as np
 
     from onelora_vision.plots.pictures import save_sample
@@ -226,7 +226,7 @@ def _read(path: Path):
 
 
 def _write_grid(pixels, names: list[str], seeds: list[int], record: SampleRecord, ledger) -> None:
-    """A row per class and a column per seed; of many classes some, spread over all, and the first seeds."""
+    """Write a grid with a row per class and a column per seed. If there are many, some classes and the first seeds."""
     import torch
 
     from onelora_vision.plots.pictures import save_comparison

@@ -1,4 +1,4 @@
-"""``onelora sweep TASK``: methods compared at their own best learning rates, with several seeds, on any data."""
+"""``onelora sweep TASK``: compare methods at their own best learning rates, with several seeds, on any data."""
 
 import argparse
 import json
@@ -13,11 +13,11 @@ from onelora_vision.runtime.command import Parser
 from onelora_vision.sweep.arms import arm_names
 from onelora_vision.sweep.sweep_file import read_sweep_file
 
-DESCRIPTION = """Methods compared at their own best learning rates, with several seeds, on any data.
+DESCRIPTION = """Compare methods at their own best learning rates, with several seeds, on any data.
 
-Each method is trained at several rates with the first seed and judged on the validation split; at its best rate it is
-trained with all seeds and judged on the test split. Flags that are not listed here are those of `onelora train TASK`, for
-all runs. The same command again does what is missing, also after an interruption, and takes further methods, rates, seeds.
+Each method is trained at several rates with the first seed and evaluated on the validation split. At its best rate, it
+is trained with all seeds and evaluated on the test split. All other flags are those of `onelora train TASK`, for all
+runs. Repeat the command to do what is missing after an interruption, or with further methods, rates or seeds.
 
 example:
   onelora sweep classification --methods onelora,lora,lokr,full --dataset_name imagefolder --data_dir pets \\
@@ -26,7 +26,7 @@ example:
 
 
 def main(argv: list[str]) -> int:
-    """The command."""
+    """Run the command."""
     if not argv or {"-h", "--help"} & {*argv}:
         parser().print_help()
         return 0
@@ -41,16 +41,16 @@ def main(argv: list[str]) -> int:
 
 
 def read_sweep(argv: list[str]):
-    """The `sweep.plan.Sweep` that a command line says; nothing is run or written.
+    """Read a command line into a `sweep.plan.Sweep`, without running or writing anything.
 
     Raises:
-        InputError: a flag, a method or a setting is wrong.
+        InputError: a flag, a method or a setting is invalid.
     """
     return _checked(*_parsed(argv))
 
 
 def _parsed(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The command's arguments, after those of ``--sweep_file``, and the script's flags."""
+    """Parse the command's arguments, which override those in ``--sweep_file``, and the script's flags."""
     argv = [_underscored(argument) for argument in argv]
     found = parser()
     args, flags = found.parse_known_args(argv)
@@ -68,7 +68,7 @@ def _parsed(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _sweep_benchmark(name: str, args: argparse.Namespace, flags: list[str]) -> int:
-    """A sweep for each task of a benchmark that is in its folder."""
+    """Run a sweep for each task of a benchmark that is in its folder."""
     from onelora_vision.sweep import benchmarks
 
     folder, root = Path(args.output_dir), _flag(flags, "data_dir")
@@ -90,7 +90,7 @@ def _sweep_benchmark(name: str, args: argparse.Namespace, flags: list[str]) -> i
 
 
 def _joined(flags: list[str]) -> list[str]:
-    """The script's flags with each value in the flag's own word, so that two spellings of a command are one."""
+    """Join each of the script's flags with its value, so different spellings of a command become equal."""
     joined: list[str] = []
     for word in flags:
         takes_value = joined and joined[-1].startswith("--") and "=" not in joined[-1]
@@ -102,7 +102,7 @@ def _joined(flags: list[str]) -> list[str]:
 
 
 def _flag(flags: list[str], name: str) -> str | None:
-    """The value of a flag of the script, if it is given."""
+    """The value of one of the script's flags; None if it is not given."""
     return next((flag.partition("=")[2] for flag in flags if flag.startswith(f"--{name}=")), None)
 
 
@@ -111,7 +111,7 @@ def _with_flag(flags: list[str], name: str, value: str) -> list[str]:
 
 
 def _run(sweep, args: argparse.Namespace) -> list[dict]:
-    """Do what is missing, and write the report, also of a part; returns its rows."""
+    """Do the missing runs, write the report (even of an incomplete sweep), and return its rows."""
     from onelora_vision.sweep.report import write_report
     from onelora_vision.sweep.runner import run_all, run_with_submitit
 
@@ -131,7 +131,7 @@ def _run(sweep, args: argparse.Namespace) -> list[dict]:
 
 
 def parser() -> Parser:
-    """The command's own flags; those of the script are left over."""
+    """Make a parser for the command's own flags. Those of the script remain."""
     found = Parser(prog="onelora sweep", description=DESCRIPTION, allow_abbrev=False)
     found.add_argument("task", metavar="TASK", help="classification, depth, dit or language")
     found.add_argument(
@@ -142,7 +142,7 @@ def parser() -> Parser:
     found.add_argument(
         "--learning_rates",
         default="auto",
-        help="rates with commas, or auto: each method's own, until the best lies inside",
+        help="rates with commas, or auto: each method's own, extended until the best lies inside",
     )
     found.add_argument(
         "--seeds", default="0,1,2", help="seeds of the final runs, with commas; the first chooses rates"
@@ -150,7 +150,7 @@ def parser() -> Parser:
     found.add_argument("--metric", help="what methods are ranked by (default: the task's main metric)")
     found.add_argument("--more_metrics", default="", help="further columns of the table, with commas")
     found.add_argument(
-        "--sweep_file", type=a_path, help="YAML with flags of this command and of the script, and methods in sections"
+        "--sweep_file", type=a_path, help="YAML with flags of this command and the script, and methods in sections"
     )
     found.add_argument("--output_dir", type=a_path, default="output/sweep", help="folder for runs, tables and plots")
     found.add_argument("--layout", choices=("peft",), help="also write PEFT's experiments/ and results/")
@@ -158,8 +158,8 @@ def parser() -> Parser:
         "--workers", type=int, help="runs at a time (default: one per GPU; on the CPU one per two cores)"
     )
     found.add_argument("--engine", choices=("local", "submitit"), default="local", help="submitit: jobs of SLURM")
-    found.add_argument("--engine_options", default="", help="of submitit, such as slurm_partition=gpu,timeout_min=60")
-    found.add_argument("--cluster", choices=("slurm", "local"), help="of submitit (default: what it finds)")
+    found.add_argument("--engine_options", default="", help="for submitit, such as slurm_partition=gpu,timeout_min=60")
+    found.add_argument("--cluster", choices=("slurm", "local"), help="for submitit (default: the one it finds)")
     found.add_argument("--dry_run", action="store_true", help="print the runs that are missing, then stop")
     found.add_argument("--json", action="store_true", help="print the table as JSON")
     return found
@@ -170,7 +170,7 @@ def _underscored(argument: str) -> str:
     return f"{name.replace('-', '_').replace('__', '--', 1)}{equals}{value}" if name.startswith("--") else argument
 
 
-#: Flags of the scripts that a sweep sets itself, besides the one that says which split judges.
+#: Flags of the scripts that a sweep sets itself, in addition to the one for the evaluation split.
 _OWN = frozenset(
     {
         "method",
@@ -186,7 +186,7 @@ _OWN = frozenset(
 
 
 def _checked(args: argparse.Namespace, flags: list[str]):
-    """The sweep, whose flags and methods the script itself has checked."""
+    """Make the sweep, after the script itself has checked its flags and methods."""
     from onelora_vision.sweep.benchmarks import benchmark_of
     from onelora_vision.sweep.plan import SCRIPTS, VALIDATION, Run, Sweep
 
@@ -208,7 +208,7 @@ def _checked(args: argparse.Namespace, flags: list[str]):
     given = [flag.removeprefix("--").partition("=")[0] for flag in flags if flag.startswith("--")]
     given += [name for arm in sweep.arms.values() for name, _ in arm.flags]
     if own := next((name for name in given if name in _OWN | {SCRIPTS[args.task].split_flag}), None):
-        raise InputError(f"--{own} is the sweep's to set: see --methods, --learning_rates and --seeds")
+        raise InputError(f"--{own} is set by the sweep: see --methods, --learning_rates and --seeds")
     _options(args.engine_options)
     import importlib
 
@@ -240,11 +240,11 @@ def _options(text: str) -> dict:
 
 
 def _places(args: argparse.Namespace) -> tuple[int, list[str]]:
-    """Runs at a time, and the GPU of each, if there are GPUs."""
+    """The number of parallel runs, and the GPU of each, if there are any."""
     from torch.cuda import device_count
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = device_count()  # by NVML: CUDA must not start in this process, whose forks could not use it then
+    count = device_count()  # uses NVML: if CUDA starts in this process, its forks cannot use it
     devices = visible.split(",") if visible else [str(number) for number in range(count)] if visible is None else []
     devices = devices[:count] if count else []
     if args.workers and devices:
@@ -253,7 +253,7 @@ def _places(args: argparse.Namespace) -> tuple[int, list[str]]:
 
 
 def _say_plan(sweeps: dict, args: argparse.Namespace) -> int:
-    """Print what is missing of sweeps, by what goes before the names of their runs."""
+    """Print the missing runs of sweeps. Keys are prefixes for the names of the runs."""
     missing = [f"{before}{run.name}" for before, sweep in sweeps.items() for run in sweep.missing()]
     if args.json:
         print(json.dumps({"missing": missing}, indent=2))

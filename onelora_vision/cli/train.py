@@ -1,4 +1,4 @@
-"""``onelora train TASK …``: the training scripts, with all of their flags."""
+"""``onelora train TASK …``: run a training script, with all of its flags."""
 
 import runpy
 import sys
@@ -9,12 +9,12 @@ SCRIPTS = {
     "dit": "class-conditional generation with a DiT",
     "classification": "image classification with a ViT",
     "depth": "metric depth with Depth Anything or DPT",
-    "language": "questions and answers with a LLaMA or another decoder",
+    "language": "questions and answers with LLaMA or another decoder",
 }
 
 
 def main(argv: list[str]) -> int:
-    """Run a script as ``python train_scripts/train_TASK.py`` does, which exits by itself."""
+    """Run a script like ``python train_scripts/train_TASK.py``, which exits the process itself."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0

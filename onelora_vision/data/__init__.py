@@ -1,1 +1,1 @@
-"""Datasets: images with classes, depth, latents, and the streams that feed them to a run."""
+"""Datasets: images with classes, depth, latents, text, and the order in which a run reads them."""

@@ -1,4 +1,4 @@
-"""Which images these are, by their content: what is computed from an image is kept under its hash."""
+"""Hashes of image contents, under which results computed from images are cached."""
 
 import hashlib
 import logging
@@ -25,15 +25,15 @@ from onelora_vision.runtime.progress import progress_bar
 from onelora_vision.storage.cache import NoHomeFolder, dispensable
 
 _log = logging.getLogger(__name__)
-_THREADS = 8  # hashing frees the interpreter's lock, so files are read side by side
-_TASK, _BLOCK = 32, 1 << 14  # files that a thread takes at a time, and that wait for threads
-#: Bytes to read from which on hashes are kept between runs; opening a file counts as `_FILE` bytes.
+_THREADS = 8  # hashing releases the GIL, so files are read in parallel
+_TASK, _BLOCK = 32, 1 << 14  # files per task of a thread, and files queued for the threads
+#: Hashes are kept between runs if this many bytes have to be read; opening a file counts as `_FILE` bytes.
 _WORTH_KEEPING, _FILE = 64 << 20, 16 << 10
-_VERIFIED = 256  # files with a known hash that are read all the same at each start, drawn anew
+_VERIFIED = 256  # files with a known hash that are read again at each start, drawn at random
 
 
 class Hashes(Sequence):
-    """SHA-256 of images: 64 hexadecimal digits each when indexed, 32 bytes each in ``digests`` (N, 32)."""
+    """SHA-256 hashes of images: indexing returns 64 hexadecimal digits, ``digests`` (N, 32) holds the bytes."""
 
     def __init__(self, digests: np.ndarray):
         self.digests = digests
@@ -46,7 +46,7 @@ class Hashes(Sequence):
 
 
 def content_hash(image: str | os.PathLike | bytes | Image.Image) -> str:
-    """SHA-256, in hex, of a file's bytes, by its path or as they are, or of a picture's mode, size and pixels.
+    """SHA-256 in hex of a file (given by its path or as bytes), or of a picture's mode, size and pixels.
 
     Raises:
         InputError: the file cannot be opened.
@@ -68,14 +68,18 @@ def _digest(image: str | os.PathLike | bytes | Image.Image) -> bytes:
 
 
 def content_hashes(source: ClassImages, accelerator: Accelerator | None = None) -> Hashes:
-    """`content_hash` of every image, in order; a file that cannot be opened is hashed by its path instead, so that
-    reading it later says what is wrong with it. Images in a table of `datasets` are hashed without being decoded.
+    """Compute the `content_hash` of every image, in order.
 
-    Files of many bytes are hashed once: their hashes are kept in the user's cache, and hold as long as path, size and
-    times are the same. `_VERIFIED` of them are read all the same; if one is not what its hash says, all are hashed again.
+    A file that cannot be opened is hashed by its path, so the error is reported when it is read later. Images in a
+    table of `datasets` are hashed without decoding them.
+
+    For large amounts of data, the hashes of files are kept in the user's cache, and are valid as long as path, size and
+    times stay the same. Still, `_VERIFIED` of these files are read again; if one does not match its hash, all files are
+    hashed again.
 
     Args:
-        accelerator: all processes of a run call this together, and each hashes its share. None: one process does it all.
+        accelerator: all processes of a run call this together, and each hashes its share. If None, a single process
+            hashes everything.
     """
     if isinstance(source.images, (Paths, TarImages)):
         return _file_hashes(source.images, accelerator)
@@ -93,7 +97,7 @@ def content_hashes(source: ClassImages, accelerator: Accelerator | None = None) 
 
 
 def file_hashes(paths: Iterable[str | os.PathLike]) -> Hashes:
-    """`content_hashes` of files."""
+    """Compute `content_hashes` for files."""
     return _file_hashes(Paths(paths), None)
 
 
@@ -135,7 +139,7 @@ def _is_hidden(accelerator: Accelerator | None) -> bool:
 
 
 def _gathered(value: Any, accelerator: Accelerator | None) -> list:
-    """``value`` of every process, in their order."""
+    """Gather ``value`` from every process, in order of rank."""
     return [value] if accelerator is None else gather_object([value])
 
 
@@ -144,12 +148,12 @@ def _together(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _readers(files: Paths | TarImages) -> tuple[Callable, Callable]:
-    """What gives what `content_hash` takes of a file, and its name."""
+    """Functions that map an index to the argument of `content_hash` and to the file's name."""
     return (files.encoded, files.path) if isinstance(files, TarImages) else (files.__getitem__, files.__getitem__)
 
 
 def _is_wrong(known: KnownHashes, rows: np.ndarray, files: Paths | TarImages, count: int) -> bool:
-    """Whether one of ``count`` files whose hashes are known has another one."""
+    """Whether any of ``count`` randomly drawn files with a known hash no longer matches it."""
     candidates = np.flatnonzero(rows >= 0)
     chosen = random.SystemRandom().sample(range(len(candidates)), min(count, len(candidates)))
     chosen = candidates[np.array(chosen, int)]
@@ -161,7 +165,7 @@ def _is_wrong(known: KnownHashes, rows: np.ndarray, files: Paths | TarImages, co
 def _hash_into(
     digests: np.ndarray, indices: Sequence[int], image: Callable, name: Callable, hidden: bool
 ) -> list[int]:
-    """Write the hashes of the images at ``indices`` into these rows of ``digests``; returns those that cannot be read."""
+    """Write the hashes of the images at ``indices`` into these rows of ``digests``; return the unreadable indices."""
     unreadable = []
 
     def hash_some(first: int) -> int:
@@ -178,7 +182,7 @@ def _hash_into(
     count = len(indices)
     bar = progress_bar(count, desc="hashing images", unit="image", leave=False, hidden=hidden or not count)
     with ThreadPoolExecutor(_THREADS) as pool, bar:
-        for block in range(0, count, _BLOCK):  # a million waiting tasks would take more memory than the hashes
+        for block in range(0, count, _BLOCK):  # a million queued tasks would need more memory than the hashes
             for hashed in pool.map(hash_some, range(block, min(block + _BLOCK, count), _TASK)):
                 bar.update(hashed)
     return unreadable

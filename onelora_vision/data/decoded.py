@@ -1,4 +1,4 @@
-"""Decoded images in memory that a loader's workers share, so that no later epoch decodes them again."""
+"""Decoded images in memory shared by a loader's workers, so each image is decoded only once."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,29 +11,29 @@ from onelora_vision.errors import InputError
 from onelora_vision.runtime.memory import available_shared_memory, processes_here
 from onelora_vision.runtime.progress import progress_bar
 
-#: Arrays (H, W, ...) of an item by type and last dimensions: a picture; and a picture with its depth in metres.
+#: Arrays (H, W, ...) of an item, given by type and last dimensions: a picture, or a picture with depth in metres.
 PICTURE = ((np.uint8, (3,)),)
 PICTURE_AND_DEPTH = ((np.float32, ()), (np.uint8, (3,)))
-_PIECE = 1 << 30  # bytes of shared memory that are taken at a time
-_SAMPLED = 32  # items whose size says how much memory all will take
-_THREADS, _BLOCK = 4, 8  # decoding frees the interpreter's lock; items that wait in memory of their own
-_SHARE = 0.9  # of the memory that is available: training needs some, too
+_PIECE = 1 << 30  # bytes of shared memory allocated at a time
+_SAMPLED = 32  # items from which the memory for all is estimated
+_THREADS, _BLOCK = 4, 8  # decoding releases the GIL; items decoded at a time, outside shared memory
+_SHARE = 0.9  # fraction of the available memory; training needs some, too
 
 
 class DecodedArrays(Sequence):
-    """Arrays of each item, of its own height and width; None for an item that cannot be read.
+    """The arrays of each item, with individual heights and widths; None for an item that cannot be read.
 
-    All items lie in a few pieces of shared memory, which the workers of a `DataLoader` share, forked or not.
+    All items are stored in a few pieces of shared memory, which the workers of a `DataLoader` share, forked or not.
 
     Args:
-        layout: `PICTURE` or `PICTURE_AND_DEPTH`. The first has the widest type.
+        layout: `PICTURE` or `PICTURE_AND_DEPTH`. The first array has the widest type.
         count: number of items.
     """
 
     def __init__(self, layout: tuple, count: int):
         self.layout = layout
         self.pieces: list[torch.Tensor] = []
-        self.places = np.full((count, 4), -1, np.int64)  # piece, its first byte there, height, width
+        self.places = np.full((count, 4), -1, np.int64)  # piece, offset in it, height, width
         self._free = self._piece_bytes = 0
 
     def __len__(self) -> int:
@@ -55,10 +55,10 @@ class DecodedArrays(Sequence):
         """Copy an item's arrays.
 
         Args:
-            room_for: raises an error if so many bytes more cannot be had.
-            expected: bytes that all items are expected to take.
+            room_for: function that raises an error if that many more bytes are not available.
+            expected: expected size of all items in bytes.
         """
-        size = -(-sum(array.nbytes for array in arrays) // 8) * 8  # the next item starts where any type may
+        size = -(-sum(array.nbytes for array in arrays) // 8) * 8  # aligns the next item for any type
         if size > self._free:
             self._piece_bytes = max(size, min(_PIECE, expected // 8 if self.pieces else expected))
             room_for(self._piece_bytes)
@@ -73,14 +73,16 @@ class DecodedArrays(Sequence):
 def decode_all(
     read: Callable[[int], Sequence[np.ndarray]], count: int, layout: tuple, name: str, hidden: bool = False
 ) -> DecodedArrays:
-    """Read all items into shared memory, side by side.
+    """Read all items into shared memory, in parallel.
 
     Args:
-        read: the arrays of an item, as in ``layout``; an item for which it raises an `InputError` is left out.
-        name: of the dataset, for messages. hidden: no progress bar.
+        read: function that returns the arrays of an item, as in ``layout``. An item for which it raises an `InputError`
+            is left out.
+        name: name of the dataset, for messages.
+        hidden: show no progress bar.
 
     Raises:
-        InputError: they take more than `_SHARE` of the memory that is available, as some of them say or as it turns out.
+        InputError: the items need more than `_SHARE` of the available memory, by an estimate or while reading them.
     """
 
     def readable(index: int) -> Sequence[np.ndarray] | None:

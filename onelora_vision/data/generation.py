@@ -1,4 +1,4 @@
-"""Images as a diffusion model is trained on them: cropped square, at the model's resolution, in [0, 1]."""
+"""Preprocessing of images for diffusion models: square crops at the model's resolution, in [0, 1]."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from torchvision.transforms.v2 import functional as F
 
 @dataclass(frozen=True)
 class SquareCrop:
-    """From a Pillow image to a tensor (3, resolution, resolution) in [0, 1].
+    """Transform a Pillow image to a tensor (3, resolution, resolution) in [0, 1].
 
-    The image is first halved with a box filter while its short side is at least twice the resolution, then resized
-    bicubically until its short side is the resolution: the preprocessing of ADM (arXiv 2105.05233) and of DiT, which
-    keeps fine texture better than one large resize. The crop is the centre, or a random square. Randomness comes from
-    torch's global generator, which `ClassImageDataset` seeds for each sample.
+    The image is halved with a box filter as long as its short side is at least twice the resolution, and then resized
+    bicubically so its short side equals the resolution. This preprocessing of ADM (arXiv 2105.05233) and DiT preserves
+    fine texture better than a single large resize. The crop is central or random. Randomness comes from torch's global
+    generator, which `ClassImageDataset` seeds for each sample.
     """
 
     resolution: int
@@ -32,11 +32,11 @@ class SquareCrop:
         return F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """The image with its short side at the resolution, which nothing random is in; a second time, it stays as it is."""
+        """Resize the short side to the resolution, without randomness. Applied again, it changes nothing."""
         return _short_side(image, self.resolution)
 
     def draw_flip(self) -> bool:
-        """Whether to mirror this sample: with a centred crop the one random choice, also where latents are cached."""
+        """Draw whether to mirror a sample, the only random choice with a centred crop. Cached latents use it, too."""
         return self.random_flip and torch.rand(()).item() < 0.5
 
     def __str__(self) -> str:

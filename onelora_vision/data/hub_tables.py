@@ -16,14 +16,14 @@ def open_tables(
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | None = None,
 ) -> Mapping[str, Any]:
-    """The tables of a dataset by split; one without splits is ``train``.
+    """Open the tables of a dataset by split. Without splits, the table is ``train``.
 
     Args:
-        name: a local folder, or a hub id (``download`` allows the network).
-        known: names that may have been meant, for messages.
+        name: a local folder, or a hub id (with ``download``, which allows network access).
+        known: names to suggest in messages.
 
     Raises:
-        InputError: there is no such dataset, `datasets` is not installed, or it cannot be opened.
+        InputError: the dataset does not exist or cannot be opened, or `datasets` is not installed.
     """
     unknown = f"dataset {name!r} is unknown{nearest(name, known, 'dataset')}"
     try:
@@ -39,7 +39,7 @@ def open_tables(
             tables = datasets.load_from_disk(name)
         else:
             tables = datasets.load_dataset(name, data_dir=data_dir, cache_dir=cache_dir)
-    # `datasets` raises its own errors and those of pyarrow, of the hub client and of the network.
+    # `datasets` raises its own errors, and those of pyarrow, the hub client and the network.
     except Exception as error:
         raise InputError(f"dataset {name!r} cannot be opened: {one_line(error)}") from error
     return tables if isinstance(tables, dict) else {"train": tables}

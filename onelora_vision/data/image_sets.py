@@ -1,4 +1,4 @@
-"""Sets of images without classes, to be measured: a folder of files, or one npz file as ADM writes it."""
+"""Sets of images without classes, for evaluation: a folder of files, or an npz file in ADM's layout."""
 
 import zipfile
 from collections.abc import Iterator
@@ -14,17 +14,18 @@ from onelora_vision.storage.files import atomic_file
 
 
 class ImageSet:
-    """All images below a folder, or those of an npz file (``arr_0``, uint8, (N, H, W, 3), the layout of arXiv 2105.05233).
+    """All images below a folder, or those in an npz file (``arr_0``, uint8, (N, H, W, 3), as in arXiv 2105.05233).
 
     Args:
         path: the folder or file.
-        on_bad_image: what to do about files that cannot be read, see `read_images`.
+        on_bad_image: how to treat files that cannot be read, see `read_images`.
 
     Attributes:
-        path: where they are. hashes: what they are, one per image or file.
+        path: the folder or file.
+        hashes: content hashes, one per image file or one for the npz file.
 
     Raises:
-        InputError: there is nothing at ``path``, it holds no images, or it cannot be read.
+        InputError: ``path`` does not exist, holds no images, or cannot be read.
     """
 
     def __init__(self, path: str | Path, on_bad_image: str = "error"):
@@ -45,7 +46,7 @@ class ImageSet:
         return file_hashes(self._files or [self.path])
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
-        """The images in order, (n, 3, H, W) in [0, 1], up to ``batch_size`` of one size at a time."""
+        """Yield the images in order, (n, 3, H, W) in [0, 1], with up to ``batch_size`` images of one size per batch."""
         waiting: list[torch.Tensor] = []
         for pixels in self._pictures():
             image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255

@@ -1,4 +1,4 @@
-"""Reading image files whatever their state: one upright RGB picture, or one error line that names the file."""
+"""Robust reading of image files: the result is an upright RGB picture, or a one-line error that names the file."""
 
 import functools
 import logging
@@ -14,7 +14,7 @@ from onelora_vision.errors import InputError, one_line
 from onelora_vision.storage.outputs import is_sheet
 
 _log = logging.getLogger(__name__)
-#: How many times as long as wide a picture may be before it is cut, or its resolution lowered: memory grows with it.
+#: Largest aspect ratio of a picture; beyond it, the picture is cut or its resolution lowered to save memory.
 MAX_ASPECT = 8
 IMAGE_EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
@@ -24,25 +24,25 @@ IMAGE_EXTENSIONS = frozenset(
 def read_image(path: str | os.PathLike) -> Image.Image:
     """Read a file as an upright 8-bit RGB picture.
 
-    The EXIF rotation is applied, 16-bit values are scaled to 8 bits, transparency is laid on white, CMYK is converted,
-    and of an animation the first frame is taken.
+    The EXIF rotation is applied, 16-bit values are scaled to 8 bits, transparency is composited on white, CMYK is
+    converted, and the first frame of an animation is used.
 
     Raises:
-        InputError: the file is missing, unreadable, empty, truncated, no image, or above Pillow's
+        InputError: the file is missing, unreadable, empty, truncated, not an image, or above Pillow's
             decompression-bomb limit (about 179 million pixels); the message names the file.
     """
     return decode_image(path, shown(path))
 
 
 def read_images(paths: Sequence[str], on_bad_image: str = "error") -> Iterator[tuple[str, Image.Image]]:
-    """Paths and pictures, in order.
+    """Yield paths and pictures, in order.
 
     Args:
-        on_bad_image: "error" raises the `InputError` of an unreadable image; "skip" leaves it out, and logs its name and
-            in the end how many there were.
+        on_bad_image: "error" raises the `InputError` of an unreadable image; "skip" leaves it out, logs its name and,
+            in the end, the number of such images.
 
     Raises:
-        InputError: an image cannot be read, or with "skip": none can.
+        InputError: an image cannot be read or, with "skip", none can.
     """
     skipped = 0
     for path in paths:
@@ -62,9 +62,10 @@ def read_images(paths: Sequence[str], on_bad_image: str = "error") -> Iterator[t
 
 
 def trimmed(image: Image.Image, name: str) -> Image.Image:
-    """The middle of a picture that is more than `MAX_ASPECT` times as long as wide; others as they are.
+    """Cut a picture that is more than `MAX_ASPECT` times as long as wide to its middle; return others unchanged.
 
-    For square inputs, whose shorter side is resized to the input's: all of a long picture would not fit into memory.
+    This is for square inputs, where the shorter side is resized to the input's side. A very long picture would then not
+    fit into memory.
     """
     limit = MAX_ASPECT * min(image.size)
     if max(image.size) <= limit:
@@ -82,7 +83,7 @@ def _say_trimmed(name: str, size: tuple[int, int], limit: int) -> None:
 
 
 def decode_image(source: str | os.PathLike | IO[bytes], name: str) -> Image.Image:
-    """`read_image` for a path or an open binary file; ``name`` stands for it in error messages."""
+    """Implement `read_image` for a path or an open binary file, called ``name`` in error messages."""
     try:
         with Image.open(source) as image:
             image.load()
@@ -95,8 +96,8 @@ def decode_image(source: str | os.PathLike | IO[bytes], name: str) -> Image.Imag
         pixels = re.search(r"\d+", str(error))
         size = f"{int(pixels[0]):,} pixels" if pixels else "too many pixels"
         most = 2 * Image.MAX_IMAGE_PIXELS
-        raise InputError(f"{name}: {size}, and at most {most:,} are read; resize the image or leave it out") from None
-    # Pillow's decoders answer broken files with OSError, SyntaxError, ValueError, EOFError, struct.error, and more.
+        raise InputError(f"{name}: {size}, but at most {most:,} are read; resize the image or leave it out") from None
+    # On broken files, Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, and more.
     except Exception as error:
         raise InputError(f"{name}: cannot be read as an image ({_reason(source, error)})") from error
 
@@ -117,11 +118,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def list_images(folder: str | os.PathLike) -> list[str]:
-    """Paths of all image files (by extension) below ``folder``, sorted; hidden files and folders are left out.
+    """List all image files (by extension) below ``folder``, sorted by path.
 
-    So are grids, plots and depth maps that this program drew to be looked at (`storage.outputs.is_sheet`).
-
-    Links are followed; every real folder is visited once, so that a loop of links ends.
+    Hidden files and folders are left out, and so are grids, plots and depth maps that this program drew for viewing
+    (`storage.outputs.is_sheet`). Links are followed. Every real folder is visited only once, so loops of links end.
 
     Raises:
         InputError: ``folder`` or a folder below it does not exist or cannot be read.
@@ -144,24 +144,24 @@ def list_images(folder: str | os.PathLike) -> list[str]:
 
 
 def list_folders(folder: str | os.PathLike) -> list[str]:
-    """Names of the folders in ``folder`` that are not hidden, sorted. Raises `InputError` as `list_images` does."""
+    """List the names of the visible folders in ``folder``, sorted. Raises `InputError` like `list_images`."""
     return [entry.name for entry in _entries(os.fspath(folder)) if entry.is_dir()]
 
 
 def shown(path: str | os.PathLike) -> str:
-    """A path as one printable line: bytes that are not Unicode and line breaks are escaped."""
+    """A path as one printable line, with line breaks and bytes that are not Unicode escaped."""
     text = os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
     return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _entries(folder: str) -> list[os.DirEntry]:
-    """What is in a folder, sorted by name, without hidden entries."""
+    """The visible entries of a folder, sorted by name."""
     with _checked(os.scandir, folder) as entries:
         return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
 def _checked(call, folder: str):
-    """``call(folder)``, its failure told as an `InputError` that names the folder."""
+    """Return ``call(folder)``, or raise an `InputError` that names the folder."""
     try:
         return call(folder)
     except FileNotFoundError:
@@ -173,7 +173,7 @@ def _checked(call, folder: str):
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF rotation. Damaged EXIF data says nothing, and the picture itself may be sound."""
+    """Apply the EXIF rotation. Damaged EXIF data is ignored, since the picture itself may be fine."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
@@ -191,7 +191,7 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
 
 
 def _reason(source, error: Exception) -> str:
-    """Why decoding failed, on one line. Pillow's own text for unknown data repeats the path, so it is replaced."""
+    """The reason why decoding failed, on one line. Pillow's text for unknown data repeats the path and is replaced."""
     if isinstance(source, (str, os.PathLike)) and Path(source).is_file() and Path(source).stat().st_size == 0:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):

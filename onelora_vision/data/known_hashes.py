@@ -1,6 +1,6 @@
-"""Hashes of files' contents that earlier runs computed, found by path, size and times.
+"""Content hashes from earlier runs, looked up by path, size and times of a file.
 
-One file in the user's cache for the folder that a dataset is in; 48 bytes per image.
+The user's cache has one file per dataset folder, with 48 bytes per image.
 """
 
 import array
@@ -21,18 +21,18 @@ from onelora_vision.errors import InputError
 from onelora_vision.storage.cache import combined_hash, default_cache
 from onelora_vision.storage.files import atomic_file
 
-_SETTLED_NS = 2 * 10**9  # what changed later than this before it was looked at may change again within one tick
+_SETTLED_NS = 2 * 10**9  # a file changed more recently than this may change again within one tick of the clock
 _COLUMNS = {"path": (np.uint64, ()), "state": (np.uint64, ()), "digest": (np.uint8, (32,))}
 
 
 class FileStates(NamedTuple):
-    """What can be said of files without reading them, in arrays (N,).
+    """The state of files, determined without reading them, in arrays (N,).
 
     Attributes:
         path: 64 bits of a hash of each absolute path.
-        state: a mixture of size and of the times when content and metadata last changed; 0 for a file that is not there,
-            or that may have changed just now.
-        total_size: of all files, in bytes.
+        state: 64 bits mixed from the size and the times of the last changes to content and metadata; 0 for a file that
+            is missing or may have changed just now.
+        total_size: size of all files in bytes.
     """
 
     path: np.ndarray
@@ -41,7 +41,7 @@ class FileStates(NamedTuple):
 
     @classmethod
     def of(cls, paths: Paths, now: int) -> "FileStates":
-        """Of files as they are ``now``, in nanoseconds since 1970."""
+        """The state of files at the time ``now``, in nanoseconds since 1970."""
         names, numbers = bytearray(), array.array("q")
         for path in _absolute(paths):
             names += _number(path)
@@ -71,7 +71,7 @@ def _number(path: str) -> bytes:
 
 
 def mixed(columns: np.ndarray) -> np.ndarray:
-    """64 bits from each column of numbers (K, N), by the finaliser of SplitMix64 (Steele et al. 2014)."""
+    """Mix each column of numbers (K, N) into 64 bits with the finaliser of SplitMix64 (Steele et al. 2014)."""
     found = np.full(columns.shape[1], 0x9E3779B97F4A7C15, np.uint64)
     for values in columns:
         found = (found ^ values) * np.uint64(0xBF58476D1CE4E5B9)
@@ -81,10 +81,11 @@ def mixed(columns: np.ndarray) -> np.ndarray:
 
 
 class KnownHashes:
-    """The hashes that were kept for the files of one folder.
+    """Cached hashes of the files of one folder.
 
     Args:
-        path, state: (N,) as in `FileStates`, in order of ``path``; digest: SHA-256 of the contents, (N, 32) bytes.
+        path, state: (N,) as in `FileStates`, sorted by ``path``.
+        digest: SHA-256 of the contents, (N, 32) bytes.
     """
 
     def __init__(self, path: np.ndarray, state: np.ndarray, digest: np.ndarray):
@@ -96,13 +97,13 @@ class KnownHashes:
 
     @staticmethod
     def file_for(folders: Iterable[str]) -> Path:
-        """Where the hashes of the files in these folders are kept. Raises `storage.cache.NoHomeFolder`."""
+        """The cache file for the hashes of the files in these folders. Raises `storage.cache.NoHomeFolder`."""
         folder = os.path.commonpath([os.path.abspath(folder) for folder in folders])
         return default_cache() / "hashes" / f"{combined_hash([folder])[:16]}.safetensors"
 
     @classmethod
     def load(cls, file: Path) -> "KnownHashes":
-        """What ``file`` holds; nothing if there is no such file. Raises `InputError` if it is damaged."""
+        """Read the hashes in ``file``; none if it does not exist. Raises `InputError` if it is damaged."""
         if not file.exists():
             return cls.empty()
         try:
@@ -112,16 +113,16 @@ class KnownHashes:
             raise InputError(f"{file} is damaged ({error}); the images are hashed again") from None
         count = len(columns[0])
         if any((c.dtype, c.shape) != (d, (count, *shape)) for c, (d, shape) in zip(columns, _COLUMNS.values())):
-            raise InputError(f"{file} is damaged (unlike shapes); the images are hashed again")
+            raise InputError(f"{file} is damaged (shapes do not match); the images are hashed again")
         return cls(*columns)
 
     def save(self, file: Path) -> None:
-        """Raises `WriteError`."""
+        """Write the hashes to ``file``. Raises `WriteError`."""
         with atomic_file(file) as temporary:
             save_file({name: torch.from_numpy(getattr(self, name)) for name in _COLUMNS}, temporary)
 
     def find(self, files: FileStates) -> np.ndarray:
-        """The row of each file that has not changed since, and -1 for the others."""
+        """The row of each file that has not changed since it was hashed; -1 for the others."""
         if not len(self.path):
             return np.full(len(files.path), -1)
         rows = np.searchsorted(self.path, files.path).clip(max=len(self.path) - 1)
@@ -129,7 +130,7 @@ class KnownHashes:
         return np.where(same, rows, -1)
 
     def updated(self, path: np.ndarray, state: np.ndarray, digest: np.ndarray) -> "KnownHashes":
-        """With what is known of more files (columns as in `KnownHashes`, in any order); others are kept as they were."""
+        """Add or replace the hashes of files (columns as in `KnownHashes`, in any order), and keep all others."""
         keep, new = ~np.isin(self.path, path), state != 0
         joined, order = np.unique(np.concatenate([self.path[keep], path[new]]), return_index=True)
         state = np.concatenate([self.state[keep], state[new]])[order]

@@ -1,12 +1,12 @@
-"""Images as the autoencoder's latents, encoded once and kept on disk.
+"""Caching the autoencoder's latents of images on disk, so each image is encoded only once.
 
-An entry holds the posterior's mean and standard deviation of an image and of its mirror image, so that a run with the
-cache draws the very latents that a run without it would. It is found by the hash of the image's content, within a
-folder named by the autoencoder's weights and the transform: an edited image is encoded anew, and a latent of another
-autoencoder or crop is never met.
+An entry holds the posterior's mean and standard deviation for an image and its mirror image, so a run draws the same
+latents with and without the cache. Entries are looked up by the hash of the image's content, in a folder named after
+the autoencoder's weights and the transform. An edited image is therefore encoded again, and latents of another
+autoencoder or crop are never used.
 
-A folder holds shards of up to `SHARD_BYTES`, each written in one piece, so a build that was stopped goes on at the
-next shard, and processes or runs that build side by side do not disturb one another.
+A folder holds shards of up to `SHARD_BYTES`, each written atomically. An interrupted build resumes at the next shard,
+and processes or runs that build at the same time do not interfere.
 """
 
 import json
@@ -34,8 +34,8 @@ from onelora_vision.runtime.progress import progress_bar
 from onelora_vision.storage.cache import NoHomeFolder, combined_hash, default_cache, dispensable
 from onelora_vision.storage.files import TEMPORARY_PREFIX, atomic_file
 
-#: A shard is written when its entries have this many bytes or took this many seconds: few files, and little is encoded
-#: again after a build was killed. Of 32 x 32 x 4 latents in fp32 the bytes are 4,096 images.
+#: A shard is written once its entries have this many bytes or took this many seconds. This keeps the number of files
+#: low, and little is lost if a build is killed. With 32 x 32 x 4 latents in fp32, it holds 4,096 images.
 SHARD_BYTES, SHARD_SECONDS = 256 << 20, 120
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _BLOCK = 1 << 16  # hashes that are compared at a time
@@ -44,18 +44,19 @@ _ABANDONED = 3600  # seconds
 
 @torch.no_grad()
 def posterior(vae: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation (N, C, h, w), fp32, of the latents of images (N, 3, H, W) in [0, 1]."""
+    """Encode images (N, 3, H, W) in [0, 1]: mean and standard deviation (N, C, h, w) of their latents, fp32."""
     parameter = next(vae.parameters())
     distribution = vae.encode((images * 2 - 1).to(parameter.device, parameter.dtype)).latent_dist
     return distribution.mean.float(), distribution.std.float()
 
 
 class EncodedImages(torch.utils.data.Dataset):
-    """Images that are encoded once and kept in memory: items have ``mean`` and ``std`` (C, h, w), ``label`` and ``seed``.
+    """Images encoded once and kept in memory: items have ``mean`` and ``std`` (C, h, w), ``label`` and ``seed``.
 
     Args:
         dataset: images without augmentation, with ``images()`` (N, 3, H, W) in [0, 1], ``labels`` and ``class_names``.
-        vae: the autoencoder. batch_size: images per encoding.
+        vae: the autoencoder.
+        batch_size: images per batch for encoding.
     """
 
     def __init__(self, dataset, vae: nn.Module, batch_size: int = 125):
@@ -73,10 +74,10 @@ class EncodedImages(torch.utils.data.Dataset):
 
 
 class LatentShards:
-    """Files of latents, each opened when something in it is first read.
+    """Files of latents, each opened when an entry in it is first read.
 
     Args:
-        paths: of the files, whose numbers are their positions.
+        paths: paths of the files, which are numbered by their position.
     """
 
     def __init__(self, paths: list[Path]):
@@ -84,10 +85,10 @@ class LatentShards:
         self._open: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def read(self, place: np.ndarray, mirrored: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation (C, h, w) of the image at a place or of its mirror image, as they are kept.
+        """Read mean and standard deviation (C, h, w) of an image or its mirror image, in the type they are stored in.
 
         Args:
-            place: the number of the file, and of the row in it.
+            place: the numbers of the file and of the row in it.
         """
         number, row = place.tolist()
         if number not in self._open:
@@ -96,15 +97,17 @@ class LatentShards:
         return tuple(values[row, int(mirrored)] for values in self._open[number])
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": {}}  # a worker process opens the files itself
+        return {**self.__dict__, "_open": {}}  # worker processes open the files themselves
 
 
 class LatentStore:
-    """The shards in one folder, as a map from an image's hash to its latents. Damaged shards are left out, with a warning.
+    """The shards in one folder, as a map from image hashes to latents. Damaged shards are skipped with a warning.
 
     Attributes:
-        folder: where they are. shards: the files. digests: SHA-256 of the images whose latents they hold, (n, 32) bytes.
-        places: the shard and the row in it of each, (n, 2).
+        folder: folder of the shards.
+        shards: the files.
+        digests: SHA-256 of the encoded images, (n, 32) bytes.
+        places: shard and row of each image, (n, 2).
     """
 
     def __init__(self, folder: str | Path):
@@ -125,7 +128,7 @@ class LatentStore:
         return len(self.digests)
 
     def find(self, digests: np.ndarray) -> np.ndarray:
-        """The places (n, 2) of the images with these hashes (n, 32); -1 for those that are not here."""
+        """Look up the places (n, 2) of the images with these hashes (n, 32); -1 for missing ones."""
         places = np.full((len(digests), 2), -1, np.int32)
         if len(self):
             order = np.argsort(_prefixes(self.digests))
@@ -138,9 +141,9 @@ class LatentStore:
         return places
 
     def write(self, digests: np.ndarray, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Add a shard of entries (n, 2, C, h, w): as they are, and mirrored. Its name is a hash of its keys.
+        """Add a shard of entries (n, 2, C, h, w), plain and mirrored. Its name is a hash of its keys.
 
-        It is found by a store that is opened after this.
+        Only stores opened afterwards find it.
         """
         keys = [digest.tobytes().hex() for digest in digests]
         with atomic_file(self.folder / f"latents-{combined_hash(keys)[:16]}.safetensors") as temporary:
@@ -148,14 +151,14 @@ class LatentStore:
             save_file(tensors, temporary, metadata={"keys": json.dumps(keys)})
 
     def clear_abandoned(self) -> None:
-        """Delete what killed builds left half-written; what was written to in the last hour may be another build's."""
+        """Delete incomplete files of killed builds, except those of the last hour, which another build may use."""
         for path in self.folder.glob(f"{TEMPORARY_PREFIX}*.safetensors"):
             if time.time() - path.stat().st_mtime > _ABANDONED:
                 path.unlink(missing_ok=True)
 
 
 def _keys_of(path: Path) -> np.ndarray:
-    """The hashes (n, 32) of a shard's images. Raises `InputError` for a damaged file."""
+    """Read the hashes (n, 32) of a shard's images. Raises `InputError` if the file is damaged."""
     try:
         with safe_open(path, framework="pt") as shard:
             keys = json.loads(shard.metadata()["keys"])
@@ -163,25 +166,26 @@ def _keys_of(path: Path) -> np.ndarray:
         if rows != {len(keys)}:
             raise ValueError(f"{len(keys)} keys of {rows} entries")
         return np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), 32)
-    # A header that this class did not write has no such entries; JSON's error is a ValueError.
+    # A header written by other programs has no such entries; JSON errors are ValueErrors.
     except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
         raise InputError(f"{path} is damaged ({one_line(error)}); its images are encoded again") from None
 
 
 def _prefixes(digests: np.ndarray) -> np.ndarray:
-    """The first 64 bits of hashes (n, 32), by which they are sorted and shared out; no two images have the same."""
+    """The first 64 bits of hashes (n, 32), for sorting and distributing them; assumed to be unique."""
     return np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0].astype(np.uint64)
 
 
 class LatentDataset(SeededDataset):
-    """A `ClassImageDataset` whose images are latents: items have ``mean`` and ``std`` (C, h, w) in place of ``image``, of
-    the type that they are kept in.
+    """A `ClassImageDataset` with latents: items have ``mean`` and ``std`` (C, h, w) instead of ``image``.
 
-    Whether an item is mirrored is drawn as the dataset's own transform draws it. An image that could not be read, and
-    has no entry, is replaced as the dataset replaces it.
+    The latents have the type that they are stored in. Mirroring is drawn as in the dataset's own transform. An image
+    that could not be read has no entry, and is replaced as in the dataset.
 
     Args:
-        dataset: of the images. digests: their hashes (N, 32). store: of their latents.
+        dataset: the images.
+        digests: their hashes (N, 32).
+        store: their latents.
     """
 
     def __init__(self, dataset: ClassImageDataset, digests: np.ndarray, store: LatentStore):
@@ -191,7 +195,7 @@ class LatentDataset(SeededDataset):
             raise InputError(f"{self.source.name}/{self.source.split}: none of its {len(self)} images can be read")
 
     def count_missing(self) -> int:
-        """How many images have no latents, because they cannot be read."""
+        """Count the images without latents, which could not be read."""
         return int((self.places[:, 0] < 0).sum())
 
     @property
@@ -199,7 +203,7 @@ class LatentDataset(SeededDataset):
         return self.source.class_names
 
     def identity(self) -> str:
-        """That of the images: whether their latents are kept changes nothing."""
+        """The identity of the images, the same with and without cached latents."""
         return self.source.identity()
 
     def __len__(self) -> int:
@@ -233,31 +237,31 @@ def cache_latents(
     num_workers: int = 0,
     dtype: str = "fp32",
 ) -> LatentDataset | ClassImageDataset:
-    """Encode what of ``dataset`` is not yet in the cache, each process its share, and open the latents.
+    """Encode all images of ``dataset`` that are not yet in the cache, each process its share, and open the latents.
 
-    Where the cache cannot be written, ``dataset`` itself is returned, with a warning.
+    If the cache cannot be written, ``dataset`` itself is returned, with a warning.
 
     Args:
-        dataset: with a centred `SquareCrop`; its flip stays free.
-        vae_hash: of the autoencoder's weights.
-        cache_dir: the folder above all caches (default: in the user's cache); this one's name is a hash of autoencoder
-            and transform, and of ``dtype`` if that is not fp32.
-        batch_size: images per encoding, which counts each with its mirror image as one.
-        dtype: a key of `DTYPES`. Half precision halves the files; values are rounded by at most 1/2048 (fp16, from 6e-5
-            on) or 1/256 (bf16) of themselves.
+        dataset: images with a centred `SquareCrop`, with or without random flips.
+        vae_hash: hash of the autoencoder's weights.
+        cache_dir: parent folder of all caches (default: in the user's cache). The name of this cache's folder is a hash
+            of the autoencoder, the transform and, if not fp32, ``dtype``.
+        batch_size: images per batch for encoding; an image and its mirror image count as one.
+        dtype: a key of `DTYPES`. Half precision halves the file size and rounds values by a relative error of at most
+            1/2048 (fp16, from 6e-5 on) or 1/256 (bf16).
 
     Raises:
         InputError: the transform is random beyond mirroring, an image cannot be read (unless the dataset skips such
             images), a latent is too large for ``dtype``, or processes on several machines see different folders.
     """
     if not (isinstance(dataset, ClassImageDataset) and isinstance(dataset.transform, SquareCrop)):
-        raise InputError("--cache_latents: these training images are drawn afresh at each pass; train without it")
+        raise InputError("--cache_latents: these training images are new in every epoch; train without it")
     if not dataset.transform.center_crop:
         raise InputError("--cache_latents needs --center_crop: a random crop has no latent that could be kept")
     digests, done = content_hashes(dataset.source, accelerator).digests, False
     plain = replace(dataset.transform, random_flip=False)
     images = ClassImageDataset(dataset.source, plain, dataset.on_bad_image)
-    with dispensable((NoHomeFolder, WriteError)):  # other failures to read or write are the images', or a lost process
+    with dispensable((NoHomeFolder, WriteError)):  # other errors concern the images or a lost process
         folder = Path(cache_dir) if cache_dir else default_cache() / "latents"
         parts = [vae_hash, str(plain), *([dtype] if dtype != "fp32" else [])]
         store = LatentStore(folder / combined_hash(parts)[:16])
@@ -277,10 +281,10 @@ def cache_latents(
 
 
 def _own_part(digests: np.ndarray, places: np.ndarray, accelerator: Accelerator) -> np.ndarray:
-    """Which of the images that have no place this process encodes: one index of each, in their order."""
+    """Choose which missing images this process encodes: one index per distinct image, in order."""
     missing = np.flatnonzero(places[:, 0] < 0)
     prefixes, first = np.unique(_prefixes(digests[missing]), return_index=True)
-    # An image's process is told by its hash, so that none is left out when another run adds entries at the same time.
+    # The hash determines an image's process, so none is left out when another run adds entries at the same time.
     own = prefixes % np.uint64(accelerator.num_processes) == accelerator.process_index
     return np.sort(missing[first[own]])
 
@@ -294,7 +298,7 @@ def _encode(images, indices, digests, vae, store, dtype, batch_size, num_workers
 
 
 def _shards(batches: Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]) -> Iterator[tuple]:
-    """Batches of entries together, until they have `SHARD_BYTES` or took `SHARD_SECONDS`."""
+    """Join batches of entries until they have `SHARD_BYTES` or took `SHARD_SECONDS`."""
     waiting, size, started = [], 0, time.monotonic()
     for batch in batches:
         waiting.append(batch)
@@ -312,7 +316,7 @@ def _together(batches: list[tuple]) -> tuple[np.ndarray, torch.Tensor, torch.Ten
 
 
 def _entries(loader, indices, vae, dtype, bar) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-    """Of each batch: indices (n,), means (n, 2, C, h, w) and deviations; images that another one stood in for are left out."""
+    """Yield indices (n,), means (n, 2, C, h, w) and deviations of each batch, without images that were replaced."""
     position = 0
     for batch in loader:
         pixels = torch.stack([batch["image"], batch["image"].flip(-1)], 1)  # (n, 2, 3, H, W)

@@ -1,4 +1,4 @@
-"""Paths of a million files in a few arrays, which loader workers share with the process that forked them."""
+"""Compact storage for millions of file paths, in a few arrays that forked loader workers share."""
 
 import itertools
 import os
@@ -6,17 +6,17 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-_CHUNK = 1 << 15  # paths that are Python objects at a time
+_CHUNK = 1 << 15  # paths held as Python objects at a time
 
 
 class Paths(Sequence):
-    """File paths as text, read only: 10 bytes each and the file's name, in arrays.
+    """An immutable sequence of file paths, stored in arrays: 10 bytes per path plus the file name.
 
-    A list of a million strings takes four times as much, and each loader worker copies it page by page, because Python
-    writes a reference count into every string that is looked at. Arrays have one count.
+    A list of a million strings needs four times as much memory, and each loader worker copies it page by page, because
+    Python updates the reference count of every string that is accessed. An array has a single reference count.
 
     Args:
-        paths: taken one by one, so a generator never needs them all at once.
+        paths: consumed in chunks, so a generator never holds all of them in memory.
     """
 
     def __init__(self, paths: Iterable[str | os.PathLike] = ()):
@@ -49,7 +49,7 @@ class Paths(Sequence):
     __hash__ = None
 
     def take(self, indices: np.ndarray) -> "Paths":
-        """The paths at ``indices``, in that order. The names themselves are shared."""
+        """Select the paths at ``indices``, in that order. The stored names are shared."""
         taken = Paths()
         taken._folders, taken._names = self._folders, self._names
         for part in ("_folder", "_length", "_start"):
@@ -57,12 +57,12 @@ class Paths(Sequence):
         return taken
 
     def moved(self, change) -> "Paths":
-        """The same names in other folders: ``change`` is called with each folder, which ends in a separator or is ""."""
+        """Move the names to other folders: ``change`` maps each folder, which ends in a separator or is empty."""
         moved = self.take(slice(None))
         moved._folders = tuple(map(change, self._folders))
         return moved
 
     @property
     def folders(self) -> list[str]:
-        """The folders that the paths are in, each once."""
+        """The distinct folders of the paths."""
         return [self._folders[number] for number in np.unique(self._folder)]

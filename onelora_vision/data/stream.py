@@ -1,7 +1,7 @@
-"""The order in which training samples are seen: a pure function of the seed, so a run resumes at any batch exactly.
+"""The order of training samples, a pure function of the seed, so runs resume exactly at any batch.
 
-Nothing here has a state to save. Batch ``i`` of a run is the same whether the run was interrupted, whatever the number
-of loader workers, and for any number of processes whose batches add up to the same global batch.
+There is no state to save. Batch ``i`` of a run does not depend on interruptions or on the number of loader workers. It
+is also the same for any number of processes whose batches add up to the same global batch.
 """
 
 import itertools
@@ -23,25 +23,25 @@ Item = TypeVar("Item")
 
 
 class SampleRef(NamedTuple):
-    """What a dataset is indexed with: which sample, and the seed that all its randomness comes from."""
+    """An index into a dataset: the sample's number, and the seed for all its randomness."""
 
     index: int
     seed: int
 
     @classmethod
     def of(cls, ref: "SampleRef | int") -> "SampleRef":
-        """``ref`` itself, or for a plain index the reference whose seed is that index (evaluation)."""
+        """Return ``ref`` itself; for a plain index (evaluation), the reference whose seed equals the index."""
         return ref if isinstance(ref, cls) else cls(int(ref), int(ref))
 
 
 class SeededDataset(Dataset):
-    """A dataset of `SampleRef`s whose ``_item(ref, seed)`` draws from the global generators once it has seeded them."""
+    """A dataset of `SampleRef`s whose ``_item(ref, seed)`` draws from the global generators after seeding them."""
 
     def __getitem__(self, ref: SampleRef | int) -> dict[str, Any]:
         return self.__getitems__([ref])[0]
 
     def __getitems__(self, refs: Sequence[SampleRef | int]) -> list[dict[str, Any]]:
-        """The items of a batch, which `DataLoader` asks for at once where it can."""
+        """The items of a batch, which `DataLoader` requests together if a dataset supports it."""
         with seedable() as seed:
             return [self._item(SampleRef.of(ref), seed) for ref in refs]
 
@@ -50,34 +50,39 @@ class SeededDataset(Dataset):
 
 
 def identity_of(dataset: Dataset) -> dict[str, str]:
-    """The hash of a training dataset that a resumed run must share; empty for one that is made by the program."""
+    """The hash of the training dataset, which must be the same in a resumed run; empty for generated data."""
     identity = getattr(dataset, "identity", None)
     return {"files of the training data": identity() if identity else ""}
 
 
 class BadItems:
-    """Which items of a dataset cannot be read, and what is done about them.
+    """Records and handles the unreadable items of a dataset.
 
     Args:
-        size: number of items. name: of the dataset, for messages.
-        on_bad_image: "error" raises the `InputError` of an unreadable item; "skip" logs it once and takes the next
+        size: number of items.
+        on_bad_image: "error" raises the `InputError` of an unreadable item; "skip" logs it once and uses the next
             readable item instead.
+        name: name of the dataset, for messages.
     """
 
     def __init__(self, size: int, on_bad_image: str, name: str):
         if on_bad_image not in ("error", "skip"):
             raise InputError(f"on_bad_image {on_bad_image!r}: must be error or skip")
         self.on_bad_image, self.name = on_bad_image, name
-        # Shared memory: a loader's workers and the main process see one record, so each bad item is named once.
+        # In shared memory: the main process and a loader's workers have one record, so each bad item is logged once.
         self._bad = torch.zeros(size, dtype=torch.bool).share_memory_()
 
     @property
     def count(self) -> int:
-        """How many have been met so far, by this process and its loader's workers."""
+        """The number of unreadable items found so far, by this process and its loader's workers."""
         return int(self._bad.sum())
 
     def first_readable(self, index: int, read: Callable[[int], Item]) -> tuple[int, Item]:
-        """The index and value of the first readable item at or after ``index``, wrapping around at the end."""
+        """The index and value of the first readable item from ``index`` on, wrapping around at the end.
+
+        Raises:
+            InputError: the item cannot be read or, with "skip", none can.
+        """
         size = len(self._bad)
         candidates = itertools.chain(range(index, size), range(index)) if self.on_bad_image == "skip" else (index,)
         for candidate in candidates:
@@ -96,17 +101,17 @@ class BadItems:
 class TrainingBatchSampler(Sampler[list[SampleRef]]):
     """Batches of `SampleRef` for `torch.utils.data.DataLoader(batch_sampler=…)`.
 
-    The samples of a run form one stream: epoch after epoch, each a permutation seeded by (seed, epoch). Batch ``i`` is
-    the stream's next ``batch_size * world_size`` samples, of which process ``rank`` takes the contiguous slice number
-    ``rank``. Batches straddle epochs, so nothing is dropped and a dataset smaller than a batch works.
+    The samples of a run form one stream of epochs, each a permutation seeded by (seed, epoch). Batch ``i`` consists of
+    the next ``batch_size * world_size`` samples, of which process ``rank`` takes the contiguous slice with that number.
+    Batches may span epochs, so no sample is dropped, and a dataset may be smaller than a batch.
 
     Args:
         num_samples: size of the dataset.
         batch_size: samples per batch and process.
         num_batches: batches of the whole run, counted from its first start.
-        seed: of the run.
-        rank, world_size: this process, and how many there are.
-        start_batch: the first batch to yield: 0, or where an interrupted run goes on.
+        seed: seed of the run.
+        rank, world_size: number of this process, and number of processes.
+        start_batch: the first batch to yield: 0, or where an interrupted run resumes.
     """
 
     def __init__(
@@ -151,14 +156,14 @@ class TrainingBatchSampler(Sampler[list[SampleRef]]):
 
 
 def collate(samples: list[dict]) -> dict:
-    """Stack the samples' tensors and numbers (B, …); strings, such as paths, become a list of B."""
+    """Stack the samples' tensors and numbers (B, …). Strings, such as paths, become a list of length B."""
     return default_collate(samples)
 
 
 def training_loader(dataset: Dataset, sampler: TrainingBatchSampler, num_workers: int = 0) -> DataLoader:
-    """A loader of the sampler's batches. One pass over it is the whole run, so workers start once.
+    """Make a loader of the sampler's batches. One pass over it is the whole run, so workers start only once.
 
-    It is not to be prepared by accelerate: the sampler already gives each process its own part.
+    Do not pass it through ``accelerator.prepare``: the sampler already gives each process its own part.
     """
     _report_lost_workers_in_place()
     return DataLoader(
@@ -168,14 +173,14 @@ def training_loader(dataset: Dataset, sampler: TrainingBatchSampler, num_workers
         num_workers=num_workers,
         worker_init_fn=_leave_signals_to_the_main_process,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or the loader would draw from the global one
+        generator=torch.Generator(),  # otherwise, the loader would draw from the global one
     )
 
 
 def evaluation_loader(dataset: Dataset, batch_size: int, num_workers: int = 0) -> DataLoader:
-    """A loader of every sample once, in order; for several processes, pass it through ``accelerator.prepare``.
+    """Make a loader of every sample once, in order. For several processes, pass it through ``accelerator.prepare``.
 
-    Padding makes the processes' batches even, so count with ``accelerator.gather_for_metrics``.
+    Batches are padded to be even across processes, so gather results with ``accelerator.gather_for_metrics``.
     """
     _report_lost_workers_in_place()
     return DataLoader(
@@ -189,15 +194,15 @@ def evaluation_loader(dataset: Dataset, batch_size: int, num_workers: int = 0) -
 
 
 def _report_lost_workers_in_place() -> None:
-    # PyTorch's handler of SIGCHLD raises in the main thread, at whatever line runs then, also while a checkpoint is
-    # written. It is installed once, by the first loader with workers, unless this flag says that it is. Without it a
-    # loader notices by itself, within 5 s, where its next batch is asked for.
+    # PyTorch's SIGCHLD handler raises in the main thread at any line, even while a checkpoint is being written. The
+    # first loader with workers installs it, unless this flag claims that it is installed. Without it, a loader still
+    # notices a lost worker within 5 s, when the next batch is requested.
     signal_handling._SIGCHLD_handler_set = True
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
     # Ctrl-C and a batch system's SIGTERM reach the whole process group. The main process finishes its step and writes
-    # a checkpoint, for which the workers must live on; they end when it ends.
+    # a checkpoint, so the workers must stay alive until it ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Only the first SIGTERM: torch ends the workers of a run that failed with one of its own, and waits for them.
+    # Ignore the first SIGTERM only: when a run fails, torch sends another one to end the workers, and waits for them.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))

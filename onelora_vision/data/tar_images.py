@@ -1,7 +1,7 @@
-"""Pictures in tar files of the WebDataset layout, by their places in arrays: any order, nothing is unpacked.
+"""Random access to pictures in tar files of the WebDataset layout, without unpacking them.
 
-The members of a sample follow each other and have one name up to its first dot: ``n01/0001.jpg``, ``n01/0001.cls``.
-Files are untrusted: names, labels and headers are bounded, and a member's name is never a path to write to or read from.
+The members of a sample are adjacent and share the name up to the first dot: ``n01/0001.jpg``, ``n01/0001.cls``. Files
+are untrusted: the sizes of names, labels and headers are limited, and members' names are never used as paths.
 """
 
 import json
@@ -27,11 +27,11 @@ _LABELS = ("cls", "label", "class")  # in a sample's JSON
 
 
 class DamagedTar(ValueError):
-    """What is wrong with a tar file."""
+    """A tar file is damaged or has unsupported contents; the message says what is wrong."""
 
 
 class Member(NamedTuple):
-    """A file in a tar file: its name, and where its bytes are."""
+    """A file in a tar file: its name, and the position of its bytes."""
 
     name: str
     offset: int
@@ -39,7 +39,7 @@ class Member(NamedTuple):
 
 
 class TarIndex(NamedTuple):
-    """The pictures of one tar file: names, places (n,) and labels as numbers of ``label_names``."""
+    """The pictures of one tar file: names, positions (n,) and labels (n,), which are indices into ``label_names``."""
 
     names: Sequence[str]
     offset: np.ndarray
@@ -52,9 +52,11 @@ class TarImages(Sequence):
     """Pictures in tar files, read when indexed.
 
     Args:
-        names: of the pictures, the tar file's path first. tars: the tar files' paths.
-        states: of the tar files, as in `FileStates`.
-        tar: (N,) which tar file each is in. offset, size: (N,) its bytes there.
+        names: names of the pictures, prefixed by the path of their tar file.
+        tars: paths of the tar files.
+        states: states of the tar files, as in `FileStates`.
+        tar: (N,) number of each picture's tar file.
+        offset, size: (N,) position of its bytes in that file.
     """
 
     def __init__(self, names: Paths, tars: list[str], states: np.ndarray, tar, offset, size):
@@ -68,16 +70,20 @@ class TarImages(Sequence):
         return decode_image(BytesIO(self.encoded(index)), shown(self.path(index)))
 
     def path(self, index: int) -> str:
-        """The tar file and the picture's name in it."""
+        """The path of the tar file, followed by the picture's name in it."""
         return self.names[index]
 
     def encoded(self, index: int) -> bytes:
-        """The bytes of a picture's file. Raises `InputError` if the tar file has changed since it was opened."""
+        """The bytes of a picture's file.
+
+        Raises:
+            InputError: the tar file cannot be read, or has changed since it was opened.
+        """
         size, tar = int(self.size[index]), self.tars[self.tar[index]]
         state = self.tar_states[self.tar[index]]
         if (
             state and state != FileStates.of(Paths([tar]), time.time_ns()).state[0]
-        ):  # 0: it was being written just then
+        ):  # 0 if the file may have been changing at that time
             raise InputError(f"{shown(tar)}: has changed since this run opened it; start again")
         try:
             with open(tar, "rb", buffering=0) as file:
@@ -90,12 +96,12 @@ class TarImages(Sequence):
         return found
 
     def take(self, indices: np.ndarray | slice) -> "TarImages":
-        """The pictures at ``indices``, in that order."""
+        """Select the pictures at ``indices``, in that order."""
         parts = (getattr(self, part)[indices] for part in ("tar", "offset", "size"))
         return TarImages(self.names.take(indices), self.tars, self.tar_states, *parts)
 
     def joined(self, other: "TarImages") -> "TarImages":
-        """These and then ``other``'s."""
+        """Append the pictures of ``other``."""
         pairs = ((self.tar, other.tar + len(self.tars)), (self.offset, other.offset), (self.size, other.size))
         states = np.concatenate([self.tar_states, other.tar_states])
         names = Paths(name for images in (self, other) for name in images.names)
@@ -107,14 +113,14 @@ class TarImages(Sequence):
         return sorted({os.path.dirname(path) for path in self.tars})
 
     def states(self) -> FileStates:
-        """Of the pictures as if they were files; they are as old as the tar file."""
+        """The states of the pictures, as if they were files of the same age as their tar file."""
         tar = self.tar_states[self.tar]
         state = np.where(tar, mixed(np.stack([tar, self.offset, self.size.astype(np.uint64)])), np.uint64(0))
         return FileStates(path_numbers(self.names), state, int(self.size.sum()))
 
 
 def index_tar(path: str) -> TarIndex:
-    """Find the pictures of a tar file and their labels, which are text in ``.cls`` or an entry of ``.json``.
+    """Find the pictures of a tar file and their labels, given as text in ``.cls`` or as an entry in ``.json``.
 
     Raises:
         InputError: the file cannot be read, is damaged or compressed, or a picture has no label.
@@ -138,13 +144,13 @@ def index_tar(path: str) -> TarIndex:
 
 
 def _members(file: IO[bytes]) -> Iterator[Member]:
-    """The regular files of a tar file (POSIX ustar and pax, GNU), in order."""
+    """Yield the regular files of a tar file (POSIX ustar and pax, GNU), in order."""
     end, position, extended = os.fstat(file.fileno()).st_size, 0, {}
     while True:
         file.seek(position)
         header = file.read(_BLOCK)
         if position == 0 and header[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5"):
-            raise DamagedTar("is compressed, which rules out reading single images: decompress it")
+            raise DamagedTar("is compressed, so single images cannot be read: decompress it")
         if len(header) < _BLOCK:
             raise DamagedTar("is damaged: it ends without the empty block that ends a tar file")
         if not any(header):
@@ -178,9 +184,9 @@ def _checked_size(header: bytes) -> int:
         field = header[124:136]
         size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(_text(field).strip() or "0", 8)
     except ValueError:
-        raise DamagedTar("is damaged, or no tar file: a header has no valid numbers") from None
+        raise DamagedTar("is damaged, or not a tar file: a header has no valid numbers") from None
     if sum(header) - sum(header[148:156]) + 8 * ord(" ") != sum_given or size < 0:
-        raise DamagedTar("is damaged, or no tar file: the checksum of a header is wrong")
+        raise DamagedTar("is damaged, or not a tar file: the checksum of a header is wrong")
     return size
 
 
@@ -194,13 +200,13 @@ def _text(field: bytes) -> str:
 
 
 def _pax(content: bytes) -> dict:
-    """Path and size of an extended header, whose records are ``LENGTH KEY=VALUE\\n``."""
+    """Parse path and size from an extended header, whose records are ``LENGTH KEY=VALUE\\n``."""
     found = {}
     while content.strip(b"\0"):
         match = re.match(rb"(\d{1,6}) ([^=\n]{1,200})=", content)
         length = int(match[1]) if match else 0
         if not match or not match.end() < length <= len(content):
-            raise DamagedTar("is damaged: an extended header is not one")
+            raise DamagedTar("is damaged: an extended header is malformed")
         value = content[match.end() : length - 1]
         if match[2] == b"path":
             found["name"] = os.fsdecode(value)
@@ -213,11 +219,11 @@ def _pax(content: bytes) -> dict:
 
 
 def _groups(members: Iterator[Member]) -> Iterator[dict[str, Member]]:
-    """The members of each sample by what follows the first dot of their names, in lower case."""
+    """Yield the members of each sample by extension: the name after its first dot, in lower case."""
     key, group = None, {}
     for member in members:
         folder, slash, name = member.name.rpartition("/")
-        if name.startswith("."):  # such as what macOS adds
+        if name.startswith("."):  # for example, files added by macOS
             continue
         stem, _, ending = name.partition(".")
         if folder + slash + stem != key:
@@ -234,7 +240,7 @@ def _picture(group: dict[str, Member]) -> Member | None:
 
 
 def _sample(file: IO[bytes], group: dict[str, Member]) -> tuple[Member, str]:
-    """A sample's picture and its label. Leaves the file where it is read from to its next reader, who seeks."""
+    """A sample's picture and label. This moves the file's position; every reader seeks first."""
     picture = _picture(group)
     name = shown(picture.name)[:200]
     if picture.size >= 1 << 32:

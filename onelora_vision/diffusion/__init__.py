@@ -1,1 +1,1 @@
-"""Class-conditional diffusion: the schedule and its loss, samplers, and the settings of sampling."""
+"""Class-conditional diffusion: objectives and losses, samplers, guidance, and sampling settings."""

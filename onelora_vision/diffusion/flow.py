@@ -1,11 +1,11 @@
-"""Flow matching on the straight line between an image and noise, as SiT (Ma et al. 2024, arXiv 2401.08740) trains it.
+"""Flow matching on the straight line between an image and noise, as in SiT (Ma et al. 2024, arXiv 2401.08740).
 
 For an image's latents x, noise ε and a time t in [0, 1]:
 
     x_t = (1 - t) x + t ε,    v = dx_t/dt = ε - x
 
-The network predicts v. Everything here is written in this direction, in which t = 0 is the image and t = 1 the noise; in
-which one a network was trained is known to its `Flow` alone.
+The network predicts v. Everything here uses this direction of time: t = 0 is the image and t = 1 the noise. Only `Flow`
+knows the direction that a network was trained with.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,17 +19,18 @@ from torch import Tensor
 from onelora_vision.diffusion.settings import SamplingSettings
 from onelora_vision.errors import InputError
 
-LAST_STEP = 0.04  # of the sampler ``sde``: SiT's published size
+LAST_STEP = 0.04  # size of the last step of the sampler ``sde``, as published for SiT
 
 
 @dataclass(frozen=True)
 class Flow:
-    """The objective of a network that predicts the velocity, and the time that it was trained with.
+    """The objective of a network that predicts the velocity, and its convention for time.
 
     Attributes:
-        data_at: the time of the image as the network counts it. 0: REPA (arXiv 2410.06940), as here. 1: SiT's published
-            code, where the velocity points from the noise to the image, so its sign is the other one.
-        scale: what the time in [0, 1] is multiplied with before the network takes it; 1 for SiT and REPA.
+        data_at: the network's time of the image. 0 is REPA's convention (arXiv 2410.06940) and the one used here. 1 is
+            that of SiT's published code, where the velocity points from the noise to the image and so has the opposite
+            sign.
+        scale: factor between the time in [0, 1] and the network's timestep; 1 for SiT and REPA.
     """
 
     data_at: int = 0
@@ -38,8 +39,9 @@ class Flow:
 
     @classmethod
     def of(cls, config: dict) -> Self:
-        """From the config of diffusers' ``FlowMatchEulerDiscreteScheduler``, which says the same in its own words:
-        ``invert_sigmas`` for a time that ends at the image, ``num_train_timesteps`` for the scale.
+        """Make the objective from the config of diffusers' ``FlowMatchEulerDiscreteScheduler``.
+
+        ``invert_sigmas`` means that time ends at the image, and ``num_train_timesteps`` is the scale.
 
         Raises:
             InputError: the config shifts the time, which is not supported.
@@ -62,32 +64,32 @@ class Flow:
         return (1 - t) * x0 + t * noise
 
     def timestep(self, t: Tensor | float) -> Tensor | float:
-        """What the network takes for the time ``t``."""
+        """The network's timestep for the time ``t``."""
         return self.scale * (1 - t if self.data_at else t)
 
     def velocity(self, output: Tensor) -> Tensor:
-        """v of the network's answer."""
+        """Convert the network's output to v."""
         return -output if self.data_at else output
 
     def share(self, t: Tensor) -> Tensor:
-        """The times as shares of the way from an image (0) to noise (1)."""
+        """The times as fractions of the way from an image (0) to noise (1)."""
         return t
 
     def target(self, x0: Tensor, noise: Tensor) -> Tensor:
-        """v of an image's latents and its noise."""
+        """v for an image's latents and its noise."""
         return noise - x0
 
     def predicted(self, output: Tensor, channels: int) -> Tensor:
-        """v of the network's answer, in fp32.
+        """Convert the network's output to v in fp32.
 
-        Of an answer with 2C channels the second half, which SiT's network keeps from DiT's, is left out.
+        If the output has 2C channels, the second half is dropped: SiT's network has it only because DiT's does.
         """
         return self.velocity(output.float()[:, :channels])
 
     def losses(
         self, output: Tensor, x0: Tensor, xt: Tensor, noise: Tensor, t: Tensor, target: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """``mse`` of each sample, shape (N,): the mean of |v - v_θ(x_t, t)|², in fp32; ``target`` in the place of v."""
+        """``mse`` of each sample, (N,): the mean of |v - v_θ(x_t, t)|², in fp32. ``target`` replaces v if given."""
         target = self.target(x0, noise) if target is None else target
         return {"mse": (self.predicted(output, x0.shape[1]) - target).square().flatten(1).mean(1)}
 
@@ -108,18 +110,22 @@ Velocity = Callable[[Tensor, float, bool], Tensor]
 def integrate(
     velocity: Velocity, x: Tensor, settings: SamplingSettings, generators: Sequence[torch.Generator]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """From noise ``x`` (N, C, H, W) at t = 1 to images at t = 0: the latents after each step, and the predicted image.
+    """Integrate from noise ``x`` (N, C, H, W) at t = 1 to images at t = 0.
 
     * ``euler``: x ← x + Δt v on an even grid of times.
-    * ``heun``: the mean of v at both ends of the step, which asks the network twice. The last step is Euler's, as REPA
-      publishes it. Both ends are guided if the step's start is.
-    * ``sde``: Euler-Maruyama for dx = (v - t s) dt + √(2t) dW̄ with the score s: g² = 2t is the diffusion coefficient
-      of REPA's sampler and the default of SiT's published code (there called sigma). The times are even from 1 to
-      `LAST_STEP`; the last step, from there to 0, is the drift alone. Each image's noise is its own generator's.
+    * ``heun``: uses the mean of v at both ends of the step, with two calls of the network. The last step is Euler's, as
+      published for REPA. Both ends are guided if the start of the step is.
+    * ``sde``: Euler-Maruyama for dx = (v - t s) dt + √(2t) dW̄ with the score s. g² = 2t is the diffusion coefficient
+      of REPA's sampler and the default in SiT's published code (called sigma there). The times are even from 1 to
+      `LAST_STEP`; the last step, from there to 0, has no noise. Each image draws noise from its own generator.
 
     Args:
-        velocity: v of (latents, time, whether it is to be guided), fp32.
-        settings: of one of these samplers. generators: one for each image.
+        velocity: function that returns v in fp32 for (latents, time, whether to guide).
+        settings: settings with one of these samplers.
+        generators: one generator per image.
+
+    Yields:
+        The latents after each step, and the predicted image.
     """
     sampler, (low, high) = settings.sampler, settings.guidance_interval
     times = times_of(sampler, settings.steps)
@@ -140,7 +146,7 @@ def integrate(
 
 
 def times_of(sampler: str, steps: int) -> list[float]:
-    """The ``steps`` + 1 times from 1 to 0 that a sampler visits."""
+    """The ``steps`` + 1 times of a sampler, from 1 to 0."""
     if sampler == "sde":
         return [*torch.linspace(1, LAST_STEP, steps, dtype=torch.float64).tolist(), 0.0]
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()

@@ -1,16 +1,16 @@
-"""Guidance: which predictions of a model are mixed at a step, when it is sampled and when it is trained.
+"""Guidance: combining predictions of a model at each step of sampling, or in training.
 
-Classifier-free guidance (arXiv 2207.12598) mixes two predictions of one model, with the class y and with the null class ∅:
+Classifier-free guidance (arXiv 2207.12598) combines two predictions of a model, for the class y and the null class ∅:
 
     ε = ε_θ(x, ∅) + s (ε_θ(x, y) - ε_θ(x, ∅))
 
-Guidance from the base (Domain Guidance, arXiv 2504.01521) takes the second one from the frozen base, which has seen more
-images than the few that the adapter was trained on:
+Guidance from the base (Domain Guidance, arXiv 2504.01521) takes the second one from the frozen base, which has seen
+more images than the few that the adapter was trained on:
 
     ε = ε_base(x, ∅) + s (ε_θ(x, y) - ε_base(x, ∅))
 
-The base is the model without its adapter. Modules that the adapter trains whole, such as the label table, are the base's
-there, and ∅ is the base's own null class. `distilled_target` moves this guidance into the training loss.
+The base is the model without its adapter. Modules that the adapter trains whole, such as the label table, are those of
+the base, and ∅ is the base's own null class. `distilled_target` moves this guidance into the training loss.
 """
 
 import contextlib
@@ -27,20 +27,20 @@ from onelora_vision.errors import InputError
 
 
 class GuidedModel:
-    """A model together with its guidance: what samplers ask for a prediction.
+    """A model with guidance, which samplers call for predictions.
 
-    With guidance from the base, both predictions come out of one forward pass where every layer of the adapter takes
-    mixed batches, as 1LoRA's do: b is 0 for the base's half. With any other method the adapter is switched off for a
-    second pass; that changes the model for its length, so no other thread may use it meanwhile.
+    With guidance from the base, both predictions need only one forward pass if all layers of the adapter support mixed
+    batches, as in 1LoRA: b is 0 for the base's half. With other methods, the adapter is switched off for a second pass.
+    This changes the model temporarily, so no other thread may use it meanwhile.
 
     Args:
         model: a `DiT`, or a PEFT model around one.
-        settings: whose scale, channels and ``guidance_base`` are used.
-        base: the frozen base, fitted to the same classes, if it is at hand as a model of its own; ``model`` is then only
-            called. Not used without ``settings.guidance_base``.
+        settings: settings with the scale, channels and ``guidance_base``.
+        base: the frozen base, fitted to the same classes, if it is available as a separate model; ``model`` is then
+            only called. Not used without ``settings.guidance_base``.
 
     Raises:
-        InputError: guidance without a null class, or from a base that cannot be had apart (see `require_base`).
+        InputError: there is no null class for guidance, or the base cannot be separated (see `require_base`).
     """
 
     def __init__(self, model: nn.Module, settings: SamplingSettings, base: nn.Module | None = None):
@@ -59,12 +59,12 @@ class GuidedModel:
         self._predict_both = self._mixed if is_mixed else self._switching
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, guided: bool = True) -> Tensor:
-        """The prediction for latents (N, C, H, W) at the timestep ``t`` (scalar) with ``labels`` (N,): (N, C or 2C, H, W).
+        """Predict for latents (N, C, H, W) at the timestep ``t`` (scalar) with ``labels`` (N,): (N, C or 2C, H, W).
 
-        Only the first ``guidance_channels`` of the C are guided; a learned variance is that of the class.
+        Only the first ``guidance_channels`` of the C channels are guided. A learned variance is the one for the class.
 
         Args:
-            guided: False gives the prediction for the class alone.
+            guided: if False, return the prediction for the class without guidance.
         """
         if not guided or self.settings.guidance_scale == 1:
             return self.model(x, timestep=t.expand(len(x)), class_labels=labels).sample
@@ -99,7 +99,7 @@ class GuidedModel:
 
 @torch.no_grad()
 def base_prediction(model: PeftModel, x: Tensor, timesteps: Tensor) -> Tensor:
-    """What the frozen base alone predicts for latents (N, C, H, W) at ``timesteps`` (N,) with its null class."""
+    """Predict with the frozen base for latents (N, C, H, W) at ``timesteps`` (N,), with its null class."""
     null = torch.full(timesteps.shape, model.null_class, dtype=torch.long, device=x.device)
     with base_alone(model):
         return model(x, timestep=timesteps, class_labels=null).sample
@@ -107,10 +107,10 @@ def base_prediction(model: PeftModel, x: Tensor, timesteps: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def base_alone(model: PeftModel) -> Iterator[None]:
-    """The model without its adapter for a block.
+    """Context manager that disables the adapter.
 
-    PEFT's ``disable_adapter`` also freezes the adapter and makes it trainable afterwards, which takes several times as
-    long and would be done at each step. Here only the switch that the layers read is turned.
+    PEFT's ``disable_adapter`` also freezes the adapter and makes it trainable again afterwards. That takes several
+    times as long, at each step. Here, only the flag that the layers read is changed.
     """
     before = [(layer, layer.disable_adapters) for layer in _switches(model)]
     try:
@@ -133,10 +133,11 @@ def _is_switched_off(model: nn.Module) -> bool:
 
 
 def require_base(model: nn.Module) -> None:
-    """Refuse a model whose base cannot be had by switching the adapter off.
+    """Check that disabling the adapter of a model gives its base.
 
     Raises:
-        InputError: no adapter is there to switch off, it is merged into the weights, or its method has changed the base.
+        InputError: there is no adapter, it is merged into the weights, its method has changed the base, or the model
+            has no null class.
     """
     where = "guidance from the base needs the base without the adapter, but"
     if not isinstance(model, PeftModel):
@@ -158,13 +159,13 @@ def require_base(model: nn.Module) -> None:
 
 
 def require_null_class(model: nn.Module) -> None:
-    """Refuse a model that knows no class "none".
+    """Check that a model has a null class.
 
     Raises:
         InputError: its label table has no row after those of the classes.
     """
     null, table = (getattr(model, name, None) for name in ("null_class", "label_table"))
-    rows = getattr(table, "weight", None)  # the tables of a bank are the adapters' own
+    rows = getattr(table, "weight", None)  # None for a bank, whose adapters have their own tables
     if null is None or (rows is not None and len(rows) <= null):
         raise InputError(
             "guidance needs a null class, which this model's label table does not have: use guidance_scale 1"
@@ -174,23 +175,25 @@ def require_null_class(model: nn.Module) -> None:
 def distilled_target(
     noise: Tensor, conditional: Tensor, unconditional: Tensor, scale: float, channels: int | None, applies: Tensor
 ) -> Tensor:
-    """The target of a prediction that learns to be guided from the base by itself (DogFit, arXiv 2508.05685).
+    """Training target that distills guidance from the base into the prediction (DogFit, arXiv 2508.05685).
 
-    For the samples and channels that are guided
+    For the guided samples and channels, the target is
 
         ε* = ε + (s - 1) sg(ε_θ(x_t, y) - ε_base(x_t, ∅))
 
-    with sg for "no gradient". At the optimum of this loss ε_θ = E[ε*], which is guidance from the base at the scale
-    1 / (2 - s): an s of 1.5 ends at 2, and with s >= 2 there is no optimum, the target runs away from the model.
+    where sg stops the gradient. At the optimum of this loss, ε_θ = E[ε*], which is guidance from the base at the scale
+    1 / (2 - s). For example, s = 1.5 leads to a scale of 2. For s >= 2, there is no optimum: the target runs away from
+    the model.
 
-    The authors' code takes ε_θ of the offset from the running average of the weights; here it is the prediction that is
-    being trained. The average lags behind, which changes the way to the optimum and not the optimum.
+    In the authors' code, ε_θ in the offset comes from the running average of the weights; here, it is the prediction
+    being trained. The average lags behind, which affects the path to the optimum, but not the optimum.
 
     Args:
         noise: (N, C, H, W), the ε that was added.
         conditional, unconditional: ε_θ(x_t, y) and ε_base(x_t, ∅), (N, C or 2C, H, W).
-        scale: s. channels: how many of the C are guided; None: all.
-        applies: (N,) bool, which samples are guided; of the others the target is the noise.
+        scale: s.
+        channels: number of guided channels among the C; None for all.
+        applies: (N,) bool, the samples that are guided; for the others, the target is the noise.
     """
     channels = channels or noise.shape[1]
     offset = (conditional[:, :channels] - unconditional[:, :channels]).detach().to(noise.dtype)

@@ -1,4 +1,4 @@
-"""The scale of latents: between what an autoencoder encodes and the unit size that a network is trained on."""
+"""Scaling between an autoencoder's latents and the latents of unit scale that a network is trained on."""
 
 from typing import NamedTuple, Self
 
@@ -7,15 +7,18 @@ from torch import Tensor, nn
 
 
 class LatentScale(NamedTuple):
-    """Latents of unit size are ``(z - shift) * factor``; per channel, (C, 1, 1), or one number for all."""
+    """Scales latents z to unit scale by ``(z - shift) * factor``, per channel (C, 1, 1) or with one number for all."""
 
     factor: Tensor | float
     shift: Tensor | float = 0.0
 
     @classmethod
     def of(cls, vae: nn.Module) -> Self:
-        """What an autoencoder's config says: ``scaling_factor``, and ``latents_mean`` and ``latents_std`` of each channel
-        where it has them, by diffusers' convention ``(z - mean) * scaling_factor / std``."""
+        """Read the scale from an autoencoder's config.
+
+        It has a ``scaling_factor`` and possibly ``latents_mean`` and ``latents_std`` per channel. In diffusers'
+        convention, these mean ``(z - mean) * scaling_factor / std``.
+        """
         config = vae.config
         mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
         if mean is None or std is None:
@@ -24,7 +27,7 @@ class LatentScale(NamedTuple):
         return cls(config.scaling_factor / std, mean)
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """From the autoencoder's latents (N, C, h, w) to those of unit size."""
+        """Scale the autoencoder's latents (N, C, h, w) to unit scale."""
         factor, shift = self._like(latents)
         return (latents - shift) * factor
 

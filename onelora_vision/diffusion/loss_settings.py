@@ -1,4 +1,4 @@
-"""Changes of the training loss, as settings that are checked without anything slow being imported."""
+"""Settings for changes of the training loss, checked without slow imports."""
 
 import math
 from dataclasses import dataclass
@@ -10,15 +10,16 @@ TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
 
 @dataclass(frozen=True)
 class LossSettings:
-    """How the loss of a generator is taken; the defaults are DiT's own loss.
+    """Settings of a generator's training loss. The defaults are DiT's own loss.
 
     Attributes:
-        snr_gamma: weight the noise's loss by min(SNR, γ) / SNR (arXiv 2303.09556), see `schedule.min_snr_weights`.
+        snr_gamma: weight the loss of the noise by min(SNR, γ) / SNR (arXiv 2303.09556), see `schedule.min_snr_weights`.
         timestep_sampling: ``uniform``, or ``logit_normal`` (arXiv 2403.03206), see `schedule.draw_shares`.
-        logit_mean, logit_std: of the normal distribution behind ``logit_normal``.
+        logit_mean, logit_std: mean and standard deviation of the normal distribution behind ``logit_normal``.
         guidance_distillation: train towards guidance from the base (DogFit, arXiv 2508.05685), see
-            `guidance.distilled_target`. More than 1, which is none, and less than 2, from where there is no optimum.
-        guidance_channels, guidance_interval: what is guided, as in `settings.SamplingSettings`.
+            `guidance.distilled_target`. Must be greater than 1, which means none, and less than 2, from where on there
+            is no optimum.
+        guidance_channels, guidance_interval: channels and times that are guided, as in `settings.SamplingSettings`.
     """
 
     snr_gamma: float | None = None
@@ -43,12 +44,12 @@ class LossSettings:
             raise InputError("logit_mean and logit_std have no effect without timestep_sampling=logit_normal")
         if self.guidance_distillation is not None and not 1 < self.guidance_distillation < 2:
             raise InputError(
-                f"guidance_distillation={self.guidance_distillation!r}: must be greater than 1 and less than 2, for the "
-                "trained model approaches guidance from the base at the scale 1 / (2 - guidance_distillation)"
+                f"guidance_distillation={self.guidance_distillation!r}: must be greater than 1 and less than 2, since "
+                "the trained model approaches guidance from the base at the scale 1 / (2 - guidance_distillation)"
             )
 
     def facts(self) -> dict[str, str | float]:
-        """What differs from the plain loss, for an adapter's file and card."""
+        """The settings that differ from the plain loss, for an adapter's file and card."""
         found = {"guidance_distillation": self.guidance_distillation, "snr_gamma": self.snr_gamma}
         if self.timestep_sampling == "logit_normal":
             found["timesteps"] = f"logit-normal, mean {self.logit_mean:g}, deviation {self.logit_std:g}"

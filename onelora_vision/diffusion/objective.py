@@ -1,6 +1,6 @@
-"""What a base was trained to predict, from the config of its scheduler: DiT's noise or SiT's velocity.
+"""What a base was trained to predict, derived from the config of its scheduler: DiT's noise or SiT's velocity.
 
-One object answers for all that training and sampling need to know of it.
+The objective provides everything in training and sampling that depends on this.
 """
 
 import functools
@@ -15,7 +15,7 @@ from onelora_vision.errors import InputError
 
 
 class Objective(Protocol):
-    """What training asks for. ``str`` of it is what an adapter's file records and an adapter's base must share.
+    """Interface of objectives for training. Adapter files record its ``str``, which must match that of the base.
 
     Attributes:
         name: what the network predicts, a key of `settings.SAMPLERS`.
@@ -27,28 +27,28 @@ class Objective(Protocol):
         """The times (N,) of training samples, from uniform numbers in [0, 1)."""
 
     def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Latents (N, C, H, W) with the noise of their times."""
+        """Add noise to latents (N, C, H, W) according to their times."""
 
     def timestep(self, t: Tensor) -> Tensor:
-        """What the network takes for the times."""
+        """The network's timesteps for the times."""
 
     def share(self, t: Tensor) -> Tensor:
-        """The times as shares of the way from an image (0) to noise (1)."""
+        """The times as fractions of the way from an image (0) to noise (1)."""
 
     def target(self, x0: Tensor, noise: Tensor) -> Tensor:
-        """What the network is to predict."""
+        """The training target of the network."""
 
     def predicted(self, output: Tensor, channels: int) -> Tensor:
-        """What it predicts of the target, (N, C, H, W), by its answer (N, C or 2C, H, W)."""
+        """Convert the network's output (N, C or 2C, H, W) to its prediction of the target, (N, C, H, W)."""
 
     def losses(
         self, output: Tensor, x0: Tensor, xt: Tensor, noise: Tensor, t: Tensor, target: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The parts of the loss of each sample, (N,), which add up; ``target`` in the place of the objective's own."""
+        """The terms of each sample's loss, (N,), to be summed. ``target`` replaces the objective's own if given."""
 
 
 class Epsilon:
-    """DiT's: the network predicts the noise, and with 2C channels the variance, too (see `schedule`)."""
+    """DiT's objective: the network predicts the noise and, with 2C channels, also the variance (see `schedule`)."""
 
     name = "epsilon"
 
@@ -87,21 +87,23 @@ class Epsilon:
 
 
 def objective_of(config: dict) -> Epsilon | Flow:
-    """The objective that a scheduler's config stands for.
+    """Determine the objective from a scheduler's config.
 
-    A ``_class_name`` that begins with ``FlowMatch`` is a velocity's; a config with ``beta_schedule`` is DiT's.
+    A ``_class_name`` that begins with ``FlowMatch`` means the velocity; a config with ``beta_schedule`` means DiT's
+    noise.
 
     Raises:
-        InputError: a scheduler of another kind, or one that predicts something else.
+        InputError: the scheduler is of another kind, or predicts something else.
     """
     kind = str(config.get("_class_name", ""))
     if kind.startswith("FlowMatch"):
         return Flow.of(config)
     if "beta_schedule" not in config:
         raise InputError(
-            f"its scheduler, {kind or 'of no name'}, is neither a noise schedule (DiT) nor FlowMatchEulerDiscreteScheduler (SiT)"
+            f"its scheduler, {kind or 'without a name'}, is neither a noise schedule (DiT) nor "
+            "FlowMatchEulerDiscreteScheduler (SiT)"
         )
     prediction = config.get("prediction_type", "epsilon")
     if prediction != "epsilon":
-        raise InputError(f"its scheduler says prediction_type {prediction!r}; supported is epsilon")
+        raise InputError(f"its scheduler has prediction_type {prediction!r} (supported: epsilon)")
     return Epsilon(config)

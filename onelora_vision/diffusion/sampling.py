@@ -1,7 +1,7 @@
 """Class-conditional sampling of a DiT with an explicit null class.
 
-Each image has its own seed: its initial noise, and the noise of stochastic samplers, come from that seed alone, so an
-image does not depend on the batch it is made in, and a base and an adapted model can be compared on the same noise.
+Each image has its own seed. Its initial noise, and the noise of stochastic samplers, depend on that seed alone. An
+image therefore does not depend on its batch, and a base and an adapted model can be compared on the same noise.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from onelora_vision.errors import InputError
 
 
 class Step(NamedTuple):
-    """One denoising step: its ``number`` from 0, the latents ``x`` after it, and the ``clean`` ones that it predicts."""
+    """A denoising step: its ``number`` from 0, the latents ``x`` after it, and the predicted ``clean`` latents."""
 
     number: int
     x: torch.Tensor
@@ -31,11 +31,11 @@ class Step(NamedTuple):
 
 
 def fitting(settings: SamplingSettings, channels: int, scheduler_config: dict) -> SamplingSettings:
-    """The settings for a network of latents with ``channels``: its default sampler in the place of ``auto``.
+    """Check the settings for a network with ``channels`` latent channels, and replace ``auto`` by its default sampler.
 
     Raises:
         InputError: the sampler is for other networks, more channels are guided than there are, or there are more steps
-            than the noise schedule has timesteps.
+            than timesteps in the noise schedule.
     """
     objective = objective_of(scheduler_config)
     settings = settings.resolved(objective.name)
@@ -55,7 +55,7 @@ def denoise(
     settings: SamplingSettings = SamplingSettings(),
     base: nn.Module | None = None,
 ) -> Iterator[Step]:
-    """`sample_latents` step by step, for previews and progress; whoever stops asking stops the sampling."""
+    """`sample_latents` as a generator of steps, for previews and progress. Sampling stops when it is not consumed."""
     config, parameter = transformer.config, next(transformer.parameters())
     channels, device, dtype = config.in_channels, parameter.device, parameter.dtype
     objective = objective_of(scheduler_config)
@@ -63,7 +63,7 @@ def denoise(
     predict = GuidedModel(transformer, settings, base)
     x = seeding.randn(seeds, (channels, config.sample_size, config.sample_size)).to(device)
     labels = torch.as_tensor(labels, device=device)
-    noise = seeding.generators(seeds, stream=1)  # of stochastic samplers
+    noise = seeding.generators(seeds, stream=1)  # for stochastic samplers
     if isinstance(objective, Flow):
 
         def velocity(x: torch.Tensor, t: float, is_guided: bool) -> torch.Tensor:
@@ -85,7 +85,7 @@ def denoise(
             output = output[:, :channels]
         result = scheduler.step(output, t, x, **extra)
         x = result.prev_sample
-        # DPM-Solver++ keeps its prediction of the clean latents instead of returning it.
+        # DPM-Solver++ stores its prediction of the clean latents instead of returning it.
         clean = result.pred_original_sample if settings.sampler != "dpm++" else scheduler.model_outputs[-1]
         yield Step(number, x, clean)
 
@@ -98,11 +98,11 @@ def sample_latents(
     settings: SamplingSettings = SamplingSettings(),
     base: nn.Module | None = None,
 ) -> torch.Tensor:
-    """Latents (N, C, H, W) of classes ``labels``, one per seed, on the transformer's device.
+    """Sample latents (N, C, H, W) of classes ``labels``, one per seed, on the transformer's device.
 
     Args:
         transformer: a `DiT`, or a PEFT model around one, in eval mode.
-        scheduler_config: config of the scheduler the model was trained with, see `objective.objective_of`.
+        scheduler_config: config of the scheduler that the model was trained with, see `objective.objective_of`.
         base: the frozen base for ``settings.guidance_base``, see `diffusion.guidance.GuidedModel`.
     """
     for step in denoise(transformer, scheduler_config, labels, seeds, settings, base):
@@ -112,7 +112,7 @@ def sample_latents(
 
 @torch.no_grad()
 def decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Images (N, 3, H, W) in [0, 1], fp32 on CPU, of latents scaled to unit size."""
+    """Decode latents of unit scale to images (N, 3, H, W) in [0, 1], fp32 on the CPU."""
     parameter = next(vae.parameters())
     images = vae.decode(LatentScale.of(vae).restore(latents.to(parameter.device, parameter.dtype))).sample
     return (images.float() / 2 + 0.5).clamp(0, 1).cpu()
@@ -128,10 +128,10 @@ def sample(
     *,
     batch_size: int = 64,
 ) -> torch.Tensor:
-    """Images (N, 3, H, W) in [0, 1] on CPU of classes ``labels``, one per seed, made ``batch_size`` at a time.
+    """Sample images (N, 3, H, W) in [0, 1] on the CPU, of classes ``labels``, one per seed, in batches.
 
     Raises:
-        InputError: for labels outside the model's classes, or if there are not as many seeds as labels.
+        InputError: labels are outside the model's classes, or the numbers of seeds and labels differ.
     """
     images = iter_samples(transformer, vae, scheduler_config, labels, seeds, settings, batch_size=batch_size)
     return torch.cat(list(images))
@@ -148,12 +148,12 @@ def iter_samples(
     batch_size: int = 64,
     autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
 ) -> Iterator[torch.Tensor]:
-    """The images of `sample` batch by batch, (n, 3, H, W). The network is in eval mode until the last one is made.
+    """Yield the images of `sample` batch by batch, (n, 3, H, W). The network is in eval mode until the end.
 
-    ``autocast`` is entered for the network; the autoencoder stays in its own precision.
+    ``autocast`` applies to the network only; the autoencoder keeps its own precision.
 
     Raises:
-        InputError: as `sample`, when the first batch is asked for.
+        InputError: as in `sample`, when the first batch is requested.
     """
     if len(labels) != len(seeds):
         raise InputError(f"{len(labels)} labels but {len(seeds)} seeds: each image needs one of each")

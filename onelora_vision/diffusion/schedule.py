@@ -1,6 +1,7 @@
-"""Gaussian diffusion as DiT trains it: noising, and the hybrid loss of Nichol & Dhariwal (arXiv 2102.09672).
+"""Gaussian diffusion as in DiT: adding noise, and the hybrid loss of Nichol & Dhariwal (arXiv 2102.09672).
 
-Pure functions over the noise schedule's ``betas``; tensors only. Latents are (N, C, H, W), timesteps (N,) in 0 … T-1.
+These are pure functions of tensors and the noise schedule's ``betas``. Latents are (N, C, H, W), timesteps (N,) in
+0 … T-1.
 """
 
 import math
@@ -13,7 +14,7 @@ from onelora_vision.diffusion.loss_settings import LossSettings
 
 
 class NoiseSchedule:
-    """The closed-form quantities of q(x_t | x_0) and q(x_{t-1} | x_t, x_0), from betas (T,), in float64."""
+    """Closed-form quantities of q(x_t | x_0) and q(x_{t-1} | x_t, x_0), from betas (T,), in float64."""
 
     def __init__(self, betas: torch.Tensor):
         self.betas = betas.double().cpu()
@@ -23,7 +24,7 @@ class NoiseSchedule:
         self.posterior_variance = self.betas * (1 - previous) / (1 - self.alphas_cumprod)
         self.posterior_x0 = self.betas * previous.sqrt() / (1 - self.alphas_cumprod)
         self.posterior_xt = (1 - previous) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
-        # The variance at t = 0 is 0, its logarithm is clipped to that of t = 1.
+        # The variance at t = 0 is 0; its logarithm is clipped to that at t = 1.
         clipped = torch.cat([self.posterior_variance[1:2], self.posterior_variance[1:]])
         self.posterior_log_variance = clipped.log()
 
@@ -41,7 +42,7 @@ class NoiseSchedule:
         )
 
     def predict_x0(self, xt: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """The x_0 that ``xt`` was noised from, were ``noise`` the noise."""
+        """The x_0 from which ``noise`` would give ``xt``."""
         scale = self.alphas_cumprod.rsqrt()
         return self.at(scale, t, xt) * xt - self.at((1 / self.alphas_cumprod - 1).sqrt(), t, xt) * noise
 
@@ -49,7 +50,7 @@ class NoiseSchedule:
         return self.at(self.posterior_x0, t, x0) * x0 + self.at(self.posterior_xt, t, xt) * xt
 
     def learned_log_variance(self, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """The network's ``v`` in [-1, 1] interpolates between log β̃_t and log β_t (Nichol & Dhariwal, equation 15)."""
+        """Interpolate between log β̃_t and log β_t with the network's ``v`` in [-1, 1] (Nichol & Dhariwal, eq. 15)."""
         low, high = self.at(self.posterior_log_variance, t, v), self.at(self.betas.log(), t, v)
         fraction = (v + 1) / 2
         return fraction * high + (1 - fraction) * low
@@ -64,11 +65,11 @@ def training_losses(
     t: torch.Tensor,
     target: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Losses of each sample, shape (N,): ``mse`` of the noise half, and with a learned variance ``vlb``, in bits.
+    """Losses of each sample, (N,): ``mse`` of the predicted noise and, with a learned variance, ``vlb`` in bits.
 
-    ``output`` (N, C or 2C, H, W) is the network's answer to ``xt`` at ``t``. Both halves are taken to fp32. The mean is
-    stopped in the variational bound, so that it trains the variance alone (Nichol & Dhariwal, section 3.1). DiT's loss
-    is mse + vlb. ``target`` (N, C, H, W) is what the noise half is compared with, by default ``noise``.
+    ``output`` (N, C or 2C, H, W) is the network's output for ``xt`` at ``t``, and is converted to fp32. In the
+    variational bound, the gradient of the mean is stopped, so it trains the variance only (Nichol & Dhariwal, section
+    3.1). DiT's loss is mse + vlb. ``target`` (N, C, H, W) is the target of the predicted noise, by default ``noise``.
     """
     channels = x0.shape[1]
     output = output.float()
@@ -80,25 +81,25 @@ def training_losses(
 
 
 def min_snr_weights(schedule: NoiseSchedule, t: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Weights (N,) of the losses of samples at ``t``: min(SNR, γ) / SNR (Hang et al. 2023, arXiv 2303.09556).
+    """Loss weights (N,) for samples at ``t``: min(SNR, γ) / SNR (Hang et al. 2023, arXiv 2303.09556).
 
-    SNR = ᾱ_t / (1 - ᾱ_t). This is the form for a network that predicts the noise: timesteps with little noise, whose
-    errors are hardly seen, count less.
+    SNR = ᾱ_t / (1 - ᾱ_t). This is the form for a network that predicts the noise. Timesteps with little noise, where
+    errors are hardly visible, get lower weights.
     """
     ratio = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
     return (ratio.clamp(max=gamma) / ratio)[t.cpu()].to(t.device, torch.float32)
 
 
 def draw_shares(seeds: Sequence[int], stream: int, settings: LossSettings) -> torch.Tensor:
-    """Shares (N,) in [0, 1) of the way from an image to noise, each from its own sample's seed.
+    """Draw fractions (N,) in [0, 1) of the way from an image to noise, each with its own sample's seed.
 
     ``logit_normal`` (Esser et al. 2024, arXiv 2403.03206, section 3.1) is the distribution of 1 / (1 + exp(-u)) for a
-    normal u; it was proposed for times in [0, 1], and of a schedule with timesteps it is the share that is so distributed.
+    normal u. It was proposed for times in [0, 1]; for a schedule with timesteps, it applies to t / T.
     """
     if settings.timestep_sampling == "uniform":
         return seeding.rand(seeds, stream)
     normal = settings.logit_mean + settings.logit_std * seeding.randn(seeds, (), stream)
-    return normal.sigmoid().clamp(max=1 - 2**-24)  # it can be rounded to 1
+    return normal.sigmoid().clamp(max=1 - 2**-24)  # it may round to 1
 
 
 def _variational_bound(schedule, predicted, v, x0, xt, t) -> torch.Tensor:
@@ -112,17 +113,17 @@ def _variational_bound(schedule, predicted, v, x0, xt, t) -> torch.Tensor:
 
 
 def normal_kl(mean1, log_variance1, mean2, log_variance2) -> torch.Tensor:
-    """KL(N1 || N2) of diagonal Gaussians, elementwise, in nats."""
+    """KL(N1 || N2) for diagonal Gaussians, elementwise, in nats."""
     variance_ratio = torch.exp(log_variance1 - log_variance2)
     distance = (mean1 - mean2).square() * torch.exp(-log_variance2)
     return 0.5 * (log_variance2 - log_variance1 + variance_ratio + distance - 1)
 
 
 def discretized_gaussian_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
-    """log p(x) of a Gaussian integrated over bins of width 2/255 on [-1, 1], elementwise, in nats (Ho et al. 2020, eq. 13).
+    """log p(x) of a Gaussian integrated over bins of width 2/255 on [-1, 1], elementwise, in nats.
 
-    The outermost bins reach to infinity. The normal distribution function is the exact one (erf), where DiT's code
-    takes a tanh approximation.
+    See Ho et al. 2020, equation 13. The outermost bins extend to infinity. The normal distribution function is exact
+    (erf), while DiT's code uses a tanh approximation.
     """
     inverse = torch.exp(-log_scale)
     upper = torch.special.ndtr((x - mean + 1 / 255) * inverse)

@@ -1,4 +1,4 @@
-"""diffusers' schedulers as samplers of bases that predict the noise, at evenly spaced timesteps."""
+"""diffusers' schedulers as samplers for bases that predict the noise, at evenly spaced timesteps."""
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
@@ -10,12 +10,12 @@ from onelora_vision.errors import InputError
 class SpacedDDIM(DDIMScheduler):
     """DDIM with η = 0 (Song et al. 2020, arXiv 2010.02502, equation 12) from each visited timestep to the next.
 
-    diffusers' own goes back by T // steps whatever timestep it visits next, so the two part where that does not divide
-    the schedule evenly.
+    diffusers' own DDIM always goes back by T // steps, regardless of the next timestep. Results differ if this does not
+    divide the schedule evenly.
     """
 
     def step(self, output: torch.Tensor, t: torch.Tensor, x: torch.Tensor) -> DDIMSchedulerOutput:
-        """From x_t (N, C, H, W) and the predicted noise to x at the next timestep, or to x_0 after the last."""
+        """Step from x_t (N, C, H, W) and the predicted noise to x at the next timestep, or x_0 after the last one."""
         index = int((self.timesteps == t).nonzero())
         following = self.timesteps[index + 1 : index + 2].cpu()
         now = self.alphas_cumprod[t.cpu()]
@@ -25,7 +25,7 @@ class SpacedDDIM(DDIMScheduler):
 
 
 def make_scheduler(sampler: str, base_config: dict, learned_variance: bool):
-    """diffusers' scheduler for a sampler name, on the noise schedule that the model was trained with."""
+    """Make diffusers' scheduler for a sampler name, with the noise schedule that the model was trained with."""
     base = {key: base_config[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")}
     base["trained_betas"] = base_config.get("trained_betas")
     if sampler == "ddim":
@@ -37,16 +37,16 @@ def make_scheduler(sampler: str, base_config: dict, learned_variance: bool):
 
 
 def require_steps(steps: int, total: int) -> None:
-    """Raise an `InputError` where a sampler is to take more steps than the noise schedule has timesteps."""
+    """Raise an `InputError` if a sampler has more steps than the noise schedule has timesteps."""
     if steps > total:
         raise InputError(f"steps={steps}: the noise schedule has {total} timesteps")
 
 
 def set_timesteps(scheduler, steps: int, device: torch.device | str = "cpu") -> None:
-    """Choose the timesteps of a sampler: DDIM's and DDPM's evenly from T - 1 to 0, as the original DiT's, rounded.
+    """Set a sampler's timesteps. DDIM's and DDPM's are evenly spaced from T - 1 to 0, rounded, as in the original DiT.
 
     Raises:
-        InputError: more steps than the schedule has timesteps.
+        InputError: there are more steps than timesteps in the schedule.
     """
     total = scheduler.config.num_train_timesteps
     require_steps(steps, total)

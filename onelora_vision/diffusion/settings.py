@@ -1,4 +1,4 @@
-"""How to sample a diffusion model, as settings that are checked without anything slow being imported."""
+"""Settings for sampling a diffusion model, checked without slow imports."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -8,17 +8,17 @@ from onelora_vision.errors import InputError, nearest
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 10_000
-#: Samplers by what a base's network predicts (see `objective`); the first is the default.
+#: Samplers by what a base's network predicts (see `objective`); the first one is the default.
 SAMPLERS = {"epsilon": ("dpm++", "ddim", "ddpm"), "velocity": ("heun", "euler", "sde")}
 AUTO = "auto"  # the default sampler of the base's objective
 SAMPLER_NAMES = (AUTO, *(name for names in SAMPLERS.values() for name in names))
 
 
 def parse_numbers(text: str, flag: str, count: int | None = None) -> tuple[float, ...]:
-    """The numbers of a flag that takes ``count`` of them (None: any number), with commas.
+    """Parse the comma-separated numbers of a flag that takes ``count`` of them (None: any number).
 
     Raises:
-        InputError: naming the flag.
+        InputError: the text is invalid; the message names the flag.
     """
     try:
         numbers = tuple(float(part) for part in text.split(","))
@@ -32,18 +32,18 @@ def parse_numbers(text: str, flag: str, count: int | None = None) -> tuple[float
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How to sample; the defaults are DiT's usual evaluation setting with a short sampler.
+    """How to sample. The defaults are DiT's usual evaluation settings with a short sampler.
 
     Attributes:
-        sampler: of bases that predict the noise ``ddim`` (η = 0, deterministic), ``dpm++`` (DPM-Solver++ 2M,
-            deterministic), or ``ddpm`` (ancestral, with the learned variance where the network has one: the original's
-            sampler); of bases that predict the velocity ``euler``, ``heun`` or ``sde`` (see `flow.integrate`). ``auto``
-            is the first of the base's in `SAMPLERS`.
+        sampler: for bases that predict the noise, ``ddim`` (η = 0, deterministic), ``dpm++`` (DPM-Solver++ 2M,
+            deterministic), or ``ddpm`` (the original's ancestral sampler, with the learned variance if the network has
+            one). For bases that predict the velocity, ``euler``, ``heun`` or ``sde`` (see `flow.integrate`). ``auto``
+            is the base's first sampler in `SAMPLERS`.
         steps: denoising steps.
-        guidance_scale: 1 means none (arXiv 2207.12598).
-        guidance_channels: guide only the first so many latent channels; the original DiT guides 3 of 4. ``None``: all.
-        guidance_interval: guide only at timesteps t with low <= t/T < high (arXiv 2404.07724); of bases that predict the
-            velocity, whose t is from 0 to 1, with low <= t <= high.
+        guidance_scale: scale of classifier-free guidance (arXiv 2207.12598); 1 means no guidance.
+        guidance_channels: guide only the first N latent channels; None for all. The original DiT guides 3 of 4.
+        guidance_interval: guide only at timesteps t with low <= t/T < high (arXiv 2404.07724) or, for bases that
+            predict the velocity, with t from 0 to 1, at low <= t <= high.
         guidance_base: guide away from the frozen base instead of the adapted model's own null class (arXiv 2504.01521),
             see `diffusion.guidance`.
     """
@@ -75,14 +75,14 @@ class SamplingSettings:
 
     @property
     def uses_base(self) -> bool:
-        """Whether the base has a part in the samples: at a scale of 1 nothing is guided."""
+        """Whether sampling uses the base. At a scale of 1, there is no guidance."""
         return self.guidance_base and self.guidance_scale != 1
 
     def require_effect(self, flag: str = "--guidance_scale") -> None:
-        """Refuse guidance from the base that was asked for at a scale of 1; ``flag`` names the scale in the message.
+        """Check that guidance from the base, if requested, has an effect. ``flag`` names the scale in the message.
 
         Raises:
-            InputError: it would have no effect.
+            InputError: the scale is 1.
         """
         if self.guidance_base and not self.uses_base:
             raise InputError(
@@ -94,7 +94,7 @@ class SamplingSettings:
         return f"guidance {self.guidance_scale:g}{' from the base' if self.uses_base else ''}"
 
     def resolved(self, objective: str) -> Self:
-        """The settings for a base of ``objective``, a key of `SAMPLERS`: its default sampler in the place of ``auto``.
+        """Replace ``auto`` by the default sampler for a base of ``objective``, a key of `SAMPLERS`.
 
         Raises:
             InputError: the sampler is for bases of another objective.
@@ -111,10 +111,10 @@ class SamplingSettings:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:
-        """The settings that a JSON object holds, whose other keys are left out; defaults where it says nothing.
+        """Read settings from a JSON object, ignoring other keys. Missing settings have their defaults.
 
         Raises:
-            InputError: a value that no setting can have.
+            InputError: a value is invalid.
         """
         known = {field.name: record[field.name] for field in fields(cls) if field.name in record}
         if isinstance(known.get("guidance_interval"), list):

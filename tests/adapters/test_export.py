@@ -289,7 +289,7 @@ def test_a_base_that_stock_peft_cannot_adapt_is_named_with_its_reason(name, opti
 
 def test_import_says_what_is_missing(bases, tmp_path):
     adapter = trained_on(bases("timm"), "timm", tmp_path / "a")
-    with pytest.raises(InputError, match="is ONELORA; what can be imported is LORA, MISS"):
+    with pytest.raises(InputError, match="is ONELORA; can be imported: LORA, MISS"):
         import_adapter(adapter.path)
     with pytest.raises(InputError, match="no such task; did you mean 'depth'"):
         import_adapter(adapter.path, task="dept")

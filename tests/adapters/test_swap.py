@@ -53,5 +53,5 @@ def test_another_scale_is_not_swapped_in(tmp_path):
     a, b = (make_adapter(tmp_path / str(k), "timm", "lora", k) for k in (1, 2))
     b.config.use_rslora = True  # alpha over the root of the rank
     model = a.attach(fresh("timm")[0])
-    with pytest.raises(InputError, match="its use_rslora is True, that of the adapter to replace False"):
+    with pytest.raises(InputError, match="its use_rslora is True, but the adapter to replace has False"):
         swap(model, b)

@@ -135,7 +135,7 @@ def test_a_scheduler_of_no_known_objective_is_refused_by_name(dit_folder, tmp_pa
     shutil.copytree(dit_folder, tmp_path / "other")
     place = tmp_path / "other" / "scheduler" / "scheduler_config.json"
     place.write_text(json.dumps({**json.loads(place.read_text()), "prediction_type": "v_prediction"}))
-    with pytest.raises(InputError, match="other: its scheduler says prediction_type 'v_prediction'"):
+    with pytest.raises(InputError, match="other: its scheduler has prediction_type 'v_prediction'"):
         DiTBase.load(tmp_path / "other")
 
 

@@ -140,9 +140,9 @@ def test_checkpoints_of_other_precisions_are_converted_to_fp32(state, dtype, tmp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pos_embed": torch.zeros(1, 5, WIDTH)}, "square grids"),
+        ({"pos_embed": torch.zeros(1, 5, WIDTH)}, "square grid"),
         ({"pos_embed": torch.zeros(16, WIDTH)}, "pos_embed has shape"),
-        ({"pos_embed": torch.zeros(1, 16, WIDTH // 2)}, "square grids"),
+        ({"pos_embed": torch.zeros(1, 16, WIDTH // 2)}, "square grid"),
         ({"pos_embed": torch.zeros(1, 16, WIDTH, dtype=torch.int64)}, "without floating-point"),
         ({"x_embedder.proj.weight": torch.zeros(WIDTH, 4)}, "x_embedder.proj.weight has shape"),
         ({"x_embedder.proj.weight": torch.zeros(WIDTH, 4, 0, 0)}, "x_embedder.proj.weight has shape"),
@@ -287,7 +287,7 @@ def test_an_autoencoder_of_other_latents_is_refused(state, tmp_path):
 
     AutoencoderKL(latent_channels=2, block_out_channels=(4,), norm_num_groups=2).save_pretrained(tmp_path / "vae")
     save_original(state, tmp_path / "x.pt")
-    with pytest.raises(InputError, match=r"its latents have 2 channels, those of .*x\.pt 4"):
+    with pytest.raises(InputError, match=r"its latents have 2 channels, but .*x\.pt needs 4"):
         original_base(tmp_path / "x.pt", tmp_path / "vae", None, HEADS)
 
 

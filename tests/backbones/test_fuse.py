@@ -18,7 +18,7 @@ def model(request):
 
 
 def test_a_model_without_split_attention_is_refused():
-    with pytest.raises(InputError, match="Linear has no attention with q, k, v apart"):
+    with pytest.raises(InputError, match="Linear has no attention with separate q, k, v"):
         fuse_qkv(nn.Linear(2, 2))
 
 

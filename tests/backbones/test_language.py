@@ -126,7 +126,7 @@ def test_without_a_padding_token_the_end_token_pads(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         base = LanguageBase.load(tmp_path)
     assert base.tokenizer.pad_token_id == base.tokenizer.eos_token_id == 2
-    assert "no padding token; </s> pads" in caplog.text
+    assert "no padding token; using </s>" in caplog.text
     save_llama(tmp_path / "with")
     with_pad = LanguageBase.load(tmp_path / "with")
     prompts = ["a", "longer than that"]
@@ -161,8 +161,8 @@ def missing_weights(folder):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (encoder, "a 'bert' model, which is no decoder"),
-        (no_language_model, "a 'vit' model, which is no causal language model"),
+        (encoder, "a 'bert' model, which is not a decoder"),
+        (no_language_model, "a 'vit' model, which is not a causal language model"),
         (tokenizer_without_end, "no end token"),
         (lambda folder: tiny_llama().save_pretrained(folder), "its tokenizer cannot be loaded"),
         (lambda folder: save_llama(folder, vocab_size=100), "has 259 tokens, but the model knows 100"),

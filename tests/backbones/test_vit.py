@@ -125,7 +125,7 @@ def test_checkpoint_file_with_its_architecture(tmp_path, suffix):
     assert torch.equal(vit.model.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
     with pytest.raises(InputError, match="--architecture"):
         ViTBase.load(str(file))
-    with pytest.raises(InputError, match="no checkpoint of vit_tiny"):
+    with pytest.raises(InputError, match="not a checkpoint of vit_tiny"):
         ViTBase.load(str(file), architecture="vit_tiny_patch16_224")
 
 

@@ -50,7 +50,7 @@ def test_norms_take_the_base(onelora, tmp_path):
         (["{a}:1", "--average", "-o", "c"], "without weights"),
         (["{a}", "-o", "c", "--blocks", "5-0:1"], "the range is empty"),
         (["{a}", "-o", "c", "--blocks", "x:1"], "such as 0-5:0.2"),
-        (["{a}", "-o", "c", "--whole-from", "z"], "is none of the blended"),
+        (["{a}", "-o", "c", "--whole-from", "z"], "is not one of the blended"),
         (["{a}"], "required: -o"),
         (["nothing:1", "-o", "c"], "no such file or folder"),
     ],

@@ -37,7 +37,7 @@ def test_a_sit_keeps_its_objective_on_the_way_there_and_back(onelora, sit_folder
     code, result, _ = onelora("convert", tmp_path / "SiT.pt", tmp_path / "repa", *common, "--model", "repa", "--json")
     assert code == 0 and result["objective"] == "velocity, image at t=0"
     code, _, error = onelora("convert", sit_folder, tmp_path / "x.pt", "--model", "sit")
-    assert code == 2 and "is a pipeline, whose scheduler says it" in error
+    assert code == 2 and "is a pipeline, whose scheduler determines the model" in error
 
 
 def test_bad_input_is_one_line(onelora, dit_folder, tmp_path):

@@ -75,10 +75,10 @@ def test_a_column_says_what_is_left_of_the_old_data_where_a_run_measured_it(onel
 
 
 def test_metrics_of_unlike_protocols_are_pointed_out(onelora, folder):
-    assert "Not all metrics compare" not in onelora("runs", folder)[1]
+    assert "Not all metrics are comparable" not in onelora("runs", folder)[1]
     file = folder / "first" / "results.json"
     file.write_text(file.read_text().replace("10 images", "20 images"))
-    assert "Not all metrics compare: 2 protocols of classification" in onelora("runs", folder)[1]
+    assert "Not all metrics are comparable: 2 protocols of classification" in onelora("runs", folder)[1]
 
 
 def test_the_page_links_the_reports_from_where_it_is(onelora, folder, tmp_path):

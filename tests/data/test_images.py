@@ -97,7 +97,7 @@ def test_bad_files_are_named_on_one_line(tmp_path):
 
 def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
-    with pytest.raises(InputError, match=r"bomb\.png: 400,000,000 pixels, and at most 178,956,970 are read; resize"):
+    with pytest.raises(InputError, match=r"bomb\.png: 400,000,000 pixels, but at most 178,956,970 are read; resize"):
         read_image(tmp_path / "bomb.png")
 
 

@@ -125,7 +125,7 @@ def test_a_bad_image_is_an_error_or_replaced_by_the_next(cached, files):
 def test_what_cannot_be_cached_is_refused(cached, files, tmp_path):
     with pytest.raises(InputError, match="--center_crop"):
         cached(dataset_of(files, SquareCrop(16, center_crop=False)))
-    with pytest.raises(InputError, match="drawn afresh"):
+    with pytest.raises(InputError, match="are new in every epoch"):
         cached(torch.utils.data.TensorDataset(torch.zeros(3)))
 
 

@@ -1,7 +1,8 @@
-"""The formats of other tools that an adapter is written in and read from, one row each.
+"""The formats of other tools that adapters are exported to and imported from, one row each.
 
-Each row has a module of its name with ``write(job, folder)`` and, unless a base model is all that is left, ``read(source,
-base)``. It is imported when it is used: the command line reads the table, and nothing here imports torch.
+Each row has a module of the same name with ``write(job, folder)`` and, unless the format is a whole model,
+``read(source, base)``. The module is imported when it is used: the command line reads this table, so nothing here
+imports torch.
 """
 
 import importlib
@@ -20,14 +21,15 @@ class Format:
     """A format of another tool.
 
     Attributes:
-        name: as ``onelora export --to`` takes it.
-        host: the library whose bases it is for; empty for all.
-        is_model: the whole model with the adapter merged, which cannot be read back.
-        peft_type: of a PEFT folder in this format; empty for a single file.
-        key_prefix: what keys of a single file in this format start with.
-        computes_itself: whether what is written is the computation, too, so that it need not be that of a host's class.
-        tasks: of the adapters that it is for; empty for all. dtypes: that it can be written in.
-        packages: that it needs, which the extra of its name installs.
+        name: value of ``onelora export --to``.
+        host: the library whose bases it supports; empty for all.
+        is_model: whether it is the whole model with the adapter merged, which cannot be imported again.
+        peft_type: the ``peft_type`` of a PEFT folder in this format; empty for a single file.
+        key_prefix: prefix of the keys of a single file in this format.
+        computes_itself: whether it contains the computation itself, which then need not match a host's class.
+        tasks: supported tasks; empty for all.
+        dtypes: data types that it can be written in.
+        packages: required packages, installed by the extra of the same name.
     """
 
     name: str
@@ -67,7 +69,7 @@ FORMATS = {
 
 
 def check_format(to: str, dtype: str, max_shard_size: str) -> None:
-    """Raise an `InputError`, unless there are such a format and such a type, the size is one, and nothing is missing."""
+    """Raise an `InputError` if the format, data type or size is invalid, or a required package is missing."""
     if to not in FORMATS:
         raise InputError(f"--to {to}: no such format{nearest(to, FORMATS, 'format')}")
     if dtype not in DTYPES:

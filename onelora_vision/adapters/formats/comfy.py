@@ -1,4 +1,4 @@
-"""One file in ComfyUI's and kohya's keys under the original DiT's names; everything in it is a difference."""
+"""A single file with the keys of ComfyUI and kohya, under the original DiT's names. All its tensors are differences."""
 
 from pathlib import Path
 
@@ -57,14 +57,14 @@ def _stem(name: str) -> str:
 
 
 def _own_values(module: str, base: Base) -> dict[str, Tensor]:
-    """What the base itself has in a module; its own label table, not the one for the adapter's classes."""
+    """The base's own values in a module; for the label table, not those of the adapter's classes."""
     if module == dit_names.LABEL_TABLE:
         return {"weight": base.own_table}
     return base.model.get_submodule(module).state_dict()
 
 
 def _joined(changes: dict[str, LowRank]) -> dict[str, LowRank]:
-    """Changes under the original DiT's names; q, k, v become one."""
+    """Rename changes to the original DiT's names, and join q, k and v."""
     result = {}
     for module, change in changes.items():
         stem, _, part = module.rpartition(".")
@@ -80,13 +80,13 @@ def _joined(changes: dict[str, LowRank]) -> dict[str, LowRank]:
 
 
 def read(source: Source, base: Base) -> Found:
-    """Read the file; what is a difference there becomes a value again."""
+    """Read the file. Differences of modules saved whole become values again."""
     places = _places(base)
     stems: dict[str, dict[str, Tensor]] = {}
     for key, tensor in source.tensors.items():
         stem, _, part = key.partition(".")
         if stem not in places:
-            raise InputError(f"{source.path}: key {key!r} is for no layer of this DiT")
+            raise InputError(f"{source.path}: key {key!r} matches no layer of this DiT")
         stems.setdefault(places[stem], {})[part] = tensor
     changes, whole = {}, {}
     for module, parts in stems.items():
@@ -106,7 +106,7 @@ def read(source: Source, base: Base) -> Found:
 
 
 def _places(base: Base) -> dict[str, str]:
-    """The modules of our DiT by what their keys start with; q, k and v are one."""
+    """The modules of our DiT by the prefix of their keys; q, k and v are one module."""
     places = {}
     for module, _ in base.model.named_modules():
         own = module.replace(".to_q", ".to_qkv") if module.endswith(".to_q") else module

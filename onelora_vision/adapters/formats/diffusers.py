@@ -1,4 +1,4 @@
-"""diffusers' LoRA file ``pytorch_lora_weights.safetensors``, next to ``modules.safetensors`` for modules saved whole."""
+"""diffusers' LoRA file ``pytorch_lora_weights.safetensors``, and ``modules.safetensors`` for modules saved whole."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def write(job: Job, folder: Path) -> Written:
     """Write both files and a README."""
     found = job.stock()
     if not found.changes:
-        raise InputError(f"{job.adapter.path}: changes no linear layer, so there is no LoRA of it; use --to merged")
+        raise InputError(f"{job.adapter.path}: changes no linear layer, so it cannot be a LoRA; use --to merged")
     config = lora_config(found.changes)
     metadata = {f"transformer.{name}": getattr(config, name) for name in _CONFIG_FIELDS}
     metadata["transformer.target_modules"] = sorted(found.changes)
@@ -42,7 +42,7 @@ def write(job: Job, folder: Path) -> Written:
 
 
 def read(source: Source, base: Base) -> Found:
-    """Read the file, and the modules next to it."""
+    """Read the file, and the modules saved whole next to it."""
     stock: dict[str, dict[str, Tensor]] = {}
     for key, tensor in source.tensors.items():
         match = re.fullmatch(r"transformer\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_B\.bias)", key)

@@ -1,4 +1,4 @@
-"""One export, and what the formats share in writing it: stock names, whole modules, the header."""
+"""An export job, with what all formats need for writing: stock names, modules saved whole, the header."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -19,14 +19,14 @@ TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bflo
 
 
 class Written(NamedTuple):
-    """What a format's ``write`` made.
+    """The result of a format's ``write``.
 
     Attributes:
-        carried: what it holds in addition to low-rank changes.
+        carried: what the export holds in addition to low-rank changes.
         expected: outputs of the adapted base for its example.
         plain: outputs of the base alone.
-        file: what to load in the folder; empty for the folder itself.
-        others: more inputs of the network, with their outputs, that the export must be right for.
+        file: the file to load in the folder; empty for the folder itself.
+        others: further inputs of the network, with the outputs that the export must reproduce.
     """
 
     carried: list[str]
@@ -38,7 +38,7 @@ class Written(NamedTuple):
 
 @dataclass
 class Job:
-    """One export: the adapter and its parts, the base (with stock numerics), and what was asked for."""
+    """An export job: the adapter and its parts, the base (with stock numerics), and the requested options."""
 
     adapter: Adapter
     layout: Layout
@@ -47,7 +47,7 @@ class Job:
     max_shard_size: str = "5GB"
 
     def changes(self) -> dict[str, LowRank]:
-        """The layers as low-rank changes, in the type that was asked for."""
+        """The layers as low-rank changes, in the requested data type."""
         dtype = TORCH_DTYPES[self.dtype]
         found = low_rank(self.adapter, self.layout, self.base.model)
         return {
@@ -56,7 +56,11 @@ class Job:
         }
 
     def whole(self) -> dict[str, dict[str, Tensor]]:
-        """Modules saved whole, and those changed to fit the adapter; the label table has the size of the base's own."""
+        """Modules saved whole or changed to fit the adapter. The label table is padded to the size of the base's own.
+
+        Raises:
+            InputError: the adapter has more classes than the base's label table.
+        """
         whole = {module: dict(parts) for module, parts in self.layout.whole.items()}
         for module in self.base.changed:
             whole.setdefault(module, dict(self.base.model.get_submodule(module).state_dict()))
@@ -71,7 +75,7 @@ class Job:
         return whole
 
     def stock(self) -> Found:
-        """Changes and whole modules under the names of the host's own classes."""
+        """Changes and modules saved whole, under the names of the host's own classes."""
         changes, whole = self.changes(), self.whole()
         if self.base.host != "diffusers":
             return Found(changes, whole)
@@ -85,7 +89,7 @@ class Job:
 
     @torch.no_grad()
     def outputs(self) -> tuple[Tensor, Tensor]:
-        """What the adapted base gives for its example, and what it gives without the adapter."""
+        """Outputs for the base's example, with and without the adapter."""
         model, inputs = self.adapter.attach(self.base.model).eval(), self.base.example()
         expected = output_of(model, inputs)
         with model.disable_adapter():
@@ -94,11 +98,11 @@ class Job:
         return expected, plain
 
     def written(self, found: Found, file: str = "") -> Written:
-        """The result of a format that holds ``found``."""
+        """The result for a format that has written ``found``."""
         return Written(_carried(found), *self.outputs(), file)
 
     def info(self, method: str = "lora") -> AdapterInfo:
-        """The header of an export; ``exported`` lets `importing` bring it back to what it was."""
+        """The header of an export. Its ``exported`` entry lets `importing` restore the original adapter."""
         info = self.adapter.info
         exported = {"method": info.method, "fuse_qkv": bool(info.extra.get("fuse_qkv"))}
         changed = {"fuse_qkv": False, "exported": exported, "host": self.base.host_call(info.base)}

@@ -1,4 +1,4 @@
-"""The whole model with the adapter merged into it, as its own library saves it."""
+"""The whole model with the adapter merged, as saved by its own library."""
 
 from pathlib import Path
 
@@ -20,10 +20,10 @@ def write(job: Job, folder: Path) -> Written:
 
 @torch.no_grad()
 def merge(job: Job) -> tuple[nn.Module, Written]:
-    """The base's network with the adapter merged into it, and its outputs.
+    """Merge the adapter into the base's network, and return it with its outputs.
 
     Raises:
-        InputError: a change has no place in the base's weights.
+        InputError: a change cannot be merged into the base's weights.
     """
     for module, parts in job.layout.layers.items():
         if "onelora_beta" in parts and job.base.model.get_submodule(module).bias is None:
@@ -31,10 +31,10 @@ def merge(job: Job) -> tuple[nn.Module, Written]:
     base, inputs = job.base, job.base.example()
     plain = output_of(base.model, inputs)
     adapted = job.adapter.attach(base.model)
-    hosts.check_mergeable(adapted.get_base_model(), job.layout.layers)  # adapters of other methods do not ask
+    hosts.check_mergeable(adapted.get_base_model(), job.layout.layers)  # the tuners of other methods do not check
     try:
         merged = adapted.merge_and_unload().eval()
-    except (NotImplementedError, ValueError) as error:  # a method of PEFT's that cannot, at all or on such layers
+    except (NotImplementedError, ValueError) as error:  # a method of PEFT that cannot merge, at all or on such layers
         raise InputError(
             f"{job.adapter.path}: {job.adapter.info.method} cannot be merged into this base ({one_line(error, 200)}); use "
             "the adapter as it is"

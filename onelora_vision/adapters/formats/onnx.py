@@ -1,7 +1,7 @@
-"""The network with the adapter merged as a graph of ONNX: any number of images and, for depth, of any size.
+"""The network with the adapter merged, as an ONNX graph for any number of images and, for depth, of any size.
 
-It is made by PyTorch's exporter, in the opset that this chooses, from the network as this package computes it. Inputs and
-outputs are fp32, whatever the weights are. What a program must know to use it is in the file's metadata.
+PyTorch's exporter makes it, in the opset of its choice, from the network as this package computes it. Inputs and
+outputs are fp32, whatever the type of the weights. The file's metadata holds what a program needs to use it.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from onelora_vision.backbones.base import Base, output_of
 from onelora_vision.errors import InputError, one_line
 
 MODEL_FILE = "model.onnx"
-_LARGEST = 1 << 30  # bytes of weights in the file itself; protobuf ends at 2 GiB, so more go into a file next to it
+_LARGEST = 1 << 30  # bytes of weights in the file itself; more go into a second file, as protobuf is limited to 2 GiB
 _PATCHES = (
     10,
     7,
-)  # of the rectangle that a graph for images of any size is made with, and of the one it is tried with
-_OTHER_PATCHES = (5, 8)
+)  # of the rectangle that a graph for any image size is exported with
+_OTHER_PATCHES = (5, 8)  # of the rectangle that it is tested with
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def write(job: Job, folder: Path) -> Written:
                 output_names=["output"],
                 dynamic_shapes={"values": tuple(_free_axes(job.base, value, any_size) for value in inputs.values())},
             )
-    # The exporter's own error has a cause of any kind: of torch.export, of the graph's translation.
+    # The exporter's error may have any kind of cause, from torch.export or from the translation of the graph.
     except Exception as error:
         reason = one_line(error.__cause__ or error, 300)
         raise InputError(f"{job.adapter.path}: PyTorch cannot export this network to ONNX ({reason})") from error
@@ -64,11 +64,11 @@ def write(job: Job, folder: Path) -> Written:
 
 
 class _Graph(nn.Module):
-    """The network as a function of its inputs in order, with one tensor as its output, both fp32."""
+    """The network with positional inputs and a single output tensor, all fp32."""
 
     def __init__(self, model: nn.Module, names: Sequence[str], dtype: torch.dtype):
         super().__init__()
-        self.model, self.names, self.dtype = nn.Module.to(model, dtype), names, dtype  # not the hosts' own, which warn
+        self.model, self.names, self.dtype = nn.Module.to(model, dtype), names, dtype  # the hosts' own `to` warns
 
     def forward(self, *values: Tensor) -> Tensor:
         cast = (value.to(self.dtype) if value.is_floating_point() else value for value in values)
@@ -76,7 +76,7 @@ class _Graph(nn.Module):
 
 
 def takes_any_size(base: Base) -> bool:
-    """Whether the network takes rectangles of any number of patches."""
+    """Whether the network takes rectangular images with any number of patches."""
     if base.task != "depth":
         return False
     try:
@@ -87,13 +87,13 @@ def takes_any_size(base: Base) -> bool:
 
 
 def _inputs(base: Base, any_size: bool) -> dict[str, Tensor]:
-    """Two samples, because the exporter takes sizes of 1 for constants; a rectangle where any size is asked for."""
+    """Two samples, as the exporter treats a size of 1 as a constant. For ``any_size``, they are rectangular."""
     inputs = base.example(2)
     return {name: _of_size(value, base, _PATCHES) for name, value in inputs.items()} if any_size else inputs
 
 
 def _other_inputs(base: Base, any_size: bool) -> list[dict[str, Tensor]]:
-    """One sample alone, and another size if sizes are free."""
+    """Inputs for testing the graph: a single sample and, for ``any_size``, images of another size."""
     others = [base.example(1, seed=1)]
     if any_size:
         others.append({name: _of_size(value, base, _OTHER_PATCHES) for name, value in base.example(2).items()})
@@ -129,7 +129,7 @@ def _metadata(job: Job) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings of the exporter's own parts, which a user can do nothing about."""
+    """Silence warnings from inside the exporter, which users can do nothing about."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -149,7 +149,7 @@ class _AnyInt(type):
 
 
 class _SymbolicInt(metaclass=_AnyInt):
-    """``int`` that leaves symbolic sizes what they are."""
+    """An ``int`` that leaves symbolic sizes unchanged."""
 
     def __new__(cls, value=0, *args):
         return value if isinstance(value, torch.SymInt) else int(value, *args)
@@ -157,7 +157,7 @@ class _SymbolicInt(metaclass=_AnyInt):
 
 @contextlib.contextmanager
 def symbolic_sizes(model: nn.Module) -> Iterator[None]:
-    """In a block, ``int(size)`` in transformers' models does not make a constant of a size that is to stay free."""
+    """Context manager in which ``int(size)`` in transformers' models does not turn a dynamic size into a constant."""
     names = {type(module).__module__ for module in model.modules()}
     modules = [sys.modules[name] for name in names if name.startswith("transformers.")]
     modules = [module for module in modules if "int" not in vars(module)]

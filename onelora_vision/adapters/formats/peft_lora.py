@@ -1,4 +1,4 @@
-"""A LoRA folder of PEFT: beta is its LoRA bias, modules saved whole are its ``modules_to_save``."""
+"""A LoRA folder of PEFT: beta becomes the LoRA bias, and modules saved whole become ``modules_to_save``."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def read(source: Source, base: Base) -> Found:
 
 
 def lora_config(changes: dict[str, LowRank]) -> LoraConfig:
-    """PEFT's config; ``lora_alpha`` is the rank, as its default of 8 would be 8 times too strong for rank 1."""
+    """PEFT's config. ``lora_alpha`` equals the rank, since the default of 8 would be 8 times too strong at rank 1."""
     rank = next(iter(changes.values())).down.shape[0] if changes else 1
     has_shift = any(change.shift is not None for change in changes.values())
     targets = exact_pattern(changes) if changes else DUMMY_TARGET_MODULES
@@ -41,7 +41,7 @@ def lora_config(changes: dict[str, LowRank]) -> LoraConfig:
 
 
 def lora_parts(change: LowRank) -> dict[str, Tensor]:
-    """A layer's tensors by PEFT's names."""
-    # safetensors refuses tensors that share memory
+    """A layer's tensors by their PEFT names."""
+    # safetensors does not accept tensors that share memory
     parts = {"lora_A.weight": change.down.clone(), "lora_B.weight": change.up.clone()}
     return parts if change.shift is None else {**parts, "lora_B.bias": change.shift.clone()}

@@ -1,6 +1,6 @@
-"""A MiSS folder of PEFT: at rank 1, MiSS is 1LoRA without beta, gamma or another compression than the sum.
+"""A MiSS folder of PEFT: at rank 1, MiSS is 1LoRA without beta and gamma, and with the sum as compression.
 
-PEFT computes ``W0 x + beta0 + b * sum_i x_i`` (`peft.tuners.miss`): a layer's ``miss_block`` (1, d) is b itself.
+PEFT computes ``W0 x + beta0 + b * sum_i x_i`` (`peft.tuners.miss`), so a layer's ``miss_block`` (1, d) is b itself.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ def write(job: Job, folder: Path) -> Written:
 
 
 def _more_than_b(adapter: Adapter) -> str:
-    """What an adapter has that MiSS at rank 1 does not; empty if there is nothing."""
+    """Name what an adapter has in addition to b, which MiSS at rank 1 cannot hold; empty if there is nothing."""
     config, kind = adapter.config, kind_of(adapter.config)
     if not kind.vectors:
         return f"{kind.title}, only 1LoRA"
@@ -65,9 +65,9 @@ def read(source: Source, base: Base) -> Found:
         InputError: the rank is not 1.
     """
     if source.config.r != 1:
-        raise InputError(f"{source.path}: not 1LoRA: MiSS with r={source.config.r}, and 1LoRA is MiSS with r=1")
+        raise InputError(f"{source.path}: not 1LoRA: MiSS with r={source.config.r}, while 1LoRA is MiSS with r=1")
     layout = layout_of(source.config, source.tensors, str(source.path))
-    # One column of ones stands for all: the width of the layer does not matter for b, and q, k, v may be fused in the base.
+    # A single column of ones is enough: b does not depend on the layer's width, and q, k, v may be fused in the base.
     changes = {
         module: LowRank(torch.ones(1, 1), parts["miss_block"].t().float()) for module, parts in layout.layers.items()
     }

@@ -1,4 +1,4 @@
-"""One import, and what the formats share in reading it: the names and modules of our base."""
+"""The source of an import, with what all formats need for reading: the names and modules of our base."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ Vectors = dict[str, tuple[Tensor, Tensor | None]]  # b and beta by layer
 
 
 class Source(NamedTuple):
-    """A file of another tool: its tensors, what its header says, and the config of a PEFT folder."""
+    """A file of another tool: its tensors, its header and, for a PEFT folder, its config."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -26,38 +26,42 @@ class Source(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a format's ``read`` found, under the names of our base: changes by layer, and modules saved whole."""
+    """The result of a format's ``read``, under the names of our base: changes by layer, and modules saved whole."""
 
     changes: dict[str, LowRank]
     whole: dict[str, dict[str, Tensor]]
 
 
 def own_changes(changes: dict[str, LowRank], base: Base) -> dict[str, LowRank]:
-    """Changes under the names of our base, which for a DiT are not those of the stock model."""
+    """Rename changes to the names of our base, which differ from the stock model's for a DiT."""
     if base.host != "diffusers":
         return changes
     return {dit_names.own_module(module): change for module, change in changes.items()}
 
 
 def change_of(parts: dict[str, Tensor], down: str, up: str, shift: str, module: str) -> LowRank:
-    """The change of a layer from its tensors in a file, by their names there.
+    """Build the change of a layer from its tensors in a file, given their names there.
 
     Raises:
         InputError: one of the two matrices is missing.
     """
     missing = [name for name in (down, up) if name not in parts or parts[name].ndim != 2]
     if missing:
-        raise InputError(f"{module} lacks {', '.join(missing)}, a matrix")
+        raise InputError(f"{module} has no matrix {', '.join(missing)}")
     return LowRank(parts[down].float(), parts[up].float(), parts[shift].float() if shift in parts else None)
 
 
 def own_whole(whole: dict, info: AdapterInfo, base: Base, path: Path) -> dict[str, dict[str, Tensor]]:
-    """Whole modules under our names; a padded label table is cut to the classes that there are."""
+    """Rename modules saved whole to our names, and cut a padded label table to the existing classes.
+
+    Raises:
+        InputError: the blocks of a DiT have different copies of a module that our base has once.
+    """
     own: dict[str, dict[str, Tensor]] = {}
     for module, parts in whole.items():
         name = dit_names.own_module(module) if base.host == "diffusers" else module
         if name in own and any(not torch.equal(own[name][key], parts[key]) for key in parts):
-            raise InputError(f"{path}: the copies of {name} in the blocks differ, and a DiT has one")
+            raise InputError(f"{path}: the copies of {name} in the blocks differ, but a DiT has only one")
         own[name] = dict(parts)
     table = own.get(dit_names.LABEL_TABLE)
     if table is not None and info.class_names and len(table["weight"]) > len(info.class_names) + 1:
@@ -66,7 +70,7 @@ def own_whole(whole: dict, info: AdapterInfo, base: Base, path: Path) -> dict[st
 
 
 def joined_qkv(vectors: Vectors) -> Vectors:
-    """The vectors of separate q, k and v layers as those of one fused layer."""
+    """Join the vectors of separate q, k and v layers into those of one fused layer."""
     result = {}
     for module, value in vectors.items():
         stem, _, part = module.rpartition(".")

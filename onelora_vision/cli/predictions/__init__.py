@@ -1,1 +1,1 @@
-"""What ``onelora predict`` does with pictures or questions, a module per task; `backbones.table.TASKS` names them."""
+"""The implementations of ``onelora predict``, one module per task, as listed in `backbones.table.TASKS`."""

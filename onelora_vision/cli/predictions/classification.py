@@ -1,4 +1,4 @@
-"""The most probable classes of pictures."""
+"""``onelora predict`` for classification: the most probable classes of pictures."""
 
 import argparse
 import itertools
@@ -13,7 +13,7 @@ BATCH = 32
 
 
 def predict(args: argparse.Namespace) -> list[dict]:
-    """The ``args.top`` (or 5) most probable classes of each picture, for the command to print."""
+    """Return the ``args.top`` (or 5) most probable classes of each picture, for printing."""
     paths = pictures_of(args.inputs)
     refuse_for_pictures(args.max_new_tokens, args.adapter)
     _refuse_depths_flags(args)
@@ -33,4 +33,4 @@ def predict(args: argparse.Namespace) -> list[dict]:
 def _refuse_depths_flags(args: argparse.Namespace) -> None:
     for name in ("output", "overwrite", "npy", "near", "far"):
         if getattr(args, name) not in (None, False):
-            raise InputError(f"--{name} is for depth; {args.adapter} is a classifier's, whose classes are printed")
+            raise InputError(f"--{name} is for depth; {args.adapter} is for classification, and classes are printed")

@@ -1,4 +1,4 @@
-"""Depth maps of pictures: 16-bit millimetres, a colour picture and, where wanted, fp32 arrays."""
+"""``onelora predict`` for depth: 16-bit depth maps in millimetres, colour pictures and, optionally, fp32 arrays."""
 
 import argparse
 import math
@@ -21,7 +21,7 @@ ENDINGS = ("_depth.png", "_color.png", "_depth.npy")
 
 
 def predict(args: argparse.Namespace) -> list[dict]:
-    """Write the depth of pictures into ``args.output``; their files and figures, for the command to print."""
+    """Write the depth of pictures to ``args.output``, and return files and statistics for printing."""
     paths = pictures_of(args.inputs)
     refuse_for_pictures(args.max_new_tokens, args.adapter)
     if args.top is not None:
@@ -45,7 +45,7 @@ def predict(args: argparse.Namespace) -> list[dict]:
 
 
 def _depth_of(path: str, picture, estimator):
-    """The depth of a picture; says where a very long one is seen at a lower resolution."""
+    """Estimate the depth of a picture, with a note if a very long one is processed at a lower resolution."""
     if max(picture.size) > MAX_ASPECT * min(picture.size):
         size = f"{picture.width}x{picture.height}"
         print(
@@ -65,7 +65,7 @@ def _write_depth(args: argparse.Namespace, path: str, estimator, depth, ledger) 
             clipped = save_depth_png(temporary, depth)
     with ledger.writing_file(color) as temporary:
         save_marked(temporary, colorize(depth, args.near, args.far))
-    if args.npy or not metric:  # relative depth has no millimetres
+    if args.npy or not metric:  # relative depth is not in millimetres
         with ledger.writing_file(array) as temporary:
             np.save(temporary, depth)
     return {

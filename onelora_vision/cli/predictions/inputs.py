@@ -1,4 +1,4 @@
-"""The pictures that ``onelora predict`` was given."""
+"""The picture arguments of ``onelora predict``."""
 
 import os
 
@@ -8,10 +8,10 @@ from onelora_vision.errors import InputError
 
 
 def pictures_of(given: list[str]) -> list[str]:
-    """The paths of pictures, those in folders included.
+    """Return the paths of pictures, including those in folders.
 
     Raises:
-        InputError: a path at which there is nothing, a folder without pictures.
+        InputError: a path does not exist, or a folder has no pictures.
     """
     paths = []
     for path in given:
@@ -24,6 +24,6 @@ def pictures_of(given: list[str]) -> list[str]:
 
 
 def refuse_for_pictures(max_new_tokens: int | None, adapter: object) -> None:
-    """Refuse the flag of language models for an adapter that takes pictures."""
+    """Raise an `InputError` if the flag for language models is given with an adapter that takes pictures."""
     if max_new_tokens is not None:
         raise InputError(f"--max_new_tokens is for language models; {adapter} takes pictures")

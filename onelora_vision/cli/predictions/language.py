@@ -1,4 +1,4 @@
-"""Answers to questions, given on the command line or as the lines of text files."""
+"""``onelora predict`` for language: answers to questions on the command line or in lines of text files."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ BATCH = 16
 
 
 def predict(args: argparse.Namespace) -> list[dict]:
-    """An answer to each question of ``args.inputs``, for the command to print."""
+    """Return an answer to each question in ``args.inputs``, for printing."""
     for name in ("top", "output", "overwrite", "npy", "near", "far"):
         if getattr(args, name) not in (None, False):
             raise InputError(f"--{name} is for pictures; {args.adapter} answers questions")
@@ -28,17 +28,17 @@ def predict(args: argparse.Namespace) -> list[dict]:
 
 
 def _questions(given: list[str]) -> list[str]:
-    """The questions: the lines of a text file, or what was given itself.
+    """Return the questions: the lines of text files, or the arguments themselves.
 
     Raises:
-        InputError: a file without a question, a question that cannot be asked, or what looks like a file that is not there.
+        InputError: a file has no questions, a question cannot be asked, or a ``.txt`` file does not exist.
     """
     found = []
     for text in given:
         if Path(text).suffix == ".txt" or (len(text) < 256 and Path(text).is_file()):
             lines = [line for line in read_lines(text) if line]
             if not lines:
-                raise InputError(f"{text}: holds no questions, which are one a line")
+                raise InputError(f"{text}: holds no questions; give one per line")
             found += lines
         else:
             found.append(text)

@@ -1,4 +1,4 @@
-"""Images that need no folder: handwritten digits, and the printed characters that the embedded bases were trained on."""
+"""Built-in images: handwritten digits, and the printed characters that the embedded bases were trained on."""
 
 import functools
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from onelora_vision.data.classes.images import ClassImages, Pixels
 from onelora_vision.data.synthetic.glyphs import CLASS_NAMES, render_glyphs
 from onelora_vision.seeding import mix
 
-#: Printed characters of each class in the splits.
+#: Printed characters per class in each split.
 GLYPHS = {"train": 100, "validation": 14, "test": 28}
 _GLYPH_SEED = 2504
 
@@ -25,14 +25,14 @@ def digits(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
 
 
 def glyphs(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
-    """Printed 0-9 and A-Z, 32 x 32 pixels, as many of each: the same for every run, and no image in two splits."""
+    """Printed 0-9 and A-Z, 32 x 32 pixels, equally many of each, the same in every run. Splits are disjoint."""
     labels = [number % len(CLASS_NAMES) for number in range(GLYPHS[split] * len(CLASS_NAMES))]
     seeds = [mix(_GLYPH_SEED, [*GLYPHS].index(split), number) for number in range(len(labels))]
     return ClassImages(_Glyphs(labels, seeds), labels, list(CLASS_NAMES), "glyphs", split)
 
 
 class _Glyphs(Sequence):
-    """Pictures of printed characters, rendered together when the first is asked for."""
+    """Pictures of printed characters, all rendered on first access."""
 
     def __init__(self, labels: Sequence[int], seeds: Sequence[int]):
         self.labels, self.seeds = labels, seeds

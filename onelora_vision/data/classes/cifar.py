@@ -24,7 +24,7 @@ def cifar100(root: Path, split: str, *, download: bool, seed: int) -> ClassImage
 
 
 def _cifar(kind: str, root: Path, split: str, download: bool, files, names: str, label_bytes: int) -> ClassImages:
-    """CIFAR in its binary version, or through torchvision in its Python version, whose checksums make pickle safe."""
+    """Open CIFAR's binary version, or its Python version with torchvision, whose checksums make unpickling safe."""
     import torchvision
 
     require_split(kind.lower(), split, ("train", "test"))
@@ -42,7 +42,7 @@ def _cifar(kind: str, root: Path, split: str, download: bool, files, names: str,
 
 
 def _read_binary(name: str, folder: Path, split: str, files: list[str], names: str, label_bytes: int):
-    """Records of ``label_bytes`` (the last one is the class) and 3 × 32 × 32 bytes, channels first."""
+    """Read records of ``label_bytes`` (the last one is the class) and 3 × 32 × 32 pixel bytes, channels first."""
     records = []
     for file in files:
         data = np.fromfile(folder / file, dtype=np.uint8)

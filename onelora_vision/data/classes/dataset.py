@@ -1,4 +1,4 @@
-"""Images with their classes as a dataset that training reads."""
+"""The dataset of transformed images and their classes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,16 +15,16 @@ from onelora_vision.data.stream import BadItems, SampleRef, SeededDataset
 class ClassImageDataset(SeededDataset):
     """Transformed images with their labels, indexed by `SampleRef`.
 
-    An item is ``{"image": transform(picture), "label": int, "seed": int, "index": int, "path": str}``. The transform
-    runs under generators seeded by the reference, so that torchvision's and timm's random transforms, which draw from
-    the global ones, depend on nothing else.
+    An item is ``{"image": transform(picture), "label": int, "seed": int, "index": int, "path": str}``. The global
+    generators are seeded by the reference before the transform runs. The random transforms of torchvision and timm draw
+    from them, and so depend on nothing else.
 
     Args:
         source: the images.
-        transform: from a Pillow image to a float tensor (3, H, W).
-        on_bad_image: "error" raises the `InputError` of an unreadable image; "skip" logs its name once and takes the
-            next readable image instead, with that image's label and index. An evaluation that must not count the
-            replacement counts each index once.
+        transform: maps a Pillow image to a float tensor (3, H, W).
+        on_bad_image: "error" raises the `InputError` of an unreadable image; "skip" logs its name once and uses the
+            next readable image instead, with that image's label and index. To exclude replacements, an evaluation
+            counts each index once.
     """
 
     def __init__(
@@ -37,16 +37,16 @@ class ClassImageDataset(SeededDataset):
         self._decoded: DecodedArrays | None = None
 
     def keep_decoded(self, hidden: bool = False) -> None:
-        """Decode all images into memory that a loader's workers share; items stay the same, bit for bit.
+        """Decode all images into memory shared by a loader's workers. Items stay the same, bit for bit.
 
-        What the transform's own ``prepare(picture)``, if it has one, does to each picture is done first; the transform
-        must change nothing when it does that again. Unreadable images are met as without this, when they are asked for.
+        If the transform has a method ``prepare(picture)``, it is applied to each picture first, and must change nothing
+        when the transform applies it again. Unreadable images are handled on access, as without this.
 
         Args:
-            hidden: no progress bar.
+            hidden: show no progress bar.
 
         Raises:
-            InputError: the images take more memory than there is.
+            InputError: the images need more memory than is available.
         """
         prepare = getattr(self.transform, "prepare", lambda picture: picture)
         name = f"{self.source.name}/{self.source.split}"
@@ -70,7 +70,7 @@ class ClassImageDataset(SeededDataset):
 
     @property
     def num_bad_images(self) -> int:
-        """How many unreadable images have been met so far, by this process and its loader's workers."""
+        """The number of unreadable images found so far, by this process and its loader's workers."""
         return self._bad.count
 
     def __len__(self) -> int:

@@ -1,7 +1,6 @@
 """FGVC, the five fine-grained datasets of VPT (arXiv 2203.12119), in the layout of its released splits.
 
-A folder per dataset has ``train.json``, ``val.json`` and ``test.json``, each of which maps the paths of its images to their
-classes.
+Each dataset has a folder with ``train.json``, ``val.json`` and ``test.json``, which map image paths to classes.
 """
 
 import re
@@ -13,7 +12,7 @@ from onelora_vision.errors import InputError, nearest, one_line
 from onelora_vision.storage.safetensors_file import parse_json
 from onelora_vision.storage.textfiles import file_below, read_text
 
-#: The datasets, in the order of tables, and the folder in each that its images' paths start in.
+#: The datasets in the order of published tables, and the subfolder that each one's image paths are relative to.
 DATASETS = {
     "CUB_200_2011": "images",
     "NABirds": "images",
@@ -26,13 +25,13 @@ _MOST_BYTES = 64 << 20  # NABirds' lists have 3 MB
 
 
 def fgvc(root: Path, split: str, *, task: str, download: bool, seed: int) -> ClassImages:
-    """One dataset, by a name of `DATASETS`; ``root`` is the folder that its folder is in, or that folder itself.
+    """Open one of the `DATASETS`. ``root`` is its folder or the parent of its folder.
 
-    Classes are numbers or names, in order; those of the training split count.
+    Classes are the sorted numbers or names in the training split.
 
     Raises:
-        InputError: no such dataset, folder or list; a list that is not JSON of paths and classes, or names a file outside
-            the dataset's folder or a class that training does not have.
+        InputError: the dataset, folder or list does not exist, or a list is not JSON of paths and classes, or names a
+            file outside the dataset's folder or a class that is not in the training split.
     """
     name = next((known for known in DATASETS if _plain(known) == _plain(task)), None)
     if name is None:
@@ -48,12 +47,12 @@ def fgvc(root: Path, split: str, *, task: str, download: bool, seed: int) -> Cla
 
 
 def tasks_in(root: Path) -> list[str]:
-    """The datasets that are in ``root``, in the order of tables."""
+    """The datasets found in ``root``, in the order of `DATASETS`."""
     return [name for name in DATASETS if _folder_of(root, name)]
 
 
 def _folder_of(root: Path, name: str) -> Path | None:
-    """Where a dataset is. Case, hyphens, underscores and a plural's s do not count: ``Stanford-cars``, ``nabirds``."""
+    """Find a dataset's folder, ignoring case, hyphens, underscores and a plural s: ``Stanford-cars``, ``nabirds``."""
     places = [root / folder for folder in list_folders(root)] + [root.resolve()]
     named = (place for place in places if _plain(place.name) == _plain(name))
     return next((place for place in named if (place / _LISTS["train"]).is_file()), None)
@@ -64,14 +63,14 @@ def _plain(name: str) -> str:
 
 
 def _classes_in(path: Path) -> dict[str, int] | dict[str, str]:
-    """The class of each image that a list names.
+    """Read the class of each image in a list.
 
     Raises:
         InputError: see `fgvc`.
     """
     name = shown(path)
     if path.is_file() and path.stat().st_size > _MOST_BYTES:
-        raise InputError(f"{name}: over {_MOST_BYTES >> 20} MiB, which no list of images has")
+        raise InputError(f"{name}: over {_MOST_BYTES >> 20} MiB, too large for a list of images")
     try:
         found = parse_json(read_text(path))
     except InputError:

@@ -1,4 +1,4 @@
-"""A folder of images for each class."""
+"""Datasets with a folder of images for each class."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +13,7 @@ from onelora_vision.errors import InputError, MissingSplit, nearest
 
 
 def imagefolder(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
-    """Class folders, with a split of their own in train/ and test/ or val/, else split by ``seed``."""
+    """Open class folders, either in train/ and test/ (or val/), or split by ``seed``."""
     folders = {folder.lower(): folder for folder in list_folders(root)}
     if "train" not in folders:
         return stratified_split(_class_folders(root, "train"), split, seed)
@@ -31,8 +31,11 @@ def imagefolder(root: Path, split: str, *, download: bool, seed: int) -> ClassIm
 
 
 def _class_folders(root: Path, split: str, class_names: list[str] | None = None) -> ClassImages:
-    """One class per folder. Training needs images of every class; another split, whose ``class_names`` are those of the
-    training split, may lack some, but has no others."""
+    """Open folders as classes. The training split needs images of every class.
+
+    For other splits, ``class_names`` are those of the training split. Some of them may be missing, but there must be no
+    others.
+    """
     found = list_folders(root)
     names = found if class_names is None else class_names
     if not found:

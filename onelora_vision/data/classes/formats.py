@@ -1,7 +1,7 @@
-"""Datasets of images with classes, by name: ``open_class_images("food101", folder, "test")``.
+"""Opening datasets of images with classes by name: ``open_class_images("food101", folder, "test")``.
 
-Importing this module imports nothing slow: a command line knows the names, and which flags do nothing with them, before
-it imports torch.
+Importing this module is fast, so a command line knows the names, and the flags that have no effect with them, before it
+imports torch.
 """
 
 import functools
@@ -16,11 +16,11 @@ from onelora_vision.errors import InputError, MissingSplit, nearest
 if TYPE_CHECKING:
     from onelora_vision.data.classes.images import ClassImages
 
-#: Names of the datasets that need no folder: handwritten digits, and what the embedded bases were trained on.
+#: Names of the built-in datasets: handwritten digits, and the glyphs that the embedded bases were trained on.
 EMBEDDED, GLYPHS = "embedded", "glyphs"
 SPLITS = ("train", "validation", "test")
 _HUB_ONLY = frozenset({"image_column", "label_column", "cache_dir"})
-_DECODED = frozenset({"on_bad_image", "cache_images"})  # pixels, which are in memory as they are
+_DECODED = frozenset({"on_bad_image", "cache_images"})  # no effect on pixels that are already in memory
 _BUILTIN = _HUB_ONLY | _DECODED | {"data_dir", "download", "validation_fraction"}
 
 
@@ -29,8 +29,8 @@ class ClassFormat(NamedTuple):
 
     Attributes:
         open: called as ``open(root, split, download=…, seed=…)``.
-        ignores: arguments of `open_class_images`, `open_training_images` and `ClassImageDataset`, and the flags of the
-            same names, that have no effect with it; and ``cache_images``, if its images are in memory anyway.
+        ignores: arguments of `open_class_images`, `open_training_images` and `ClassImageDataset` (and flags of the same
+            names) that have no effect with it, and ``cache_images`` if its images are in memory anyway.
     """
 
     open: Callable[..., "ClassImages"]
@@ -38,7 +38,7 @@ class ClassFormat(NamedTuple):
 
 
 def _reader(module: str, function: str) -> Callable[..., "ClassImages"]:
-    """A function of this package that is imported when it is first called."""
+    """A function of this package, imported when it is called."""
 
     def read(*args, **options) -> "ClassImages":
         return getattr(importlib.import_module(f"{__package__}.{module}"), function)(*args, **options)
@@ -57,7 +57,7 @@ FORMATS = {
     "imagefolder": ClassFormat(_reader("folders", "imagefolder"), _HUB_ONLY | {"download"}),
     "webdataset": ClassFormat(_reader("webdataset", "webdataset"), _HUB_ONLY | {"download"}),
 }
-#: Benchmarks of several tasks, each of which is a dataset ``BENCHMARK/TASK``; their ``open`` takes the ``task``, too.
+#: Benchmarks with several tasks, where each task is a dataset ``BENCHMARK/TASK``. Their ``open`` also takes ``task``.
 BENCHMARKS = {
     name: ClassFormat(_reader(name, name), _HUB_ONLY | {"download", "validation_fraction"})
     for name in ("vtab", "fgvc")
@@ -65,19 +65,19 @@ BENCHMARKS = {
 
 
 def ignored_by(dataset_name: str) -> frozenset[str]:
-    """The flags that have no effect with a dataset (`ClassFormat.ignores`); none for one of the `datasets` package."""
+    """The flags that have no effect with a dataset (`ClassFormat.ignores`); none with the `datasets` package."""
     found = format_of(dataset_name)
     return found.ignores if found else frozenset()
 
 
 def needs_folder(dataset_name: str) -> bool:
-    """Whether a dataset is one of ours that is in a folder."""
+    """Whether a dataset is one of ours and needs a folder."""
     found = format_of(dataset_name)
     return found is not None and "data_dir" not in found.ignores
 
 
 def format_of(dataset_name: str) -> ClassFormat | None:
-    """How a dataset of ours is opened; None for one of the `datasets` package."""
+    """How one of our datasets is opened; None for the `datasets` package."""
     benchmark, _, task = dataset_name.partition("/")
     if benchmark in BENCHMARKS:
         found = BENCHMARKS[benchmark]
@@ -101,17 +101,17 @@ def open_class_images(
     Args:
         dataset_name: a key of `FORMATS` ("embedded", 5,000 MNIST digits, and "glyphs" need no folder), ``vtab/TASK`` or
             ``fgvc/NAME``, or the id or local folder of a dataset for the `datasets` package.
-        data_dir: the dataset's folder or the folder above it. For imagefolder: class folders, or train/ and
-            test/ (or val/) with class folders in them. For webdataset: a folder of tar files, or a pattern that names some.
-        split: "train", "validation" (where the dataset has one in addition to its test split) or "test".
+        data_dir: the dataset's folder or its parent. For imagefolder: a folder of class folders, or of train/ and test/
+            (or val/) with class folders in them. For webdataset: a folder of tar files, or a pattern for their names.
+        split: "train", "validation" (if the dataset has one in addition to its test split) or "test".
         download: download the dataset into ``data_dir`` if it is not there.
-        seed: of the stratified split (80 % train, 20 % test) of an imagefolder or of tar files without splits.
+        seed: seed of the stratified split (80 % train, 20 % test) of an imagefolder or of tar files without splits.
         image_column, label_column: columns of a `datasets` dataset.
-        cache_dir: where `datasets` keeps what it downloads.
+        cache_dir: download cache of `datasets`.
 
     Raises:
         MissingSplit: the dataset has no such split.
-        InputError: unknown name, nothing at ``data_dir``, a class without images.
+        InputError: the name is unknown, there is nothing at ``data_dir``, or a class has no images.
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r}{nearest(split, SPLITS, 'split')}")
@@ -140,11 +140,11 @@ def open_training_images(
     seed: int = 0,
     **options,
 ) -> tuple["ClassImages", "ClassImages | None"]:
-    """Open the images to train on and those to choose settings by.
+    """Open the images for training and for validation.
 
-    The latter are the dataset's own validation split, else ``validation_fraction`` of each class of the training
-    split, drawn by ``seed``; None if that is 0, or no class has two images. ``options`` are those of
-    `open_class_images`.
+    The latter are the dataset's own validation split or, without one, ``validation_fraction`` of each class of the
+    training split, drawn by ``seed``. They are None if that is 0, or if no class has two images. ``options`` are those
+    of `open_class_images`.
     """
     opened = functools.partial(open_class_images, dataset_name, data_dir, seed=seed, **options)
     train = opened("train")
@@ -160,10 +160,10 @@ def open_training_images(
 def open_split(
     dataset_name: str, data_dir: str | os.PathLike | None = None, *, split: str, validation_fraction: float, **options
 ) -> "ClassImages":
-    """One split, with ``validation_fraction`` held out as in `open_training_images` if it is not 0.
+    """Open one split, with ``validation_fraction`` held out as in `open_training_images` unless it is 0.
 
     Raises:
-        MissingSplit, InputError: as `open_class_images`.
+        MissingSplit, InputError: as in `open_class_images`.
     """
     if not validation_fraction or split == "test":
         return open_class_images(dataset_name, data_dir, split, **options)

@@ -25,7 +25,7 @@ def hub(
     label_column: str,
     cache_dir: str | None,
 ) -> ClassImages:
-    """A dataset of the `datasets` package: a local folder, or a hub id (``download`` allows the network)."""
+    """Open a dataset of the `datasets` package: a local folder, or a hub id (``download`` allows network access)."""
     tables = open_tables(name, FORMATS, download=download, data_dir=data_dir, cache_dir=cache_dir)
     return _hub_split(name, tables, split, seed, image_column, label_column)
 
@@ -55,7 +55,7 @@ def _hub_split(name: str, tables: dict, split: str, seed: int, image_column: str
 
 
 class _HubImages(Sequence):
-    """Pictures of a `datasets` table, decoded here so that a damaged one is reported like a damaged file."""
+    """Pictures of a `datasets` table, decoded here to report damaged ones in the same way as damaged files."""
 
     def __init__(self, table, column: str, name: str):
         self.table, self.column, self.name = table, column, name
@@ -64,7 +64,7 @@ class _HubImages(Sequence):
         return len(self.table)
 
     def encoded(self, index: int) -> bytes:
-        """The file's bytes. Raises `InputError` if it is not in the table and cannot be read."""
+        """The bytes of the image file. Raises `InputError` if they are not in the table and the file cannot be read."""
         entry = self.table[int(index)][self.column]
         if entry["bytes"] is not None:
             return entry["bytes"]

@@ -1,4 +1,4 @@
-"""Images with their classes: opened but not read, divided and drawn from by seed."""
+"""Images with their classes, opened but not read, with seeded splits and subsets."""
 
 import hashlib
 import itertools
@@ -23,10 +23,10 @@ class ClassImages:
     """Images and their classes, opened but not read.
 
     Attributes:
-        images: `Paths` (a list of paths becomes one), `TarImages`, or a sequence of Pillow images, read when indexed.
-        labels: the class of each image, an index into ``class_names``: an array (N,) of int32, whatever it is made of.
+        images: `Paths` (lists of paths are converted), `TarImages`, or a sequence of Pillow images, read when indexed.
+        labels: the class of each image as an index into ``class_names``, converted to an array (N,) of int32.
         class_names: one name per class.
-        name: of the dataset, for messages and cards.
+        name: name of the dataset, for messages and cards.
         split: "train", "validation" or "test".
     """
 
@@ -39,7 +39,7 @@ class ClassImages:
     def __post_init__(self):
         try:
             labels = np.asarray(self.labels, dtype=np.int64)
-        except TypeError:  # of a table with empty cells
+        except TypeError:  # a table with empty cells
             labels = np.array([-1 if label is None else label for label in self.labels], dtype=np.int64)
         if len(self.images) != len(labels):
             raise InputError(f"{self.name}/{self.split}: {len(self.images)} images but {len(labels)} labels")
@@ -56,13 +56,13 @@ class ClassImages:
         return len(self.labels)
 
     def path(self, index: int) -> str:
-        """Where image ``index`` comes from: its file, or the dataset's name, split and index."""
+        """The origin of image ``index``: its file, or the dataset's name, split and index."""
         if isinstance(self.images, TarImages):
             return self.images.path(index)
         return self.images[index] if isinstance(self.images, Paths) else f"{self.name}/{self.split}[{index}]"
 
     def identity(self) -> str:
-        """A hash of which images these are: their classes and the names of file and folder, wherever the whole lies."""
+        """A hash of class names, labels, and names of files with their folders, wherever the dataset is stored."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for index, label in enumerate(self.labels.tolist()):
             name = "/".join(self.path(index).split(os.sep)[-2:])
@@ -70,20 +70,20 @@ class ClassImages:
         return digest.hexdigest()[:16]
 
     def read(self, index: int) -> Image.Image:
-        """Image ``index`` as upright RGB, `trimmed`. Raises `InputError` that names the image if it cannot be read."""
+        """Read image ``index`` as upright RGB, `trimmed`. Raises an `InputError` with its name if it cannot be read."""
         image = self.images[index]
         picture = read_image(image) if isinstance(image, (str, os.PathLike)) else to_rgb(image)
         return trimmed(picture, shown(self.path(index)))
 
     def subset(self, indices: Sequence[int] | np.ndarray, split: str | None = None) -> "ClassImages":
-        """The images at ``indices``, in that order, with all class names; ``split`` renames the split."""
+        """Select the images at ``indices``, in that order, with all class names; ``split`` renames the split."""
         indices = np.asarray(indices, dtype=np.int64)
         files = isinstance(self.images, (Paths, TarImages))
         images = self.images.take(indices) if files else Picked(self.images, indices)
         return replace(self, images=images, labels=self.labels[indices], split=split or self.split)
 
     def joined(self, other: "ClassImages") -> "ClassImages":
-        """These images and then ``other``'s, of the same classes."""
+        """Append the images of ``other``, which must have the same classes."""
         both = (self.images, other.images)
         if all(isinstance(images, Paths) for images in both):
             images = Paths(itertools.chain(*both))
@@ -93,12 +93,12 @@ class ClassImages:
         return replace(self, images=images, labels=np.concatenate([self.labels, other.labels]))
 
     def drawn(self, count: int, seed: int = 0) -> "ClassImages":
-        """At most ``count`` of the images, drawn by ``seed``, in their order."""
+        """Draw at most ``count`` of the images by ``seed``, keeping their order."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.subset(np.sort(order[:count].numpy()))
 
     def few_shot(self, per_class: int, seed: int = 0) -> "ClassImages":
-        """``per_class`` images of each class drawn by ``seed``. A class with fewer is an `InputError`."""
+        """Draw ``per_class`` images of each class by ``seed``. Raises `InputError` if a class has fewer."""
         chosen = []
         for label, members in enumerate(self._by_class(seed)):
             if len(members) < per_class:
@@ -110,9 +110,9 @@ class ClassImages:
         return self.subset(np.sort(np.concatenate(chosen)))
 
     def split_off(self, fraction: float, *, split: str, seed: int = 0) -> tuple["ClassImages", "ClassImages"]:
-        """Divide into (the rest, a part named ``split``) with ``fraction`` of each class, at least one image, in the part.
+        """Split off ``fraction`` of each class, at least one image, and return (the rest, a part named ``split``).
 
-        A class of one image stays whole in the rest.
+        A class with a single image stays in the rest.
         """
         taken = np.zeros(len(self), dtype=bool)
         for members in self._by_class(seed):
@@ -129,7 +129,7 @@ class ClassImages:
 
 
 class Picked(Sequence):
-    """Chosen entries of a sequence, read when indexed."""
+    """Selected entries of a sequence, read when indexed."""
 
     def __init__(self, images: Sequence, indices: np.ndarray):
         self.images, self.indices = images, indices
@@ -142,7 +142,7 @@ class Picked(Sequence):
 
 
 def encoded_or_picture(images: Sequence, index: int) -> bytes | Image.Image:
-    """What is kept of a picture: the bytes of its file, where ``images`` have a method ``encoded`` for that; else itself."""
+    """The bytes of a picture's file if ``images`` has a method ``encoded`` for them; otherwise, the picture itself."""
     if isinstance(images, Picked):
         return encoded_or_picture(images.images, int(images.indices[index]))
     return images.encoded(index) if hasattr(images, "encoded") else images[index]
@@ -162,13 +162,17 @@ class Pixels(Sequence):
 
 
 def require_split(name: str, split: str, splits: tuple[str, ...]) -> None:
-    """Raise `MissingSplit` unless the dataset has the split."""
+    """Raise `MissingSplit` if the dataset does not have the split."""
     if split not in splits:
         raise MissingSplit(f"dataset {name} has no {split} split of its own; it has {' and '.join(splits)}")
 
 
 def class_numbers(classes: Sequence, class_names: Sequence, name: str) -> list[int]:
-    """Each class as its position in ``class_names``, which are those of the training split."""
+    """Convert each class to its position in ``class_names``, those of the training split.
+
+    Raises:
+        InputError: a class is not among them.
+    """
     position = {class_name: index for index, class_name in enumerate(class_names)}
     if unknown := {str(found) for found in classes if found not in position}:
         raise InputError(f"{name}: no such class in the training split: {listed(unknown)}")
@@ -176,7 +180,7 @@ def class_numbers(classes: Sequence, class_names: Sequence, name: str) -> list[i
 
 
 def stratified_split(images: ClassImages, split: str, seed: int) -> ClassImages:
-    """The training or test part (80 % and 20 % of each class) of a dataset without splits."""
+    """Split a dataset without splits into 80 % (train) and 20 % (test) of each class, and return one of them."""
     require_split(images.name, split, ("train", "test"))
     train, test = images.split_off(0.2, split="test", seed=seed)
     if split == "test" and not len(test):

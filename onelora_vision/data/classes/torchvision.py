@@ -1,4 +1,4 @@
-"""Datasets that torchvision downloads and that come with lists of their files: Food-101, Flowers-102, Oxford-IIIT Pet."""
+"""Datasets with lists of files that torchvision can download: Food-101, Flowers-102, Oxford-IIIT Pet."""
 
 import os
 from pathlib import Path
@@ -34,7 +34,10 @@ def flowers102(root: Path, split: str, *, download: bool, seed: int) -> ClassIma
 
 
 def oxford_iiit_pet(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
-    """oxford-iiit-pet/{images/<Breed>_<id>.jpg, annotations/{trainval,test}.txt}; a line is "name class species breed"."""
+    """oxford-iiit-pet/{images/<Breed>_<id>.jpg, annotations/{trainval,test}.txt}.
+
+    The lists have lines "name class species breed".
+    """
     require_split("oxford_iiit_pet", split, ("train", "test"))
     folder = _dataset_folder(
         "oxford_iiit_pet", root, "oxford-iiit-pet", "annotations/trainval.txt", download, "OxfordIIITPet"
@@ -55,7 +58,7 @@ def _breed(row: list[str]) -> str:
 
 
 def _dataset_folder(name: str, root: Path, base: str, landmark: str, download: bool, torchvision_name: str) -> Path:
-    """The folder that holds ``landmark``: ``root`` or ``root/base``; downloaded by torchvision when asked for."""
+    """The folder that holds ``landmark``: ``root`` or ``root/base``. With ``download``, torchvision fetches it."""
     for folder in (root, root / base):
         if (folder / landmark).is_file():
             return folder
@@ -66,7 +69,7 @@ def _dataset_folder(name: str, root: Path, base: str, landmark: str, download: b
 
 
 def download_by_torchvision(torchvision_name: str, root: Path) -> None:
-    """Download and unpack a dataset with torchvision, which verifies it and leaves an existing one alone."""
+    """Download and unpack a dataset with torchvision, which verifies it and does not touch an existing one."""
     import torchvision
 
     try:
@@ -85,7 +88,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _present(name: str, split: str, paths: list[str], labels: list[int], class_names: list[str]) -> ClassImages:
-    """A dataset given by lists of files; one look at the first file finds a folder of lists without images."""
+    """Open a dataset from a list of files, after checking that the first one exists: the images may be missing."""
     if not paths:
         raise InputError(f"dataset {name}: its list of {split} images is empty")
     if not os.path.isfile(paths[0]):

@@ -1,6 +1,6 @@
-"""VTAB-1k (arXiv 1910.04867) in the layout that is in use: a folder per task, with lists of its images.
+"""VTAB-1k (arXiv 1910.04867) in its usual layout: a folder per task, with lists of its images.
 
-``ROOT/TASK/{train800,val200,test}.txt`` have lines ``path label``, with paths below ``ROOT/TASK``.
+``ROOT/TASK/{train800,val200,test}.txt`` have lines ``path label``, with paths relative to ``ROOT/TASK``.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from onelora_vision.data.images import shown
 from onelora_vision.errors import InputError, nearest
 from onelora_vision.storage.textfiles import file_below, read_lines
 
-#: The tasks by group, as tables of VTAB have them.
+#: The tasks by group, in the order of published tables.
 GROUPS = {
     "natural": ("cifar", "caltech101", "dtd", "oxford_flowers102", "oxford_iiit_pet", "svhn", "sun397"),
     "specialized": ("patch_camelyon", "eurosat", "resisc45", "diabetic_retinopathy"),
@@ -23,17 +23,17 @@ _LISTS = {"train": "train800.txt", "validation": "val200.txt", "test": "test.txt
 
 
 def vtab(root: Path, split: str, *, task: str, download: bool, seed: int) -> ClassImages:
-    """One task; its classes are numbers.
+    """Open one task. Its classes are numbers.
 
     Raises:
-        InputError: no such task or list, a line that is not ``path label``, or names a file outside the task's folder or a
-            class that is not in the training split.
+        InputError: the task or list does not exist, or a line is not ``path label``, or names a file outside the task's
+            folder or a class that is not in the training split.
     """
     if task not in TASKS:
         raise InputError(f"vtab/{task}: no such task{nearest(task, TASKS, 'task')}")
     folder = root / task
     if not (folder / _LISTS["train"]).is_file():
-        raise InputError(f"{shown(folder)}: has no {_LISTS['train']}, so it is no task of VTAB-1k")
+        raise InputError(f"{shown(folder)}: has no {_LISTS['train']}, so it is not a task of VTAB-1k")
     labels = [label for name in ("train", "validation") for _, label in _lines(folder / _LISTS[name])]
     names = [str(number) for number in range(max(labels) + 1)]
     pairs = _lines(folder / _LISTS[split])
@@ -44,7 +44,7 @@ def vtab(root: Path, split: str, *, task: str, download: bool, seed: int) -> Cla
 
 
 def tasks_in(root: Path) -> list[str]:
-    """The tasks of which ``root`` has lists, in the order of tables."""
+    """The tasks with lists in ``root``, in the order of `TASKS`."""
     return [task for task in TASKS if (root / task / _LISTS["train"]).is_file()]
 
 

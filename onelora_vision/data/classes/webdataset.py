@@ -1,6 +1,6 @@
-"""Tar files in the WebDataset layout: a picture with ``.cls``, a class by name or number, or a ``.json`` next to it.
+"""Tar files in the WebDataset layout: pictures with a class name or number in a ``.cls`` or ``.json`` next to them.
 
-Where images and labels are is found once and kept in the user's cache, a file per tar file.
+The positions of images and their labels are determined once and kept in the user's cache, in a file per tar file.
 """
 
 import glob
@@ -39,11 +39,11 @@ _FORMAT = "1"  # of the index files
 
 
 def webdataset(root: Path, split: str, *, download: bool, seed: int) -> ClassImages:
-    """Tar files below ``root``, or those that it names as a pattern: ``DIR/part-{0000..0099}.tar``, ``DIR/*.tar``.
+    """Open tar files below ``root``, or matching it as a pattern: ``DIR/part-{0000..0099}.tar``, ``DIR/*.tar``.
 
-    Names with the words train, val and test, of a file or of the folder in ``root`` that it is in, say the split;
-    without them, 80 % of each class are to train on, by ``seed``. Classes are those of the training split: names, or
-    numbers, which the lines of ``classnames.txt`` next to the files name, if it is there.
+    The words train, val and test in the name of a file or its folder in ``root`` determine its split. Without them,
+    80 % of each class are for training, drawn by ``seed``. Classes are those of the training split. They are names, or
+    numbers, whose names can be given as the lines of ``classnames.txt`` next to the files.
 
     Raises:
         MissingSplit: there are no tar files of this split.
@@ -75,10 +75,10 @@ def _class_images(root: Path, opened: tuple[TarImages, list[TarIndex]], values: 
 
 
 def _listed_names(listed: Path, values: Sequence[str]) -> list[str]:
-    """The lines of a list of class names that numbers stand for; the first line is of the number 0.
+    """Look up class numbers in a list of class names; the first line belongs to class 0.
 
     Raises:
-        InputError: a value is no number of a line, or a line is empty or the same as another one.
+        InputError: a value is not the number of a line, or a line is empty or equal to another one.
     """
     lines = read_lines(listed, "list of class names")
     for value in values:
@@ -99,7 +99,7 @@ def _in_order(value: str) -> tuple:
 
 
 def _files(root: Path) -> list[str]:
-    """The tar files in a folder and the folders in it, or those that a pattern names, sorted."""
+    """The tar files in a folder and its subfolders, or those that match a pattern, sorted."""
     pattern = str(root)
     if root.is_dir():
         found = [str(path) for path in itertools.chain(root.glob("*.tar"), root.glob("*/*.tar"))]
@@ -114,7 +114,7 @@ def _files(root: Path) -> list[str]:
 
 
 def _in_ranges(pattern: str) -> list[str]:
-    """The names that a pattern with ``{FIRST..LAST}`` stands for."""
+    """Expand a pattern with ``{FIRST..LAST}`` to names."""
     names = [pattern]
     while match := _RANGE.search(names[0]):
         first, last = map(int, match.groups())
@@ -126,7 +126,7 @@ def _in_ranges(pattern: str) -> list[str]:
 
 
 def _by_split(files: list[str], root: Path) -> dict[str, list[str]]:
-    """The files of each split; all of them as ``train`` where names tell no splits apart."""
+    """Group files by split. If no name contains a split, all of them are ``train``."""
     found: dict[str | None, list[str]] = {}
     for path in files:
         name = str(Path(path).relative_to(root)) if root.is_dir() else Path(path).name
@@ -135,14 +135,14 @@ def _by_split(files: list[str], root: Path) -> dict[str, list[str]]:
     if set(found) == {None}:
         return {"train": files}
     if None in found:
-        raise InputError(f"{shown(found[None][0])}: has no train, val or test in its name, which other files have")
+        raise InputError(f"{shown(found[None][0])}: has no train, val or test in its name, unlike other files")
     if "train" not in found:
         raise InputError(f"{shown(root)}: has no tar files of a train split; it has {', '.join(found)}")
     return found
 
 
 def _opened(files: list[str]) -> tuple[TarImages, list[TarIndex]]:
-    """The pictures of tar files, and of each file its index without the names."""
+    """The pictures of tar files, and the index of each file without the names."""
     states, parts = FileStates.of(Paths(files), time.time_ns()).state, []
 
     def names() -> Iterator[str]:
@@ -160,7 +160,7 @@ def _opened(files: list[str]) -> tuple[TarImages, list[TarIndex]]:
 
 
 def _index(path: str, state: int) -> TarIndex:
-    """The index of a tar file: the one that is kept, if the file is still in that state, which 0 never is."""
+    """The index of a tar file. The cached one is used if the file's state is unchanged and not 0."""
     kept = None
     with dispensable((NoHomeFolder,)):
         kept = default_cache() / "tars" / f"{combined_hash([str(Path(path).resolve())])[:16]}.safetensors"
@@ -183,7 +183,7 @@ def _index(path: str, state: int) -> TarIndex:
 
 
 def _kept_index(file: Path, state: int) -> TarIndex | None:
-    """What is kept of a tar file in ``state``; None if that is not there, or cannot be read."""
+    """The cached index of a tar file in ``state``; None if it is missing or cannot be read."""
     try:
         with safe_open(file, framework="numpy") as opened:
             facts = opened.metadata() or {}

@@ -1,1 +1,1 @@
-"""Pictures with metric depth: `formats.open_frames` opens them, `dataset.DepthDataset` feeds a network."""
+"""Pictures with metric depth: `formats.open_frames` opens them, `dataset.DepthDataset` prepares them for a network."""

@@ -1,4 +1,4 @@
-"""Which pixels count: the caps in metres and the crops of each benchmark, by name."""
+"""The pixels that count in evaluation and training: caps in metres and crops of each benchmark, by name."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from onelora_vision.errors import InputError, nearest
 
 
 class Caps(NamedTuple):
-    """Depths in [near, far] metres count, inside the named crop of an evaluation."""
+    """Depths count if they are in [near, far] metres and, in evaluation, inside the named crop."""
 
     near: float
     far: float
@@ -29,24 +29,27 @@ CAPS = {
     "streets": Caps(2.0, 80.0),
 }
 
-# (top, bottom, left, right) as shares of height and width.
+# (top, bottom, left, right) as fractions of height and width.
 _GARG = (0.40810811, 0.99189189, 0.03594771, 0.96405229)
 _KITTI_EIGEN = (0.3324324, 0.91351351, 0.0359477, 0.96405229)
 CROPS = ("none", "nyu_eigen", "garg", "kitti_eigen")
 
 
 def caps_by_name(name: str) -> Caps:
-    """The caps of a protocol. Raises `InputError` for a name that `CAPS` does not have."""
+    """The caps of a protocol. Raises `InputError` if ``name`` is not in `CAPS`."""
     if name not in CAPS:
         raise InputError(f"there are no caps named {name!r}{nearest(name, CAPS)}")
     return CAPS[name]
 
 
 def crop_mask(crop: str, height: int, width: int) -> np.ndarray:
-    """Where a crop evaluates, (height, width) bool.
+    """The mask of the pixels inside a crop, (height, width) bool.
 
     "nyu_eigen": rows 45:471, columns 41:601 of 480 x 640 (Eigen et al. 2014). "garg": the KITTI crop of Garg et al.
-    2016. "kitti_eigen": the KITTI crop of Eigen et al. 2014. The last two are shares of the picture's size.
+    2016. "kitti_eigen": the KITTI crop of Eigen et al. 2014. The last two are relative to the picture's size.
+
+    Raises:
+        InputError: the crop is unknown, or not defined for this size.
     """
     mask = np.zeros((height, width), bool)
     if crop == "none":
@@ -66,7 +69,7 @@ def crop_mask(crop: str, height: int, width: int) -> np.ndarray:
 
 
 def counted(frame: DepthFrame, caps: Caps) -> np.ndarray:
-    """The pixels (H, W) of a frame that count. Raises `InputError`, naming the file, when none does."""
+    """The mask (H, W) of a frame's pixels that count. Raises an `InputError` that names the file if none does."""
     valid = frame.valid & (frame.depth >= caps.near) & (frame.depth <= caps.far)
     if caps.crop != "none":
         valid &= crop_mask(caps.crop, *frame.depth.shape)

@@ -1,4 +1,4 @@
-"""Frames as a network takes them: the picture resized to whole patches, the depth kept in metres."""
+"""Frames prepared for a network: pictures resized to whole patches, and depth in metres."""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from onelora_vision.seeding import mix
 
 
 class InputSize(NamedTuple):
-    """The pictures' size in the network: exactly height x width, or with width None a shorter side of ``height``."""
+    """The size of network inputs: exactly height x width or, if width is None, a shorter side of ``height``."""
 
     height: int
     width: int | None
@@ -28,7 +28,11 @@ class InputSize(NamedTuple):
 
     @classmethod
     def parse(cls, resolution: int | str, multiple: int) -> "InputSize":
-        """``518`` or ``"518"``: the shorter side; ``"392x518"``: height and width exactly. Multiples of the patch."""
+        """Parse ``518`` or ``"518"`` (the shorter side), or ``"392x518"`` (exact height and width).
+
+        Raises:
+            InputError: ``resolution`` has another form, or a number is not a multiple of ``multiple``.
+        """
         parts = str(resolution).lower().split("x")
         if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
             raise InputError(
@@ -44,9 +48,10 @@ class InputSize(NamedTuple):
         return cls(numbers[0], numbers[1] if len(numbers) == 2 else None, multiple)
 
     def of(self, height: int, width: int) -> tuple[int, int]:
-        """The (height, width) that a whole picture is resized to; the aspect is kept if only one is set.
+        """The (height, width) to resize a whole picture to. The aspect ratio is kept if only one of them is set.
 
-        The longer side is at most `MAX_ASPECT` times ``self.height``: of a longer picture the shorter side is smaller.
+        The longer side is at most `MAX_ASPECT` times ``self.height``, so the shorter side of a very long picture is
+        smaller.
         """
         if self.width is not None:
             return self.height, self.width
@@ -58,24 +63,27 @@ class InputSize(NamedTuple):
 
 
 class DepthDataset(Dataset):
-    """Samples ``{"image", "depth", "valid", "seed", "index", "path"}`` of a sequence of frames.
+    """Samples ``{"image", "depth", "valid", "seed", "index", "path"}`` from a sequence of frames.
 
-    ``image`` is (3, h, w) in [0, 1]; ``depth`` metres and ``valid`` bool, both (H, W), 0 and False outside the caps.
+    ``image`` is (3, h, w) in [0, 1]. ``depth`` (in metres) and ``valid`` (bool) are (H, W), 0 and False outside the
+    caps.
 
-    For evaluation the whole picture is resized and the depth keeps its own size. For training the picture may be
-    mirrored and its colours varied; with an exact size it is then as in evaluation (ZoeDepth's way: the prediction
-    is resized to the truth), else a random square is cut and both are resized to it (Depth Anything v2's way; depth
-    takes the nearest pixel). The caps' crop is for evaluation alone.
+    For evaluation, the whole picture is resized, and the depth keeps its own size. For training, the picture can be
+    mirrored and its colours jittered. With an exact size, it is then treated as in evaluation (as in ZoeDepth, which
+    resizes the prediction to the ground truth). Otherwise, a random square is cut, and picture and depth are resized
+    to the input's side (as in Depth Anything v2; depth takes the nearest pixel). The caps' crop is only used in
+    evaluation.
 
     Args:
         frames: a dataset, see `data.depth.formats.open_frames`.
         caps: which depths count.
-        size: of the network's input.
+        size: size of the network's input.
         train: whether to augment and crop.
-        random_flip, color_jitter: the augmentations, from each sample's own seed.
-        limit: use only that many frames: the first, or those that the seed ``drawn_by`` draws.
-        on_bad_image: what is done about a frame that cannot be read or has no depth that counts, see `BadItems`; an
+        random_flip, color_jitter: the augmentations, drawn with each sample's own seed.
+        limit: number of frames to use: the first ones, or those drawn with ``drawn_by``.
+        on_bad_image: how to treat a frame that cannot be read or has no depth that counts, see `BadItems`; an
             evaluation counts each ``index`` once.
+        drawn_by: seed for drawing ``limit`` frames; None uses the first ones.
     """
 
     def __init__(
@@ -98,13 +106,13 @@ class DepthDataset(Dataset):
         self.random_flip, self.color_jitter = train and random_flip, train and color_jitter
         self._bad = BadItems(len(self), on_bad_image, "this depth dataset")
         self._decoded: DecodedArrays | None = None
-        self._names = Paths()  # of the frames in it
+        self._names = Paths()  # of the decoded frames
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def identity(self) -> str:
-        """A hash of which frames these are: the names of their files, wherever they lie; of others, how many."""
+        """A hash of the number of frames and, for files, of their names, wherever the dataset is stored."""
         names = [f"{pair.image.name} {pair.depth.name}" for pair in getattr(self.frames, "pairs", [])]
         return hashlib.sha256(repr((len(self), names)).encode(errors="surrogateescape")).hexdigest()[:16]
 
@@ -130,7 +138,7 @@ class DepthDataset(Dataset):
         }
 
     def keep_decoded(self, hidden: bool = False) -> None:
-        """`ClassImageDataset.keep_decoded` of the frames: pictures as bytes, depth in fp32, 7 bytes per pixel."""
+        """As `ClassImageDataset.keep_decoded`, for pictures as bytes and depth in fp32: 7 bytes per pixel."""
         names = [""] * len(self)
 
         def read(index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -151,19 +159,20 @@ class DepthDataset(Dataset):
         return frame, counted(frame, self.caps)
 
     def __getitems__(self, refs: list[SampleRef | int]) -> list[dict]:
-        """The samples of a batch. Raises `InputError` when their depths differ in size, so that none can be made."""
+        """The samples of a batch. Raises `InputError` if their images or depths differ in size."""
         samples = [self[ref] for ref in refs]
         first = samples[0]
         for sample in samples[1:]:
             if sample["depth"].shape != first["depth"].shape or sample["image"].shape != first["image"].shape:
                 raise InputError(
                     f"{sample['path']} and {first['path']} are of different sizes "
-                    f"({_size(sample)} and {_size(first)}), which one batch cannot hold: use batches of one for evaluation, and one number as --resolution"
+                    f"({_size(sample)} and {_size(first)}) and do not fit into one batch: use batches of one for "
+                    "evaluation, and one number as --resolution"
                 )
         return samples
 
     def _square(self, image, depth, valid, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A random square of the frame as large as fits, its depth at the network's resolution (nearest pixel)."""
+        """Cut the largest possible square at random, with depth at the network's resolution (nearest pixel)."""
         height, width = depth.shape
         side, target = min(height, width), self.size.height
         top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
@@ -173,7 +182,7 @@ class DepthDataset(Dataset):
 
 
 def resized_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A picture (H, W, 3) uint8 as (height, width, 3) fp32 in [0, 1]; bicubic, antialiased."""
+    """Resize a picture (H, W, 3) uint8 to (height, width, 3) fp32 in [0, 1]; bicubic, antialiased."""
     if image.shape[:2] != (height, width):
         image = np.asarray(
             Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BICUBIC)
@@ -182,7 +191,7 @@ def resized_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _jitter(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """ZoeDepth's colour augmentation of every other picture: gamma, brightness and tint within 10 %."""
+    """ZoeDepth's colour augmentation, with probability 0.5: gamma, brightness and tint within 10 %."""
     if rng.random() < 0.5:
         return pixels
     gamma, brightness, tint = rng.uniform(0.9, 1.1), rng.uniform(0.9, 1.1), rng.uniform(0.9, 1.1, 3)

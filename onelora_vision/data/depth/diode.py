@@ -13,7 +13,7 @@ from onelora_vision.data.depth.frames import (
 
 
 def diode(root: str, split: str, split_file: str | None = None) -> Sequence[DepthFrame]:
-    """Every frame below ``root/split``; a split is a path such as ``val/outdoor``, ``val/indoors`` or ``train``."""
+    """Open all frames below ``root/split``. A split is a path such as ``val/outdoor``, ``val/indoors`` or ``train``."""
     folder = existing_folder(Path(root) / split)
     depths = sorted(folder.rglob("*_depth.npy"))
     pairs = [

@@ -1,4 +1,4 @@
-"""Datasets of pictures with metric depth, by name: ``open_frames("nyu", root, "test")``."""
+"""Opening datasets of pictures with metric depth by name: ``open_frames("nyu", root, "test")``."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -15,9 +15,9 @@ class DepthFormat(NamedTuple):
 
     Attributes:
         open: called as ``open(root, split, split_file)``.
-        caps: name of its caps; None: the model's range.
-        train_split, eval_split: its usual splits.
-        ignores: flags that have no effect with it, those of its place without ``train_`` or ``eval_``.
+        caps: name of its caps; None uses the model's range.
+        train_split, eval_split: its default splits.
+        ignores: flags that have no effect with it; flags for its location are given without ``train_`` or ``eval_``.
     """
 
     open: Callable[[str | None, str, str | None], "Sequence[DepthFrame]"]
@@ -37,11 +37,11 @@ def _scenes(kind: str) -> Callable:
 
 
 def _reader(module: str, function: str) -> Callable:
-    """A reader of this package, imported when it is first called: the names are needed where nothing slow is."""
+    """A reader of this package, imported when it is called, so that importing this table stays fast."""
     return lambda *place: getattr(importlib.import_module(f"{__package__}.{module}"), function)(*place)
 
 
-_FOLDERS = frozenset({"split_file"})  # a split is a folder of these
+_FOLDERS = frozenset({"split_file"})  # their splits are folders
 _RENDERED = frozenset({"data_dir", "split_file", "on_bad_image", "cache_images"})
 
 FORMATS = {
@@ -58,29 +58,30 @@ FORMATS = {
 
 
 def find_format(name: str) -> DepthFormat:
-    """The row of `FORMATS`. Raises `InputError`, naming the nearest, when there is none."""
+    """Look up a row of `FORMATS`. Raises an `InputError` that suggests the closest name if there is none."""
     if name not in FORMATS:
         raise InputError(f"there is no depth dataset {name!r}{nearest(name, FORMATS, 'dataset')}")
     return FORMATS[name]
 
 
 def needs_folder(name: str) -> bool:
-    """Whether a dataset is in a folder. Raises `InputError` as `find_format`."""
+    """Whether a dataset needs a folder. Raises `InputError` like `find_format`."""
     return "data_dir" not in find_format(name).ignores
 
 
 def open_frames(name: str, root: str | None, split: str, split_file: str | None = None) -> "Sequence[DepthFrame]":
-    """The frames of a dataset's split, read when they are asked for.
+    """Open the frames of a dataset's split, which are read on access.
 
     Args:
-        name: a key of `FORMATS`; "rooms" and "streets" are rendered (400 scenes to train on, 200 of each other split).
-        root: the dataset's folder (NYU: or the labelled .mat file; jsonl: or the file); None for the rendered ones.
+        name: a key of `FORMATS`; "rooms" and "streets" are rendered (400 scenes for training, 200 in other splits).
+        root: the dataset's folder (for NYU also the labelled .mat file, for jsonl also the file); None for rendered
+            ones.
         split: a name or a path below the root, see each format's module.
-        split_file: a list of files, where the format has one.
+        split_file: a list of files, if the format has one.
 
     Raises:
-        MissingSplit: there are no frames of this split, or no such folder.
-        InputError: an unknown name, no folder, a list or a table that cannot be read.
+        MissingSplit: there are no frames of this split, or the folder does not exist.
+        InputError: the name is unknown, the folder is missing, or a list or table cannot be read.
     """
     if needs_folder(name) and not root:
         raise InputError(f"the dataset {name} needs its folder: give --train_data_dir (or --eval_data_dir)")

@@ -1,7 +1,7 @@
-"""One picture with its depth, whatever the dataset's format: reading the files, in metres, with the invalid marked.
+"""Pictures with depth for all dataset formats: reading files, converting to metres and marking invalid pixels.
 
-A dataset is a sequence of `DepthFrame`. Depth is metres along the camera's axis. What is not a positive finite
-number is invalid from the start; caps, crops and masks take more away later.
+A dataset is a sequence of `DepthFrame`. Depth is in metres along the camera's axis. Values that are not positive and
+finite are invalid from the start; caps, crops and masks exclude more later.
 """
 
 import os
@@ -17,7 +17,7 @@ from onelora_vision.data.paths import Paths
 from onelora_vision.errors import InputError, MissingSplit, one_line
 from onelora_vision.storage.textfiles import read_lines
 
-_LOSSLESS = ("PNG", "TIFF", "PPM")  # Pillow's names of formats
+_LOSSLESS = ("PNG", "TIFF", "PPM")  # Pillow's format names
 
 
 class DepthFrame(NamedTuple):
@@ -30,7 +30,7 @@ class DepthFrame(NamedTuple):
 
 
 class FilePair(NamedTuple):
-    """The files of one frame; ``scale`` as in `in_metres`; ``mask`` is nonzero where depth is valid."""
+    """The files of one frame. ``scale`` is as in `in_metres`; ``mask`` is nonzero where depth is valid."""
 
     image: Path
     depth: Path
@@ -39,7 +39,7 @@ class FilePair(NamedTuple):
 
 
 class FilePairs(Sequence[FilePair]):
-    """Pairs as arrays (see `Paths`), which loader workers share with the process that forked them."""
+    """Pairs stored as arrays (see `Paths`), which forked loader workers share."""
 
     def __init__(self, pairs: Iterable[FilePair]):
         pairs = list(pairs)
@@ -61,7 +61,7 @@ class FilePairs(Sequence[FilePair]):
 
 
 class FrameFiles(Sequence[DepthFrame]):
-    """Frames that are files: ``pairs`` say which, ``read(path, scale)`` returns a depth file's metres (H, W)."""
+    """Frames in files, given by ``pairs``; ``read(path, scale)`` returns the depth of a file in metres (H, W)."""
 
     def __init__(self, pairs: Sequence[FilePair], read: "Callable[[Path, float | None], np.ndarray] | None" = None):
         self.pairs, self.read = FilePairs(pairs), read or read_depth
@@ -70,7 +70,7 @@ class FrameFiles(Sequence[DepthFrame]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> DepthFrame:
-        """Read a frame. Raises `InputError`, naming the file, when one is unreadable or their sizes differ."""
+        """Read a frame. Raises an `InputError` that names the file if one is unreadable or their sizes differ."""
         pair = self.pairs[index]
         depth = self.read(pair.depth, pair.scale)
         mask = None if pair.mask is None else read_mask(pair.mask)
@@ -80,7 +80,11 @@ class FrameFiles(Sequence[DepthFrame]):
 def make_frame(
     image: np.ndarray, depth: np.ndarray, name: str, image_name: str, mask: np.ndarray | None = None
 ) -> DepthFrame:
-    """Check that the parts are of one size and mark as valid the positive finite depths that ``mask`` lets through."""
+    """Make a frame in which positive, finite depths inside ``mask`` are valid.
+
+    Raises:
+        InputError: the parts differ in size.
+    """
     if image.shape[:2] != depth.shape:
         raise InputError(f"{name}: the depth is {_size(depth)} pixels, but its image {image_name} is {_size(image)}")
     if mask is not None and mask.shape != depth.shape:
@@ -95,23 +99,26 @@ def _size(array: np.ndarray) -> str:
 
 
 def read_depth(path: Path, scale: float | None = None) -> np.ndarray:
-    """Metres (H, W) fp32 of a depth file: .npy, .npz (its only array), PNG, TIFF or PGM; see `in_metres` for ``scale``.
+    """Read a depth file in metres (H, W) fp32: .npy, .npz (with a single array), PNG, TIFF or PGM.
+
+    Args:
+        scale: see `in_metres`.
 
     Raises:
-        InputError: it cannot be read, is stored with loss (JPEG), or holds something else than depth.
+        InputError: the file cannot be read, is compressed with loss (JPEG), or does not hold depth.
     """
     return in_metres(_read_values(path), shown(path), scale)
 
 
 def in_metres(values: np.ndarray, name: str, scale: float | None = None) -> np.ndarray:
-    """What the numbers of any depth file mean: metres (H, W) fp32 of an array (H, W) or (H, W, 1).
+    """Convert the values of a depth file, an array (H, W) or (H, W, 1), to metres (H, W) fp32.
 
     Args:
-        name: of the file, for messages.
-        scale: metres per unit. None: floats are metres, whole numbers are millimetres.
+        name: name of the file, for messages.
+        scale: metres per unit. If None, floats are metres and integers are millimetres.
 
     Raises:
-        InputError: another shape, 8 bits (which cannot hold depth: a colour map or a mask), or no numbers.
+        InputError: the array has another shape, 8 bits (too few for depth: a colour map or a mask), or no numbers.
     """
     values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
     if values.ndim != 2 or values.size == 0:
@@ -125,7 +132,7 @@ def in_metres(values: np.ndarray, name: str, scale: float | None = None) -> np.n
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """A mask file, (H, W), nonzero where valid: .npy or any grey picture that is stored without loss."""
+    """Read a mask file, (H, W), nonzero where valid: .npy or any grey picture with lossless compression."""
     values = _read_values(path)
     if values.ndim not in (2, 3):
         raise InputError(f"{shown(path)}: an array of shape {values.shape}, but a mask is (height, width)")
@@ -137,7 +144,7 @@ def _read_values(path: Path) -> np.ndarray:
 
 
 def _array(path: Path) -> np.ndarray:
-    """The array of a .npy, or of a .npz with one array; pickles are refused."""
+    """Read the array of a .npy, or of a .npz with one array. Pickles are not accepted."""
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):
@@ -147,14 +154,14 @@ def _array(path: Path) -> np.ndarray:
                 loaded = loaded[loaded.files[0]]
     except FileNotFoundError:
         raise InputError(f"{shown(path)}: no such depth file") from None
-    # numpy answers broken files with OSError, ValueError, EOFError, zipfile.BadZipFile, and more.
+    # On broken files, numpy raises OSError, ValueError, EOFError, zipfile.BadZipFile, and more.
     except Exception as error:
         raise InputError(f"{shown(path)}: cannot be read as an array ({one_line(error)})") from error
     return np.asarray(loaded)
 
 
 def read_hdf5(path: Path, key: str) -> np.ndarray:
-    """One array of an HDF5 file."""
+    """Read one array of an HDF5 file."""
     h5py = import_h5py()
     try:
         with h5py.File(path) as file:
@@ -166,7 +173,7 @@ def read_hdf5(path: Path, key: str) -> np.ndarray:
 
 
 def import_h5py():
-    """The h5py module, which only NYU's .mat and Hypersim need."""
+    """Import h5py, which only NYU's .mat file and Hypersim need."""
     try:
         import h5py
     except ImportError:
@@ -175,7 +182,7 @@ def import_h5py():
 
 
 def existing_folder(path: str | os.PathLike) -> Path:
-    """``path`` if it is a folder. Raises `MissingSplit` if not: it is a dataset's folder, or that of one of its splits."""
+    """Return ``path``, the folder of a dataset or split. Raises `MissingSplit` if it is not a folder."""
     path = Path(path)
     if not path.is_dir():
         raise MissingSplit(f"{shown(path)}: no such folder")
@@ -183,14 +190,14 @@ def existing_folder(path: str | os.PathLike) -> Path:
 
 
 def require_frames(pairs: list, root: Path, expected: str) -> list:
-    """``pairs``. Raises `MissingSplit` if there are none: ``root`` has no such split, or not the format's layout."""
+    """Return ``pairs``. Raises `MissingSplit` if there are none: ``root`` lacks the split or has another layout."""
     if not pairs:
         raise MissingSplit(f"{shown(root)}: found no frames there; expected {expected}")
     return pairs
 
 
 def read_list(path: str | os.PathLike) -> list[list[str]]:
-    """The words of each line of a split file; empty lines are left out."""
+    """Read the words of each line of a split file, without empty lines."""
     return [words for line in read_lines(path, "split file") if (words := line.split())]
 
 
@@ -208,6 +215,6 @@ def _pixels(path: Path) -> np.ndarray:
         raise
     except FileNotFoundError:
         raise InputError(f"{shown(path)}: no such depth file") from None
-    # Pillow's decoders answer broken files with OSError, SyntaxError, ValueError, EOFError, struct.error, and more.
+    # On broken files, Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error, and more.
     except Exception as error:
         raise InputError(f"{shown(path)}: cannot be read as a depth image ({one_line(error)})") from error

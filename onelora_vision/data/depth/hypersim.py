@@ -1,4 +1,4 @@
-"""Hypersim (Roberts et al. 2021): tone-mapped previews with HDF5 distances, made z-depth here."""
+"""Hypersim (Roberts et al. 2021): tone-mapped previews with HDF5 distances, converted to z-depth."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +20,9 @@ FOCAL_PIXELS = 886.81  # at a width of 1024
 
 
 def hypersim(root: str, split: str, split_file: str | None = None) -> Sequence[DepthFrame]:
-    """Frames ``**/scene_cam_NN_final_preview/frame.N.tonemap.jpg`` below ``root/split`` (split "all": below root).
+    """Open ``**/scene_cam_NN_final_preview/frame.N.tonemap.jpg`` below ``root/split`` (split "all": below root).
 
-    Depth is ``scene_cam_NN_geometry_hdf5/frame.N.depth_meters.hdf5`` beside that folder.
+    Depth is in ``scene_cam_NN_geometry_hdf5/frame.N.depth_meters.hdf5`` next to that folder.
     """
     folder = existing_folder(root if split == "all" else Path(root) / split)
     images = sorted(folder.rglob("*_final_preview/frame.*.tonemap.jpg"))
@@ -37,9 +37,9 @@ def _geometry(image: Path) -> Path:
 
 
 def read_z_depth(path: Path, scale: float | None = None) -> np.ndarray:
-    """The file's distances (H, W) from the camera's centre, as depth along its axis in metres; NaN stays NaN.
+    """Convert the distances (H, W) from the camera's centre to depth along its axis in metres; NaN stays NaN.
 
-    ``depth_meters`` is the length of the ray: z = distance / sqrt(1 + (x² + y²) / f²), x and y from the middle.
+    ``depth_meters`` is the length of the ray: z = distance / sqrt(1 + (x² + y²) / f²), with x and y from the centre.
     """
     distance = in_metres(read_hdf5(path, "dataset"), shown(path), scale)
     height, width = distance.shape

@@ -1,4 +1,4 @@
-"""Any dataset: a ``metadata.jsonl`` whose lines are ``{"image": …, "depth": …, "scale": …, "mask": …}``."""
+"""Custom datasets: a ``metadata.jsonl`` with lines ``{"image": …, "depth": …, "scale": …, "mask": …}``."""
 
 import json
 import math
@@ -14,11 +14,11 @@ _KEYS = ("image", "depth", "scale", "mask", "split")
 
 
 def jsonl(root: str, split: str, split_file: str | None = None) -> Sequence[DepthFrame]:
-    """Frames listed in ``root`` (the file, or a folder that holds ``metadata.jsonl``); paths are relative to it.
+    """Open the frames listed in ``root`` (the file, or a folder with ``metadata.jsonl``); paths are relative to it.
 
-    ``scale`` times a depth file's values is metres; without it whole numbers are millimetres and floats metres. ``mask``
-    is nonzero where depth is known. Depth files: .npy, .npz, 16-bit PNG, TIFF. With a ``split`` key a line belongs to that split alone; split
-    "all" takes every line.
+    Depth files are .npy, .npz, 16-bit PNG or TIFF. ``scale`` is in metres per unit of their values; without it,
+    integers are millimetres and floats are metres. ``mask`` is nonzero where depth is known. A line with a ``split``
+    key belongs to that split only, and a line without one to every split; split "all" uses every line.
     """
     path = Path(split_file or root)
     path = path / "metadata.jsonl" if path.is_dir() else path
@@ -28,7 +28,7 @@ def jsonl(root: str, split: str, split_file: str | None = None) -> Sequence[Dept
 
 
 def _entry(path: Path, number: int, line: str) -> dict:
-    """One line, checked; every error names file and line."""
+    """Parse and check one line. Every error names file and line."""
     where = f"{shown(path)} line {number}"
     try:
         entry = json.loads(line)

@@ -1,4 +1,4 @@
-"""KITTI depth (Geiger 2012, Uhrig 2017) by Eigen split lists: 16-bit PNG, 256ths of a metre, 0 unknown."""
+"""KITTI depth (Geiger 2012, Uhrig 2017) with Eigen split lists: 16-bit PNG in units of 1/256 m, 0 where unknown."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ KB_HEIGHT, KB_WIDTH = 352, 1216
 
 
 class KittiFrames(FrameFiles):
-    """KITTI's frames cut to the benchmark's 352 x 1216: the bottom rows, the middle columns ("KB crop")."""
+    """KITTI's frames, cropped to the benchmark's 352 x 1216: bottom rows and middle columns ("KB crop")."""
 
     def __getitem__(self, index: int) -> DepthFrame:
         frame = super().__getitem__(index)
@@ -45,11 +45,11 @@ class KittiFrames(FrameFiles):
 
 
 def kitti(root: str, split: str, split_file: str | None = None) -> Sequence[DepthFrame]:
-    """KITTI by a list whose lines are ``image depth [focal]``; a depth of ``None`` has no truth and is left out.
+    """Open KITTI from a list with lines ``image depth [focal]``; depth ``None`` means no ground truth and is skipped.
 
-    The list is ``split_file``, or in ``root`` ``kitti_eigen_{split}_files_with_gt.txt`` or the same without
-    ``kitti_``. Images are looked for under root, raw, raw_data and input; depth under root, data_depth_annotated (and
-    its train and val), gts, train and val.
+    The list is ``split_file`` or, in ``root``, ``kitti_eigen_{split}_files_with_gt.txt`` with or without ``kitti_``.
+    Images are looked up in root, raw, raw_data and input; depth in root, data_depth_annotated (and its train and val),
+    gts, train and val.
     """
     folder = existing_folder(root)
     path = Path(split_file) if split_file else _split_list(folder, split)
@@ -74,6 +74,6 @@ def _split_list(folder: Path, split: str) -> Path:
 
 
 def _found(folder: Path, places: tuple[str, ...], name: str) -> Path:
-    """Where a file of the list lies; the first place if nowhere, so that reading it tells the missing path."""
+    """Find a file of the list. If it is missing, return the first possible path, so reading it reports that path."""
     candidates = [named_file(folder / place, name.lstrip("/\\")) for place in places]
     return next((path for path in candidates if path.is_file()), candidates[0])

@@ -49,7 +49,7 @@ class NyuMat(Sequence[DepthFrame]):
 
     def __getitem__(self, index: int) -> DepthFrame:
         number = int(self.indices[index])
-        with import_h5py().File(self.path) as file:  # opened again: a handle must not cross into a worker process
+        with import_h5py().File(self.path) as file:  # reopened: a file handle must not be passed to a worker process
             image, depth = file["images"][number].transpose(2, 1, 0), file["depths"][number].T
         name = f"{shown(self.path)} frame {number}"
         return make_frame(np.ascontiguousarray(image), in_metres(depth, name), name, name)
@@ -74,14 +74,14 @@ def _split_indices(path: Path, split: str, count: int) -> np.ndarray:
 
 
 def nyu(root: str, split: str, split_file: str | None = None) -> Sequence[DepthFrame]:
-    """NYU from the .mat file, from a split file (lines ``image depth [focal]``), or from ``root/split`` folders.
+    """Open NYU from the .mat file, from a split file (lines ``image depth [focal]``), or from ``root/split`` folders.
 
-    In folders an image ``rgb_X.jpg`` (or .png) has its depth next to it in ``sync_depth_X.png``, as the Eigen split is
-    distributed. Depth PNGs hold millimetres.
+    In folders, the depth of an image ``rgb_X.jpg`` (or .png) is next to it in ``sync_depth_X.png``, the layout in which
+    the Eigen split is distributed. Depth PNGs are in millimetres.
     """
     if Path(root).suffix == ".mat":
         if split_file:
-            raise InputError(f"{shown(root)}: the .mat file has splits of its own: leave {shown(split_file)} out")
+            raise InputError(f"{shown(root)}: the .mat file has its own splits: leave {shown(split_file)} out")
         return NyuMat(Path(root), split)
     folder = existing_folder(root)
     if split_file:

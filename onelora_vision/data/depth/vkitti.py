@@ -1,4 +1,4 @@
-"""Virtual KITTI 2 (Cabon et al. 2020): 16-bit PNG in centimetres; the sky's 655.35 m falls to the cap."""
+"""Virtual KITTI 2 (Cabon et al. 2020): 16-bit PNG in centimetres. The cap excludes the sky, at 655.35 m."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from onelora_vision.data.depth.frames import (
 
 
 def vkitti2(root: str, split: str, split_file: str | None = None) -> Sequence[DepthFrame]:
-    """Frames ``**/frames/rgb/Camera_N/rgb_X.jpg`` with ``frames/depth/Camera_N/depth_X.png`` below ``root/split``.
+    """Open ``**/frames/rgb/Camera_N/rgb_X.jpg`` with ``frames/depth/Camera_N/depth_X.png`` below ``root/split``.
 
     A split is a path such as ``Scene01`` or ``Scene01/clone``; "all" is everything below root.
     """

@@ -1,1 +1,1 @@
-"""Data that is made on the spot: handwriting, printed glyphs, rendered scenes."""
+"""Data generated on the fly: handwriting, printed glyphs, rendered scenes, arithmetic."""

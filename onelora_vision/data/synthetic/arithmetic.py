@@ -1,7 +1,8 @@
-"""Arithmetic in words: sums that are asked for plainly, and small stories whose end has to be counted.
+"""Arithmetic word problems: plain sums, and short stories that require calculating.
 
-The embedded language model was trained on the first kind and on stories that ask for what they say. Its job is the second
-kind: the same sums, told as stories. Answers end like MetaMath's, in ``The answer is: 42``.
+The embedded language model was trained on plain sums, and on stories whose questions repeat what the story says. Its
+fine-tuning task is the combination: the same sums, told as stories. Answers end as in MetaMath, with
+``The answer is: 42``.
 """
 
 import random
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 from onelora_vision.seeding import mix
 
-LARGEST = 29  # of the numbers that are added; differences are not negative
+LARGEST = 29  # largest operand; differences are never negative
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Ida", "Jonas", "Lena", "Max")
 THINGS = ("apples", "books", "coins", "eggs", "cards", "shells", "stones", "pears", "stamps", "balls", "nuts", "pens")
 GAINS = (("finds", "find"), ("buys", "buy"), ("gets", "get"), ("wins", "win"))
@@ -26,14 +27,14 @@ _STORY = "{name} has {a} {things}. {name} {does} {b} {things}."
 
 
 class Problem(NamedTuple):
-    """A question and its answer in full."""
+    """A question and its full answer."""
 
     query: str
     response: str
 
 
 def plain_sum(seed: int) -> Problem:
-    """A sum or a difference that is asked for plainly."""
+    """A plain question about a sum or a difference."""
     draw = random.Random(mix(seed, 0))
     a, b, sign, result = _numbers(draw)
     query = draw.choice(SUMS if sign == "+" else DIFFERENCES).format(a=a, b=b)
@@ -41,7 +42,7 @@ def plain_sum(seed: int) -> Problem:
 
 
 def retold_story(seed: int) -> Problem:
-    """A story and a question whose answer stands in it: what there was at first, or what was won or lost."""
+    """A story and a question that it answers directly: the number at first, or the number gained or lost."""
     draw = random.Random(mix(seed, 1))
     a, b, sign, _ = _numbers(draw)
     name, things, does, do = _cast(draw, sign)
@@ -54,7 +55,7 @@ def retold_story(seed: int) -> Problem:
 
 
 def counted_story(seed: int) -> Problem:
-    """A story and the question what there is in the end, which is a sum or a difference of its two numbers."""
+    """A story and a question about the number in the end, a sum or difference of the story's two numbers."""
     draw = random.Random(mix(seed, 2))
     a, b, sign, result = _numbers(draw)
     name, things, does, _ = _cast(draw, sign)
@@ -64,7 +65,7 @@ def counted_story(seed: int) -> Problem:
 
 
 def counted_stories(count: int, seed: int = 0) -> list[Problem]:
-    """``count`` different `counted_story`s, the same for each run with this seed."""
+    """Make ``count`` different problems with `counted_story`, the same for every run with this seed."""
     found: dict[str, Problem] = {}
     number = 0
     while len(found) < count:

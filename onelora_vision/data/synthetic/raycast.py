@@ -1,7 +1,7 @@
-"""A small ray caster in numpy: textured boxes and ellipsoids under one light, with exact z-depth.
+"""A small ray caster in numpy: textured boxes and ellipsoids with one light source, with exact z-depth.
 
-World axes in metres: x right, y up, z ahead. Every ray's direction has length 1 along the camera's axis, so the ray
-parameter of a hit IS the z-depth (the distance along the camera's axis, as in NYU and KITTI), not the ray's length.
+World axes are in metres: x right, y up, z ahead. Every ray's direction has length 1 along the camera's axis, so the ray
+parameter of a hit is the z-depth (the distance along the camera's axis, as in NYU and KITTI), not the ray's length.
 """
 
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ import numpy as np
 
 PLAIN, CHECKER, PLANKS, BRICKS, WINDOWS, LEAVES, ROAD = range(7)
 
-_NEAR = 0.05  # metres (times the ray's length): nothing closer is seen, and a shadow ray leaves its own surface
-_BLOCK = 1024  # rays traced at once: what they need together stays in the processor's cache
+_NEAR = 0.05  # metres (times the ray's length): closer hits are ignored, so a shadow ray leaves its own surface
+_BLOCK = 1024  # rays traced at once, few enough for their data to stay in the CPU cache
 
 
 class Camera(NamedTuple):
@@ -24,7 +24,7 @@ class Camera(NamedTuple):
     fov: float
 
     def rays(self, height: int, width: int, offset: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
-        """Directions (height * width, 3) through the pixels' centres, moved by ``offset`` (right, down) pixels."""
+        """Ray directions (height * width, 3) through pixel centres, shifted by ``offset`` (right, down) pixels."""
         scale = 2 * np.tan(self.fov / 2) / height
         across = (np.arange(width) + 0.5 + offset[0] - width / 2) * scale
         up = (height / 2 - np.arange(height) - 0.5 - offset[1]) * scale
@@ -37,12 +37,12 @@ class Camera(NamedTuple):
 
 @dataclass
 class Scene:
-    """Boxes first, then ellipsoids, each with a surface; one light; the sky's two colours.
+    """A scene of boxes and ellipsoids (in this order) with surfaces, one light, and two colours for the sky.
 
     Attributes:
-        light: the sun's direction (towards it), or a lamp's position when ``lamp`` is set.
-        ambient: share of light that reaches a shaded surface.
-        haze: per metre, how fast colours fade towards the horizon's colour.
+        light: direction towards the sun or, with ``lamp``, position of the lamp.
+        ambient: fraction of light that reaches a shaded surface.
+        haze: rate per metre at which colours fade towards the colour of the horizon.
         road: (half width of the road, half width up to the pavement's outer edge) in metres, for the texture ``ROAD``.
     """
 
@@ -58,17 +58,17 @@ class Scene:
     ball_surfaces: list[tuple] = field(default_factory=list)
 
     def box(self, center, half, color, yaw: float = 0.0, texture: int = PLAIN, scale: float = 1.0) -> None:
-        """A box turned by ``yaw`` about the vertical; ``half`` is half its size; ``scale`` the texture's."""
+        """Add a box, rotated by ``yaw`` about the vertical; ``half`` is half its size, ``scale`` is for its texture."""
         self.boxes.append((*center, *half, yaw))
         self.box_surfaces.append((*color, texture, scale))
 
     def ball(self, center, radii, color, texture: int = PLAIN, scale: float = 1.0) -> None:
-        """An ellipsoid along the axes."""
+        """Add an axis-aligned ellipsoid."""
         self.balls.append((*center, *radii))
         self.ball_surfaces.append((*color, texture, scale))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes (M, 7), ellipsoids (K, 6), surfaces (M + K, 5), fp32."""
+        """Boxes (M, 7), ellipsoids (K, 6) and surfaces (M + K, 5), fp32."""
         surfaces = np.array(self.box_surfaces + self.ball_surfaces, np.float32).reshape(-1, 5)
         return (
             np.array(self.boxes, np.float32).reshape(-1, 7),
@@ -78,9 +78,9 @@ class Scene:
 
 
 def render(scene: Scene, camera: Camera, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (height, width, 3) in [0, 1] and z-depth (height, width) in metres, ``inf`` where no surface is hit.
+    """Render colours (height, width, 3) in [0, 1] and z-depth (height, width) in metres, ``inf`` without a hit.
 
-    The depth is that of the ray through the pixel's centre, exactly; its colour is the mean of two rays.
+    The depth is exact for the ray through the pixel's centre. The colour is the mean over two rays.
     """
     arrays = scene.arrays()
     depth, _ = _trace(arrays, camera.position, camera.rays(height, width))
@@ -88,12 +88,12 @@ def render(scene: Scene, camera: Camera, height: int, width: int) -> tuple[np.nd
     return np.mean(colors, axis=0).reshape(height, width, 3), depth.reshape(height, width)
 
 
-# Two rays a pixel that share neither row nor column: enough against the worst stairs at edges.
+# Two rays per pixel that share neither row nor column: enough to smooth the worst aliasing at edges.
 _OFFSETS = ((-0.25, -0.25), (0.25, 0.25))
 
 
 def _trace(arrays: tuple, origin, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest hit of each ray: parameter (N,), ``inf`` for none, and the primitive's index (N,)."""
+    """Find the nearest hit of each ray: parameter (N,), ``inf`` without a hit, and the primitive's index (N,)."""
     boxes, balls, _ = arrays
     origin = np.asarray(origin, np.float32).reshape(-1, 3)  # one for all rays, or one each
     depth, index = np.empty(len(direction), np.float32), np.empty(len(direction), np.intp)
@@ -107,7 +107,7 @@ def _trace(arrays: tuple, origin, direction: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _box_hits(boxes: np.ndarray, origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Entry parameters (M, N) by the slab method (Kay and Kajiya 1986), ``inf`` for a miss."""
+    """Ray parameters (M, N) of the entries into boxes, ``inf`` for a miss (slab method, Kay and Kajiya 1986)."""
     center, half, yaw = boxes[:, :3], boxes[:, 3:6], boxes[:, 6:]
     near, far = np.float32(-np.inf), np.float32(np.inf)
     local_origin = _turned(*(origin[:, a] - center[:, a : a + 1] for a in range(3)), yaw)
@@ -119,13 +119,13 @@ def _box_hits(boxes: np.ndarray, origin: np.ndarray, direction: np.ndarray) -> n
 
 
 def _turned(x, y, z, yaw):
-    """World vectors in the frame of boxes turned by ``yaw`` (M, 1)."""
+    """Convert world vectors to the frames of boxes rotated by ``yaw`` (M, 1)."""
     sin, cos = np.sin(yaw), np.cos(yaw)
     return x * cos - z * sin, y, x * sin + z * cos
 
 
 def _ball_hits(balls: np.ndarray, origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Entry parameters (K, N) of the rays into the ellipsoids: the unit sphere in scaled space, ``inf`` for a miss."""
+    """Ray parameters (K, N) of the entries into ellipsoids, unit spheres in scaled space; ``inf`` for a miss."""
     a, b, c = 0.0, 0.0, -1.0
     for axis in range(3):
         radius = balls[:, 3 + axis : 4 + axis]
@@ -137,7 +137,7 @@ def _ball_hits(balls: np.ndarray, origin: np.ndarray, direction: np.ndarray) -> 
 
 
 def _shade(scene: Scene, arrays: tuple, camera: Camera, direction: np.ndarray, height: int) -> np.ndarray:
-    """Colours (N, 3): Lambert's law with a hard shadow, ambient light, haze; the sky where nothing is hit."""
+    """Colours (N, 3) by Lambert's law with hard shadows, ambient light and haze; the sky if nothing is hit."""
     depth, index = _trace(arrays, camera.position, direction)
     up = np.clip(direction[:, 1:2] / np.linalg.norm(direction, axis=1, keepdims=True), 0, 1) ** 0.7
     horizon, zenith = np.array(scene.sky, np.float32)
@@ -155,7 +155,7 @@ def _shade(scene: Scene, arrays: tuple, camera: Camera, direction: np.ndarray, h
 
 
 def _surface(arrays: tuple, point: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Outward normals (N, 3) in the world and positions (N, 3) in each primitive's own frame, in metres."""
+    """Outward normals (N, 3) in world coordinates, and positions (N, 3) in each primitive's frame, in metres."""
     boxes, balls, _ = arrays
     normal, local = np.zeros_like(point), np.zeros_like(point)
     on_box = index < len(boxes)
@@ -176,17 +176,17 @@ def _surface(arrays: tuple, point: np.ndarray, index: np.ndarray) -> tuple[np.nd
 
 
 def _light(scene: Scene, arrays: tuple, point: np.ndarray, normal: np.ndarray) -> np.ndarray:
-    """Light (N,) that a surface point receives: ambient (more from above), and the lamp or sun where it is seen."""
+    """Light (N,) at surface points: ambient light (more from above), and the lamp or sun where it is visible."""
     towards = np.asarray(scene.light, np.float32)
     if scene.lamp:
         towards = towards - point
         length = np.linalg.norm(towards, axis=1, keepdims=True)
-        strength, far = 1.6 / (1 + 0.12 * length[:, 0] ** 2), 0.98  # of the way to the lamp
+        strength, far = 1.6 / (1 + 0.12 * length[:, 0] ** 2), 0.98  # fraction of the distance to the lamp
     else:
         towards = np.broadcast_to(towards / np.linalg.norm(towards), point.shape)
         length, strength, far = np.float32(1), np.float32(1), np.finfo(np.float32).max
     facing = np.clip((normal * towards / length).sum(axis=1), 0, 1)
-    lit = facing > 0  # what faces away needs no shadow ray
+    lit = facing > 0  # surfaces that face away need no shadow ray
     lit[lit] = _trace(arrays, (point + 1e-3 * normal)[lit], towards[lit])[0] > far
     ambient = scene.ambient * (0.85 + 0.15 * normal[:, 1])
     return ambient + (1 - scene.ambient) * strength * facing * lit
@@ -239,7 +239,7 @@ _PATTERNS = {CHECKER: _checker, PLANKS: _planks, BRICKS: _bricks, WINDOWS: _wind
 
 
 def _road(scene: Scene, grass: np.ndarray, point: np.ndarray, footprint: np.ndarray, factor) -> np.ndarray:
-    """The ground's colours (N, 3): asphalt with a dashed middle line and edge lines, pavements, then grass."""
+    """Colours (N, 3) of the ground: asphalt with a dashed centre line and edge lines, pavements, then grass."""
     x, z = np.abs(point[:, 0]), point[:, 2]
     half, outer = scene.road
     color = np.where((x < outer)[:, None], np.float32([0.62, 0.6, 0.58]) * factor[:, None], grass)
@@ -251,7 +251,7 @@ def _road(scene: Scene, grass: np.ndarray, point: np.ndarray, footprint: np.ndar
 
 
 def _noise(u: np.ndarray, v: np.ndarray, salt) -> np.ndarray:
-    """Value noise in [0, 1] on the unit lattice, smooth between lattice points."""
+    """Value noise in [0, 1] on the unit lattice, interpolated smoothly."""
     i, j = np.floor(u), np.floor(v)
     s, t = u - i, v - j
     s, t = s * s * (3 - 2 * s), t * t * (3 - 2 * t)
@@ -262,7 +262,7 @@ def _noise(u: np.ndarray, v: np.ndarray, salt) -> np.ndarray:
 
 
 def _hash(i: np.ndarray, j: np.ndarray, salt: np.ndarray) -> np.ndarray:
-    """Lattice points to numbers in [0, 1), fp32 (multiply and xor-shift on 32 bits)."""
+    """Hash lattice points to numbers in [0, 1), fp32 (multiply and xor-shift on 32 bits)."""
     n = (i * 374761393 + j * 668265263 + salt * 974634413) & 0xFFFFFFFF
     n = ((n ^ (n >> 13)) * 1274126177) & 0xFFFFFFFF
     return ((n ^ (n >> 16)) & 0xFFFFFF).astype(np.float32) / np.float32(1 << 24)

@@ -1,7 +1,7 @@
-"""Rendered rooms and streets with exact z-depth: the built-in source and target of metric depth.
+"""Rendered rooms and streets with exact z-depth: the built-in source and target domains for metric depth.
 
 A scene is a pure function of (kind, seed). Depth is z-depth in metres, the distance along the camera's axis as in NYU
-and KITTI, not the length of the ray. Sky, and whatever lies outside ``RANGES``, is not valid.
+and KITTI, not the length of the ray. Sky and depths outside ``RANGES`` are invalid.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class RenderedScene(NamedTuple):
 
 
 def render_scene(kind: str, seed: int, height: int = 64, width: int = 64) -> RenderedScene:
-    """The scene number ``seed`` of a kind ("rooms", "streets"), the same at any size and in any process."""
+    """Render scene number ``seed`` of a kind ("rooms", "streets"), the same at any size and in any process."""
     if kind not in RANGES:
         raise InputError(f"there are no {kind!r} scenes{nearest(kind, RANGES, 'kind')}")
     rng = np.random.default_rng(mix(seed, list(RANGES).index(kind)))
@@ -52,9 +52,9 @@ def render_scene(kind: str, seed: int, height: int = 64, width: int = 64) -> Ren
 
 
 class SceneFrames(Sequence[DepthFrame]):
-    """The first ``count`` scenes of a kind in a split ("train", "validation", "test": no scene is in two).
+    """The first ``count`` scenes of a kind in a split ("train", "validation" or "test", which share no scenes).
 
-    A scene is rendered when it is first asked for (15 ms on one core) and then kept (32 KB at 64 x 64).
+    A scene is rendered on first access (15 ms on one core) and then kept in memory (32 KB at 64 x 64).
     """
 
     def __init__(self, kind: str, split: str, count: int, height: int = 64, width: int = 64):
@@ -76,14 +76,14 @@ class SceneFrames(Sequence[DepthFrame]):
 
 
 def _develop(color: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Linear colours to a uint8 picture: a random exposure and tint, gamma 2.2, a little sensor noise."""
+    """Convert linear colours to a uint8 picture: random exposure and tint, gamma 2.2, and a little sensor noise."""
     exposure = rng.uniform(0.75, 1.15) * rng.uniform(0.93, 1.07, 3)
     picture = np.clip(color * exposure, 0, 1) ** (1 / 2.2) + rng.normal(0, 0.008, color.shape)
     return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def _color(rng: np.random.Generator, low: float = 0.12, high: float = 0.75, grey: float = 0.4) -> np.ndarray:
-    """A random linear colour, drawn towards grey by the share ``grey``."""
+    """A random linear colour, pulled towards grey by the fraction ``grey``."""
     color = rng.uniform(low, high, 3)
     return color + grey * (color.mean() - color)
 
@@ -92,7 +92,7 @@ def _color(rng: np.random.Generator, low: float = 0.12, high: float = 0.75, grey
 
 
 def _room(rng: np.random.Generator) -> tuple[Scene, Camera]:
-    """A furnished room; x in [-w, w], y in [0, height], z in [0, length]; the camera stands near the wall z = 0."""
+    """A furnished room with x in [-w, w], y in [0, height], z in [0, length]. The camera is near the wall z = 0."""
     w, length, height = rng.uniform(1.3, 2.8), rng.uniform(2.8, 8.5), rng.uniform(2.3, 3.2)
     lamp = (rng.uniform(-0.5, 0.5) * w, height - rng.uniform(0.15, 0.5), rng.uniform(0.25, 0.75) * length)
     scene = Scene(light=lamp, lamp=True, ambient=rng.uniform(0.35, 0.55))
@@ -110,7 +110,7 @@ def _room(rng: np.random.Generator) -> tuple[Scene, Camera]:
 
 
 def _walls(scene: Scene, rng: np.random.Generator, w: float, length: float, height: float) -> None:
-    """Floor, ceiling, four walls, and on the walls windows, doors and pictures."""
+    """Add floor, ceiling and four walls, with windows, doors and pictures on them."""
     floor = (PLANKS, CHECKER, PLAIN)[rng.integers(3)]
     floor_scale = {PLANKS: rng.uniform(0.12, 0.25), CHECKER: rng.uniform(0.3, 0.6), PLAIN: 1.0}[floor]
     wall, middle = _color(rng, 0.3, 0.85), length / 2
@@ -127,7 +127,7 @@ def _walls(scene: Scene, rng: np.random.Generator, w: float, length: float, heig
 
 
 def _on_wall(scene: Scene, rng: np.random.Generator, w: float, length: float, height: float) -> None:
-    """A door, a window or a picture: a thin box on the far wall or on one at the side."""
+    """Add a door, a window or a picture: a thin box on the far wall or a side wall."""
     kind = rng.integers(3)
     half_width, half_height = ((0.45, 1.0), rng.uniform(0.4, 0.8, 2), rng.uniform(0.2, 0.5, 2))[kind]
     middle = half_height if kind == 0 else rng.uniform(1.3, 1.6)
@@ -145,7 +145,7 @@ def _on_wall(scene: Scene, rng: np.random.Generator, w: float, length: float, he
 
 
 def _furnish(scene: Scene, rng: np.random.Generator, w: float, length: float, height: float, taken: list) -> None:
-    """One piece of furniture on free floor, if three tries find some; ``taken`` holds circles (x, z, radius)."""
+    """Add a piece of furniture if one of three tries finds free floor; ``taken`` holds circles (x, z, radius)."""
     piece = _PIECES[rng.integers(len(_PIECES))]
     for _ in range(3):
         x, z, radius = rng.uniform(-0.9, 0.9) * w, rng.uniform(0.12, 0.95) * length, 0.55
@@ -157,7 +157,7 @@ def _furnish(scene: Scene, rng: np.random.Generator, w: float, length: float, he
 
 
 def _local(x: float, z: float, yaw: float, right: float, ahead: float) -> tuple[float, float]:
-    """World (x, z) of a point given in a piece's own frame turned by ``yaw``."""
+    """World (x, z) of a point given in the frame of a piece of furniture rotated by ``yaw``."""
     return x + right * np.cos(yaw) + ahead * np.sin(yaw), z - right * np.sin(yaw) + ahead * np.cos(yaw)
 
 
@@ -175,7 +175,7 @@ def _table(scene, rng, x, z, yaw, height) -> None:
 
 
 def _seat(scene, rng, x, z, yaw, height) -> None:
-    """A chair, or wide a sofa, with a back and sometimes arms."""
+    """Add a chair with a back or, if wide, a sofa with arms as well."""
     half_x, top = rng.choice([0.24, 0.75]), rng.uniform(0.38, 0.48)
     cloth = _color(rng, grey=0.2)
     scene.box((x, top / 2, z), (half_x, top / 2, 0.3), cloth, yaw)
@@ -259,7 +259,7 @@ def _street(rng: np.random.Generator) -> tuple[Scene, Camera]:
 
 
 def _roadside(scene: Scene, rng: np.random.Generator, side: int) -> None:
-    """One side of the road: a row of houses with gaps (or none), in front of it trees, poles and hedges."""
+    """Add one side of the road: a row of houses (with or without gaps), with trees, poles and hedges in front."""
     edge = scene.road[1]
     row, z = edge + rng.uniform(0.5, 9), rng.uniform(-4, 12)
     built = rng.uniform(0.2, 1.0)
@@ -315,7 +315,7 @@ def _pole(scene, x, z) -> None:
 
 
 def _car(scene, rng, x, z) -> None:
-    """A body, a cabin with dark glass and four wheels, standing along the road."""
+    """Add a car along the road: a body, a cabin with dark glass and four wheels."""
     paint, yaw = _color(rng, 0.03, 0.8, 0.0), rng.normal(0, 0.04)
     long, wide = rng.uniform(1.8, 2.4), rng.uniform(0.8, 0.95)
     scene.box((x, 0.6, z), (wide, 0.35, long), paint, yaw)

@@ -1,1 +1,1 @@
-"""Questions and answers to fine-tune language models on."""
+"""Questions and answers for fine-tuning language models."""

@@ -1,4 +1,4 @@
-"""Questions and answers as token ids, in batches that are padded to their longest row."""
+"""Questions and answers as token ids, in batches padded to their longest row."""
 
 import hashlib
 import logging
@@ -16,18 +16,21 @@ from onelora_vision.errors import MissingSplit
 from onelora_vision.runtime.progress import progress
 
 _log = logging.getLogger(__name__)
-IGNORED = -100  # the label of what is not learnt: the prompt, and padding
+IGNORED = -100  # label of tokens without a loss: the prompt and padding
 _CHUNK = 1000
 
 
 class TextDataset(Dataset):
-    """Rows as ``input_ids``, ``labels`` and ``attention_mask`` (T,): prompt, answer and end token.
+    """Rows of prompt, answer and end token, as ``input_ids``, ``labels`` and ``attention_mask`` (T,).
 
-    Prompt and answer are turned into tokens apart, so that a prompt in training and one that is to be completed are the
-    same tokens. Labels are `IGNORED` in the prompt and in the padding, which is on the right and masked out.
+    Prompt and answer are tokenized separately, so a prompt has the same tokens in training and for completion. Labels
+    are `IGNORED` in the prompt and in the padding, which is on the right and masked out.
 
     Attributes:
-        rows: those that are kept. pad: the token of the padding. cut, skipped: how many were longer than allowed, and what was done about them.
+        rows: the rows that are kept.
+        pad: the padding token.
+        cut: number of rows that were cut because they were too long.
+        skipped: number of rows that were left out because they were too long.
     """
 
     def __init__(self, rows: Sequence[Row], tokens: Tensor, starts: Tensor, prompts: Tensor, pad: int):
@@ -36,13 +39,14 @@ class TextDataset(Dataset):
 
     @classmethod
     def of(cls, rows: Sequence[Row], tokenizer: Any, template: str, max_length: int, long_rows: str = "cut") -> Self:
-        """Turn rows into tokens.
+        """Tokenize rows.
 
         Args:
-            tokenizer: of transformers, with an end and a padding token. template: see `prompts.find_template`.
-            max_length: the most tokens of a row, with the end token.
-            long_rows: "cut" leaves out the end of a longer row's answer, "skip" the row. A row whose prompt alone is
-                that long has nothing to learn and is skipped.
+            tokenizer: tokenizer of transformers with an end token and a padding token.
+            template: see `prompts.find_template`.
+            max_length: maximum length of a row in tokens, including the end token.
+            long_rows: "cut" truncates the answer of a longer row, "skip" leaves the row out. A row whose prompt alone
+                is that long leaves nothing to learn and is always skipped.
 
         Raises:
             MissingSplit: no row is left.
@@ -75,23 +79,23 @@ class TextDataset(Dataset):
         return len(self.rows)
 
     def length_of(self, index: int) -> int:
-        """The tokens of a row, with the end token."""
+        """The number of tokens in a row, including the end token."""
         return int(self._starts[index + 1] - self._starts[index])
 
     @property
     def longest(self) -> int:
-        """The most tokens of a row."""
+        """The length of the longest row in tokens."""
         return int(self._starts.diff().max())
 
     def longest_prompt(self, count: int) -> int:
-        """The most tokens of a prompt among the first ``count`` rows."""
+        """The length of the longest prompt among the first ``count`` rows, in tokens."""
         return int(self._prompts[:count].max())
 
     def __getitem__(self, ref: SampleRef | int) -> dict[str, Any]:
         return self.__getitems__([ref])[0]
 
     def __getitems__(self, refs: Sequence[SampleRef | int]) -> list[dict[str, Any]]:
-        """The rows of a batch, all as long as the longest of them."""
+        """The rows of a batch, padded to the longest of them."""
         found = [SampleRef.of(ref) for ref in refs]
         length = max(self.length_of(ref.index) for ref in found)
         return [self._item(ref, length) for ref in found]

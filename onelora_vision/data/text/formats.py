@@ -1,4 +1,4 @@
-"""Datasets of questions with answers, by name. Importing this module imports nothing slow, see `data.classes.formats`."""
+"""Opening datasets of questions with answers by name. Importing this module is fast, see `data.classes.formats`."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ from onelora_vision.errors import InputError
 if TYPE_CHECKING:
     from onelora_vision.data.text.rows import Row, RowReader
 
-#: Small stories that have to be counted; made on the spot.
+#: Arithmetic problems told as short stories, generated on the fly.
 EMBEDDED = "arithmetic"
 #: A JSONL file, or a JSON file that is a list of objects.
 JSON = "json"
@@ -22,7 +22,7 @@ _IGNORED = {
 
 
 def ignored_by(dataset_name: str) -> frozenset[str]:
-    """The flags that have no effect with a dataset; any name that is not one of ours is one of the `datasets` package."""
+    """The flags that have no effect with a dataset. A name that is not ours belongs to the `datasets` package."""
     return _IGNORED.get(dataset_name, frozenset({"data_file"}))
 
 
@@ -34,16 +34,16 @@ def open_rows(
     download: bool = False,
     cache_dir: str | None = None,
 ) -> "list[Row]":
-    """All rows of a dataset.
+    """Open all rows of a dataset.
 
     Args:
         dataset_name: `EMBEDDED`, `JSON`, or a hub id or local folder for the `datasets` package (its split "train").
-        data_file: the file, for `JSON`.
-        reader: which columns hold question and answer, and what is done about bad rows.
-        download: allows the network, for a hub id.
+        data_file: the file for `JSON`.
+        reader: determines the columns of question and answer, and how bad rows are handled.
+        download: allow network access, for a hub id.
 
     Raises:
-        InputError: unknown name, a file that cannot be read, a bad row.
+        InputError: the name is unknown, a file cannot be read, or a row is bad.
     """
     from onelora_vision.data.text.rows import Row, read_rows
 

@@ -7,11 +7,11 @@ from onelora_vision.errors import MissingSplit
 
 
 def hub_rows(name: str, reader: RowReader, *, download: bool, cache_dir: str | None) -> list[Row]:
-    """The rows of the dataset's ``train`` split.
+    """Read the rows of the dataset's ``train`` split.
 
     Raises:
-        MissingSplit: it has no such split, or the split no rows.
-        InputError: see `open_tables`; or a bad row, where the reader minds.
+        MissingSplit: the dataset has no such split, or the split has no rows.
+        InputError: see `open_tables`, or a row is bad and the reader does not skip it.
     """
     tables = open_tables(name, (EMBEDDED, JSON), download=download, cache_dir=cache_dir)
     if "train" not in tables:

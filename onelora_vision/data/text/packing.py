@@ -1,4 +1,4 @@
-"""Rows of a batch packed into few sequences with little padding, each row apart from the others."""
+"""Packing the rows of a batch into a few sequences with little padding, without mixing them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 from onelora_vision.data.stream import SampleRef
 from onelora_vision.data.text.dataset import IGNORED, TextDataset
 
-_SIZES = 32  # of sequences, that are tried
+_SIZES = 32  # number of sequence sizes that are tried
 
 
 class Packing(NamedTuple):
-    """Means over batches: rows and sequences of a batch, and the share of padding in its tokens, packed and not packed."""
+    """Means over batches: rows and sequences per batch, and the fraction of padding tokens with and without packing."""
 
     rows: float
     sequences: float
@@ -24,14 +24,14 @@ class Packing(NamedTuple):
 
 
 class PackedDataset(Dataset):
-    """The rows of a `TextDataset`, those of each batch in sequences with little padding, see `pack`.
+    """The rows of a `TextDataset`, with those of each batch packed into sequences with little padding (see `pack`).
 
-    A batch holds the same rows as without, so its loss is the same. A sequence is ``input_ids``, ``labels`` and
-    ``position_ids`` (T,): positions begin at 0 in each row, and in the padding at the end, by which transformers
-    knows the rows and lets each attend to itself alone. There is no ``attention_mask``, with which it would not look.
+    A batch holds the same rows as without packing, so its loss is the same. A sequence has ``input_ids``, ``labels``
+    and ``position_ids`` (T,). Positions restart at 0 in each row and in the padding at the end; transformers uses this
+    to separate the rows in attention. It does so only without an ``attention_mask``, so there is none.
 
     Attributes:
-        length: the most tokens of a sequence, at least those of the longest row.
+        length: maximum length of a sequence in tokens, at least that of the longest row.
     """
 
     def __init__(self, rows: TextDataset, length: int):
@@ -44,7 +44,7 @@ class PackedDataset(Dataset):
         return self.__getitems__([ref])[0]
 
     def __getitems__(self, refs: Sequence[SampleRef | int]) -> list[dict[str, Any]]:
-        """The rows of a batch, in sequences that are all as long as the longest of them."""
+        """The rows of a batch, in sequences padded to the longest of them."""
         found = [SampleRef.of(ref) for ref in refs]
         lengths = [self.rows.length_of(ref.index) for ref in found]
         sequences = pack(lengths, self.length)
@@ -55,7 +55,7 @@ class PackedDataset(Dataset):
         rows = [self.rows[ref] for ref in refs]
         positions = [torch.arange(len(row["input_ids"])) for row in rows]
         for row in rows:
-            row["labels"][0] = IGNORED  # the row before must not learn to foretell it
+            row["labels"][0] = IGNORED  # the previous row must not learn to predict it
         used = sum(map(len, positions))
         return {
             "input_ids": pad(_joined(rows, "input_ids"), (0, length - used), value=self.rows.pad),
@@ -66,7 +66,7 @@ class PackedDataset(Dataset):
         }
 
     def measure(self, batches: Iterable[Sequence[SampleRef]]) -> Packing:
-        """What packing makes of some batches."""
+        """Measure the effect of packing on some batches."""
         rows = sequences = used = packed = unpacked = count = 0
         for refs in batches:
             lengths = [self.rows.length_of(ref.index) for ref in refs]
@@ -76,7 +76,7 @@ class PackedDataset(Dataset):
         return Packing(rows / count, sequences / count, 1 - used / packed, 1 - used / unpacked)
 
     def identity(self) -> str:
-        """That of the rows."""
+        """The identity of the rows."""
         return self.rows.identity()
 
 
@@ -85,14 +85,14 @@ def _joined(rows: list[dict[str, Any]], name: str) -> Tensor:
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Places of ``lengths`` by sequence, none longer in all than ``room``: what leaves the least padding, of several ways.
+    """Pack ``lengths`` into sequences of at most ``room``, with little padding. Return the indices in each sequence.
 
-    Each way is first fit, the longest first, into sequences of another size, from the longest length to ``room``; the
-    smallest of several that pad alike is taken. There is never more padding than without packing. Places within a
-    sequence, and sequences by their first place, are in order.
+    First-fit decreasing is tried with several sequence sizes, from the longest length to ``room``. The size with the
+    least padding is used, and the smallest one in case of a tie. There is never more padding than without packing.
+    Indices within a sequence are sorted, and so are sequences, by their first index.
 
     Raises:
-        ValueError: one alone is longer than ``room``.
+        ValueError: a single length exceeds ``room``.
     """
     longest = max(lengths)
     if longest > room:

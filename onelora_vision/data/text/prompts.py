@@ -1,4 +1,4 @@
-"""How a question becomes the prompt of a language model."""
+"""Turning questions into prompts for a language model."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from onelora_vision.errors import InputError, nearest, one_line
 from onelora_vision.storage.textfiles import require_unicode
 
 QUERY = "{query}"
-#: The prompt of MetaMath (arXiv 2309.12284) as its README has it: Alpaca's, ended by a call for steps.
+#: The prompt in the README of MetaMath (arXiv 2309.12284): Alpaca's, followed by a request for steps.
 METAMATH = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{query}\n\n### Response: Let's think step by step."
@@ -16,10 +16,10 @@ _LONGEST_NAME = 40
 
 
 def find_template(given: str) -> str:
-    """The template that ``--prompt_template`` names or is.
+    """Return the template for ``--prompt_template``, given by name or as text.
 
     Raises:
-        InputError: it is neither a name of `TEMPLATES` nor a text with ``{query}`` in it.
+        InputError: ``given`` is neither a name in `TEMPLATES` nor a text that contains ``{query}``.
     """
     if given in TEMPLATES:
         return TEMPLATES[given]
@@ -32,10 +32,10 @@ def find_template(given: str) -> str:
 
 
 def require_questions(given: Sequence[str]) -> None:
-    """Refuse what cannot be asked.
+    """Check that the questions can be asked.
 
     Raises:
-        InputError: it is not a sequence of texts, or one of them is empty or not Unicode.
+        InputError: ``given`` is not a sequence of strings, or one of them is empty or not Unicode.
     """
     if isinstance(given, str) or not all(isinstance(question, str) for question in given):
         raise InputError('expected a list of questions, such as ["What is 2 plus 3?"]')
@@ -47,6 +47,6 @@ def require_questions(given: Sequence[str]) -> None:
 
 
 def prompt_of(query: str, template: str) -> str:
-    """The prompt of a question; braces in the question mean nothing."""
+    """Make the prompt for a question. Braces in the question have no special meaning."""
     before, _, after = template.partition(QUERY)
     return before + query + after

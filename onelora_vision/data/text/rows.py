@@ -14,13 +14,13 @@ from onelora_vision.seeding import mix
 from onelora_vision.storage.textfiles import read_text, require_unicode
 
 _log = logging.getLogger(__name__)
-#: Columns of question and answer that are looked for where none are named: MetaMathQA's, and the usual ones.
+#: Default columns of question and answer, in order of preference: MetaMathQA's, then other common names.
 COLUMNS = (("query", "response"), ("prompt", "response"), ("prompt", "completion"))
 _SPLIT_STREAM = 8020
 
 
 class Row(NamedTuple):
-    """A question, its answer in full, and where they stand, for messages."""
+    """A question, its full answer, and their location for messages."""
 
     query: str
     response: str
@@ -28,21 +28,21 @@ class Row(NamedTuple):
 
 
 class RowReader:
-    """Makes `Row`s of records, and deals with those that are none.
+    """Converts records to `Row`s, and handles bad records.
 
     Args:
-        columns: the columns of question and answer; None: the first pair of `COLUMNS` that a record has.
-        on_bad_row: "error" raises at the first bad record; "skip" names it once in the log and leaves it out.
+        columns: the columns of question and answer; None uses the first pair in `COLUMNS` that a record has.
+        on_bad_row: "error" raises at the first bad record; "skip" logs a bad record and leaves it out.
 
     Attributes:
-        skipped: how many were left out.
+        skipped: number of records that were left out.
     """
 
     def __init__(self, columns: tuple[str, str] | None = None, on_bad_row: str = "error"):
         self.columns, self.on_bad_row, self.skipped = columns, on_bad_row, 0
 
     def rows(self, records: Iterator[tuple[str, Any]]) -> list[Row]:
-        """The rows of records with their places. A record that is an `InputError` could not be read."""
+        """Convert (location, record) pairs to rows. A record that could not be read is given as an `InputError`."""
         found = []
         for where, record in records:
             try:
@@ -72,7 +72,7 @@ class RowReader:
 
 
 def _columns_of(where: str, record: Mapping) -> tuple[str, str]:
-    """The first of `COLUMNS` that a record has."""
+    """The first pair in `COLUMNS` that a record has."""
     for pair in COLUMNS:
         if pair[0] in record and pair[1] in record:
             return pair
@@ -80,7 +80,7 @@ def _columns_of(where: str, record: Mapping) -> tuple[str, str]:
     names = one_line(", ".join(map(str, record)), 80) or "none"
     lists = [name for name, value in record.items() if isinstance(value, list)]
     advice = (
-        f"give the list of {lists[0]!r} as a file of its own"
+        f"save the list in {lists[0]!r} as a separate file"
         if lists
         else "name two with --prompt_column and --response_column"
     )
@@ -88,11 +88,12 @@ def _columns_of(where: str, record: Mapping) -> tuple[str, str]:
 
 
 def read_rows(path: str | os.PathLike, reader: RowReader, flag: str = "--data_file") -> list[Row]:
-    """The rows of a JSONL file, or of a JSON file that is a list of objects. ``flag`` goes before the path in messages.
+    """Read the rows of a JSONL file, or of a JSON file with a list of objects. In messages, ``flag`` precedes the path.
 
     Raises:
-        InputError: it cannot be read, or holds a bad row (file, line or number, and why) where the reader minds.
-        MissingSplit: it holds no rows.
+        InputError: the file cannot be read, or a row is bad and the reader does not skip it (the message names the
+            file, the line or number, and the reason).
+        MissingSplit: the file holds no rows.
     """
     text, skipped = read_text(path, flag), reader.skipped
     records = _json_records(path, text) if text.lstrip()[:1] == "[" else _lines(path, text)
@@ -104,14 +105,14 @@ def read_rows(path: str | os.PathLike, reader: RowReader, flag: str = "--data_fi
 
 
 def _lines(path: str | os.PathLike, text: str) -> Iterator[tuple[str, Any]]:
-    # Not splitlines, which also splits at separators that JSON's texts may hold as they are.
+    # Not splitlines, which also splits at separators that JSON strings may contain.
     for number, line in enumerate(text.split("\n"), 1):
         where = f"{Path(path).name} line {number}"
         if line.strip():
             try:
                 yield where, json.loads(line)
             except (ValueError, RecursionError) as error:
-                advice = "; each line must be an object of its own" if number == 1 else ""
+                advice = "; each line must be a separate object" if number == 1 else ""
                 yield where, InputError(f"{where}: not JSON ({getattr(error, 'msg', error)}){advice}")
 
 
@@ -128,9 +129,9 @@ def _json_records(path: str | os.PathLike, text: str) -> Iterator[tuple[str, Any
 def held_out(
     rows: Sequence[Row], fraction: float, seed: int, stream: int = 0, flag: str = "--held_out_fraction"
 ) -> tuple[list[Row], list[Row]]:
-    """The rows in an order drawn by ``seed``, without the last ``fraction`` of them, and these.
+    """Shuffle the rows with ``seed``, and return all but the last ``fraction`` of them, and the rest.
 
-    ``flag`` is what the fraction was given with.
+    ``flag`` is the flag for the fraction, for messages.
 
     Raises:
         MissingSplit: one of the two parts would be empty.

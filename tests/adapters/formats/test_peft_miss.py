@@ -121,7 +121,7 @@ def test_stock_files_of_rank_1_are_imported(bases, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"r": 2}, "not 1LoRA: MiSS with r=2, and 1LoRA is MiSS with r=1"),
+        ({"r": 2}, "not 1LoRA: MiSS with r=2, while 1LoRA is MiSS with r=1"),
         ({"r": 1, "init_weights": "mini", "mini_r": 24}, "init_weights = 'mini' is not accepted .only plain MiSS"),
         ({"r": 2, "init_weights": "bat"}, "init_weights = 'bat' is not accepted .only plain MiSS"),
         ({"r": 1, "bias": "all"}, "bias = 'all' is not accepted .the file of a MiSS adapter does not hold biases"),

@@ -185,7 +185,7 @@ def test_files_are_searched_and_hashed_once_and_again_when_they_change(folder, c
 
 
 CASES = {
-    "no tar": (lambda data: b"hello" * 1000, "damaged, or no tar file"),
+    "no tar": (lambda data: b"hello" * 1000, "damaged, or not a tar file"),
     "empty": (lambda data: b"", "ends without the empty block"),
     "cut in a member": (lambda data: data[:700], "ends in the middle of a member"),
     "cut after a member": (lambda data: data[:1024], "ends without the empty block"),

@@ -39,7 +39,7 @@ BAD = [
         "line 2: its columns are query, not query and response, prompt and response, prompt and completion;",
     ),
     ({"query": "x", "completion": "y"}, "columns are query, completion, not"),
-    ({"data": [GOOD]}, "give the list of 'data' as a file of its own"),
+    ({"data": [GOOD]}, "save the list in 'data' as a separate file"),
     (
         '{"query": "\\ud83d", "response": "y"}',
         "line 2: 'query' is not Unicode: its character 1 is half a surrogate pair",
@@ -67,7 +67,7 @@ def test_files_without_rows_or_with_damage(tmp_path):
         read_rows(write(tmp_path, ""), RowReader())
     with pytest.raises(MissingSplit, match=r"--eval_data_file .*holds no rows; all 2 were skipped"):
         read_rows(write(tmp_path, "{", {}), RowReader(on_bad_row="skip"), "--eval_data_file")
-    with pytest.raises(InputError, match=r"line 1: not JSON .*; each line must be an object of its own"):
+    with pytest.raises(InputError, match=r"line 1: not JSON .*; each line must be a separate object"):
         read_rows(write(tmp_path, "{", '"query": "x"}'), RowReader())
     with pytest.raises(InputError, match="not JSON"):
         read_rows(write(tmp_path, "[" * 20000), RowReader())
