@@ -49,7 +49,7 @@ class WholeModule(ModulesToSaveWrapper):
         return self
 
     def _check_forward_args(self, *args: Any, **kwargs: Any) -> None:
-        """PEFT's check assumes a tensor as first argument; skip it for anything else, such as a list of feature maps."""
+        """PEFT's check assumes a tensor as first argument; skip it for others, such as lists of feature maps."""
         if args and isinstance(args[0], torch.Tensor):
             super()._check_forward_args(*args, **kwargs)
 

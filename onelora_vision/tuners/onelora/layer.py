@@ -72,7 +72,7 @@ class OneLoraLayer(LinearAdapter):
         self.onelora_b = VectorDict()
         self.onelora_beta = VectorDict()
         self.onelora_gamma = VectorDict(start=1.0)
-        # Compression vectors by key (adapters with equal keys share one), and each adapter's key unless it is a plain sum.
+        # Compression vectors by key (adapters with equal keys share one), and by adapter its key unless a plain sum.
         self.compression_vectors = CompressionDict({})
         self.compression_keys: dict[str, str] = {}
         self._compressions: dict[str, Compression] = {}  # by key
