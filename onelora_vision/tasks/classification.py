@@ -101,7 +101,7 @@ class ClassificationTask(Task):
         return images.float().div_(255).sub_(self.mean.to(images.device)).div_(self.std.to(images.device))
 
     def evaluate(self, loader, accelerator) -> dict[str, float]:
-        """``top1``, ``top5`` (with over five classes) and ``ece`` (15 bins) in [0, 1], ``nll`` in nats, over ``loader``.
+        """``top1``, ``top5`` (of over five classes) and ``ece`` (15 bins) in [0, 1], ``nll`` in nats, over ``loader``.
 
         Each image counts once, regardless of the number of processes.
         """
