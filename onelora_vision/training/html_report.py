@@ -113,7 +113,7 @@ def _training(results: dict, adapter: Path) -> list[tuple[str, str]]:
     rows = {
         "method": results["method"],
         "trained parameters": f"{results['trainable_parameters']:,}",
-        "of which adapter": f"{results['adapter_parameters']:,}",
+        "of them in the adapter": f"{results['adapter_parameters']:,}",
         "adapter file": f"{weights.stat().st_size:,} bytes" if weights.is_file() else "",
         "steps": f"{results['steps']:,}" + f", {results['skipped_steps']} skipped" * bool(results["skipped_steps"]),
         watched: f"{shown_metric(curve['first'])} → {shown_metric(curve['last'])}" if curve else "",

@@ -239,7 +239,7 @@ def test_bad_input_is_one_line(base, sums, tmp_path, changes, message):
 
 def test_rows_that_are_trained_and_evaluated_on_are_told(base, sums, tmp_path, caplog):
     run(base, sums, tmp_path / "out", eval_data_file=sums, dry_run="true")
-    assert "--eval_data_file: 20 of its 20 rows are among those to train on" in caplog.text
+    assert "--eval_data_file: 20 of its 20 rows are also in the training data" in caplog.text
 
 
 def test_rows_beyond_the_network_s_positions_are_refused(base, tmp_path):
