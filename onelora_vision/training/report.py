@@ -129,7 +129,9 @@ def print_plan(config: TrainingConfig, model: nn.Module, num_samples: int, accel
     total = sum(parameter.numel() for parameter in model.parameters())
     trained, adapter = counts["trainable_parameters"], counts["adapter_parameters"]
     print(f"method                {config.method}")
-    print(f"trainable parameters  {trained:,} of {total:,} ({trained / total:.3%}), {adapter:,} of them in the adapter")
+    print(
+        f"trainable parameters  {trained:,} of {total:,} ({trained / total:.3%}), {adapter:,} of them in the adapter"
+    )
     print(f"adapter file          about {4 * trained + 100 * len(tensors):,} bytes in fp32")
     print(f"training samples      {num_samples:,}")
     print(f"samples per step      {per_step:,} on {num_processes} process{'es' if num_processes > 1 else ''}")
