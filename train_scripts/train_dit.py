@@ -57,7 +57,7 @@ class ModelOptions:
 class DataOptions(ClassDataOptions):
     validation_fraction: float = option(
         0.0,
-        "fraction of each class's training images held out for the validation loss, if the data has no validation split",
+        "fraction of each class's training images held out for the validation loss, if there is no validation split",
     )
     max_train_samples: int | None = option(None, "use only N training images, drawn by --seed (default: all)")
     resolution: int | None = option(None, "side of the training images in pixels (default: the model's)")

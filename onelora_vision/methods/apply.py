@@ -313,4 +313,6 @@ def _check_outcome(model: PeftModel, row: Method, targets: Sequence[str], whole:
     wrapped = [name for name, module in modules.items() if isinstance(module, ModulesToSaveWrapper)]
     extra = [name for name in wrapped if name not in whole and any(True for _ in modules[name].parameters())]
     if extra:
-        raise InputError(f"method {row.name}: PEFT takes {listed(extra)} for {listed(whole)}, whose names end alike")
+        raise InputError(
+            f"method {row.name}: PEFT takes {listed(extra)} for {listed(whole)}, because their names end alike"
+        )

@@ -162,7 +162,7 @@ def write_json(path: str | os.PathLike, value) -> None:
 
 
 def torch_save(value, path: str | os.PathLike) -> None:
-    """``torch.save``, but failures are `OSError`s, as in other writers; torch raises RuntimeError if the disk is full."""
+    """``torch.save``, but raises `OSError`, like other writers; torch raises a RuntimeError if the disk is full."""
     import torch
 
     try:

@@ -89,8 +89,8 @@ def table(benchmark: Benchmark, sweeps: Mapping[str, Sweep]) -> str:
     heads = ["method", *sweeps, *benchmark.groups, "mean of groups" if benchmark.groups else "mean", *kept]
     lines = markdown_lines(heads, (_row(benchmark, method, rows, kept) for method in methods))
     note = (
-        f"{len(sweeps)} of {len(benchmark.tasks)} tasks; test metrics in percent, of the tasks mean ± standard deviation over "
-        f"{_seeds_of(rows)}. A mean is of the tasks that are there, and empty where one of them is missing."
+        f"{len(sweeps)} of {len(benchmark.tasks)} tasks; test metrics in percent; for each task, mean ± standard deviation over "
+        f"{_seeds_of(rows)}. Means are over the available tasks, and empty if a result is missing."
     )
     return "\n".join(lines) + f"\n\n{note}\n"
 

@@ -32,13 +32,11 @@ class MethodOptions:
 
     method: str = option("onelora", "fine-tuning method: onelora, lora, bitfit, head, full, sum+norms, …")
     peft_config: str | None = option(
-        None, "JSON or YAML file of a PEFT config, as the method; layers are the usual ones unless it names some"
+        None, "JSON or YAML file with a PEFT config to use as the method; adapts the usual layers unless it names some"
     )
     rank: int | None = option(None, "rank, for methods that have one (default: the method's own, 1 for lora)")
     lora_alpha: float | None = option(None, "LoRA's alpha (default: the rank, which is a scale of 1)")
-    compression: Literal["sum", "random", "singular", "subspace"] = option(
-        "sum", "what 1LoRA compresses its input with"
-    )
+    compression: Literal["sum", "random", "singular", "subspace"] = option("sum", "how 1LoRA compresses its input")
     compression_rank: int | None = option(None, "directions of the compression subspace (default: 16)")
     sum_scale: Literal["none", "rms"] = option(
         "none", "rms: divide the learning rate of each b by the rms of its layer's sums, so one rate fits more models"
@@ -102,7 +100,7 @@ class RunOptions:
     seed: int = option(0, "random seed; the same seed gives the same run")
     checkpointing_steps: int = option(500, "steps between checkpoints; 0: only after the last step", may_change=True)
     checkpoints_total_limit: int | None = option(
-        None, "number of checkpoints to keep, the newest (default: all)", may_change=True
+        None, "number of most recent checkpoints to keep (default: all)", may_change=True
     )
     resume_from_checkpoint: str | None = option(None, "checkpoint folder to resume from, or 'latest'", may_change=True)
     report_to: Literal["auto", "tensorboard", "wandb", "jsonl", "none"] = option(

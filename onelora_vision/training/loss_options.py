@@ -17,7 +17,7 @@ class LossOptions(SamplingOptions):
     group: ClassVar[str] = "optimization"
 
     snr_gamma: float | None = option(
-        None, "weight the noise's loss by min(SNR, gamma) / SNR (min-SNR); 5 in the paper (default: all alike)"
+        None, "weight the noise's loss by min(SNR, gamma) / SNR (min-SNR); 5 in the paper (default: equal weights)"
     )
     timestep_sampling: Literal["uniform", "logit_normal"] = option(
         "uniform", "distribution of the training's timesteps"

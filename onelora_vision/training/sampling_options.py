@@ -27,7 +27,7 @@ class SamplingOptions:
     )
     guidance_base: bool = option(False, "guide away from the frozen base instead of the adapted model's null class")
     guidance_channels: int | None = option(None, "number of guided latent channels; 3 in the original (default: all)")
-    guidance_interval: str = option("0,1", "guide only this share of the timesteps, such as 0.1,0.8")
+    guidance_interval: str = option("0,1", "guide only in this range of timesteps, as fractions, such as 0.1,0.8")
     guidance_scales: str | None = option(None, "scales to evaluate at the end, such as 1.0,1.5,2.0, with a plot")
     fid_features: Literal["auto", "none", "embedded", "inception", "dinov2"] = option(
         "auto", "features of the Fréchet distance"

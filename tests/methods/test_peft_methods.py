@@ -155,11 +155,14 @@ def test_a_config_file_is_a_method(tmp_path, text, method):
         ("peft_type: PREFIX_TUNING\n", "'PREFIX_TUNING' does not adapt linear layers"),
         ("peft_type: LORRA\n", "did you mean 'lora'"),
         ("peft_type: LORA\nrank: 2\n", "rank is not a field of LORA"),
-        ("peft_type: LORA\ninit_lora_weights: eva\n", "reads the training data before the training"),
+        ("peft_type: LORA\ninit_lora_weights: eva\n", "reads the training data before training"),
         ("peft_type: LORA\ninit_lora_weights: loftq\n", "quantises the base"),
-        ("peft_type: LORA\ntarget_modules: [fc9]\n", "target_modules: 'fc9' is not a module of this model; did you mean"),
+        (
+            "peft_type: LORA\ntarget_modules: [fc9]\n",
+            "target_modules: 'fc9' is not a module of this model; did you mean",
+        ),
         ("peft_type: LORA\ntarget_modules: [qkv, fc9]\n", "target_modules: 'fc9' is not a module of this model"),
-        ("peft_type: LORA\nmodules_to_save: [fc9]\n", "modules_to_save: 'fc9' is no module"),
+        ("peft_type: LORA\nmodules_to_save: [fc9]\n", "modules_to_save: 'fc9' is not a module"),
         ("peft_type: LORA\nrank_pattern: {fc9: 8}\n", "rank_pattern: 'fc9' matches no module"),
         ("peft_type: LORA\nbias: all\n", "bias=all trains the base's own biases"),
         ("peft_type: LORA\nr: four\n", "r is 'four', but must be a number"),
@@ -167,7 +170,10 @@ def test_a_config_file_is_a_method(tmp_path, text, method):
         ("peft_type: LORA\nlora_alpha: [1]\n", r"lora_alpha is \[1\], but must be a number"),
         ("peft_type: LORA\nr: 0\n", "cannot be applied to this model"),
         ("peft_type: LORA\ninit_lora_weights: pissa\nuse_dora: true\n", "cannot be combined with DoRA"),
-        ("peft_type: LORA\nlayer_replication: [[0, 1], [0, 1]]\n", "cannot be applied to this model: Could not locate"),
+        (
+            "peft_type: LORA\nlayer_replication: [[0, 1], [0, 1]]\n",
+            "cannot be applied to this model: Could not locate",
+        ),
     ],
 )
 def test_a_config_file_that_cannot_be_used_is_one_line(tmp_path, text, message):

@@ -210,7 +210,10 @@ def test_jobs_of_an_engine(tmp_path, monkeypatch):
     sweep, said = sweep_in(tmp_path, ["onelora"], seeds=[0]), []
     monkeypatch.setattr(runner, "_train_in_job", _in_job)
     runner.run_with_submitit(sweep, {"timeout_min": 5}, "local", said.append)
-    assert not sweep.missing() and said == ["3 jobs submitted with submitit (local)", "1 jobs submitted with submitit (local)"]
+    assert not sweep.missing() and said == [
+        "3 jobs submitted with submitit (local)",
+        "1 jobs submitted with submitit (local)",
+    ]
     with pytest.raises(InputError, match="--engine_options"):
         runner.run_with_submitit(sweep_in(tmp_path / "b"), {"no_such": 5}, "local", said.append)
 

@@ -215,9 +215,7 @@ def test_waiting_for_data_is_measured_and_told(tmp_path, monkeypatch, capsys, st
     monkeypatch.setattr(TinyTask, "forward", takes(12.0, TinyTask.forward))
     summary = job(tmp_path, max_train_steps=steps, train_batch_size=4)[0]
     assert (summary.data_seconds_per_step, summary.seconds_per_step) == (4.0, 16.0)
-    told = (
-        "training spent 25% of its time waiting for data: more processes can read ahead (--dataloader_num_workers, now 0)"
-    )
+    told = "training spent 25% of its time waiting for data: more processes can read ahead (--dataloader_num_workers, now 0)"
     assert (told in capsys.readouterr().out) == (steps == 20)
 
 
