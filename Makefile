@@ -39,7 +39,7 @@ host-internals:
 	$(PYTHON) tests/host_internals.py
 
 # Every recipe and documented command on the published models at their true sizes with random weights, two steps each,
-# offline. Needs an estimated 16 GB of memory, 40 GB of disk and an hour or more; SMALL=1 takes tiny models.
+# offline. Needs 12 GB of memory (full fine-tuning: 32 GB), 40 GB of disk and some three hours; SMALL=1 takes tiny models.
 rehearsal:
 	$(PYTHON) tests/rehearsal/rehearse.py $(if $(SMALL),--small) $(if $(ONLY),--only '$(ONLY)')
 

@@ -4,6 +4,7 @@
 
 starts the app in a separate process. Every client repeats the same request with its own weight, and all its answers
 must equal the first one bit for bit. Memory is the server's resident set, read after a warm-up of each client.
+With ``--train``, the app also trains a classifier on the built-in data.
 """
 
 import argparse
@@ -70,6 +71,25 @@ class User:
             self.errors.append("a picture differs from the first one of the same settings")
 
 
+class Training:
+    """A training in the app that is still running when everything else is done."""
+
+    STEPS, KEY = 20_000, "soak"
+
+    def __init__(self, address: str):
+        self.client = Client(address, verbose=False)
+        started = self.client.predict("Recognise the classes", steps=self.STEPS, key=self.KEY, api_name="/train")
+        self.name = started["name"]
+
+    def stop(self) -> tuple[dict, list[str]]:
+        """Stop the training; returns its progress before that, and errors."""
+        (found,) = self.client.predict(key=self.KEY, api_name="/trainings")
+        if found["phase"] != "running":
+            return found, [f"training {found['phase']}: {found['text']}"]
+        self.client.predict(self.name, key=self.KEY, api_name="/stop_training")
+        return found, []
+
+
 def soak(users: list[User], requests: int, minutes: float, pid: int) -> list[float]:
     """Keep all users busy; returns the memory at each tenth of the requests or of the time."""
     lock, left, readings, start = threading.Lock(), [requests], [], time.monotonic()
@@ -100,11 +120,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=10, help="stop after this time, even if requests are left")
     parser.add_argument("--quick", action="store_true", help="20 requests from 2 clients")
+    parser.add_argument("--train", action="store_true", help="train in the app at the same time")
     args = parser.parse_args()
     clients, requests = (2, 20) if args.quick else (args.clients, args.requests)
     with tempfile.TemporaryDirectory() as folder:
         app, address = start_app(Path(folder) / "output")
         try:
+            training = Training(address) if args.train else None
             users = [User(address, number, Path(folder)) for number in range(clients)]
             for user in users:
                 user.draw()
@@ -113,11 +135,12 @@ def main() -> None:
             start = time.monotonic()
             readings = soak(users, requests, args.minutes, app.pid)
             seconds, after = time.monotonic() - start, resident_mb(app.pid)
+            trained, errors = training.stop() if training else ({}, [])
         finally:
             app.terminate()
             app.wait(timeout=30)
     times = sorted(t for user in users for t in user.times)
-    errors = [error for user in users for error in user.errors]
+    errors += [error for user in users for error in user.errors]
     distinct = len({user.first for user in users})
     p95 = statistics.quantiles(times, n=20)[-1]
     print(f"{len(times)} requests from {clients} clients in {seconds:.0f} s, {len(errors)} errors")
@@ -127,6 +150,8 @@ def main() -> None:
         f"server memory: {before:.0f} MB after warm-up, {after:.0f} MB after; "
         + " ".join(f"{r:.0f}" for r in readings)
     )
+    if trained:
+        print(f"training meanwhile: step {trained['step']} of {trained['steps']}, {trained['phase']}")
     for error in errors[:5]:
         print(f"error: {error}")
     sys.exit(bool(errors) or distinct < clients)

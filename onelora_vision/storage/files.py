@@ -165,10 +165,13 @@ def torch_save(value, path: str | os.PathLike) -> None:
     """``torch.save``, but raises `OSError`, like other writers; torch raises a RuntimeError if the disk is full."""
     import torch
 
-    try:
-        torch.save(value, path)
-    except RuntimeError as error:
-        raise OSError(f"torch.save: {str(error).splitlines()[0]}") from error
+    with open(path, "wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise OSError(f"torch.save: {str(error).splitlines()[0]}") from error
 
 
 def _sync(path: Path) -> None:

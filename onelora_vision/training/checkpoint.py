@@ -7,7 +7,6 @@ functions of the seed and the step, so nothing else is needed.
 """
 
 import dataclasses
-import io
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from onelora_vision.errors import InputError, TrainingError, WriteError
-from onelora_vision.storage.files import TEMPORARY_PREFIX, atomic_directory
+from onelora_vision.storage.files import TEMPORARY_PREFIX, atomic_directory, torch_save
 from onelora_vision.training.config import TrainingConfig
 from onelora_vision.training.ema import EMA
 from onelora_vision.training.optim import trained_parameters
@@ -103,26 +102,27 @@ def save_checkpoint(output_dir: str | Path, run: RunState, settings: dict) -> Pa
         TrainingError: it could not be written (full disk); earlier checkpoints are unaffected.
     """
     folder = Path(output_dir) / f"checkpoint-{run.progress.step}"
-    trained = {n: p.detach().cpu().contiguous() for n, p in trained_parameters(run.model).items()}
-    files = {
-        "trained.safetensors": safetensors.torch.save(trained),
-        "training_state.pt": _training_state(run),
-        "state.json": json.dumps({"step": run.progress.step, "settings": settings}, indent=2).encode(),
-    }
-    if run.ema is not None:
-        files["ema.safetensors"] = safetensors.torch.save({n: a.cpu() for n, a in run.ema.average.items()})
+    about = json.dumps({"step": run.progress.step, "settings": settings}, indent=2)
     try:
         with atomic_directory(folder, replace=True) as temporary:
-            for name, content in files.items():
-                (temporary / name).write_bytes(content)
+            (temporary / "state.json").write_text(about, encoding="utf-8")
+            torch_save(_training_state(run), temporary / "training_state.pt")
+            _save_tensors(trained_parameters(run.model), temporary / "trained.safetensors")
+            if run.ema is not None:
+                _save_tensors(run.ema.average, temporary / "ema.safetensors")
     except WriteError as error:
         last = latest_checkpoint(output_dir)
         raise TrainingError(f"{error}; the last good checkpoint is {last or 'none'}") from error
     return folder
 
 
-def _training_state(run: RunState) -> bytes:
-    state = {
+def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write tensors as they are: of full fine-tuning, each copy of all of them is as large as the model."""
+    safetensors.torch.save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+
+
+def _training_state(run: RunState) -> dict:
+    return {
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.scheduler.state_dict(),
         "scaler": run.scaler.state_dict() if run.scaler else None,
@@ -130,9 +130,6 @@ def _training_state(run: RunState) -> bytes:
         "allocation": run.allocation.state_dict() if run.allocation else None,
         "progress": dataclasses.asdict(run.progress),
     }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
 
 
 def load_checkpoint(folder: str | Path, run: RunState) -> None:

@@ -44,12 +44,23 @@ class EMA:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Run a block with the average in the model, then restore the trained parameters."""
-        trained = {name: parameter.detach().clone() for name, parameter in trained_parameters(self.model).items()}
-        self.copy_to_model()
+        """Run a block with the average in the model, then restore the trained parameters.
+
+        Meanwhile ``average`` holds the trained parameters: in full fine-tuning, a copy of them would be as large as the
+        model.
+        """
+        parameters = trained_parameters(self.model)
+        rounded = {n: average.clone() for n, average in self.average.items() if parameters[n].dtype != average.dtype}
+        self._exchange()
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, parameter in trained_parameters(self.model).items():
-                    parameter.copy_(trained[name])
+            self._exchange()
+            self.average.update(rounded)
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, parameter in trained_parameters(self.model).items():
+            trained = parameter.detach().clone()
+            parameter.copy_(self.average[name])
+            self.average[name].copy_(trained)

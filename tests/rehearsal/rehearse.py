@@ -4,7 +4,7 @@ The hub's cache and the datasets are made on the spot, with random weights and p
 layouts. Nothing is downloaded and no metric means anything; what is tried is whether the commands run, and what they need.
 
 Examples:
-  python tests/rehearsal/rehearse.py                        # true sizes: an estimated 16 GB of memory and 40 GB of disk
+  python tests/rehearsal/rehearse.py                        # true sizes: 12 GB of memory (full fine-tuning: 32), 40 GB of disk
   python tests/rehearsal/rehearse.py --small                # the same commands on tiny models
   python tests/rehearsal/rehearse.py --only 'dit/*onelora/*' --keep
   python tests/rehearsal/rehearse.py --list

@@ -34,7 +34,7 @@ def test_it_stands_in_for_the_weights_only_inside_the_block():
     with pytest.raises(KeyError), ema.applied():
         assert model.weight.item() == 3.0
         raise KeyError
-    assert model.weight.item() == 5.0
+    assert model.weight.item() == 5.0 and ema.average["weight"].item() == 3.0
     ema.copy_to_model()
     assert model.weight.item() == 3.0
 
@@ -46,4 +46,8 @@ def test_it_is_fp32_for_a_bf16_model():
     with torch.no_grad():
         model.weight.fill_(2.0)
     ema.update()
-    assert ema.average["weight"].item() == pytest.approx(1.001, abs=1e-6)
+    before = ema.average["weight"].item()
+    assert before == pytest.approx(1.001, abs=1e-6)
+    with ema.applied():
+        assert model.weight.item() == 1.0
+    assert ema.average["weight"].item() == before and model.weight.item() == 2.0
