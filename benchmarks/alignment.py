@@ -1,10 +1,10 @@
-"""How well one vector compresses what full fine-tuning did: ``python -m benchmarks.alignment --full DIR --lora DIR``.
+"""How well a single vector compresses full fine-tuning: ``python -m benchmarks.alignment --full DIR --lora DIR``.
 
 1LoRA's update b 1ᵀ reads each layer's input along the vector of ones, ``--compression random`` along a random vector,
-``singular`` along the direction that the frozen weight magnifies most, LoRA of rank 1 along its learned A. For every
-layer: the cosine of these with the right singular vectors of the update that full training of the same base ended in
-(the paper's Fig. 9), and the share of the update's squared norm that any b could reach along them,
-``|ΔW v|² / |v|² / |ΔW|²``, beside that of the best vector there is. Averaged over the layers of a kind.
+``singular`` along the direction that the frozen weight amplifies most, and LoRA of rank 1 along its learned A. For
+every layer, this computes the cosine of these with the right singular vectors of the update found by full training of
+the same base (the paper's Fig. 9), and the share of the update's squared norm that any b could reach along them, ``|ΔW
+v|² / |v|² / |ΔW|²``, compared with that of the best possible vector. Averaged over the layers of a kind.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _COLUMNS = 5
 
 
 def full_updates(adapter: Adapter, base_state: dict[str, torch.Tensor], layers) -> dict[str, torch.Tensor]:
-    """ΔW (d, k) of each of ``layers`` that full training changed."""
+    """ΔW (d, k) of those ``layers`` that full training changed."""
     trained = {
         f"{module}.{part}": tensor
         for module, parts in layout_of(adapter.config, adapter.tensors, str(adapter.path)).whole.items()
@@ -42,8 +42,11 @@ def full_updates(adapter: Adapter, base_state: dict[str, torch.Tensor], layers) 
 
 
 def alignments(update: torch.Tensor, vectors: dict[str, torch.Tensor], top: int) -> dict[str, dict]:
-    """For each compression vector (k,): ``cosines`` with the first ``top`` right singular vectors of ``update`` (d, k), as
-    absolute values, and the ``share`` of its squared norm; and that of the best vector."""
+    """``cosines`` and ``share`` of each compression vector (k,), and of the best vector.
+
+    ``cosines`` are the absolute cosines with the first ``top`` right singular vectors of ``update`` (d, k), ``share``
+    is the reachable share of its squared norm.
+    """
     _, sizes, components = torch.linalg.svd(update, full_matrices=False)
     energy = sizes.square().sum()
     found = {}
@@ -65,7 +68,7 @@ def measure(full: Path, lora: Path, base: str | None = None, top: int = 8, seed:
     """Layer kind -> vector -> mean ``cosines`` and ``share``, and the number of ``layers``.
 
     Raises:
-        InputError: the adapters are not of these methods or of one base.
+        InputError: the adapters are not from these methods, or not for the same base.
     """
     whole, learned = read_adapter(full), read_adapter(lora)
     for adapter, method in ((whole, "full"), (learned, "lora")):
@@ -100,7 +103,7 @@ def _mean(rows: list[dict[str, dict]]) -> dict[str, dict]:
 
 
 def table(found: dict[str, dict]) -> list[str]:
-    """Markdown: cosine with the first component and share of the update, per layer kind."""
+    """Markdown: cosine with the first component, and share of the update, per layer kind."""
     vectors = [name for name in next(iter(found.values())) if name != "layers"]
     head = ["layers", *(f"{v}: cosine, share" if v != BEST else "best: share" for v in vectors)]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
@@ -114,7 +117,7 @@ def table(found: dict[str, dict]) -> list[str]:
 
 
 def draw(path: Path, found: dict[str, dict]) -> None:
-    """A panel per layer kind: cosine with each principal component of the update."""
+    """One panel per layer kind: cosine with each principal component of the update."""
     columns = min(len(found), _COLUMNS)
     rows = -(-len(found) // columns)
     with saved_figure(path, (2.3 * columns, 2.3 * rows + 0.3)) as figure:
@@ -140,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", type=Path, required=True, help="adapter of --method full")
     parser.add_argument("--lora", type=Path, required=True, help="adapter of --method lora on the same base")
-    parser.add_argument("--base", help="where the base is, if not where the adapters say")
+    parser.add_argument("--base", help="location of the base, if different from the one in the adapters")
     parser.add_argument("--top", type=int, default=8, help="components to compare with")
     parser.add_argument("--plot", type=Path, help="write a PNG")
     parser.add_argument("--json", action="store_true")

@@ -1,10 +1,10 @@
-"""The app under load: several clients at once, each with adapter weights of their own; errors, times, memory.
+"""The app under load: several concurrent clients, each with its own adapter weights; errors, times, memory.
 
     python -m benchmarks.app_soak --requests 200
 
-starts the app in a process of its own. Every client draws the same request again and again at its own weight, and each
-answer must be the first one's, bit for bit. Memory is the server's resident set, read after a warm-up of each client.
-With ``--train``, the app trains a classifier on the built-in data meanwhile.
+starts the app in a separate process. Every client repeats the same request with its own weight, and all its answers
+must equal the first one bit for bit. Memory is the server's resident set, read after a warm-up of each client.
+With ``--train``, the app also trains a classifier on the built-in data.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ADAPTER = "handwriting-dit"
 
 
 def start_app(output: Path) -> tuple[subprocess.Popen, str]:
-    """The app on a free port, and its address; what it keeps is below ``output``."""
+    """Start the app on a free port; returns its process and address. Its output is in ``output``."""
     code = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])"
     port = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -40,13 +40,13 @@ def start_app(output: Path) -> tuple[subprocess.Popen, str]:
 
 
 def resident_mb(pid: int) -> float:
-    """Megabytes of memory that a process holds (Linux)."""
+    """Resident memory of a process in megabytes (Linux)."""
     text = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024
 
 
 class User:
-    """One client: draws at its own weight, and keeps what it got first."""
+    """One client: draws with its own weight, and remembers its first result."""
 
     def __init__(self, address: str, number: int, folder: Path):
         self.client = Client(address, verbose=False, download_files=str(folder / str(number)))
@@ -58,7 +58,7 @@ class User:
         start = time.perf_counter()
         try:
             answer = self.client.predict(["3"], steps=2, sampler="dpm++", api_name="/draw")
-        except Exception as error:  # whatever goes wrong is what is counted here
+        except Exception as error:  # any failure counts as an error
             self.errors.append(str(error)[:200])
             return
         self.times.append(time.perf_counter() - start)
@@ -72,7 +72,7 @@ class User:
 
 
 class Training:
-    """A training of the app that is still running when everything else is done."""
+    """A training in the app that is still running when everything else is done."""
 
     STEPS, KEY = 20_000, "soak"
 
@@ -82,7 +82,7 @@ class Training:
         self.name = started["name"]
 
     def stop(self) -> tuple[dict, list[str]]:
-        """Its progress before it is stopped, and what went wrong."""
+        """Stop the training; returns its progress before that, and errors."""
         (found,) = self.client.predict(key=self.KEY, api_name="/trainings")
         if found["phase"] != "running":
             return found, [f"training {found['phase']}: {found['text']}"]
@@ -118,8 +118,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--minutes", type=float, default=10, help="stop after so long, whatever is left")
-    parser.add_argument("--quick", action="store_true", help="20 requests of 2 clients")
+    parser.add_argument("--minutes", type=float, default=10, help="stop after this time, even if requests are left")
+    parser.add_argument("--quick", action="store_true", help="20 requests from 2 clients")
     parser.add_argument("--train", action="store_true", help="train in the app at the same time")
     args = parser.parse_args()
     clients, requests = (2, 20) if args.quick else (args.clients, args.requests)
@@ -143,8 +143,8 @@ def main() -> None:
     errors += [error for user in users for error in user.errors]
     distinct = len({user.first for user in users})
     p95 = statistics.quantiles(times, n=20)[-1]
-    print(f"{len(times)} requests of {clients} clients in {seconds:.0f} s, {len(errors)} errors")
-    print(f"each answer as the client's first; {distinct} of {clients} clients got pictures of their own")
+    print(f"{len(times)} requests from {clients} clients in {seconds:.0f} s, {len(errors)} errors")
+    print(f"all answers equal the client's first; {distinct} of {clients} clients got distinct images")
     print(f"time per request: median {statistics.median(times):.2f} s, 95th percentile {p95:.2f} s")
     print(
         f"server memory: {before:.0f} MB after warm-up, {after:.0f} MB after; "

@@ -1,11 +1,11 @@
-"""A forward pass of 64 samples with N different adapters, against all of them with one.
+"""A forward pass of 64 samples with N different adapters, compared with one adapter for all.
 
     python -m benchmarks.bank
 
-"one adapter": a PeftModel whose one 1LoRA adapter serves the whole batch. `AdapterBank` with N adapters: sample i takes
-adapter i (of 64 drawn from N). PEFT's mixed batch (``adapter_names=``) with LoRA of rank 1 runs once per adapter in the
-batch, so it is measured up to one adapter per sample; with more, its time stays and its memory grows. "choose" is the
-time to gather the batch's vectors, which is paid when the choice changes.
+"one adapter": a PeftModel with one 1LoRA adapter for the whole batch. `AdapterBank` with N adapters: sample i uses
+adapter i (64 drawn from N). PEFT's mixed batch (``adapter_names=``) with LoRA of rank 1 runs once per adapter in the
+batch, so it is only measured up to one adapter per sample; beyond that, its time stays constant and its memory grows.
+"choose" is the time to gather the batch's vectors, which is only needed when the choice changes.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "pure-bf16"), default="fp32")
     parser.add_argument("--seconds", type=float, default=120, help="of rounds, at least three")
     parser.add_argument("--output", help="JSON file")
-    parser.add_argument("--quick", action="store_true", help="a small model, to see that this runs")
+    parser.add_argument("--quick", action="store_true", help="a small model, to test the script")
     args = parser.parse_args(argv)
     if args.quick:
         args.backbone, args.blocks, args.batch, args.adapters, args.seconds = "dit-s-8", 1, 4, "1,6", 0.1
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def make_bank(subject: Subject, size: int) -> AdapterBank:
-    """A bank of ``size`` random adapters on the subject's base, without label tables of their own."""
+    """A bank of ``size`` random adapters on the subject's base, without their own label tables."""
     model = adapted(subject, "onelora")
     config, generator = copy.deepcopy(model.peft_config["default"]), torch.Generator().manual_seed(0)
     config.modules_to_save = None

@@ -1,11 +1,11 @@
-"""How long training waits for data, with the latent cache and without, at the shape of DiT-XL/2-256.
+"""How long training waits for data, with and without the latent cache, at the size of DiT-XL/2-256.
 
     python -m benchmarks.data --images 256 --batch_size 32 --batches 20 --num_workers 8     # on a GPU
     python -m benchmarks.data                                                               # a few steps on a CPU
 
-Images of 512 x 384 pixels, as Food-101's are, are cropped to 256 and encoded by an autoencoder of the shape of
-sd-vae-ft-ema with random weights. A step is 1LoRA's on the network, forward, backward and AdamW. "waits": time in which
-training waits for the loader; "encodes": for the autoencoder, none with the cache.
+Images of 512 x 384 pixels, as in Food-101, are cropped to 256 and encoded by an autoencoder with the architecture of
+sd-vae-ft-ema and random weights. A step is 1LoRA's on the network: forward, backward and AdamW. "waits": time that
+training waits for the loader; "encodes": time for the autoencoder, none with the cache.
 """
 
 import argparse
@@ -39,10 +39,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--batch_size", type=int, default=2)
-    parser.add_argument("--batches", type=int, default=3, help="steps that are timed, after a first one")
+    parser.add_argument("--batches", type=int, default=3, help="steps to time, after a first one")
     parser.add_argument("--num_workers", type=int, default=0)
     parser.add_argument("--output", help="JSON file")
-    parser.add_argument("--quick", action="store_true", help="small networks, to see that this runs")
+    parser.add_argument("--quick", action="store_true", help="small networks, to test the script")
     args = parser.parse_args(argv)
     if args.quick:
         args.backbone, args.blocks, args.images, args.batches = "dit-s-8", 1, 2, 1
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def autoencoder(channels: tuple[int, ...]) -> AutoencoderKL:
-    """The architecture of Stable Diffusion's autoencoder, random."""
+    """The architecture of Stable Diffusion's autoencoder, with random weights."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -118,7 +118,7 @@ def timed_steps(model, dataset, vae, args: argparse.Namespace) -> dict[str, floa
         training_step(model, arguments, args.precision)()
         synchronize()
         clock.append(time.perf_counter())
-        if number:  # the first one warms up
+        if number:  # the first one is for warm-up
             for name, start, end in zip(spent, clock, clock[1:]):
                 spent[name] += (end - start) / args.batches
     return spent
@@ -126,7 +126,7 @@ def timed_steps(model, dataset, vae, args: argparse.Namespace) -> dict[str, floa
 
 @torch.no_grad()
 def latents_of(batch: dict, vae, device: torch.device) -> torch.Tensor:
-    """As the task makes them: of the autoencoder, or of the cache."""
+    """Latents as in the task: from the autoencoder, or from the cache."""
     mean, std = posterior(vae, batch["image"]) if "image" in batch else (batch["mean"], batch["std"])
     return (mean + std * torch.randn_like(mean)).to(device) * 0.18215
 

@@ -3,8 +3,8 @@
     python -m benchmarks.dit_xl2 --batch_sizes 32,64 --dtype bf16            # on a GPU
     python -m benchmarks.dit_xl2 --batch_sizes 1 --methods onelora --steps 1 # on a CPU
 
-Latents of 32 x 32 x 4 (256 pixels) and 101 classes, as for Food-101. Each method runs in a process of its own, so that
-the peak is its own; a method that does not fit is a row that says so. The time is the median of the steps after warm-up.
+Latents of 32 x 32 x 4 (256 pixels) and 101 classes, as for Food-101. Each method runs in a separate process, so peaks
+are independent; for a method that does not fit, the row says so. The time is the median of the steps after warm-up.
 """
 
 import argparse
@@ -23,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default="all", help="names with commas, or all")
+    parser.add_argument("--methods", default="all", help="comma-separated names, or all")
     parser.add_argument("--batch_sizes", default="32,64")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the frozen weights and the computation")
     parser.add_argument("--steps", type=int, default=10)
@@ -33,7 +33,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--model", default="dit-xl-2", help="another size of backbones.catalogue, to try the script")
     parser.add_argument("--output", help="JSON file for the rows")
-    parser.add_argument("--quick", action="store_true", help="a small model, to see that this runs")
+    parser.add_argument("--quick", action="store_true", help="a small model, to test the script")
     parser.add_argument("--in_process", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.quick:
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     methods = list(METHODS) if args.methods == "all" else args.methods.split(",")
     rows = [in_own_process(args, method, size) for size in args.batch_sizes.split(",") for method in methods]
     print(f"\n{args.model}, {args.dtype}, {device_name()}, torch {torch.__version__}")
-    print("| method | batch | trained values | s / step | peak memory (GiB) |\n|---|---|---|---|---|")
+    print("| method | batch | trained parameters | s / step | peak memory (GiB) |\n|---|---|---|---|---|")
     for row in rows:
         if "error" in row:
             print(f"| {row['method']} | {row['batch']} | | | {row['error']} |")

@@ -1,12 +1,12 @@
-"""Guidance by the null class of the adapted model, by the base, and from the training alone, on the embedded DiT job.
+"""Guidance by the adapted model's null class, by the base, and by training alone, in the embedded DiT job.
 
-    python -m benchmarks.guidance                       # trains two adapters per seed, measures them, writes the report
-    python -m benchmarks.guidance --runs output/dit     # measures the adapters of runs that there are
+    python -m benchmarks.guidance                       # trains two adapters per seed, evaluates them, writes the
+    report python -m benchmarks.guidance --runs output/dit     # evaluates the adapters of existing runs
 
-An adapter of each seed is sampled at each scale with both kinds of guidance (`--guidance_base` of train_dit.py). Another one is
-trained with ``--guidance_distillation`` and sampled without guidance, at half the evaluations of the network. All are measured
-against the test split. What was measured is kept in ``measured.json`` of ``--folder``, so the benchmark resumes where it
-was stopped; table and picture are ``guidance-tables.md`` and ``images/guidance.png`` in ``--docs``.
+One adapter per seed is sampled at each scale with both kinds of guidance (`--guidance_base` of train_dit.py). Another
+one is trained with ``--guidance_distillation`` and sampled without guidance, with half the network evaluations. All are
+evaluated against the test split. Results are kept in ``measured.json`` in ``--folder``, so an interrupted benchmark
+resumes; table and picture are ``guidance-tables.md`` and ``images/guidance.png`` in ``--docs``.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from train_scripts import train_dit
 
 OWN, BASE, DISTILLED = "its own null class", "the base", "the training"
 COLORS = {OWN: "#7f7f7f", BASE: "#1f4e8c", DISTILLED: "#c0392b"}
-METRICS = {  # in the features' name: heading, factor, digits
+METRICS = {  # by metric, with the features' name: heading, factor, digits
     "fd_{}": ("Fréchet distance", 1, 2),
     "precision_{}": ("precision", 1, 3),
     "recall_{}": ("recall", 1, 3),
@@ -50,7 +50,7 @@ TABLE, PICTURE = "guidance-tables.md", "images/guidance.png"
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One row of the table for one seed: what guides, at which scale, and what was measured."""
+    """One row of the table for one seed: what guides, at which scale, and the metrics."""
 
     guide: str
     scale: float
@@ -62,7 +62,7 @@ class Point:
 
 
 def train_run(folder: Path, seed: int, distillation: float | None, overrides: dict) -> Path:
-    """The folder of a trained run of a seed, trained now if it is not there."""
+    """The folder of a seed's trained run, which is trained now if it does not exist."""
     place = folder / f"{'distilled' if distillation else 'plain'}-{seed}"
     flags = {"seed": seed, "checkpointing_steps": 0, "fid_num_samples": 0, "num_validation_images": 0, **overrides}
     flags |= {"guidance_distillation": distillation} if distillation else {"guidance_scale": GUIDANCE_SCALE}
@@ -81,7 +81,7 @@ def config_of(place: Path) -> train_dit.DiTConfig:
     """The settings of a run.
 
     Raises:
-        InputError: it has none, or is none of train_dit.py.
+        InputError: it has none, or is not a run of train_dit.py.
     """
     return parse_config(train_dit.DiTConfig, ["--config", str(place / "config.yaml")])
 
@@ -90,15 +90,15 @@ def config_of(place: Path) -> train_dit.DiTConfig:
 
 
 class Measurements:
-    """Measures adapters, by adapter and protocol: what ``file`` holds is not measured again."""
+    """Evaluates adapters, by adapter and protocol; results in ``file`` are not measured again."""
 
     def __init__(self, file: Path, num_samples: int):
         self.file, self.num_samples = file, num_samples
         self.rows: list[dict] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-        self._evaluators: dict[str, SampleEvaluator] = {}  # by all settings that the real images depend on, and more
+        self._evaluators: dict[str, SampleEvaluator] = {}  # by all settings that the real images depend on, and others
 
     def points(self, place: Path, scales: Sequence[float]) -> Iterator[Point]:
-        """A run's adapter at every scale by both kinds of guidance; one trained towards guidance, without."""
+        """A run's adapter at every scale with both kinds of guidance; if trained towards guidance, without any."""
         generator = load_adapted(place / "adapter")
         evaluator = self._evaluator(generator, config_of(place), place)
         wanted = [(guide, scale) for guide in (OWN, BASE) for scale in scales]
@@ -109,7 +109,7 @@ class Measurements:
             yield Point(guide, scale, changed.protocol.line(), self._measure(changed, generator, place))
 
     def _evaluator(self, generator: Generator, config: train_dit.DiTConfig, place: Path) -> SampleEvaluator:
-        """What measures samples as the run itself does; the real images are measured once for runs that differ in seeds."""
+        """An evaluator as in the run itself; the real images are measured once for runs that differ only in seeds."""
         config, base = dataclasses.replace(config, fid_num_samples=self.num_samples), generator.base
         sampler = ImageSampler(base.vae, base.schedule, config.sampling(), config.eval_batch_size)
         own = {"seed": 0, "guidance_distillation": None, "guidance_scale": 1.0, "output_dir": ".", "overwrite": False}
@@ -117,7 +117,7 @@ class Measurements:
         if key not in self._evaluators:
             found = train_dit.make_evaluator(config, base, sampler, Accelerator())
             if found is None:
-                raise InputError(f"{place}: its samples are not measured; give a run with --fid_features")
+                raise InputError(f"{place}: its samples are not evaluated; use a run with --fid_features")
             self._evaluators[key] = found
         of_run = {"sampler": sampler, "seed": config.seed, "distillation": config.guidance_distillation}
         return dataclasses.replace(self._evaluators[key], **of_run)
@@ -138,10 +138,10 @@ class Measurements:
 
 
 def grouped(points: Sequence[Point]) -> dict[tuple[str, float], list[Point]]:
-    """The points of all seeds by guide and scale.
+    """The points of all seeds, by guide and scale.
 
     Raises:
-        InputError: those of a group were not measured in the same way.
+        InputError: the points of a group were measured with different protocols.
     """
     groups: dict[tuple[str, float], list[Point]] = {}
     for point in points:
@@ -153,7 +153,7 @@ def grouped(points: Sequence[Point]) -> dict[tuple[str, float], list[Point]]:
 
 
 def table(groups: dict[tuple[str, float], list[Point]]) -> list[str]:
-    """Markdown: a row per guide and scale, mean ± standard deviation over the seeds."""
+    """Markdown: one row per guide and scale, mean ± standard deviation over the seeds."""
     head = ["guidance from", "scale", "evaluations per step", *(heading for heading, _, _ in METRICS.values())]
     rows = []
     for (guide, scale), members in groups.items():
@@ -177,7 +177,7 @@ def _values(members: Sequence[Point], name: str) -> list[float | None]:
 
 
 def draw(path: Path, groups: dict[tuple[str, float], list[Point]]) -> None:
-    """A panel per metric over the scale, a curve per guide; what needs no guidance is a line."""
+    """One panel per metric over the scale, with a curve per guide; samples without guidance are a horizontal line."""
     with saved_figure(path, (3.1 * len(METRICS), 3.2)) as figure:
         panels = figure.subplots(1, len(METRICS))
         for axes, (name, (heading, factor, _)) in zip(panels, METRICS.items()):
@@ -221,20 +221,22 @@ def report(points: Sequence[Point], seeds: Sequence[int], command: str) -> list[
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", type=Path, help="folders of runs to measure, in place of training some")
-    parser.add_argument("--seeds", default="0,1,2", help="of the runs that are trained, with commas")
-    parser.add_argument("--scales", default="1,1.5,2,2.5,3,4", help="of guidance, with commas")
+    parser.add_argument(
+        "--runs", nargs="+", type=Path, help="folders of runs to evaluate instead of training new ones"
+    )
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated seeds of the runs to train")
+    parser.add_argument("--scales", default="1,1.5,2,2.5,3,4", help="comma-separated guidance scales")
     parser.add_argument(
         "--distillation",
         type=float,
         default=train_dit.EMBEDDED_DISTILLATION,
         help="--guidance_distillation of the other adapter",
     )
-    parser.add_argument("--num_samples", type=int, default=500, help="images that each point is measured on")
+    parser.add_argument("--num_samples", type=int, default=500, help="number of images for each point")
     parser.add_argument("--folder", type=Path, default=Path("output/guidance"), help="for runs and measurements")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where table and picture go")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder for table and picture")
     parser.add_argument(
-        "--quick", action="store_true", help="two steps, few samples, all in --folder: to see that everything runs"
+        "--quick", action="store_true", help="two steps, few samples, all in --folder: to test the script"
     )
     args = parser.parse_args(argv)
     if args.quick:
@@ -242,14 +244,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.folder = args.docs = args.folder / "quick"
     args.seeds = [int(seed) for seed in parse_numbers(args.seeds, "--seeds")]
     args.scales = parse_numbers(args.scales, "--scales")
-    LossSettings(guidance_distillation=args.distillation)  # refuses what cannot be trained with
-    if args.num_samples < 7:  # or precision, recall and coverage are left out
+    LossSettings(guidance_distillation=args.distillation)  # refuses invalid values
+    if args.num_samples < 7:  # otherwise precision, recall and coverage are omitted
         raise InputError(f"--num_samples is {args.num_samples}, but must be at least 7")
     return args
 
 
 def places(args: argparse.Namespace) -> Iterator[Path]:
-    """The runs, each trained when it is asked for."""
+    """The runs, each trained when it is needed."""
     if args.runs:
         yield from args.runs
         return

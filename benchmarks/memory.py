@@ -1,11 +1,11 @@
-"""Peak memory of training, whole process, method by method, beside what ``onelora plan`` says.
+"""Peak memory of training for the whole process, method by method, compared with ``onelora plan``.
 
     python -m benchmarks.memory --output memory.json
     python -m benchmarks.memory --cases dit-xl-2:32,vit-l-16:64 --methods all --precision pure-bf16     # on a GPU
 
-Each row is a process of its own that takes three steps. On a CPU the measured peak is the process's highest resident
-set less what it had when its libraries were loaded and warm; memory goes back to the system as it is freed
-(``MALLOC_MMAP_THRESHOLD_``), so nothing that the allocator keeps is counted. On a GPU it is torch's own peak.
+Each row is a separate process that takes three steps. On a CPU the measured peak is the process's highest resident set
+minus its resident set after loading and warming up its libraries. Freed memory is returned to the system immediately
+(``MALLOC_MMAP_THRESHOLD_``), so memory held by the allocator is not counted. On a GPU it is torch's own peak.
 """
 
 import argparse
@@ -30,13 +30,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cases",
         default="vit-b-16:4,dit-s-2:8,dit-b-4:8,depth-anything-s:1",
-        help="BACKBONE:BATCH or BACKBONE:BATCH:BLOCKS, with commas",
+        help="comma-separated BACKBONE:BATCH or BACKBONE:BATCH:BLOCKS",
     )
-    parser.add_argument("--methods", default="onelora,lora,full", help="names with commas, or all")
+    parser.add_argument("--methods", default="onelora,lora,full", help="comma-separated names, or all")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--checkpointing", choices=("no", "yes", "both"), default="no")
     parser.add_argument("--output", help="JSON file")
-    parser.add_argument("--quick", action="store_true", help="one small case, to see that this runs")
+    parser.add_argument("--quick", action="store_true", help="one small case, to test the script")
     parser.add_argument("--single", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -115,7 +115,7 @@ def _train(subject, method: str, batch: int, checkpointing: bool, steps: int = 3
 
 
 def _resident(field: str) -> int:
-    """Bytes of this process's resident set, now (VmRSS) or at its highest (VmHWM); Linux."""
+    """This process's resident set in bytes, now (VmRSS) or at its highest (VmHWM); Linux."""
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 

@@ -1,11 +1,12 @@
-"""Every method tried on a small model: what it can do, and what it trains on a real one.
+"""Tries every method on a small model: what it supports, and what it trains on a real model.
 
     python -m benchmarks.methods --output docs/methods-table.md     # the table in the documentation
 
-Each cell is the outcome of an attempt on a small vision transformer with random weights, not a claim: the loss of a few
-steps sinks by a tenth; the first output is the base's; the file, read again, gives the same outputs; a second model from the seed
-has the same frozen values, which a checkpoint leaves out; merged weights give the same outputs; the adapter is one for
-stock PEFT or becomes a LoRA; it can be counted without weights. The counts are those of `onelora params`.
+Each cell is the outcome of an attempt on a small vision transformer with random weights, not a claim: the loss falls by
+a tenth in a few steps; the initial output equals the base's; the file, when read again, gives the same outputs; a
+second model from the same seed has the same frozen values, which checkpoints omit; merged weights give the same
+outputs; stock PEFT can load the adapter, or it can become a LoRA; its parameters can be counted without weights. The
+counts are those of `onelora params`.
 """
 
 import argparse
@@ -37,27 +38,27 @@ COLUMNS = ("method", "trains in each layer", "adapter parameters", "starts at th
            "resumes", "merges", "without this package", "planned")  # fmt: skip
 HEAD = f"""# All methods
 
-`--method NAME` for each row; `--rank` sets the rank where there is one, and `--peft_config FILE` takes any other settings. The counts
-are those on {BACKBONE}, without the head, at the settings of the preset. The table is made by
+`--method NAME` for each row; `--rank` sets the rank for methods that have one, and `--peft_config FILE` takes any other
+settings. The counts are for {BACKBONE}, without the head, at the preset's settings. The table is made by
 
 <!-- needs: time -->
 ```bash
 python -m benchmarks.methods --output docs/methods-table.md
 ```
 
-which tries every method on a small vision transformer with random weights (40 steps of AdamW, seed 0). "LoRA" and "MiSS": what
-`onelora export` writes for stock PEFT and diffusers; "PEFT": stock PEFT reads the folder as it is; "merged": only the merged
-model. A dash in "planned": the method begins with the weights themselves, and `onelora params` and `plan` have none. "no" in "starts
-at the base" is in the nature of the method, and small.
+which tries every method on a small vision transformer with random weights (40 steps of AdamW, seed 0). "LoRA" and
+"MiSS": formats that `onelora export` writes for stock PEFT and diffusers; "PEFT": stock PEFT loads the folder
+unchanged; "merged": only the merged model. A dash in "planned": the method starts from the base's weights, which
+`onelora params` and `plan` do not have. "no" in "starts at the base": the method starts with a small change by design.
 
 """
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default="all", help="names with commas")
+    parser.add_argument("--methods", default="all", help="comma-separated names")
     parser.add_argument("--output", help="Markdown file for the table")
-    parser.add_argument("--quick", action="store_true", help="two methods, to see that this runs")
+    parser.add_argument("--quick", action="store_true", help="two methods, to test the script")
     args = parser.parse_args(argv)
     names = list(METHODS) if args.methods == "all" else args.methods.split(",")
     names = ["onelora", "lokr"] if args.quick else names
@@ -71,13 +72,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 
 def small_model() -> nn.Module:
-    """Four heads of 16, two blocks, five classes; weights by the seed."""
+    """Four heads of 16, two blocks, five classes, with weights from a fixed seed."""
     with seeded(0):
         model = timm.create_model(
             "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=4, num_classes=5
         )
         for module in model.modules():
-            if isinstance(module, nn.LayerNorm):  # or sums behind them would be rounding errors
+            if isinstance(module, nn.LayerNorm):  # otherwise the sums behind them would be rounding errors
                 nn.init.uniform_(module.weight, 0.5, 1.5)
     return model.eval()
 

@@ -1,11 +1,12 @@
-"""Where the time of a training step goes: in the embedded jobs of the scripts, and at the shape of DiT-XL/2.
+"""Where the time of a training step goes: in the scripts' embedded jobs, and at the size of DiT-XL/2.
 
     python -m benchmarks.profile
 
-A job is run as its script runs it, without its evaluation, for some steps to warm up. Then the batches of further
-steps are drawn ("data"), steps are taken as they are, and steps in which each operation of torch is timed. "rest": what
-of a step is in no operation: Python, autograd, the progress bar. "sums": 1LoRA's Σx and the vectors of its backward
-pass, and any other sum. DiT-XL/2's steps have 1LoRA, random weights and ready latents.
+A job runs as in its script, without its evaluation, for some warm-up steps. Then the batches of further steps are drawn
+("data"), and steps are taken alternately as they are and with every torch operation timed. "rest": time of a step
+outside
+operations: Python, autograd, the progress bar. "sums": 1LoRA's Σx and the vectors of its backward pass, and any other
+sums. DiT-XL/2's steps use 1LoRA, random weights and precomputed latents.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from train_scripts import train_classification, train_depth, train_dit, train_la
 JOBS = {"classification": train_classification, "depth": train_depth, "dit": train_dit, "language": train_language}
 XL = "dit-xl-2"
 
-# Beginnings of the operations' names.
+# Prefixes of the operations' names.
 GROUPS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "convolution", "_scaled_dot_product"),
     "sums": ("sum", "mv", "addmv", "addcmul"),
@@ -41,12 +42,14 @@ OPTIMIZER, OTHER, DATA, REST = "optimizer", "other operations", "data", "rest"
 
 
 class _SeenEnough(Exception):
-    """Ends a job once its steps were looked at."""
+    """Ends a job once its steps have been profiled."""
 
 
 class _Stopwatch(TorchDispatchMode):
-    """Seconds of the operations within, by group. (PyTorch's profiler would be simpler, but the records that it keeps
-    lie between the tensors, so that memory is asked of the system anew in each step, which then takes twice as long.)
+    """Seconds of the operations within, by group.
+
+    PyTorch's profiler would be simpler, but its records are allocated between the tensors, so each step requests new
+    memory from the system and takes twice as long.
     """
 
     def __init__(self):
@@ -81,20 +84,20 @@ def group_of(operation: str) -> str:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", default=",".join([*JOBS, XL]), help="names with commas")
-    parser.add_argument("--steps", type=int, default=20, help="steps of an embedded job that are looked at, twice")
+    parser.add_argument("--jobs", default=",".join([*JOBS, XL]), help="comma-separated names")
+    parser.add_argument("--steps", type=int, default=20, help="steps of an embedded job to profile, twice")
     parser.add_argument(
         "--warmup",
         type=int,
         default=30,
-        help="steps before them: an epoch of the depth job, in which it renders its scenes",
+        help="warm-up steps: an epoch of the depth job, in which it renders its scenes",
     )
     parser.add_argument("--xl_steps", type=int, default=3, help=f"steps of {XL}, twice")
     parser.add_argument("--batch_size", type=int, default=2, help=f"of {XL}")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help=f"of {XL}")
     parser.add_argument("--blocks", type=int, default=0, help=f"transformer blocks of {XL}; 0: all")
     parser.add_argument("--output", help="JSON file")
-    parser.add_argument("--quick", action="store_true", help="one job and one block, to see that this runs")
+    parser.add_argument("--quick", action="store_true", help="one job and one block, to test the script")
     args = parser.parse_args(argv)
     if args.quick:
         args.jobs, args.steps, args.warmup, args.xl_steps, args.blocks = f"classification,{XL}", 2, 1, 1, 1
@@ -140,7 +143,7 @@ def profile_job(name: str, args: argparse.Namespace) -> dict[str, float]:
 
 
 def profile_xl(args: argparse.Namespace) -> dict[str, float]:
-    """The same for a step at the shape of DiT-XL/2, latents at hand."""
+    """The same for a step at the size of DiT-XL/2, with precomputed latents."""
     subject = make_subject(XL, args.precision, blocks=args.blocks or None)
     step = training_step(adapted(subject, "onelora"), random_inputs(subject, args.batch_size), args.precision)
     step()
@@ -148,9 +151,9 @@ def profile_xl(args: argparse.Namespace) -> dict[str, float]:
 
 
 def seconds_by_group(step: Callable[[], object], count: int) -> dict[str, float]:
-    """Seconds per step of each group of operations and of the rest; takes ``count`` steps as they are, as many timed."""
+    """Seconds per step of each group of operations and of the rest, from ``count`` plain and as many timed steps."""
     whole, watch = 0.0, _Stopwatch()
-    for _ in range(count):  # by turns, for a machine is not always as fast
+    for _ in range(count):  # alternately, as a machine's speed varies
         start = time.perf_counter()
         step()
         synchronize()

@@ -1,14 +1,13 @@
-"""How opening, hashing, ordering and sharing a folder of images grow with their number; reading latents and images.
+"""How opening, hashing, shuffling and sharing a folder of images scale with their number; reading latents and images.
 
     python -m benchmarks.scale --images 10000,100000
     python -m benchmarks.scale --images 1280000 --folder /data/scale      # 5 GB of disk, kept for another run
     python -m benchmarks.scale --images 100000 --tars                     # in tar files of 10,000
 
-Each size is a folder of JPEG files of 3 kB in class folders, up to 1,000, and is measured in a process of its own. "s",
-"CPU s": seconds of the clock and of the process; "kept", "peak": bytes per image that a phase adds to the process and
-keeps, and that it adds at its highest. "a worker copies": bytes per image of the index that become a forked loader
-worker's own while it reads every entry, because Python writes reference counts into objects. Files lie in the page
-cache: from a disk, hashing waits for the disk. Linux only.
+Each size is a folder of JPEG files of 3 kB in up to 1,000 class folders, measured in a separate process. "s", "CPU s":
+wall and CPU seconds; "kept", "peak": bytes per image that a phase adds to the process permanently, and at its peak.
+"a worker copies": bytes per image of the index that a forked data worker copies while reading every entry, as Python
+writes reference counts into objects. Files are in the page cache: otherwise, hashing waits for the disk. Linux only.
 """
 
 import argparse
@@ -37,15 +36,17 @@ COLUMNS = ("s", "cpu", "kept", "peak")
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", default="10000,100000", help="numbers of images, with commas")
-    parser.add_argument("--tars", action="store_true", help="the images are in tar files (webdataset)")
-    parser.add_argument("--folder", help="where the images are written, and kept (default: a temporary folder)")
+    parser.add_argument("--images", default="10000,100000", help="comma-separated numbers of images")
+    parser.add_argument("--tars", action="store_true", help="store the images in tar files (webdataset)")
+    parser.add_argument(
+        "--folder", help="folder to write the images to and keep them in (default: a temporary folder)"
+    )
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # in the process of one size
     parser.add_argument("--latents", type=int, default=20480, help="latents to read back; 0: none")
-    parser.add_argument("--pictures", type=int, default=512, help="pictures to decode and to keep decoded; 0: none")
-    parser.add_argument("--rounds", type=int, default=5, help="of reading them, by each way in turn")
+    parser.add_argument("--pictures", type=int, default=512, help="images to decode and to keep decoded; 0: none")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of reading them in each way, alternately")
     parser.add_argument("--output", help="JSON file")
-    parser.add_argument("--quick", action="store_true", help="few images, to see that this runs")
+    parser.add_argument("--quick", action="store_true", help="few images, to test the script")
     args = parser.parse_args(argv)
     if args.quick:
         args.images, args.latents, args.pictures, args.rounds = "200", 512, 32, 1
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def write_folder(folder: Path, count: int) -> None:
-    """``count`` different files in class folders below ``folder/train``, unless they are there."""
+    """Write ``count`` different files in class folders in ``folder/train``, unless they exist."""
     picture, classes = _picture(), _classes(count)
     for label in range(classes):
         place = folder / "train" / f"n{label:08d}"
@@ -93,7 +94,7 @@ def write_folder(folder: Path, count: int) -> None:
 
 
 def write_tars(folder: Path, count: int) -> None:
-    """The same in tar files below ``folder``, 10,000 images each, unless they are there."""
+    """The same in tar files in ``folder``, with 10,000 images each, unless they exist."""
     picture, classes = _picture(), _classes(count)
     folder.mkdir(parents=True, exist_ok=True)
     for first in range(0, count, TAR_IMAGES):
@@ -131,7 +132,7 @@ def measured_apart(folder: Path, cache: Path, tars: bool) -> dict:
 
 
 def measure(folder: Path, tars: bool) -> dict:
-    """The phases of a start, in order: the seconds of each, and bytes per image."""
+    """The phases of a start, in order: seconds and bytes per image of each."""
     from onelora_vision.data.classes.formats import open_class_images
     from onelora_vision.data.content import content_hashes
     from onelora_vision.data.latents import LatentStore
@@ -169,7 +170,7 @@ def measure(folder: Path, tars: bool) -> dict:
 
 
 def _write_store(place: str, digests: np.ndarray) -> None:
-    """Shards of as many entries as latents in fp16 have, of one value each: what grows here is the index."""
+    """Shards with as many entries as for fp16 latents, but one value each: only the index matters here."""
     import torch
 
     from onelora_vision.data.latents import LatentStore
@@ -181,7 +182,7 @@ def _write_store(place: str, digests: np.ndarray) -> None:
 
 
 def latent_rates(count: int, rounds: int) -> dict[str, float]:
-    """Latents of 4 x 32 x 32 per second that a loader returns in batches, in random order, from the page cache; medians."""
+    """Latents of 4 x 32 x 32 per second from a loader in batches, in random order, from the page cache; medians."""
     import torch
 
     from onelora_vision.data.classes.dataset import ClassImageDataset
@@ -213,9 +214,9 @@ def latent_rates(count: int, rounds: int) -> dict[str, float]:
 
 
 def picture_rates(count: int, rounds: int) -> dict[str, tuple[float, float]]:
-    """Items per CPU second of an epoch that reads the files, and of one of decoded images; medians of rounds by turns.
+    """Items per CPU second of an epoch that reads the files, and of one with decoded images; medians over rounds.
 
-    Pictures have the detail of photographs: colours that vary slowly, with noise.
+    The images have details like photographs: slowly varying colours, with noise.
     """
     from PIL import Image
     from timm.data import create_transform
@@ -262,7 +263,7 @@ def _items_per_second(dataset) -> float:
 
 def _measured(work: Callable, count: int) -> tuple[dict, object]:
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the highest resident set is counted anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the highest resident set
     before, started, busy = _status("VmRSS"), time.perf_counter(), time.process_time()
     result = work()
     seconds, busy = time.perf_counter() - started, time.process_time() - busy
@@ -278,7 +279,7 @@ def _status(name: str) -> int:
 
 
 def _seconds_per_batch(sampler, images, first: int, batches: int = 5) -> float:
-    sampler.batch(first)  # the epoch's order is made
+    sampler.batch(first)  # creates the epoch's order
     started = time.perf_counter()
     for number in range(first, first + batches):
         for ref in sampler.batch(number):
@@ -287,7 +288,7 @@ def _seconds_per_batch(sampler, images, first: int, batches: int = 5) -> float:
 
 
 def _copied_by_a_worker(images) -> int:
-    """Bytes that a forked process has written to while it read the index."""
+    """Bytes that a forked process has written to while reading the index."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 

@@ -1,11 +1,12 @@
-"""A training step of each method beside a frozen backbone with gradients flowing through it.
+"""Training steps of each method, compared with a frozen backbone with gradients flowing through it.
 
     python -m benchmarks.step --output step            # ViT-B, DiT-B, Depth Anything-S; on CPU with few blocks
     python -m benchmarks.step --backbones dit-xl-2,vit-l-16,depth-anything-l --blocks 0 --batch 32 --precision pure-bf16
 
-Per backbone all methods share one base and take turns, step by step; ratios are taken within a round, and the table
-has their median, least and greatest. "step": forward, backward, AdamW. "forward": without gradients, adapters not
-merged. "saved": bytes that autograd keeps, over the frozen model's. "peak": live bytes at the most. 1LoRA also merged.
+For each backbone, all methods share one base and alternate step by step; ratios are computed within a round, and the
+table has their median, minimum and maximum. "step": forward, backward, AdamW. "forward": without gradients, adapters
+not merged. "saved": bytes saved by autograd, relative to the frozen model. "peak": maximum of live bytes. 1LoRA also
+merged.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from onelora_vision.plots.figures import saved_figure
 from onelora_vision.storage.files import write_json
 from onelora_vision.training.compilation import compile_blocks
 
-# batch and side are what two CPU cores do in a second; 0 blocks: all of them
+# batch and side are chosen for about a second on two CPU cores; 0 blocks: all
 BACKBONES = {
     "vit-b-16": {"batch": 8, "blocks": 2},
     "dit-b-2": {"batch": 8, "blocks": 2},
@@ -57,16 +58,20 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbones", help="names with commas (default: the three above)")
+    parser.add_argument("--backbones", help="comma-separated names (default: the three above)")
     parser.add_argument("--methods", default="onelora,bitfit,difffit,lora,dora,vera,mora1,mora6,full")
     parser.add_argument("--batch", type=int, help="samples per step (default: by the backbone)")
     parser.add_argument("--blocks", type=int, help="transformer blocks; 0: all (default: by the backbone)")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile the blocks")
-    parser.add_argument("--seconds", type=float, default=60, help="of rounds per backbone, at least three rounds")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: this process's own, on a busy machine")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="seconds of rounds per backbone, at least three rounds"
+    )
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: this process's CPU time, for a busy machine"
+    )
     parser.add_argument("--output", help="folder for step.json and step-BACKBONE.png")
-    parser.add_argument("--quick", action="store_true", help="tiny models, to see that this runs")
+    parser.add_argument("--quick", action="store_true", help="tiny models, to test the script")
     return parser.parse_args(argv)
 
 
@@ -103,7 +108,7 @@ def measure(
     compiled: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict]:
-    """One row per method, the frozen reference first and merged 1LoRA, which has a forward pass only, last."""
+    """One row per method: first the frozen reference, last merged 1LoRA, which only has a forward pass."""
     arguments, precision = random_inputs(subject, batch), subject.precision
     models = {method: adapted(subject, method) for method in [FROZEN, *methods]}
     rows = {name: {"method": name, **_memory(model, arguments, precision)} for name, model in models.items()}
@@ -131,7 +136,7 @@ def _forward(model: nn.Module, arguments: dict, precision: str) -> None:
 
 
 def _memory(model: nn.Module, arguments: dict, precision: str) -> dict:
-    """Trained values, bytes saved for backward, and live bytes at the peak of a step with weights and moments."""
+    """Trained parameters, bytes saved for backward, and live bytes at the peak of a step with weights and moments."""
     autocast, owned = PRECISIONS[precision][1], [*model.parameters(), *model.buffers()]
     saved = saved_bytes(lambda: training_loss(model, arguments, autocast), owned)
     with LiveBytes([*owned, *arguments.values()]) as live:
@@ -146,7 +151,7 @@ def _memory(model: nn.Module, arguments: dict, precision: str) -> dict:
 def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| method | trained values | step / frozen | forward / frozen | saved / frozen | saved (MiB) | peak (MiB) |"
+        "| method | trained parameters | step / frozen | forward / frozen | saved / frozen | saved (MiB) | peak (MiB) |"
     ]
     lines.append("|---|---|---|---|---|---|---|")
     for row in rows:
@@ -162,17 +167,17 @@ def table(rows: list[dict]) -> str:
 
 
 def bubbles(rows: list[dict], title: str, path: Path) -> None:
-    """The paper's bubble plot without its metric: step time over trained values, the area is the saved memory."""
+    """The paper's bubble plot without its metric: step time and trained parameters; the area is the saved memory."""
     rows = [row for row in rows if "step" in row and row["trainable_parameters"]]
     with saved_figure(path, (7.2, 4.8)) as figure:
         axes = figure.add_subplot(
-            xlabel="step time / frozen backbone", ylabel="trained values", yscale="log", title=title
+            xlabel="step time / frozen backbone", ylabel="trained parameters", yscale="log", title=title
         )
         largest = max(row["saved_bytes"] for row in rows)
         for number, row in enumerate(rows):
             x, y = row["step"]["median"], row["trainable_parameters"]
             axes.scatter(x, y, s=1500 * row["saved_bytes"] / largest, alpha=0.5, color=f"C{number % 10}", linewidths=0)
-            # methods that cost alike lie on each other: their names stand at different heights
+            # methods with similar costs overlap, so their names are at different heights
             place = {"xytext": (0, (24, 40, -24, 56, -38, 72, -52)[number % 7]), "textcoords": "offset points"}
             axes.annotate(
                 row["method"], (x, y), ha="center", fontsize=8, arrowprops={"arrowstyle": "-", "lw": 0.4}, **place

@@ -1,4 +1,4 @@
-"""What the benchmarks measure: models of real shapes with random weights, the methods on them, and their steps."""
+"""Subjects of the benchmarks: models of real sizes with random weights, methods on them, and their steps."""
 
 import random
 import statistics
@@ -18,12 +18,12 @@ from onelora_vision.methods.names import METHODS
 from onelora_vision.sweep.arms import Arm
 
 FROZEN = "frozen"
-"""The reference: nothing in the blocks is trained, and yet the gradient flows through all of them."""
+"""The reference: nothing in the blocks is trained, but the gradient flows through all of them."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A base model in memory, where the methods act on it, and what makes its inputs for a batch size."""
+    """A base model in memory, the modules that methods adapt, and a function for the inputs of a batch size."""
 
     name: str
     model: nn.Module
@@ -35,10 +35,10 @@ class Subject:
 def make_subject(
     name: str, precision: str = "fp32", *, blocks: int | None = None, side: int | None = None, num_classes: int = 100
 ) -> Subject:
-    """Build a backbone of the catalogue with random weights on the GPU, if there is one.
+    """Build a backbone of the catalogue with random weights, on the GPU if there is one.
 
     Args:
-        blocks: keep only so many transformer blocks (not for Depth Anything, whose head reads four of them).
+        blocks: keep only this many transformer blocks (not for Depth Anything, whose head reads four of them).
         side: side of the images in pixels, for models that take any size.
     """
     base = describe(name, num_classes)
@@ -53,7 +53,7 @@ def make_subject(
 
 
 def _shorten(model: nn.Module, adaptation: Adaptation, blocks: int) -> Adaptation:
-    """Keep the first ``blocks`` of the model's blocks, and what is adapted in them."""
+    """Keep the first ``blocks`` of the model's blocks, and the adapted modules in them."""
     name = block_list(model)
     model.set_submodule(name, model.get_submodule(name)[:blocks])
     kept = {module for module, _ in model.named_modules()}
@@ -68,8 +68,8 @@ def _resized(inputs: Callable, side: int) -> Callable:
 
 
 def materialize(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Fill a model of the meta device with small random matrices, neutral norms and zero biases."""
-    model = nn.Module.to(model, dtype).to_empty(device=device)  # diffusers' own `to` warns of nothing here
+    """Fill a model on the meta device with small random matrices, neutral norms and zero biases."""
+    model = nn.Module.to(model, dtype).to_empty(device=device)  # diffusers' own `to` would give pointless warnings
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.ndim > 1 and tensor.is_floating_point():
@@ -80,9 +80,9 @@ def materialize(model: nn.Module, device: torch.device, dtype: torch.dtype) -> n
 
 
 def adapted(subject: Subject, method: str) -> nn.Module:
-    """A model with a method on it, in training mode; all such models of a subject share the frozen base's memory.
+    """A model with a method, in training mode; all such models of a subject share the frozen base's memory.
 
-    ``method`` may have options of `apply_method`, as the arms of a sweep do: ``onelora:compression=subspace``.
+    ``method`` may have options of `apply_method`, like the arms of a sweep: ``onelora:compression=subspace``.
     """
     base = shared_copy(subject.model)
     if method == FROZEN:
@@ -93,7 +93,7 @@ def adapted(subject: Subject, method: str) -> nn.Module:
 
 
 def _frozen(model: nn.Module, adaptation: Adaptation) -> nn.Module:
-    """The head or label table is trained, as with every method; the first adapted layer's output asks for a gradient."""
+    """The head or label table is trained, as in every method; the first adapted layer's output requires a gradient."""
     first = model.get_submodule(adaptation.target_modules[0])
     model = apply_method(model, "head", adaptation) if adaptation.whole_modules else model.requires_grad_(False)
     first.register_forward_hook(_ask_for_gradient)
@@ -107,7 +107,7 @@ def _ask_for_gradient(module: nn.Module, args: tuple, output: torch.Tensor) -> t
 
 
 def random_inputs(subject: Subject, batch: int) -> dict[str, torch.Tensor]:
-    """Inputs of a batch, random where they are images or latents, in the weights' precision."""
+    """Inputs of a batch, random if they are images or latents, in the weights' precision."""
     dtype, generator = PRECISIONS[subject.precision][0], torch.Generator().manual_seed(0)
     return {
         name: (
@@ -120,7 +120,7 @@ def random_inputs(subject: Subject, batch: int) -> dict[str, torch.Tensor]:
 
 
 def training_step(model: nn.Module, arguments: dict[str, torch.Tensor], precision: str) -> Callable[[], None]:
-    """One step: forward, backward, AdamW on what is trained."""
+    """One step: forward, backward, AdamW on the trained parameters."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
 
@@ -140,11 +140,11 @@ def interleaved(
     least: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each action, one after another in rounds for about ``seconds`` (at least ``least`` rounds).
+    """Seconds of each action, run one after another in rounds for about ``seconds`` (at least ``least`` rounds).
 
-    In rounds, so that whatever slows the machine down for a while slows all of them, and ratios within a round hold;
-    each round in an order of its own, so that none always finds the caches and free memory that the same other one left.
-    ``clock``: `time.process_time` counts this process's own CPU seconds, for a machine that has other work too.
+    With rounds, a temporary slowdown of the machine affects all actions, and ratios within a round remain valid. Each
+    round has a different order, so no action always finds the caches and free memory left by the same other one.
+    ``clock``: `time.process_time` counts this process's CPU seconds, for a machine with other work.
     """
     for _ in range(warmup):
         for action in actions.values():
@@ -164,7 +164,7 @@ def interleaved(
 
 
 def ratios(times: dict[str, list[float]], reference: str) -> dict[str, dict[str, float]]:
-    """Median, least and greatest of each action's time over the reference's in the same round."""
+    """Median, minimum and maximum of each action's time relative to the reference's in the same round."""
     return {name: spread([a / b for a, b in zip(row, times[reference])]) for name, row in times.items()}
 
 
@@ -178,17 +178,17 @@ def shown(row: dict[str, float], digits: int = 3) -> str:
 
 
 def saved_bytes(step_loss: Callable[[], torch.Tensor], owned: Sequence[torch.Tensor]) -> int:
-    """Bytes of the storages that autograd keeps for the backward pass, those of ``owned`` tensors apart."""
+    """Bytes of storages that autograd saves for the backward pass, not counting those of ``owned`` tensors."""
     kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
     def pack(tensor: torch.Tensor) -> _Kept:
-        packed = _Kept(tensor.detach())  # an operation's own output would hold the operation, and so itself
+        packed = _Kept(tensor.detach())  # an operation's output would hold the operation, and thus itself
         kept.add(packed)
         return packed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed.tensor):
         loss = step_loss()
-    # What belongs to a part of the graph that was dropped on the way, as DoRA's detached norm, is gone from the set.
+    # Tensors of parts of the graph that have been dropped, such as DoRA's detached norm, are no longer in the set.
     storages = [packed.tensor.untyped_storage() for packed in kept]
     del loss
     known = {tensor.untyped_storage().data_ptr() for tensor in owned}
@@ -196,7 +196,7 @@ def saved_bytes(step_loss: Callable[[], torch.Tensor], owned: Sequence[torch.Ten
 
 
 class _Kept:
-    """A tensor that autograd keeps."""
+    """A tensor saved by autograd."""
 
     def __init__(self, tensor: torch.Tensor):
         self.tensor = tensor
@@ -218,5 +218,5 @@ def device_name() -> str:
 
 
 def all_methods(text: str) -> list[str]:
-    """The methods of a flag: names with commas, or ``all``."""
+    """The methods of a flag: comma-separated names, or ``all``."""
     return list(METHODS) if text == "all" else text.split(",")

@@ -1,10 +1,10 @@
-"""Seconds to put another adapter in the place of one that is loaded, at the size of DiT-XL/2.
+"""Seconds to replace a loaded adapter by another one, at the size of DiT-XL/2.
 
     python -m benchmarks.swap
 
 Ways: `swap` from a file and from memory; PEFT's load_adapter, set_adapter and delete_adapter, with 1LoRA and with
-LoRA of rank 1; PEFT's hotswap, which is for LoRA alone and takes no label table. The base's weights are never touched,
-so they are left empty.
+LoRA of rank 1; PEFT's hotswap, which only supports LoRA and no label table. The base's weights are never used, so they
+are left uninitialised.
 """
 
 import argparse
@@ -30,9 +30,9 @@ NUM_CLASSES = 101  # Food-101
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="dit-xl-2")
-    parser.add_argument("--seconds", type=float, default=45, help="of rounds, at least three")
+    parser.add_argument("--seconds", type=float, default=45, help="seconds of rounds, at least three rounds")
     parser.add_argument("--output", help="JSON file")
-    parser.add_argument("--quick", action="store_true", help="a small model, to see that this runs")
+    parser.add_argument("--quick", action="store_true", help="a small model, to test the script")
     return parser.parse_args(argv)
 
 
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 class _Turns:
-    """Calls ``action`` with one of two adapters, by turns."""
+    """Calls ``action`` alternately with one of two adapters."""
 
     def __init__(self, action, folder: str, prefix: str, read=str):
         self.action, self.turn = action, 0
@@ -77,7 +77,7 @@ class _Turns:
 
 
 def _with_two_adapters(method: str, prefix: str, backbone: str, folder: Path, with_table: bool = True):
-    """The adapted model, with the label table of 101 classes trained or without, and two adapters for it on disk."""
+    """The adapted model, with or without training the label table of 101 classes, and two adapters for it on disk."""
     base = describe(backbone, NUM_CLASSES)
     places = base.adaptation() if with_table else Adaptation(base.adaptation().target_modules)
     model = apply_method(base.model.to_empty(device=default_device()), method, places).eval()
@@ -92,7 +92,7 @@ def _with_two_adapters(method: str, prefix: str, backbone: str, folder: Path, wi
 
 
 def _load_and_set(model, path: str) -> None:
-    """PEFT's own way: load beside, switch, drop the other."""
+    """PEFT's own way: load a second adapter, switch, delete the first."""
     before = model.active_adapter
     after = "other" if before == "default" else "default"
     model.load_adapter(path, after)

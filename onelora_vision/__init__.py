@@ -1,6 +1,6 @@
-"""Fine-tune image models with one trainable vector per layer; importing registers 1LoRA and MoRA in PEFT.
+"""Fine-tune image models with one trainable vector per layer; importing registers 1LoRA and MoRA with PEFT.
 
-Importing is cheap: the names below are imported when they are first used, and the methods are registered when PEFT is.
+Importing is cheap: the names below are imported on first use, and the methods are registered when PEFT is imported.
 """
 
 import importlib

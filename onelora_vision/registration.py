@@ -1,4 +1,4 @@
-"""Registers the methods of this package as soon as PEFT is imported, without importing PEFT, which takes seconds."""
+"""Registers this package's methods when PEFT is imported, without importing PEFT itself, which takes seconds."""
 
 import importlib
 import sys
@@ -10,7 +10,7 @@ METHODS = ("onelora_vision.tuners.mora", "onelora_vision.tuners.onelora")  # the
 
 
 def register_with_peft() -> None:
-    """Register now if PEFT is imported already, else right after it is."""
+    """Register now if PEFT is already imported, otherwise right after it is imported."""
     if "peft" in sys.modules:
         _register()
     else:
@@ -23,7 +23,7 @@ def _register() -> None:
 
 
 class _PeftFinder(MetaPathFinder):
-    """Finds PEFT where the other finders do; only its loading is followed by our registration."""
+    """Finds PEFT through the other finders, and wraps its loader so that our registration follows."""
 
     def find_spec(self, name: str, path=None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "peft":
@@ -36,7 +36,7 @@ class _PeftFinder(MetaPathFinder):
 
 
 class _RegisteringLoader(Loader):
-    """The loader of PEFT, which it leaves on the module as if it had never been here itself."""
+    """Wraps PEFT's loader, and restores it on the module so that no trace of the wrapper is left."""
 
     def __init__(self, loader: Loader):
         self.loader = loader

@@ -1,7 +1,7 @@
-"""Randomness as a pure function of (seed, epoch, sample): the same for any batch order, worker count or process count.
+"""Randomness as a pure function of (seed, epoch, sample), independent of batch order, workers and processes.
 
 Each training sample carries an integer seed. Augmentation, noise, timesteps and label dropout are drawn from it, so a
-resumed run needs no generator states and two processes draw what one process would.
+resumed run needs no generator states, and two processes draw the same as one.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def rand(seeds: Sequence[int] | torch.Tensor, stream: int = 0) -> torch.Tensor:
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python, NumPy and torch (all devices): called once per step with ``mix(seed, step, rank)``."""
+    """Seed Python, NumPy and torch (all devices); called once per step with ``mix(seed, step, rank)``."""
     random.seed(seed)
     np.random.seed(seed % (1 << 32))
     torch.manual_seed(seed)
@@ -48,10 +48,10 @@ def seed_all(seed: int) -> None:
 
 @contextlib.contextmanager
 def seedable() -> Iterator[Callable[[int], None]]:
-    """Run a block with Python, NumPy and torch-CPU generators of its own: it gets a function that seeds all three.
+    """Run a block with separate Python, NumPy and torch CPU generators; yields a function that seeds all three.
 
-    Their states are restored after. To keep them costs 25 times as much as to seed them (NumPy's above all), so a batch
-    is one block.
+    Their previous states are restored afterwards. Saving states takes 25 times as long as seeding (mostly NumPy's), so
+    use one block per batch.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
@@ -64,7 +64,7 @@ def seedable() -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """`seedable`, and seeded once."""
+    """`seedable`, seeded once with ``seed``."""
     with seedable() as seed_generators:
         seed_generators(seed)
         yield

@@ -1,8 +1,8 @@
-"""Make the small bases that ship in onelora_vision/embedded: ``python train_scripts/pretrain_embedded.py TARGET``.
+"""Make the small bases in onelora_vision/embedded: ``python train_scripts/pretrain_embedded.py TARGET``.
 
-Targets: vae, features, dit and sit (need vae), depth, vit, language. Two CPU cores take minutes, for dit about 35. Every
-image and every number drawn depends on the seed and the step alone. Matrix products run in bfloat16 where the CPU has
-instructions for it, weights are kept in fp32 and saved in fp16.
+Targets: vae, features, dit and sit (need vae), depth, vit, language. Two CPU cores take minutes, about 35 for dit. All
+images and random numbers depend only on the seed and the step. Matrix products run in bfloat16 if the CPU supports it;
+weights are kept in fp32 and saved in fp16.
 """
 
 import math
@@ -46,7 +46,7 @@ def psnr(images: torch.Tensor, others: torch.Tensor) -> float:
 
 
 def pretrain_vae(output: Path, steps: int | None, seed: int) -> None:
-    """An AutoencoderKL with 4 x 8 x 8 latents of unit variance, on printed glyphs alone."""
+    """An AutoencoderKL with 4 x 8 x 8 latents of unit variance, trained on printed glyphs only."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL(
@@ -67,7 +67,7 @@ def pretrain_vae(output: Path, steps: int | None, seed: int) -> None:
         return F.mse_loss(decoded, images) + 0.3 * F.l1_loss(decoded, images) + 2e-4 * kl
 
     fit(vae, loss_at, steps or 3600, learning_rate=2e-3)
-    vae = vae.half().float().eval()  # judged as it will be shipped
+    vae = vae.half().float().eval()  # evaluated as it will be shipped
     with torch.no_grad():
         glyphs = glyph_batch(mix(seed, 1), 0, 1000)[0]
         latents = vae.encode(glyphs * 2 - 1).latent_dist.mode()
@@ -88,10 +88,10 @@ def pretrain_vae(output: Path, steps: int | None, seed: int) -> None:
 def pretrain_features(output: Path, steps: int | None, seed: int, start_from_shipped: bool = False) -> None:
     """The classifier of printed glyphs and of the handwriting's training split, in its own and in random colours.
 
-    A second output, not kept, tells the font (or handwriting) and the two colours: from the class alone the features
-    would learn to overlook the style, and a Fréchet distance in them would not see it either. The shipped classifier
-    was first trained with scikit-learn's 8 x 8 digits, then continued on the present ones: 450 steps with seed 0 and
-    300 with seed 1, each with ``--start_from_shipped``.
+    A second output, not saved, predicts the font (or handwriting) and the two colours. Trained on the class alone, the
+    features would ignore the style, and so would a Fréchet distance computed from them. The shipped classifier was
+    first trained with scikit-learn's 8 x 8 digits, then continued on the present ones: 450 steps with seed 0 and 300
+    with seed 1, each with ``--start_from_shipped``.
     """
     model = GlyphClassifier.load(embedded.FEATURES).train() if start_from_shipped else GlyphClassifier(CLASS_NAMES)
     style = nn.Linear(model.head.in_features, FONTS + 1 + 6)
@@ -153,12 +153,12 @@ def pretrain_dit(output: Path, steps: int | None, seed: int) -> None:
 
     checkpoint = output / "dit-training.pt"
     average = fit(model, loss_at, steps or 14_000, learning_rate=1.2e-3, ema_decay=0.999, checkpoint=checkpoint)
-    save_pipeline_of_glyphs(average, vae, scheduler, output / "dit")  # where its autoencoder is already
+    save_pipeline_of_glyphs(average, vae, scheduler, output / "dit")  # which already contains its autoencoder
     checkpoint.unlink(missing_ok=True)
 
 
 def load_vae(output: Path) -> nn.Module:
-    """The autoencoder that the target vae made, in fp32."""
+    """The autoencoder made by the target vae, in fp32."""
     from diffusers import AutoencoderKL
 
     folder = output / "dit" / "vae"
@@ -168,7 +168,7 @@ def load_vae(output: Path) -> nn.Module:
 
 
 def save_pipeline_of_glyphs(model: nn.Module, vae: nn.Module, scheduler, folder: Path) -> None:
-    """Write a pipeline that draws glyphs, in fp16."""
+    """Write a pipeline that generates glyphs, in fp16."""
     from diffusers import DiTPipeline
 
     pipeline = DiTPipeline(model.eval().to_stock().half(), vae.half(), scheduler)
@@ -177,10 +177,10 @@ def save_pipeline_of_glyphs(model: nn.Module, vae: nn.Module, scheduler, folder:
 
 
 def pretrain_sit(output: Path, steps: int | None, seed: int) -> None:
-    """A class-conditional SiT of printed glyphs: the velocity of a straight line, by SiT's time; about 10 minutes.
+    """A class-conditional SiT of printed glyphs: the velocity of a straight line, with SiT's time; about 10 minutes.
 
-    Smaller than the DiT, for the package's size: so are its weights, which keep the 8 significant bits of a bfloat16,
-    and its autoencoder is the DiT's.
+    To limit the package's size, it is smaller than the DiT, its weights have the 8 significant bits of bfloat16, and it
+    uses the DiT's autoencoder.
     """
     from onelora_vision.backbones.dit_original import ORIGINALS
     from onelora_vision.diffusion.objective import objective_of
@@ -203,12 +203,12 @@ def pretrain_sit(output: Path, steps: int | None, seed: int) -> None:
     for parameter in average.parameters():
         parameter.data = parameter.data.bfloat16().float()
     save_pipeline_of_glyphs(average, vae, scheduler, output / "sit")
-    shutil.rmtree(output / "sit" / "vae")  # `embedded.autoencoder_of` knows where it is
+    shutil.rmtree(output / "sit" / "vae")  # `embedded.autoencoder_of` finds the shared one
     checkpoint.unlink(missing_ok=True)
 
 
 class LatentGlyphs:
-    """Many glyphs in an autoencoder's latents, kept as fp16, of which batches are drawn."""
+    """Many glyphs as an autoencoder's latents, stored as fp16, for drawing batches."""
 
     @torch.no_grad()
     def __init__(self, vae: nn.Module, seed: int, count: int):
@@ -223,9 +223,10 @@ class LatentGlyphs:
         self.means, self.stds, self.labels = torch.cat(means), torch.cat(stds), torch.cat(labels)
 
     def batch(self, step: int, null_class: int, size: int = 128) -> tuple[torch.Tensor, ...]:
-        """Latents and noise (size, 4, 8, 8), shares of the noise schedule in [0, 1) and labels, a tenth of them dropped.
+        """Latents and noise (size, 4, 8, 8), fractions of the noise schedule in [0, 1), and labels, a tenth dropped.
 
-        There is one share in each of ``size`` equal intervals: the same distribution as independent draws, less variance.
+        There is one fraction in each of ``size`` equal intervals: the same distribution as independent draws, with less
+        variance.
         """
         draw = torch.Generator().manual_seed(mix(self.seed, step))
         chosen = torch.randint(len(self.labels), (size,), generator=draw)
@@ -237,7 +238,7 @@ class LatentGlyphs:
 
 
 def new_dit(num_layers: int, attention_head_dim: int) -> nn.Module:
-    """A DiT of glyphs on latents (4, 8, 8), at its start."""
+    """A newly initialised DiT of glyphs on latents (4, 8, 8)."""
     from onelora_vision.backbones.dit_network import DiT
 
     model = DiT(
@@ -256,9 +257,10 @@ def new_dit(num_layers: int, attention_head_dim: int) -> nn.Module:
 
 
 def initialize_dit(model: nn.Module) -> None:
-    """The original's start (arXiv 2212.09748, section 3.2): every block is the identity, the output is zero.
+    """The original initialisation (arXiv 2212.09748, section 3.2): every block is the identity, the output is zero.
 
-    The label table keeps N(0, 1): from the original's 0.02 a small model takes long to tell the classes apart.
+    The label table keeps N(0, 1): with the original's 0.02, a small model takes long to learn the difference between
+    classes.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -271,7 +273,7 @@ def initialize_dit(model: nn.Module) -> None:
 
 
 def pretrain_depth(output: Path, steps: int | None, seed: int) -> None:
-    """A metric Depth Anything for rendered rooms up to 10 m, by SiLog plus gradient matching, which makes edges.
+    """A metric Depth Anything for rendered rooms up to 10 m, with SiLog plus gradient matching, which sharpens edges.
 
     About 50 minutes on one free core.
     """
@@ -309,7 +311,7 @@ def pretrain_depth(output: Path, steps: int | None, seed: int) -> None:
 
 
 def rooms(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rendered rooms: images (count, 3, 64, 64) uint8, depth (count, 64, 64) metres, valid (count, 64, 64)."""
+    """Rendered rooms: images (count, 3, 64, 64) uint8, depth (count, 64, 64) in metres, valid (count, 64, 64)."""
     from onelora_vision.data.synthetic.scenes import render_scene
 
     scenes = [render_scene("rooms", mix(seed, 2, i)) for i in progress(range(count), count, desc="rooms", unit="room")]
@@ -318,10 +320,10 @@ def rooms(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 
 def _spread_norms(model: nn.Module) -> None:
-    """Start the encoder's norms with scales and shifts that differ between channels, as long pre-training leaves them.
+    """Initialise the encoder's norms with scales and shifts that differ between channels, as after long pre-training.
 
     At scale 1 and shift 0 a LayerNorm's output sums to zero, so an adapter on the feature sum would see nothing; a
-    short pre-training hardly moves the scales.
+    short pre-training hardly changes the scales.
     """
     generator = torch.Generator().manual_seed(0)
     for module in model.backbone.modules():
@@ -331,7 +333,7 @@ def _spread_norms(model: nn.Module) -> None:
 
 
 def _shaped(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A mask (B,) that broadcasts against ``like`` (B, …)."""
+    """A mask (B,) reshaped to broadcast against ``like`` (B, …)."""
     return mask.view(-1, *[1] * (like.ndim - 1))
 
 
@@ -342,10 +344,10 @@ VIT_SIZES = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_
 
 
 def pretrain_vit(output: Path, steps: int | None, seed: int) -> None:
-    """A timm VisionTransformer that tells the 36 printed characters apart; about 15 minutes on one free core."""
+    """A timm VisionTransformer that classifies the 36 printed characters; about 15 minutes on one free core."""
     import timm
 
-    # timm's default start (std 0.02) is small for 96 channels and slow to leave its first plateau; jax's is Xavier's
+    # timm's default initialisation (std 0.02) is small for 96 channels, with a long first plateau; jax's is Xavier
     model = timm.create_model("vit_tiny_patch16_224", num_classes=36, weight_init="jax", **VIT_SIZES)
 
     def loss_at(step: int) -> torch.Tensor:
@@ -364,7 +366,7 @@ def pretrain_vit(output: Path, steps: int | None, seed: int) -> None:
 
 
 def save_timm_folder(model: nn.Module, folder: Path) -> None:
-    """The weights in fp16 and the config.json by which timm builds the model and its preprocessing."""
+    """Write the weights in fp16, and the config.json from which timm builds the model and its preprocessing."""
     pretrained = {
         "input_size": [3, 32, 32],
         "fixed_input_size": True,
@@ -389,14 +391,14 @@ def save_timm_folder(model: nn.Module, folder: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- language
 
 
-VOCABULARY = 640  # at most: the words of the problems are fewer
-JUDGED = 200  # problems of each kind, once it is trained
+VOCABULARY = 640  # upper bound: the problems have fewer words
+JUDGED = 200  # problems of each kind, after training
 
 
 def pretrain_language(output: Path, steps: int | None, seed: int) -> None:
-    """A LLaMA of 376,512 values that does plain sums and retells stories; about 8 minutes on a busy core.
+    """A LLaMA with 376,512 parameters that does plain sums and retells stories; about 8 minutes on a busy core.
 
-    It never sees a story that has to be counted, which is the embedded job.
+    It never sees a story that requires counting, which is the embedded job.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -438,12 +440,12 @@ def pretrain_language(output: Path, steps: int | None, seed: int) -> None:
 
 
 def pretraining_problem(seed: int) -> Problem:
-    """A plain sum, or for one in four a story with a question whose answer stands in it."""
+    """A plain sum or, for one in four, a story with a question whose answer is in the story."""
     return retold_story(seed) if seed % 4 == 0 else plain_sum(seed)
 
 
 def small_tokenizer(seed: int):
-    """A byte-level BPE in which the words of the problems are a token each, digits too, and MetaMath's prompt two."""
+    """A byte-level BPE with one token per word of the problems and per digit, and two for MetaMath's prompt."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -485,7 +487,7 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--output_dir", type=Path, default=embedded.FOLDER)
-    parser.add_argument("--steps", type=int, default=None, help="default: what made the shipped weights")
+    parser.add_argument("--steps", type=int, default=None, help="default: as for the shipped weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--start_from_shipped", action="store_true", help="features: continue from the shipped weights"

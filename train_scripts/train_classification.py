@@ -1,6 +1,6 @@
 """Fine-tune an image classifier.
 
-Without arguments it adapts the small ViT that comes with the package from printed characters to handwritten digits, 20
+Without arguments it adapts the small ViT included in the package from printed characters to handwritten digits, with 20
 images per class, on a CPU. It takes any ViT of timm or transformers and any dataset of `onelora_vision.data.classes`.
 
 Examples:
@@ -34,7 +34,7 @@ class ModelOptions:
     resolution: int | None = option(None, "side of the images in pixels (default: the base's)")
     fresh_head: bool = option(False, "start from a new head even if the base's head has the classes")
     drop_path: float = option(0.0, "stochastic depth rate (timm)")
-    fuse_qkv: bool = option(False, "adapt one fused qkv per block where the model (transformers) keeps q, k, v apart")
+    fuse_qkv: bool = option(False, "adapt one fused qkv per block if the model (transformers) has separate q, k, v")
     freeze_norms: bool = option(False, "freeze the normalisation layers, also with --method full")
 
 
@@ -44,7 +44,9 @@ class DataOptions(ClassDataOptions):
         None, "folder for what `datasets` downloads (default: its own cache)", may_change=True
     )
     few_shot: int | None = option(None, "training images per class; 0: all (default: 20 for embedded, else all)")
-    validation_fraction: float = option(0.1, "share of the training images held out if there is no validation split")
+    validation_fraction: float = option(
+        0.1, "fraction of the training images held out if there is no validation split"
+    )
     crop_scale: float = option(0.7, "smallest area of the random crop; 1: no random crop")
     random_flip: bool = option(False, "mirror images at random")
     aa: str | None = option(None, "timm's automatic augmentation, such as rand-m9-mstd0.5-inc1")
@@ -58,11 +60,9 @@ class DataOptions(ClassDataOptions):
 class SplitOptions:
     group: ClassVar[str] = "evaluation"
 
-    eval_split: Literal["test", "validation"] = option(
-        "test", "split that the metrics before and after are measured on"
-    )
+    eval_split: Literal["test", "validation"] = option("test", "split for the metrics before and after training")
     train_on_validation: bool = option(
-        False, "train on the validation split too: a last run with settings that are chosen"
+        False, "also train on the validation split, for a final run with chosen settings"
     )
     seeds: str | None = option(None, "comma-separated seeds: one run each, then mean and std in results.json")
 
@@ -132,13 +132,13 @@ from onelora_vision.training.validation_loss import WatchedSamples
 
 
 def open_images(config: ClassificationConfig) -> tuple[ClassImages, ClassImages | None, ClassImages]:
-    """Images to train on, to choose settings by, and to report figures of (a validation split, to choose between runs)."""
+    """Images to train on, to choose settings by, and to report metrics on (validation images, to compare runs)."""
     source = {**config.data_source, "seed": config.seed, "cache_dir": config.cache_dir}
     training, validation = open_training_images(validation_fraction=config.validation_fraction, **source)
     if validation is None and config.validation_steps:
         raise InputError(
-            "--validation_steps needs images held out: set --validation_fraction, such as 0.1, and have two images or "
-            "more in a class"
+            "--validation_steps needs held-out images: set --validation_fraction, such as 0.1, and use at least two "
+            "images per class"
         )
     few = config.few_shot if config.few_shot is not None else 20 if config.dataset_name == EMBEDDED else 0
     if few:
@@ -148,12 +148,12 @@ def open_images(config: ClassificationConfig) -> tuple[ClassImages, ClassImages 
     if config.eval_split == "test":
         return training, validation, open_class_images(split="test", **source)
     if validation is None:
-        raise InputError("--eval_split validation needs images held out: set --validation_fraction, such as 0.1")
+        raise InputError("--eval_split validation needs held-out images: set --validation_fraction, such as 0.1")
     return training, validation, validation
 
 
 def load_base(config: ClassificationConfig, class_names: list[str]) -> tuple[ViTBase, OwnParts | None]:
-    """The pre-trained classifier with a head for ``class_names``, and the head that it came with if that is needed."""
+    """The pre-trained classifier with a head for ``class_names``, and its original head if retention is measured."""
     place = config.pretrained_model_name_or_path
     base = base_class("classification", place).load(
         place,
@@ -177,9 +177,10 @@ def adapt(base: ViTBase, config: ClassificationConfig) -> PeftModel:
 
 
 def training_transform(base: ViTBase, config: ClassificationConfig):
-    """timm's training transform in the base's size, with the augmentation that was asked for.
+    """timm's training transform at the base's size, with the requested augmentation.
 
-    It gives bytes, which the task normalises, but for erasing, which timm does after it has normalised.
+    It returns uint8 images, which the task normalises, except with random erasing, which timm applies after
+    normalising.
     """
     augments = config.crop_scale < 1 or config.random_flip or config.aa or config.reprob
     if not augments:
@@ -196,7 +197,7 @@ def training_transform(base: ViTBase, config: ClassificationConfig):
 
 
 def make_evaluation_loader(images: ClassImages, base: ViTBase, config: ClassificationConfig, accelerator: Accelerator):
-    """A loader of all images, shared out among the processes."""
+    """A loader of all images, distributed over the processes."""
     dataset = ClassImageDataset(images, base.transform, config.on_bad_image)
     return accelerator.prepare(evaluation_loader(dataset, config.eval_batch_size, config.dataloader_num_workers))
 
@@ -204,7 +205,7 @@ def make_evaluation_loader(images: ClassImages, base: ViTBase, config: Classific
 def make_retention(
     base: ViTBase, own: OwnParts, model: PeftModel, config: ClassificationConfig, accelerator: Accelerator
 ) -> Retention:
-    """What measures the base's own classes on its old data."""
+    """The evaluation of the base's own classes on its old data."""
     source = {**config.data_source, "dataset_name": config.retention_dataset, "data_dir": config.retention_dir}
     images = open_class_images(split="test", cache_dir=config.cache_dir, **source)
     if config.retention_samples is not None:
@@ -244,11 +245,11 @@ def train(config: ClassificationConfig, run: Run) -> dict:
 
 
 def run_seeds(config: ClassificationConfig) -> dict:
-    """Run each seed in a folder below ``output_dir``, and take mean and standard deviation."""
+    """Run each seed in a folder inside ``output_dir``, and compute mean and standard deviation."""
     try:
         seeds = [int(seed) for seed in config.seeds.split(",")]
     except ValueError:
-        raise InputError(f"--seeds {config.seeds}: expected whole numbers with commas, such as 0,1,2,3") from None
+        raise InputError(f"--seeds {config.seeds}: expected comma-separated whole numbers, such as 0,1,2,3") from None
     output = Path(config.output_dir)
     runs = [replace(config, seed=seed, seeds=None, output_dir=str(output / f"seed-{seed}")) for seed in seeds]
     results = []
@@ -256,7 +257,7 @@ def run_seeds(config: ClassificationConfig) -> dict:
         with start_run(single) as run:
             results.append(train(single, run))
             is_main = run.accelerator.is_main_process
-    if not all(results) or not is_main:  # a dry run, or a process that writes nothing
+    if not all(results) or not is_main:  # a dry run, or not the main process
         return {}
     means, folder = aggregate_seeds(results), RunFolder(output)
     with folder.writing("results.json") as path:

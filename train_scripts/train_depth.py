@@ -1,8 +1,8 @@
 """Fine-tune a depth model, such as Depth Anything or DPT, to metric depth.
 
-Without arguments it adapts the small model that comes with the package from rendered rooms (up to 10 m) to rendered
-streets (2-80 m), on a CPU. It takes any Depth Anything or DPT of transformers, and NYU, KITTI, DIODE, Hypersim, Virtual KITTI 2
-or a metadata.jsonl. All depths are metres.
+Without arguments it adapts the small model included in the package from rendered rooms (up to 10 m) to rendered streets
+(2-80 m), on a CPU. It takes any Depth Anything or DPT of transformers, and NYU, KITTI, DIODE, Hypersim, Virtual KITTI 2
+or a metadata.jsonl. All depths are in metres.
 
 Examples:
   python train_scripts/train_depth.py --method bitfit
@@ -37,7 +37,7 @@ class ModelOptions:
         None, "folder for files from the hub (default: the hub's own cache)", may_change=True
     )
     max_depth: int | None = option(
-        None, "largest depth of the head in metres (default: the model's, or more if the caps need it)"
+        None, "maximum depth of the head in metres (default: the model's, or more if the caps need it)"
     )
     fuse_qkv: bool = option(False, "adapt one fused qkv per block instead of q, k, v")
     train_head: bool = option(False, "fully train the head (three convolutions) in addition to the adapter")
@@ -58,7 +58,7 @@ class DataOptions(DecodingOptions):
     )
     max_train_samples: int | None = option(None, "train on the first N frames (default: all)")
     on_bad_image: Literal["error", "skip"] = option("error", "what to do about a frame that cannot be read")
-    caps: str | None = option(None, "protocol of the depths and the crop that count (default: the dataset's)")
+    caps: str | None = option(None, "protocol for the depth range and the crop to evaluate (default: the dataset's)")
     resolution: int | str | None = option(None, "network input: 518 (shorter side) or 392x518 (default: the model's)")
     random_flip: bool = option(True, "mirror training images at random")
     color_jitter: bool = option(True, "vary gamma, brightness and tint of training images by up to 10 percent")
@@ -176,7 +176,7 @@ def train(config: DepthConfig, run: Run) -> dict:
 
 
 def load_base(config: DepthConfig) -> DepthBase:
-    """The pre-trained model, of the family that its config names."""
+    """The pre-trained model, of the family named in its config."""
     place = config.pretrained_model_name_or_path
     options = {"revision": config.revision, "variant": config.variant, "cache_dir": config.cache_dir}
     return base_class("depth", place).load(place, **options)
@@ -190,7 +190,7 @@ def adapt(base: DepthBase, config: DepthConfig) -> PeftModel:
 
 
 def fitting_head(base: DepthBase, config: DepthConfig, accelerator: Accelerator) -> dict:
-    """How the head has to be fitted: metric, and far enough for the data, where the loss needs it; whether trained."""
+    """How to fit the head: metric and with enough range for the data, if the loss needs it; and whether to train it."""
     if config.loss == "ssi":
         if base.is_metric:
             raise InputError(
@@ -203,7 +203,7 @@ def fitting_head(base: DepthBase, config: DepthConfig, accelerator: Accelerator)
         far = max(caps_of(name, config, base).far for name in config.dataset_names)
         if far <= base.max_depth:
             return {"train_head": config.train_head}
-        accelerator.print(f"the head's range is opened from {base.max_depth} m to the caps' {far:g} m")
+        accelerator.print(f"the head's range is extended from {base.max_depth} m to the caps' {far:g} m")
         return {"train_head": config.train_head, "max_depth": math.ceil(far)}
     relative = not base.is_metric
     if relative:
@@ -215,7 +215,7 @@ def fitting_head(base: DepthBase, config: DepthConfig, accelerator: Accelerator)
 
 
 def caps_of(name: str, config: DepthConfig, base: DepthBase) -> Caps:
-    """Which depths count: by ``--caps``, by the dataset's protocol, or else within the model's range, if it has one."""
+    """The depths to evaluate: by ``--caps``, else the dataset's protocol, else the model's range, if it has one."""
     protocol = config.caps or FORMATS[name].caps
     return caps_by_name(protocol) if protocol else Caps(1e-3, float(config.max_depth or base.max_depth or 100))
 
@@ -244,9 +244,9 @@ def open_data(config: DepthConfig, base: DepthBase, size: InputSize) -> tuple[De
 
 
 def watched_frames(config: DepthConfig, base: DepthBase, size: InputSize) -> WatchedSamples | None:
-    """The frames that the validation loss is measured on: the validation split, or else training frames as they are.
+    """The frames for the validation loss: the validation split, or else training frames without augmentation.
 
-    Never the test split. None where no such loss is wanted.
+    Never the test split. None if no validation loss is wanted.
     """
     if config.validation_loss_steps == 0:
         return None
@@ -269,7 +269,7 @@ def eval_split(config: DepthConfig) -> str:
 def make_retention(
     config: DepthConfig, base: DepthBase, own: OwnParts, model: PeftModel, size: InputSize, accelerator: Accelerator
 ) -> Retention:
-    """What measures the base's depth on its old data, within the base's own range."""
+    """The evaluation of the base's depth on its old data, within the base's own range."""
     name, split = config.retention_dataset, FORMATS[config.retention_dataset].eval_split
     frames = open_frames(name, config.retention_dir, split)
     with base.with_own_parts(own):
@@ -282,7 +282,7 @@ def make_retention(
 
 
 def protocol(name: str, split: str, data: DepthDataset, size: InputSize, aligned: bool) -> str:
-    """How the figures of a dataset are measured, in one line."""
+    """One line on how the metrics of a dataset are computed."""
     caps, shape = data.caps, f"{size.height}x{size.width}" if size.width else f"shorter side {size.height}"
     alignment = ", scale and shift aligned per image" if aligned else ""
     return (

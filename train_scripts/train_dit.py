@@ -1,7 +1,8 @@
-"""Fine-tune a class-conditional DiT or SiT with 1LoRA or one of its peers.
+"""Fine-tune a class-conditional DiT or SiT with 1LoRA or another method.
 
-Without arguments it runs the embedded job: a small DiT that draws printed characters learns handwritten digits,
-MNIST's, in minutes on two CPU cores and without network. Settings for real models are in train_scripts/configs/dit/.
+Without arguments it runs the embedded job: a small DiT that generates printed characters learns handwritten digits
+(MNIST) in minutes, on two CPU cores and without network access. Settings for real models are in
+train_scripts/configs/dit/.
 
 Examples:
   python train_scripts/train_dit.py --method lora --rank 4
@@ -26,7 +27,7 @@ from onelora_vision.training.sampling_options import GUIDANCE_SCALE
 
 RETENTION_SAMPLES = 360  # ten of each class of the embedded base
 EMBEDDED_DISTILLATION = 1.8  # chosen on the validation split, see docs/dit.md
-# Flags without effect on the embedded job, whose pictures are drawn at the model's size.
+# Flags without effect in the embedded job, whose images are drawn at the model's size.
 EMBEDDED_IGNORES = {
     "max_train_samples", "resolution", "center_crop", "random_flip", "cache_latents", "latents_dir", "latents_dtype",
 }  # fmt: skip
@@ -40,7 +41,7 @@ class ModelOptions:
         EMBEDDED, "DiT or SiT pipeline: a folder, a hub id, 'embedded' or 'embedded/sit'"
     )
     objective: Literal["auto", "epsilon", "velocity"] = option(
-        "auto", "what the base predicts, which its scheduler says; another value than its own is refused"
+        "auto", "what the base predicts (auto: as its scheduler says); other values must agree with the scheduler"
     )
     revision: str | None = option(None, "revision of the hub repository")
     variant: str | None = option(None, "variant of the weights, such as fp16")
@@ -49,13 +50,14 @@ class ModelOptions:
     )
     stock_numerics: bool = option(False, "diffusers' timestep frequencies and norm eps instead of the original DiT's")
     fuse_qkv: bool = option(False, "adapt one fused qkv per block instead of q, k, v")
-    class_dropout_prob: float = option(0.1, "share of samples trained without their class, for guidance")
+    class_dropout_prob: float = option(0.1, "fraction of samples trained without their class, for guidance")
 
 
 @dataclass(kw_only=True)
 class DataOptions(ClassDataOptions):
     validation_fraction: float = option(
-        0.0, "share of each class's training images held out for the validation loss, where the data has no such split"
+        0.0,
+        "fraction of each class's training images held out for the validation loss, if there is no validation split",
     )
     max_train_samples: int | None = option(None, "use only N training images, drawn by --seed (default: all)")
     resolution: int | None = option(None, "side of the training images in pixels (default: the model's)")
@@ -63,9 +65,11 @@ class DataOptions(ClassDataOptions):
     random_flip: bool = option(False, "mirror half of the training images")
     cache_latents: bool = option(False, "encode the training images once and keep their latents", may_change=True)
     latents_dtype: Literal["fp32", "fp16", "bf16"] = option(
-        "fp32", "how these latents are kept; half precision halves them"
+        "fp32", "dtype of the stored latents; half precision halves their size"
     )
-    latents_dir: str | None = option(None, "folder of these latents (default: in the user's cache)", may_change=True)
+    latents_dir: str | None = option(
+        None, "folder of the stored latents (default: in the user's cache)", may_change=True
+    )
 
 
 @dataclass(kw_only=True)
@@ -84,7 +88,7 @@ class DiTConfig(LossOptions, RetentionOptions, DataOptions, ModelOptions, Traini
     lr_warmup_steps: int = option(20, "optimizer steps of linear warm-up")
     retention_samples: int | None = option(
         None,
-        f"samples of the base's own classes that measure retention (default: {RETENTION_SAMPLES})",
+        f"samples of the base's own classes for measuring retention (default: {RETENTION_SAMPLES})",
         may_change=True,
     )
 
@@ -92,19 +96,19 @@ class DiTConfig(LossOptions, RetentionOptions, DataOptions, ModelOptions, Traini
         super().__post_init__()
         if self._leaves_guidance_to_the_embedded_job():
             self.guidance_distillation = EMBEDDED_DISTILLATION
-        ignored = self.ignored_flags(ignored_by(self.dataset_name)) - {"cache_dir"}  # which is the model's here
+        ignored = self.ignored_flags(ignored_by(self.dataset_name)) - {"cache_dir"}  # which is for the model here
         ignored |= EMBEDDED_IGNORES if self.dataset_name == EMBEDDED else set()
         self._refuse_ignored(ignored, "dataset_name", self.dataset_name)
         self._check_latents()
         self._require("class_dropout_prob", 0 <= self.class_dropout_prob < 1, "in [0, 1)")
         self._require("validation_fraction", 0 <= self.validation_fraction < 1, "in [0, 1)")
         self._require("fid_num_samples", self.fid_num_samples == 0 or self.fid_num_samples >= 2, "0, or at least 2")
-        best = self.metric_for_best_model  # what evaluations measure is only known when the base has been measured
+        best = self.metric_for_best_model  # the available metrics are only known after evaluating the base
         if best and higher_is_better(best) is None:
             raise InputError(f"--metric_for_best_model {best}: no such metric{nearest(best, METRICS, 'metric')}")
         if self.fid_reference and self.fid_features != "inception":
             raise InputError(
-                "--fid_reference holds statistics of Inception features: it needs --fid_features inception"
+                "--fid_reference contains statistics of Inception features: it needs --fid_features inception"
             )
         if self.retention:
             self._require(
@@ -121,7 +125,7 @@ class DiTConfig(LossOptions, RetentionOptions, DataOptions, ModelOptions, Traini
         self.swept_scales()
 
     def _check_latents(self) -> None:
-        """Refuse flags of the cache of latents without it, and what it cannot keep."""
+        """Refuse flags of the latent cache without ``--cache_latents``, and settings that it cannot support."""
         alone = {"latents_dir": self.latents_dir, "latents_dtype": self.latents_dtype != "fp32"}
         for flag, is_set in alone.items():
             if is_set and not self.cache_latents:
@@ -132,8 +136,10 @@ class DiTConfig(LossOptions, RetentionOptions, DataOptions, ModelOptions, Traini
             raise InputError("--cache_latents needs --center_crop: a random crop has no latent that could be kept")
 
     def _leaves_guidance_to_the_embedded_job(self) -> bool:
-        """Whether base and data are the embedded ones, and no flag says how to guide. Nor does a file say how to adapt: some
-        PEFT configs change the base, which then cannot guide."""
+        """Whether base and data are the embedded ones, and guidance is left open by all flags and files.
+
+        ``--peft_config`` rules this out, as some PEFT configs change the base, which then cannot guide.
+        """
         embedded = self.dataset_name == self.pretrained_model_name_or_path == EMBEDDED
         guidance = (self.guidance_distillation, self.guidance_scale, self.guidance_scales, self.peft_config)
         return embedded and not self.guidance_base and all(value is None for value in guidance)
@@ -192,26 +198,26 @@ def load_base(config: DiTConfig) -> DiTBase:
 
 
 def check_objective(config: DiTConfig, base: DiTBase) -> None:
-    """Refuse settings that are for bases of another objective, before the data is read."""
+    """Refuse settings for bases with another objective, before the data is read."""
     objective = base.objective.name
     if config.snr_gamma is not None and objective != "epsilon":
         raise InputError(
-            f"--snr_gamma weighs the loss of bases that predict the noise, but this one predicts the {objective}: leave it out"
+            f"--snr_gamma weights the loss of bases that predict the noise, but this one predicts the {objective}: leave it out"
         )
 
 
 def take_classes(base: DiTBase, class_names: list[str], config: DiTConfig, accelerator) -> None:
-    """Give the network a label table for ``class_names``, and set it up as the config asks."""
+    """Give the network a label table for ``class_names``, and set it up according to the config."""
     known = base.class_names
     base.fit(class_names, seed=config.seed, fuse_qkv=config.fuse_qkv)
     accelerator.print(f"{len(class_names)} classes ({listed(class_names, 8)}), {base.matches.describe(known)}")
-    shown_classes(config, base)  # a misspelt class is found now, not after the training
+    shown_classes(config, base)  # finds misspelt classes now rather than after training
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(base.model)
 
 
 def open_data(config: DiTConfig, base: DiTBase, split: str, augments: bool = False):
-    """The images of one split, as they are or augmented for the training."""
+    """The images of one split, plain or augmented for training."""
     if config.dataset_name == EMBEDDED:
         return HandwrittenDigits(split)
     source = open_split(split=split, validation_fraction=config.validation_fraction, **config.data_source)
@@ -231,19 +237,19 @@ def as_it_is(dataset):
 
 
 def make_evaluator(config: DiTConfig, base: DiTBase, sampler: ImageSampler, accelerator) -> SampleEvaluator | None:
-    """What measures samples of the model, or None where nothing is to be measured."""
+    """The evaluator of the model's samples, or None if nothing is to be evaluated."""
     wanted = config.fid_features
     if wanted == "auto":
         wanted = "embedded" if config.dataset_name == EMBEDDED else "none"
         if wanted == "none" and config.fid_num_samples:
             accelerator.print(
-                "samples are not measured; --fid_features inception or dinov2 with --fid_weights measures them"
+                "samples are not evaluated; to evaluate them, use --fid_features inception or dinov2 with --fid_weights"
             )
     if wanted == "none" or config.fid_num_samples == 0:
         return None
     features = open_features(wanted, config.fid_weights, config.fid_timm_model)
     if features.class_names:
-        require_known(base.class_names, features.class_names)  # else its features say nothing of these images
+        require_known(base.class_names, features.class_names)  # otherwise its features mean nothing here
     if config.fid_reference:
         reference = published_reference(features, config.fid_reference)
     else:
@@ -265,7 +271,7 @@ def make_evaluator(config: DiTConfig, base: DiTBase, sampler: ImageSampler, acce
 
 
 def precision_of(accelerator) -> str:
-    """What the network computes in while it samples."""
+    """The network's precision while sampling."""
     return "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
 
 
@@ -278,7 +284,7 @@ def make_retention(
     evaluator: SampleEvaluator | None,
     accelerator,
 ) -> Retention:
-    """What measures samples of the base's own classes against its old data."""
+    """The evaluation of samples of the base's own classes against its old data."""
     source = {**config.data_source, "dataset_name": config.retention_dataset, "data_dir": config.retention_dir}
     images = open_class_images(split="test", **source)
     data = ClassImageDataset(images, SquareCrop(base.image_size), config.on_bad_image)
@@ -289,7 +295,7 @@ def make_retention(
 
 
 def shown_classes(config: DiTConfig, base: DiTBase) -> list[int]:
-    """The classes in the picture: those that were asked for, else ten spread over all."""
+    """The classes in the picture: the requested ones, or ten spread over all."""
     count = len(base.class_names)
     if not config.validation_classes:
         return [k * count // 10 for k in range(10)] if count > 10 else list(range(count))
@@ -297,9 +303,9 @@ def shown_classes(config: DiTConfig, base: DiTBase) -> list[int]:
 
 
 def watched_images(config: DiTConfig, base: DiTBase, training, accelerator) -> WatchedSamples | None:
-    """The images that the validation loss is measured on: the validation split, or else training images.
+    """The images for the validation loss: the validation split, or else training images.
 
-    Never the test split, which nothing may be chosen by. None where no such loss is wanted.
+    Never the test split, which must not influence any choice. None if no validation loss is wanted.
     """
     if config.validation_loss_steps == 0:
         return None
@@ -311,7 +317,7 @@ def watched_images(config: DiTConfig, base: DiTBase, training, accelerator) -> W
 
 
 def make_picture(config: DiTConfig, base: DiTBase, sampler: ImageSampler, training) -> SamplePicture | None:
-    """What is drawn of the model, or None where nothing is."""
+    """The picture of the model's samples, or None if there is none."""
     if config.num_validation_images == 0:
         return None
     labels = shown_classes(config, base)

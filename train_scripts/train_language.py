@@ -1,8 +1,8 @@
 """Fine-tune a causal language model, such as LLaMA-2, on questions with answers, such as MetaMathQA.
 
-Without arguments it adapts the small LLaMA that comes with the package, which does plain sums, to small stories that have
-to be counted, on a CPU. It takes any decoder of transformers with linear layers, and any JSON or JSONL file with questions
-and answers. The loss is of the answers' tokens alone.
+Without arguments it adapts the small LLaMA included in the package, which does plain sums, to small stories that
+require counting, on a CPU. It takes any decoder of transformers with linear layers, and any JSON or JSONL file with
+questions and answers. The loss is computed on the answers' tokens only.
 
 Examples:
   python train_scripts/train_language.py --method lora
@@ -23,7 +23,7 @@ from onelora_vision.training.command_line import check_command_line, parse_confi
 from onelora_vision.training.config import Schedule, TrainingConfig, option
 
 EMBEDDED_BASE = "embedded/language"
-_MEASURED_BATCHES = 50  # that the effect of packing is told for
+_MEASURED_BATCHES = 50  # over which the effect of packing is reported
 _EXACT_MATCH_SAMPLES = 200  # of the embedded job, whose answers are short
 
 
@@ -52,28 +52,26 @@ class DataOptions:
     data_file: str | None = option(
         None, "JSONL file, or JSON file with a list, of questions and answers", may_change=True
     )
-    download: bool = option(False, "fetch the hub dataset if it is not in the cache", may_change=True)
-    cache_dir: str | None = option(
-        None, "folder for what is downloaded (default: the hub's own cache)", may_change=True
-    )
+    download: bool = option(False, "download the hub dataset if it is not in the cache", may_change=True)
+    cache_dir: str | None = option(None, "folder for downloads (default: the hub's own cache)", may_change=True)
     prompt_column: str | None = option(None, "column of the questions (default: query or prompt)")
     response_column: str | None = option(None, "column of the answers (default: response or completion)")
     prompt_template: str = option(
-        "metamath", f"{', '.join(TEMPLATES)}, or a text with {{query}} where the question stands"
+        "metamath", f"{', '.join(TEMPLATES)}, or a text with {{query}} in place of the question"
     )
-    max_length: int = option(512, "tokens of prompt and answer, at most")
+    max_length: int = option(512, "maximum number of tokens of prompt and answer")
     long_rows: Literal["cut", "skip"] = option("cut", "what to do about a longer row: cut its answer, or skip it")
     packing: bool = option(
         False,
-        "put several rows of a batch into one sequence of at most --max_length tokens, each row apart from the others; "
+        "put several rows of a batch into one sequence of at most --max_length tokens, without mixing them; "
         "the same loss with less padding",
         may_change=True,
     )
     on_bad_row: Literal["error", "skip"] = option(
-        "error", "what to do about a row that is no question with its answer"
+        "error", "what to do about a row that is not a question with its answer"
     )
-    held_out_fraction: float = option(0.2, "share of the rows to evaluate on, drawn by --seed")
-    validation_fraction: float = option(0.05, "share of the training rows held out to choose settings by")
+    held_out_fraction: float = option(0.2, "fraction of the rows to evaluate on, drawn by --seed")
+    validation_fraction: float = option(0.05, "fraction of the training rows held out to choose settings by")
     max_train_samples: int | None = option(None, "train on the first N rows of the split (default: all)")
 
 
@@ -82,19 +80,21 @@ class EvaluationDataOptions:
     group: ClassVar[str] = "evaluation"
 
     eval_data_file: str | None = option(
-        None, "file of the rows to evaluate on, in place of --held_out_fraction", may_change=True
+        None, "file of the rows to evaluate on, instead of --held_out_fraction", may_change=True
     )
     eval_split: Literal["test", "validation"] = option(
-        "test", "rows that the metrics before and after are measured on: those held out, or those that choose settings"
+        "test", "rows for the metrics before and after training: held-out ones, or those for choosing settings"
     )
     max_eval_samples: int | None = option(None, "evaluate on the first N rows (default: all)", may_change=True)
     exact_match_samples: int | None = option(
-        None, "rows whose written answers are compared; 0: none (default: 200 of arithmetic, else 0)", may_change=True
+        None,
+        "rows whose generated answers are compared; 0: none (default: 200 of arithmetic, else 0)",
+        may_change=True,
     )
     max_new_tokens: int | None = option(
-        None, "tokens of a written answer, at most (default: 32 for arithmetic, else 256)", may_change=True
+        None, "maximum number of tokens of a generated answer (default: 32 for arithmetic, else 256)", may_change=True
     )
-    num_examples: int = option(8, "answers before and after that the report shows; 0: none", may_change=True)
+    num_examples: int = option(8, "answers before and after training to show in the report; 0: none", may_change=True)
 
 
 @dataclass(kw_only=True)
@@ -133,7 +133,7 @@ class LanguageConfig(EvaluationDataOptions, DataOptions, ModelOptions, TrainingC
 
     @property
     def columns(self) -> tuple[str, str] | None:
-        """The columns of question and answer, if they are named."""
+        """The columns of question and answer, if they are given."""
         return (self.prompt_column, self.response_column) if self.prompt_column else None
 
 
@@ -167,7 +167,7 @@ _log = logging.getLogger(__name__)
 
 
 class Rows(NamedTuple):
-    """Rows to train on, to choose settings by, and to report figures of; and how many could not be read."""
+    """Rows to train on, to choose settings by, and to report metrics on; and how many were unreadable."""
 
     train: list[Row]
     validation: list[Row]
@@ -176,7 +176,7 @@ class Rows(NamedTuple):
 
 
 def open_splits(config: LanguageConfig) -> Rows:
-    """The data, split by the seed. A test split that is a file of its own leaves all other rows to train on."""
+    """The data, split by the seed. If the test split is a separate file, all other rows can be trained on."""
     reader = RowReader(config.columns, config.on_bad_row)
     where = {"download": config.download, "cache_dir": config.cache_dir}
     train = open_rows(config.dataset_name, config.data_file, reader, **where)
@@ -191,19 +191,17 @@ def open_splits(config: LanguageConfig) -> Rows:
             train, config.validation_fraction, config.seed, stream=1, flag="--validation_fraction"
         )
     elif config.eval_split == "validation" or config.validation_steps:
-        raise InputError(
-            "rows to choose settings by are wanted, but none are held out: set --validation_fraction, such as 0.05"
-        )
+        raise InputError("validation needs held-out rows: set --validation_fraction, such as 0.05")
     train = train[: config.max_train_samples]
     return Rows(train, validation, test[: config.max_eval_samples], reader.skipped)
 
 
 def warn_of_common_rows(train: list[Row], test: list[Row]) -> None:
-    """Say how many rows to evaluate on are also trained on."""
+    """Warn how many rows to evaluate on are also trained on."""
     known = {row[:2] for row in train}
     common = sum(row[:2] in known for row in test)
     if common:
-        _log.warning("--eval_data_file: %d of its %d rows are among those to train on", common, len(test))
+        _log.warning("--eval_data_file: %d of its %d rows are also in the training data", common, len(test))
 
 
 def load_base(config: LanguageConfig) -> LanguageBase:
@@ -229,7 +227,7 @@ def encode(rows: list[Row], base: LanguageBase, config: LanguageConfig) -> TextD
 
 
 def packed(rows: TextDataset, config: LanguageConfig, accelerator: Accelerator) -> PackedDataset:
-    """The rows to train on, packed; prints what that makes of the first batches."""
+    """The packed training rows; prints the effect of packing on the first batches."""
     found = PackedDataset(rows, config.max_length)
     batches = TrainingBatchSampler(len(found), config.train_batch_size, _MEASURED_BATCHES, config.seed)
     packing = found.measure(batches)
@@ -278,7 +276,7 @@ def train(config: LanguageConfig, run: Run) -> dict:
 
 
 def told(data: dict[str, TextDataset], bad: int, max_length: int) -> str:
-    """The sizes of the splits, and what became of rows that are too long or no rows, in one line."""
+    """One line with the sizes of the splits, and numbers of rows that are too long or unreadable."""
     sizes = ", ".join(f"{len(part):,} to {name}" for name, part in data.items()).replace("to train", "to train on")
     cut, skipped = (sum(getattr(part, name) for part in data.values()) for name in ("cut", "skipped"))
     notes = [f"{bad:,} bad ones skipped"] if bad else []
@@ -291,7 +289,7 @@ def told(data: dict[str, TextDataset], bad: int, max_length: int) -> str:
 
 
 def protocol(config: LanguageConfig, data: TextDataset) -> str:
-    """How the figures are measured, in one line."""
+    """One line on how the metrics are computed."""
     template = config.prompt_template if config.prompt_template in TEMPLATES else "own"
     line = (
         f"{config.dataset_name} {config.eval_split}, {len(data)} rows of at most {config.max_length} tokens, {template} "

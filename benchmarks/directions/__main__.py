@@ -1,11 +1,11 @@
-"""Fixed directions for d trained numbers per layer: what each could reach, and what it reaches.
+"""Fixed directions for d trained numbers per layer: what each could reach, and what it does reach.
 
-    python -m benchmarks.directions predict --full RUN      # before anything is trained with them
-    python -m benchmarks.directions run depth --flags "--methods rows-ones,rows-singular16,lora --output_dir output/directions"
+    python -m benchmarks.directions predict --full RUN      # before training with any of them python -m
+    benchmarks.directions run depth --flags "--methods rows-ones,rows-singular16,lora --output_dir output/directions"
 
-``predict`` reads the update ΔW that full fine-tuning of the same base ended in, and gives for every candidate the share of
-its squared norm that the best b reaches, Σ_i (ΔW_i · r_i)² / |r_i|² / |ΔW|², averaged over the layers of a kind, weighted by
-their updates. ``run`` is ``onelora sweep`` with the candidates as methods, called ``rows-NAME``.
+``predict`` reads the final update ΔW of full fine-tuning of the same base. For every candidate, it gives the share of
+the update's squared norm that the best b reaches, Σ_i (ΔW_i · r_i)² / |r_i|² / |ΔW|², averaged over the layers of a
+kind and weighted by their updates. ``run`` is ``onelora sweep`` with the candidates as methods, called ``rows-NAME``.
 """
 
 import argparse
@@ -32,14 +32,14 @@ LORA_RANKS = (1, 4)
 
 
 def reached(update: Tensor, rows: Rows) -> float:
-    """The squared norm of the best diag(b) R next to an update (d, k)."""
+    """The squared norm of the best diag(b) R for an update (d, k)."""
     matrix = rows.matrix().to(update)
     dots = (update * matrix).sum(-1)
     return (dots.square() / matrix.square().sum(-1).clamp_min(1e-30)).sum().item()
 
 
 def predict(full: Path, base: str | None = None) -> dict[str, dict[str, float]]:
-    """Candidate -> layer kind -> share of the update; ``all`` is over all layers. Also the best of rank r (k + d each)."""
+    """Candidate -> layer kind -> share of the update; ``all``: all layers. Also the best of rank r (k + d each)."""
     adapter = read_adapter(full)
     loaded = load_base(adapter.info, base)
     state = loaded.model.state_dict()
@@ -59,7 +59,7 @@ def predict(full: Path, base: str | None = None) -> dict[str, dict[str, float]]:
 
 
 def table(found: dict[str, dict[str, float]]) -> list[str]:
-    """Markdown, the greatest share first."""
+    """Markdown, greatest share first."""
     places = list(next(iter(found.values())))
     order = sorted(found, key=lambda candidate: -found[candidate]["all"])
     return markdown_lines(
@@ -72,9 +72,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("predict", "run"))
     parser.add_argument("task", nargs="?", help="run: classification, depth or dit")
-    parser.add_argument("--flags", default="", help="run: flags of onelora sweep, in one text")
+    parser.add_argument("--flags", default="", help="run: flags of onelora sweep, as one string")
     parser.add_argument("--full", type=Path, help="predict: adapter of --method full")
-    parser.add_argument("--base", help="predict: where the base is, if not where the adapter says")
+    parser.add_argument("--base", help="predict: location of the base, if different from the one in the adapter")
     parser.add_argument("--json", action="store_true", help="predict: print the shares as JSON")
     arguments = parser.parse_args(argv)
     if arguments.command == "run":

@@ -1,7 +1,7 @@
 """Candidates: ΔW = diag(b) R with b ∈ R^d trained and the rows of R fixed by the frozen weight W0 (d, k).
 
-All have rows of norm √k, as 1LoRA's ones have, unless the name says otherwise. R = C V: m directions V (m, k), and for each
-output either the number of its direction or its coefficients.
+All rows have norm √k, like 1LoRA's ones, unless the name says otherwise. R = C V: m directions V (m, k), and for each
+output either the index of its direction or its coefficients.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from onelora_vision.tuners.onelora.compression import subspace_iteration
 
-#: Layers whose input has passed an activation, so that its sum has a mean: of timm's and diffusers' blocks, and of transformers'.
+#: Layers whose input has passed an activation, so its sum has a mean, in blocks of timm, diffusers and transformers.
 BEHIND_ACTIVATION = r"(fc2|ff\.net\.2|mlp\.down|output\.dense|norm1\.linear|proj_out_1|linear_2|emb\.linear)$"
 
 
@@ -36,7 +36,7 @@ class Rows(NamedTuple):
 
 
 def random_matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
-    """Standard normal (rows, columns), fp64, the same everywhere."""
+    """Standard normal (rows, columns), fp64, the same on every machine."""
     return torch.from_numpy(np.random.RandomState(seed).standard_normal((rows, columns)))
 
 
@@ -49,12 +49,12 @@ def singular(weight: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def turns(outputs: int, m: int) -> Tensor:
-    """Output i takes direction i mod m."""
+    """Output i uses direction i mod m."""
     return torch.arange(outputs) % m
 
 
 def _unit(rows: Tensor, k: int) -> Tensor:
-    """Rows with the norm of ones."""
+    """Rows scaled to the norm of ones."""
     return rows * (math.sqrt(k) / rows.norm(dim=-1, keepdim=True).clamp_min(1e-30))
 
 
@@ -76,7 +76,7 @@ def _power(weight: Tensor, name: str, m: int, steps: int = 2) -> Rows:
 
 
 def _mixed_span(weight: Tensor, name: str, m: int, steps: int | None = None) -> Rows:
-    """The top span through a fixed random rotation: every direction holds all of them alike."""
+    """The top span through a fixed random rotation, so every direction contains all of them equally."""
     d, k = weight.shape
     m = min(m, d, k)
     rotation = torch.linalg.qr(random_matrix(m, m, 1))[0]
@@ -98,7 +98,7 @@ def _random(weight: Tensor, name: str, m: int) -> Rows:
 
 
 def _read(weight: Tensor, name: str, m: int) -> Rows:
-    """Each output the direction that it reads most of, |u_ij| σ_j."""
+    """Each output uses the direction that it reads most, by |u_ij| σ_j."""
     d, k = weight.shape
     u, s, v = singular(weight, min(m, d, k))
     return Rows(_unit(v, k), (u * s).abs().argmax(-1))
@@ -111,14 +111,14 @@ def _shuffled(weight: Tensor, name: str, m: int) -> Rows:
 
 
 def _projected(weight: Tensor, name: str, m: int) -> Rows:
-    """The rows of W0, projected on the top m directions."""
+    """The rows of W0, projected onto the top m directions."""
     d, k = weight.shape
     u, s, v = singular(weight, min(m, d, k))
     return Rows(v, _unit(u * s, k))
 
 
 def _sized(weight: Tensor, name: str, m: int) -> Rows:
-    """Directions as long as their singular values, with a mean square of k."""
+    """Directions scaled by their singular values, with a mean square of k."""
     d, k = weight.shape
     m = min(m, d, k)
     _, s, v = singular(weight, m)
@@ -132,7 +132,7 @@ def _whole(weight: Tensor, name: str) -> Rows:
 
 
 def _by_place(weight: Tensor, name: str, m: int) -> Rows:
-    """Ones behind activations, turns elsewhere."""
+    """Ones behind activations, alternating directions elsewhere."""
     return _ones(weight, name) if re.search(BEHIND_ACTIVATION, name) else _top(weight, name, m)
 
 

@@ -1,4 +1,4 @@
-"""The candidates as methods of their own, to be trained by the scripts like any other."""
+"""The candidates as separate methods that the scripts can train like any other."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ KIND = "rows"
 
 
 class RowsLayer(LinearAdapter):
-    """``y = W0 x + β0 + b ⊙ (R x)``; by ordinary operations, which is slower than the package's own operators."""
+    """``y = W0 x + β0 + b ⊙ (R x)``, with ordinary operations, which are slower than the package's own operators."""
 
     adapter_layer_names = ("rows_b",)
 
@@ -56,7 +56,7 @@ def read(x: Tensor, rows: Rows) -> Tensor:
 
 
 class RowsModel(StrictTuner):
-    """Puts `RowsLayer`s around the targeted layers."""
+    """Wraps the targeted layers in `RowsLayer`s."""
 
     prefix = "rows_"
     tuner_layer_cls = RowsLayer
@@ -64,7 +64,7 @@ class RowsModel(StrictTuner):
 
 @dataclass
 class RowsConfig(TargetedConfig):
-    """Which candidate."""
+    """Selects the candidate."""
 
     candidate: str = "ones"
 
@@ -81,7 +81,7 @@ def _maker(candidate: str):
 
 
 def add_candidates() -> None:
-    """Make methods of the candidates, called as they are with ``rows-`` before it."""
+    """Register the candidates as methods, with names prefixed by ``rows-``."""
     register(KIND, RowsConfig, RowsModel)
     KINDS.setdefault(KIND.upper(), Kind(KIND.upper(), "rows", {"rows_b": Part()}, is_ours=True))
     for candidate in CANDIDATES:

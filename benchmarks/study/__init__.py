@@ -1,1 +1,1 @@
-"""The study of all methods on the three embedded jobs: a sweep for each, whose settings are the YAML files here."""
+"""The study of all methods on the three embedded jobs: one sweep each, with settings in the YAML files here."""

@@ -1,8 +1,9 @@
 """All methods on the three embedded jobs: ``python -m benchmarks.study run``, then ``report``.
 
-``run`` is ``onelora sweep`` with the settings of each YAML file next to this module, below ``--folder``; it resumes, also
-from the results that are kept, so that another machine can go on. The runs are shorter than the scripts' own jobs, so that the whole takes about three hours on two cores. ``report`` keeps each
-run's ``results.json`` in ``benchmarks/results/study``, and makes the documentation's tables and pictures from these alone.
+``run`` is ``onelora sweep`` with the settings of each YAML file next to this module, in ``--folder``. It resumes, also
+from the kept results, so another machine can continue. The runs are shorter than the scripts' own jobs, to take about
+three hours in total on two cores. ``report`` keeps each run's ``results.json`` in ``benchmarks/results/study``, and
+makes the documentation's tables and pictures from these only.
 """
 
 import argparse
@@ -26,13 +27,13 @@ TABLES = "study-tables.md"
 
 
 def sweep_of(job: str, folder: Path) -> Sweep:
-    """The sweep of a job in its folder below ``folder``."""
+    """The sweep of a job, in its folder inside ``folder``."""
     arguments = [job, "--sweep_file", str(HERE / f"{job}.yaml"), "--output_dir", str(folder / job)]
     return sweep_command.read_sweep(arguments)
 
 
 def keep(job: str, folder: Path, kept: Path) -> None:
-    """Copy what the job's runs have measured, and nothing else of them, in place of what was there."""
+    """Copy only the results of the job's runs, replacing earlier ones."""
     shutil.rmtree(kept / job, ignore_errors=True)
     (kept / job).mkdir(parents=True)
     shutil.copyfile(folder / job / SETTINGS, kept / job / SETTINGS)
@@ -43,13 +44,13 @@ def keep(job: str, folder: Path, kept: Path) -> None:
 
 
 def take_up(job: str, folder: Path, kept: Path) -> None:
-    """Begin a job's sweep, where there is none yet, with the results that are kept: these runs are not repeated."""
+    """Start a job's sweep, unless it exists, from the kept results, so that these runs are not repeated."""
     if (kept / job).is_dir() and not (folder / job).exists():
         shutil.copytree(kept / job, folder / job)
 
 
 def sweeps_in(kept: Path) -> dict[str, Sweep]:
-    """The sweeps of which results are kept, by job."""
+    """The sweeps with kept results, by job."""
     return {job: sweep_of(job, kept) for job in JOBS if (kept / job).is_dir()}
 
 
@@ -76,10 +77,10 @@ def report(folder: Path, kept: Path, docs: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "report"))
-    parser.add_argument("--jobs", default=",".join(JOBS), help="run: some of the jobs, with commas")
-    parser.add_argument("--folder", type=Path, default=Path("output/study"), help="where the sweeps are")
-    parser.add_argument("--kept", type=Path, default=KEPT, help="where their results are kept")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="report: where tables and pictures go")
+    parser.add_argument("--jobs", default=",".join(JOBS), help="run: comma-separated jobs")
+    parser.add_argument("--folder", type=Path, default=Path("output/study"), help="folder of the sweeps")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="folder of the kept results")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="report: folder for tables and pictures")
     parser.add_argument("--flags", default="", help="run: further flags of onelora sweep, such as '--workers 4'")
     arguments = parser.parse_args(argv)
     if arguments.command == "report":

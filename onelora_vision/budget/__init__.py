@@ -1,1 +1,1 @@
-"""What a method costs before it runs: counts of parameters, and memory of a training step."""
+"""The cost of a method before running it: parameter counts, and memory of a training step."""

@@ -1,10 +1,10 @@
-"""How much memory a training step takes, and the largest batch that fits, without weights and without the device.
+"""Memory of a training step, and the largest batch that fits, without weights and without the device.
 
-The step itself (forward and backward of the adapted model, random inputs of the backbone's size) runs on fake tensors,
-which have shapes and no values. Every storage is counted when it appears and when it is freed, so that the peak is that
-of the allocations: what autograd keeps, what the operations need besides, gradients as they arrive. AdamW's moments are
-added. Not counted: workspaces inside kernels, what an allocator leaves unused, a GPU's own context, an autoencoder that
-encodes images during training.
+The step itself (forward and backward pass of the adapted model, on random inputs of the backbone's size) runs on fake
+tensors, which have shapes but no values. Every storage is counted when it is allocated and freed, so the peak is the
+peak of allocations: tensors saved by autograd, temporary tensors of operations, and gradients as they arrive. AdamW's
+moments are added. Not counted: workspaces inside kernels, unused memory held by an allocator, a GPU's context, and an
+autoencoder that encodes images during training.
 """
 
 import contextlib
@@ -28,25 +28,25 @@ from onelora_vision.errors import InputError
 from onelora_vision.methods.apply import apply_method, trainable_parameters
 from onelora_vision.methods.names import find_method
 
-_GROWTH = 4  # times the batch that is tried next where memory does not grow with it
+_GROWTH = 4  # factor of the next batch size to try if memory does not grow with it
 PRECISIONS = {
     "fp32": (torch.float32, None),
     "bf16": (torch.float32, torch.bfloat16),
     "fp16": (torch.float32, torch.float16),
     "pure-bf16": (torch.bfloat16, torch.bfloat16),
 }
-"""Dtype of the frozen weights and of autocast: the scripts' --mixed_precision keeps the weights in fp32."""
+"""Dtypes of the frozen weights and of autocast: the scripts' --mixed_precision keeps the weights in fp32."""
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes at the moment when a training step takes most, by what they are for.
+    """Bytes at the peak of a training step, by purpose.
 
     Attributes:
         weights: parameters and buffers of the model with its adapter.
-        activations: what the forward pass keeps for the backward pass, inputs, and the operations' own tensors.
-        gradients: of what is trained, those that exist at this moment. optimizer: AdamW's two moments.
-        saved: what is alive between forward and backward, beyond weights and optimizer.
+        activations: tensors saved for the backward pass, inputs, and temporary tensors of operations.
+        gradients: those of trained parameters that exist at the peak. optimizer: AdamW's two moments.
+        saved: memory in use between forward and backward pass, in addition to weights and optimizer.
     """
 
     weights: int
@@ -61,16 +61,16 @@ class StepMemory:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that come to be inside the block and are still alive: ``now`` and ``peak``."""
+    """Counts the bytes of storages that were allocated inside the block and are still alive: ``now`` and ``peak``."""
 
     def __init__(self, known: Iterable[Tensor]):
         super().__init__()
         self.now = self.peak = self.gradients = self.gradients_at_peak = 0
         self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
-        self._watches: dict[int, weakref.ref] = {}  # of storages: a finalizer of `weakref` is registered for exit, too
+        self._watches: dict[int, weakref.ref] = {}  # of storages; weakref.finalize would register for exit
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.prim.device.default:  # most calls of a step: a fake tensor is asked for its device
+        if func is torch.ops.prim.device.default:  # most calls in a step ask a fake tensor for its device
             return args[0].fake_device
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
@@ -95,7 +95,7 @@ class LiveBytes(TorchDispatchMode):
         del self._watches[key]
 
     def count_gradient(self, parameter: nn.Parameter) -> None:
-        """To be hooked behind the accumulation of a parameter's gradient."""
+        """Hook to run after the accumulation of a parameter's gradient."""
         self.gradients += parameter.grad.nbytes
 
 
@@ -117,17 +117,17 @@ def plan(
 ) -> dict:
     """Memory of a training step, and the largest batch within ``memory`` bytes, without and with checkpointing.
 
-    For several sizes of ``memory``, ``largest_batch`` is a list in their order. ``rank``, ``compression`` and
-    ``compression_rank`` are for the methods that have them (see `methods.apply.apply_method`).
+    For several sizes of ``memory``, ``largest_batch`` is a list in the same order. ``rank``, ``compression`` and
+    ``compression_rank`` are for methods that have them (see `methods.apply.apply_method`).
 
-    Returns ``{"backbone", "method", "precision", "batch", "memory", "trainable_parameters", "plain":
-    {"weights", "activations", "gradients", "optimizer", "saved", "peak", "largest_batch"}, "gradient_checkpointing":
-    the same}``; ``largest_batch`` is None without ``memory``, and 0 where not even one sample fits. ``watch`` is told
-    what is measured next, a step of training each time: a few for each of the two, more with ``memory``.
+    Returns ``{"backbone", "method", "precision", "batch", "memory", "trainable_parameters", "plain": {"weights",
+    "activations", "gradients", "optimizer", "saved", "peak", "largest_batch"}, "gradient_checkpointing": the same}``;
+    ``largest_batch`` is None without ``memory``, and 0 if not even one sample fits. ``watch`` is called with a
+    description before each measured training step: a few for each of the two, more with ``memory``.
 
     Raises:
-        InputError: unknown backbone, method or precision; ``max_length``, the tokens of a language model's sample, for
-            another backbone.
+        InputError: unknown backbone, method or precision; or ``max_length``, the number of tokens in a language model's
+            sample, for another backbone.
     """
     if precision not in PRECISIONS:
         raise InputError(f"--precision {precision}: choose {', '.join(PRECISIONS)}")
@@ -174,7 +174,7 @@ def _build(
 
 
 def fake_step(model: PeftModel, inputs: Callable, batch: int, precision: str = "fp32") -> StepMemory:
-    """Memory of one training step of ``batch`` samples; the model may be on the meta device and keeps no gradients."""
+    """Memory of one training step of ``batch`` samples; the model may be on the meta device and gets no gradients."""
     weights, autocast = PRECISIONS[precision]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()
@@ -185,7 +185,7 @@ def fake_step(model: PeftModel, inputs: Callable, batch: int, precision: str = "
             p.register_post_accumulate_grad_hook(live.count_gradient) for p in model.parameters() if p.requires_grad
         ]
         with live:
-            arguments = inputs(batch)  # alive to the end of the step, as a batch is
+            arguments = inputs(batch)  # alive until the end of the step, like a batch
             loss = training_loss(model, arguments, autocast)
             saved = live.now
             loss.backward()
@@ -202,7 +202,7 @@ def fake_step(model: PeftModel, inputs: Callable, batch: int, precision: str = "
 
 
 def training_loss(model: nn.Module, arguments: dict[str, Tensor], autocast: torch.dtype | None) -> Tensor:
-    """A scalar of the model's output, computed as the scripts do: the network under autocast, the loss in fp32."""
+    """A scalar from the model's output, computed as in the scripts: the network under autocast, the loss in fp32."""
     device = next(iter(arguments.values())).device.type
     with torch.autocast(device, autocast, enabled=autocast is not None):
         output = model(**arguments)
@@ -213,14 +213,14 @@ def training_loss(model: nn.Module, arguments: dict[str, Tensor], autocast: torc
 
 @contextlib.contextmanager
 def _on_fake_cpu(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Lend the modules fake parameters and buffers on the CPU, the frozen ones in ``dtype``; theirs come back after."""
+    """Temporarily replace parameters and buffers by fake tensors on the CPU, with frozen ones in ``dtype``."""
     before = {}
     for module in model.modules():
         for store in (module._parameters, module._buffers):
             for name, tensor in store.items():
                 if tensor is not None:
                     before[id(store), name] = (store, tensor)
-    fakes: dict[int, Tensor] = {}  # one for each tensor, also where modules share it
+    fakes: dict[int, Tensor] = {}  # one for each tensor, even if modules share it
     for (_, name), (store, tensor) in before.items():
         if id(tensor) not in fakes:
             casts = tensor.is_floating_point() and not tensor.requires_grad
@@ -238,13 +238,15 @@ def _on_fake_cpu(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 def _largest_batch(measure: Callable[[int], StepMemory], memory: int, batch: int, kept: int = 0) -> int:
     """The largest batch whose peak is within ``memory``.
 
-    A peak is the largest of sums of tensors, each linear in the batch, so it is convex: a line through two batches that
-    fit is never above it further on. Such a line says which batch to try next, and that none beyond fits. Until two
-    batches are known, a step of no samples stands for the other; where one is known that does not fit, the line to it.
+    A peak is a maximum over sums of tensors, each linear in the batch, so it is convex: beyond two batches that fit, it
+    is never below the line through them. Such a line gives the next batch to try, and proves that none beyond it fits.
+    Until two batches are known, a step without samples replaces the other one; once one is known that does not fit, the
+    line to it is used.
 
     Args:
         measure: a step of that many samples. memory: bytes. batch: the first to measure.
-        kept: about what a step of no samples takes besides weights and optimizer, such as autocast's copies of the weights.
+        kept: approximate memory of a step without samples, other than weights and optimizer, such as autocast's copies
+            of the weights.
     """
     first = measure(batch)
     empty = first.weights + first.optimizer
@@ -270,8 +272,7 @@ def _largest_batch(measure: Callable[[int], StepMemory], memory: int, batch: int
 
 
 def _room(peaks: dict[int, int], memory: int, first: int, second: int) -> int:
-    """How many samples more than the larger of two batches that fit, or than the one of two that fits, ``memory`` takes, by
-    the line through them."""
+    """How many more samples than the larger fitting one of two batches fit in ``memory``, by the line through them."""
     slope = (peaks[second] - peaks[first]) / (second - first)
     fits = second if peaks[second] <= memory else first
     return math.floor((memory - peaks[fits]) / slope) if slope > 0 else (_GROWTH - 1) * max(fits, 1)

@@ -15,19 +15,19 @@ ADAM_BYTES_PER_VALUE = 8  # two fp32 moments
 def count(
     backbone: str, method: str, *, num_classes: int | None = None, fuse_qkv: bool = False, rank: int | None = None
 ) -> dict[str, str | int]:
-    """Count one method on one backbone (a name or path as `backbones.catalogue.describe` takes it).
+    """Count one method on one backbone (a name or path as in `backbones.catalogue.describe`).
 
     Returns a dictionary of
         backbone, method,
-        layers: linear layers that get an adapter,
-        trainable_parameters: values trained, with the head or label table that is trained whole,
+        layers: number of linear layers that get an adapter,
+        trainable_parameters: number of trained parameters, including the head or label table that is trained whole,
         adapter_parameters: the same without head or label table,
-        file_bytes: size of the fp32 adapter file, to the length of the header's metadata,
+        file_bytes: size of the fp32 adapter file, up to the length of the header's metadata,
         optimizer_bytes: AdamW's moments,
         total_parameters: of the base.
 
     Raises:
-        InputError: unknown backbone or method, or one that cannot go on the other.
+        InputError: unknown backbone or method, or a method that cannot be applied to the backbone.
     """
     base = describe(backbone, num_classes, fuse_qkv)
     total = sum(parameter.numel() for parameter in base.model.parameters())
@@ -52,7 +52,7 @@ def _size_of_whole(model: nn.Module, names: list[str]) -> int:
 
 
 def _file_bytes(tensors: dict) -> int:
-    """Size of a safetensors file of ``tensors``: 8 bytes, a JSON header padded to 8 bytes, the values."""
+    """Size of a safetensors file of ``tensors``: 8 bytes, a JSON header padded to 8 bytes, and the values."""
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()

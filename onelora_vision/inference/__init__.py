@@ -1,1 +1,1 @@
-"""A trained adapter with its base, ready to be used: images drawn, classes predicted, depth estimated."""
+"""Trained adapters with their bases, ready for use: generating images, predicting classes, estimating depth."""

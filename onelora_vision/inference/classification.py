@@ -1,4 +1,4 @@
-"""Pictures classified by a base with an adapter."""
+"""Image classification by a base with an adapter."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from onelora_vision.errors import InputError
 
 
 class Classifier:
-    """Classifies pictures with the head that an adapter trained.
+    """Classifies images with the head that an adapter trained.
 
     Attributes:
-        base: the classifier with the adapter on its network, and how it prepares pictures.
+        base: the classifier with the adapter on its network, and its image preprocessing.
     """
 
     def __init__(self, base: ViTBase, info: AdapterInfo):
@@ -26,7 +26,7 @@ class Classifier:
     def classify(
         self, pictures: Sequence[Image.Image], *, top: int = 5, batch_size: int = 32
     ) -> list[list[tuple[str, float]]]:
-        """The ``top`` most probable classes of each picture as (name, probability), most probable first.
+        """The ``top`` most probable classes of each image as (name, probability), most probable first.
 
         Raises:
             InputError: ``pictures`` is not a sequence of Pillow images.

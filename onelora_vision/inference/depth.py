@@ -1,4 +1,4 @@
-"""Depth estimated by a base with an adapter."""
+"""Depth estimation by a base with an adapter."""
 
 import numpy as np
 import torch
@@ -23,19 +23,19 @@ class DepthEstimator:
 
     @property
     def max_depth(self) -> int | None:
-        """Metres that the model reaches; None for relative depth (inverse, without scale)."""
+        """The model's maximum depth in metres; None for relative depth (inverse, without scale)."""
         return self.base.max_depth
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """Depth (H, W) of a picture at its own size, see `estimate_depth`."""
+        """Depth (H, W) of an image at its original size, see `estimate_depth`."""
         return estimate_depth(self.base, image, self.resolution)
 
 
 @torch.no_grad()
 def estimate_depth(base: DepthBase, image: Image.Image, resolution: int | str | None = None) -> np.ndarray:
-    """Depth (H, W) fp32 of a picture at its own size: metres of a metric model, else inverse depth without scale.
+    """Depth (H, W) fp32 of an image at its original size: metres for a metric model, else inverse depth without scale.
 
-    ``resolution`` is the network's input as in training (default: the size that the network was made for).
+    ``resolution`` is the size of the network's input as in training (default: the size that the network was made for).
     """
     size = InputSize.parse(base.resolution(resolution), base.patch_size)
     pixels = np.asarray(image.convert("RGB"))

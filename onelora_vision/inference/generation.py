@@ -1,4 +1,4 @@
-"""A DiT with its adapter, ready to draw classes by name."""
+"""A DiT with its adapter, ready to generate images of classes by name."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,11 @@ from onelora_vision.errors import InputError
 
 
 class Generator:
-    """Draws images of classes by name.
+    """Generates images of classes by name.
 
     Attributes:
         base: the network with its adapter, autoencoder, schedule and class names.
-        settings: how the adapter's own evaluation sampled; the default of `sample`.
+        settings: sampling settings of the adapter's own evaluation; the default of `sample`.
     """
 
     def __init__(self, base: DiTBase, info: AdapterInfo):
@@ -38,7 +38,7 @@ class Generator:
         return self.base.class_names
 
     def check(self, settings: SamplingSettings, flag: str = "guidance_scale") -> None:
-        """Refuse settings that the adapter cannot be sampled with; ``flag`` names the scale in the message.
+        """Refuse settings that the adapter cannot be sampled with; ``flag`` is the scale's name in the message.
 
         Raises:
             InputError: see `check_guidance` and `diffusion.guidance.require_base`.
@@ -56,14 +56,14 @@ class Generator:
         adapted: bool = True,
         batch_size: int = 64,
     ) -> torch.Tensor:
-        """Images (N, 3, H, W) in [0, 1], one for each class name (or number) and seed.
+        """Images (N, 3, H, W) in [0, 1], one for each class name (or index) and seed.
 
-        ``adapted=False`` draws what the base would, on the same noise. ``settings`` with ``guidance_base`` guide away
-        from the base; its own pictures are guided by its own null class then, as ever.
+        ``adapted=False`` samples the base on the same noise. ``settings`` with ``guidance_base`` guide away from the
+        base; the base's own images are still guided by its null class.
 
         Raises:
-            InputError: for a class that the adapter does not have, seeds that are not as many as classes, or guidance
-                that the adapter does not take (see `check`).
+            InputError: a class that the adapter does not have, a different number of seeds than classes, or guidance
+                that the adapter does not support (see `check`).
         """
         if isinstance(classes, str) or not len(classes):
             raise InputError("sample takes a list of classes and one seed for each, such as ['pie'], seeds=[0]")
@@ -78,7 +78,7 @@ class Generator:
         adapted: bool = True,
         batch_size: int = 64,
     ) -> Iterator[torch.Tensor]:
-        """The images of `sample` batch by batch, (n, 3, H, W)."""
+        """The images of `sample`, batch by batch, (n, 3, H, W)."""
         labels = class_ids(classes, self.class_names)
         settings = settings or self.settings
         if adapted:
@@ -96,12 +96,12 @@ class Generator:
 
 
 def trained_settings(info: AdapterInfo) -> SamplingSettings:
-    """How an adapter's own evaluation sampled, as its file says; the library's defaults where it says nothing.
+    """Sampling settings of an adapter's own evaluation, from its file; the library's defaults if the file has none.
 
-    One that was trained towards guidance is sampled without.
+    Adapters trained towards guidance are sampled without guidance.
 
     Raises:
-        InputError: the file says what no setting can be.
+        InputError: the file contains invalid settings.
     """
     settings = SamplingSettings.from_record(info.extra.get("sampling") or {})
     if info.guidance_distillation:
@@ -110,10 +110,10 @@ def trained_settings(info: AdapterInfo) -> SamplingSettings:
 
 
 def check_guidance(info: AdapterInfo, settings: SamplingSettings, flag: str = "guidance_scale") -> None:
-    """Refuse to guide what an adapter has learned to do by itself; ``flag`` names the scale in the message.
+    """Refuse to guide an adapter that has learned guidance; ``flag`` is the scale's name in the message.
 
     Raises:
-        InputError: the adapter was trained with ``--guidance_distillation``, and ``settings`` guide it again.
+        InputError: the adapter was trained with ``--guidance_distillation``, and ``settings`` would guide it again.
     """
     if info.guidance_distillation and (settings.guidance_scale != 1 or settings.guidance_base):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Questions answered by a language model with an adapter."""
+"""Question answering by a language model with an adapter."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from onelora_vision.data.text.prompts import METAMATH, find_template, prompt_of,
 
 
 class Answerer:
-    """Answers questions with an adapter, in the prompt that it was trained with.
+    """Answers questions with an adapter, using the prompt that it was trained with.
 
     Attributes:
         base: the language model with the adapter on its network.
-        template: the prompt, with ``{query}`` where a question stands.
+        template: the prompt, with ``{query}`` in place of the question.
 
     Raises:
-        InputError: the adapter's file names a prompt that there is not.
+        InputError: the adapter's file names an unknown prompt.
     """
 
     def __init__(self, base: LanguageBase, info: AdapterInfo):
@@ -26,13 +26,13 @@ class Answerer:
     def answer(
         self, questions: Sequence[str], *, max_new_tokens: int | None = None, batch_size: int = 16
     ) -> list[str]:
-        """An answer to each question, the most probable token at each step.
+        """Answer each question by greedy decoding.
 
         Args:
-            max_new_tokens: tokens of an answer, at most (default: as in the evaluation of the training).
+            max_new_tokens: maximum number of tokens of an answer (default: as in the evaluation during training).
 
         Raises:
-            InputError: ``questions`` is not a sequence of texts; one of them is empty, or too long for the model.
+            InputError: ``questions`` is not a sequence of texts, or one of them is empty or too long for the model.
         """
         require_questions(questions)
         prompts = [prompt_of(question, self.template) for question in questions]

@@ -1,4 +1,4 @@
-"""An adapter with its base, ready to be used: the one way to it for the command line, the app and users."""
+"""Loading of adapters with their bases, used by the command line, the app and users alike."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,15 +29,15 @@ def load_adapted(
     """Load an adapter together with its base, in eval mode.
 
     Args:
-        adapter: a folder or a single ``.safetensors`` file, as the training scripts write them; or a hub id.
-        base: where the base is, if not where the adapter's file says.
-        device: by default CUDA where there is one.
-        task: what the adapter has to be for; None takes any.
+        adapter: a folder or a single ``.safetensors`` file written by the training scripts, or a hub id.
+        base: where the base is, if different from the location in the adapter's file.
+        device: default: CUDA if available.
+        task: the task that the adapter must be for; None accepts any.
 
-    Returns a `Generator`, a `Classifier`, a `DepthEstimator` or an `Answerer`, as the adapter's task is.
+    Returns a `Generator`, a `Classifier`, a `DepthEstimator` or an `Answerer`, depending on the adapter's task.
 
     Raises:
-        InputError: no adapter, one for another task, or another base than it was trained on.
+        InputError: not an adapter, an adapter for another task, or a different base than it was trained on.
     """
     loaded = read_adapter(local_adapter(adapter))
     info = loaded.info

@@ -1,4 +1,4 @@
-"""How a sample was drawn, as the text fields of its PNG keep it: enough to draw it again."""
+"""How a sample was generated, stored in the text fields of its PNG so that it can be reproduced."""
 
 import json
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from onelora_vision.errors import InputError
 
 
 class UsedAdapter(NamedTuple):
-    """An adapter that a sample was drawn with.
+    """An adapter used for a sample.
 
     Attributes:
-        name: what it was called; the path of the one adapter of ``onelora sample``.
+        name: its name; for ``onelora sample``, the path of its only adapter.
         fingerprint: a hash of its values; empty if only the name is known.
     """
 
@@ -24,14 +24,14 @@ class UsedAdapter(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """What the PNG of a sample, or of a grid of samples, says.
+    """The information in the PNG of a sample, or of a grid of samples.
 
     Attributes:
-        settings: how it was sampled.
-        adapters: the adapters that the request was made with.
-        adapted: whether they took part; False for what the base alone drew.
+        settings: the sampling settings.
+        adapters: the adapters in the request.
+        adapted: whether they were used; False for images of the base alone.
         class_name, label, seed: of a single sample; None for a grid.
-        request: further settings of the request, as JSON has them.
+        request: further settings of the request, as in JSON.
     """
 
     settings: SamplingSettings
@@ -43,13 +43,13 @@ class SampleRecord:
     request: Mapping[str, Any] = field(default_factory=dict)
 
     def to_notes(self) -> dict[str, str]:
-        """The text fields, for `plots.pictures.save_sample`."""
+        """The text fields for `plots.pictures.save_sample`."""
         sample = {"seed": self.seed, "class": self.class_name, "label": self.label}
         notes = {key: str(value) for key, value in sample.items() if value is not None}
         return {**notes, "settings": json.dumps(self.to_json())}
 
     def to_json(self) -> dict[str, Any]:
-        """The settings that samples of one request share."""
+        """The settings shared by the samples of one request."""
         return {**self.request, **self._adapters_to_json(), "adapted": self.adapted, **asdict(self.settings)}
 
     def _adapters_to_json(self) -> dict[str, Any]:
@@ -59,10 +59,10 @@ class SampleRecord:
 
     @classmethod
     def from_notes(cls, notes: Mapping[str, str], where: str = "the PNG") -> Self:
-        """Read `to_notes` back; ``where`` names the file in messages.
+        """Parse the output of `to_notes`; ``where`` names the file in messages.
 
         Raises:
-            InputError: the settings are missing or damaged, or nothing can be sampled with them.
+            InputError: the settings are missing, damaged, or unusable for sampling.
         """
         try:
             record = json.loads(notes["settings"])
@@ -98,7 +98,7 @@ def _read_settings(record: dict) -> SamplingSettings:
 
 
 def _read_adapters(record: dict) -> list[UsedAdapter]:
-    if "adapter" in record:  # `onelora sample` names it even where it was asked to draw without
+    if "adapter" in record:  # `onelora sample` names it even if asked to sample without it
         return [UsedAdapter(str(record["adapter"]))] if record.get("adapted") else []
     found = record.get("adapters", [])
     return [UsedAdapter(str(a["name"]), float(a["weight"]), str(a.get("digest", ""))) for a in found]

@@ -1,1 +1,1 @@
-"""Fine-tuning methods by name, and how each is put on a model."""
+"""Fine-tuning methods by name, and applying them to a model."""

@@ -1,6 +1,6 @@
-"""How a method of `methods.names` is put on a model.
+"""Apply a method of `methods.names` to a model.
 
-A new method is one row of the table there, with the maker of its PEFT config.
+To add a method, add a row to the table there, with the function that makes its PEFT config.
 """
 
 import contextlib
@@ -35,10 +35,10 @@ from onelora_vision.tuners.quantised import quantise_linears
 
 @dataclass(frozen=True)
 class Options:
-    """What a method's config is made from: targets as an expression, modules trained whole, and the settings.
+    """Inputs for a method's config: targets as an expression, modules trained whole, and settings.
 
     Attributes:
-        sizes: inputs and outputs of each target.
+        sizes: number of inputs and outputs of each target.
     """
 
     target_modules: str | None
@@ -53,7 +53,7 @@ class Options:
 
     @property
     def targets(self) -> dict:
-        """What every config takes."""
+        """Arguments of every config."""
         return {"target_modules": self.target_modules, "modules_to_save": self.modules_to_save}
 
 
@@ -73,12 +73,12 @@ def _lora(options: Options, **kwargs: bool) -> PeftConfig:
 
 
 def _vera(options: Options) -> PeftConfig:
-    # The shared projections are saved: PEFT rebuilds them from the seed, but warns that not on every machine alike.
+    # Save the shared projections: PEFT can rebuild them from the seed, but warns that machines may differ.
     return VeraConfig(r=options.rank, projection_prng_key=options.seed, save_projection=True, **options.targets)
 
 
 def _peft(method: PeftMethod, options: Options) -> PeftConfig:
-    """The config of a method of PEFT's own."""
+    """The config of one of PEFT's own methods."""
     settings = dict(method.settings)
     if method.rank:
         settings[method.rank[0]] = options.rank
@@ -100,7 +100,7 @@ _CONFIGS: dict[str, Callable[[Options], PeftConfig]] = {
 
 
 def _config(row: Method, options: Options) -> PeftConfig:
-    """The PEFT config of a method; 1LoRA's, without parts, is what trains modules whole and nothing else."""
+    """The PEFT config of a method; 1LoRA's config without parts is used to only train modules whole."""
     if options.peft_fields:
         return make_config(options.peft_fields, options.targets, "--peft_config")
     of_peft = row.peft and partial(_peft, row.peft)
@@ -124,30 +124,30 @@ def apply_method(
     adapter_name: str = "default",
     quantize: str = "none",
 ) -> PeftModel:
-    """Freeze ``model`` and put a method on it; the result saves, loads, switches and merges as any PEFT model.
+    """Freeze ``model`` and apply a method to it; the result saves, loads, switches and merges like any PEFT model.
 
-    ``head`` trains ``adaptation.whole_modules`` alone. ``full`` trains a copy of every module with parameters;
-    parameters of the root itself (timm's ``pos_embed``, ``cls_token``) stay frozen. What is trained is fp32 also on a
-    bf16 model.
+    ``head`` trains only ``adaptation.whole_modules``. ``full`` trains a copy of every module with parameters;
+    parameters of the root itself (timm's ``pos_embed``, ``cls_token``) stay frozen. Trained parameters are fp32 even on
+    a bf16 model.
 
     Args:
-        method: a name of `methods.names.METHODS` or a combination of parts, see `methods.names.find_method`.
-        rank: of the methods that have one, by default `Method.rank`. lora_alpha: of lora and dora, by default the rank
-            (a scale of 1).
-        compression: "sum", "random", "singular" or "subspace", of the methods with sum. compression_rank: directions of
+        method: a name in `methods.names.METHODS` or a combination of parts, see `methods.names.find_method`.
+        rank: for methods that have one; default: `Method.rank`. lora_alpha: for lora and dora; default: the rank (a
+            scale of 1).
+        compression: "sum", "random", "singular" or "subspace", for methods with sum. compression_rank: directions of
             "subspace", by default 16.
-        seed: of random compression, and of initial values.
-        target_modules: adapt only those of ``adaptation.target_modules`` in whose full name this regular expression is
-            found (``attn`` for the attention, ``blocks\\.1[01]\\.`` for two blocks); None adapts all.
+        seed: of random compression and initial values.
+        target_modules: adapt only those of ``adaptation.target_modules`` whose full name contains a match of this
+            regular expression (``attn`` for the attention, ``blocks\\.1[01]\\.`` for two blocks); None adapts all.
         extra_modules_to_save: full names of further modules to train whole.
-        peft_fields: a PEFT config's fields (see `methods.peft_config`), in place of the method's own settings. Layers
-            that it names are taken as PEFT takes them.
-        quantize: "int8" and "nf4" keep the weights of ``adaptation.target_modules`` in 8 or 4 bits, in place
+        peft_fields: fields of a PEFT config (see `methods.peft_config`) that replace the method's own settings. Layers
+            that it names are matched as PEFT matches them.
+        quantize: "int8" and "nf4" store the weights of ``adaptation.target_modules`` in 8 or 4 bits, in place
             (`tuners.quantised`).
 
     Raises:
         InputError: unknown method, an option that the method does not have, modules that do not exist or that the
-            method cannot adapt. `NotApplicable` where there is nothing to train.
+            method cannot adapt. `NotApplicable` if there is nothing to train.
     """
     row = find_method(method)
     check_options(row, rank, lora_alpha, compression, target_modules, compression_rank)
@@ -181,12 +181,14 @@ def apply_method(
     if peft_fields and peft_fields.get("target_modules"):
         targets = [name for name, _ in model.named_modules() if check_target_module_exists(config, name)]
         if not targets:
-            raise InputError("--peft_config: its target_modules are none of this model's")
+            raise InputError("--peft_config: its target_modules match no module of this model")
     if not on_norms:
         hosts.check_adaptable(model, targets)
     hosts.check_trainable_whole(model, whole)
     if row.peft and row.peft.reads_weights and any(parameter.is_meta for parameter in model.parameters()):
-        raise NotApplicable(f"method {row.name} begins with the base's weights: without them it cannot be counted")
+        raise NotApplicable(
+            f"method {row.name} starts from the base's weights: its parameters cannot be counted without them"
+        )
     if quantize != "none":
         quantise_linears(model, [name for name in adaptation.target_modules if not _is_under(name, whole)], quantize)
     with seeded(seed), _bad_input(row, options):
@@ -198,10 +200,10 @@ def apply_method(
 
 
 def _make_ready(adapted: PeftModel, adapter_name: str, copies: dict[str, Sequence[str]]) -> None:
-    """What PEFT leaves to do before training.
+    """Remaining setup before training, after PEFT's own.
 
     Args:
-        copies: full names of the modules of which a copy is trained, by the wrapper's attribute that holds it.
+        copies: full names of the modules whose copies are trained, by the wrapper's attribute that holds the copies.
     """
     if changes_base(adapted.active_peft_config):
         keep_initial_values(adapted, adapter_name)
@@ -213,9 +215,9 @@ def _make_ready(adapted: PeftModel, adapter_name: str, copies: dict[str, Sequenc
 
 @contextlib.contextmanager
 def _bad_input(row: Method, options: Options) -> Iterator[None]:
-    """What PEFT says against one of its own methods on a model, or against settings in a file, is bad input.
+    """Report PEFT's errors about one of its own methods, or about settings from a file, as bad input.
 
-    An error of any other method is a fault of the program, and want of memory is neither.
+    Errors of other methods are bugs, and running out of memory is neither.
     """
     try:
         yield
@@ -224,7 +226,7 @@ def _bad_input(row: Method, options: Options) -> Iterator[None]:
     except (ValueError, TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
         if row.peft is None and options.peft_fields is None:
             raise
-        raise InputError(f"method {row.name} cannot go on this model: {one_line(error, 300)}") from error
+        raise InputError(f"method {row.name} cannot be applied to this model: {one_line(error, 300)}") from error
 
 
 def _size_of(module: nn.Module) -> tuple[int, int]:
@@ -232,12 +234,12 @@ def _size_of(module: nn.Module) -> tuple[int, int]:
 
 
 def trainable_parameters(model: nn.Module) -> int:
-    """How many values are trained."""
+    """Number of trained parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def saved_parameters(model: PeftModel, adapter_name: str = "default") -> int:
-    """How many values the adapter file holds (with what is saved but not trained, as VeRA's shared projections)."""
+    """Number of parameters in the adapter file, including saved but untrained ones (VeRA's shared projections)."""
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     return sum(tensor.numel() for tensor in state.values())
 
@@ -245,8 +247,9 @@ def saved_parameters(model: PeftModel, adapter_name: str = "default") -> int:
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trained parameters of ``adaptation.whole_modules`` (classification head, label table), by full name.
 
-    They are the task's, not the method's: they have a learning rate of their own and are counted apart. Norms that a
-    method trains, and all that ``full`` trains besides, are not among them. Empty for a model without `apply_method`.
+    They belong to the task, not the method: they have a separate learning rate and are counted separately. Norms
+    trained by a method, and everything else that ``full`` trains, are not included. Empty for models without
+    `apply_method`.
     """
     heads = getattr(model, "whole_modules", ())
     plain = {
@@ -261,14 +264,14 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _chosen(adaptation: Adaptation, expression: str) -> list[str]:
-    """The layers in whose name ``expression`` is found."""
+    """The layers whose names contain a match of ``expression``."""
     try:
         chosen = [name for name in adaptation.target_modules if re.search(expression, name)]
     except re.error as error:
-        raise InputError(f"target_modules={expression!r} is no regular expression: {error}") from error
+        raise InputError(f"target_modules={expression!r} is not a regular expression: {error}") from error
     if not chosen:
         kinds = {re.sub(r"\d+", "N", name): None for name in adaptation.target_modules}
-        raise InputError(f"target_modules={expression!r} is in no layer's name; the layers are {', '.join(kinds)}")
+        raise InputError(f"target_modules={expression!r} matches no layer; the layers are {', '.join(kinds)}")
     return chosen
 
 
@@ -286,8 +289,8 @@ def _modules_trained_whole(model: nn.Module, row: Method, adaptation: Adaptation
 def _parts_of(model: nn.Module, prefix: str = "") -> Iterable[str]:
     """Names of the parts that ``full`` trains: the children with parameters.
 
-    Entered are lists and sequences, which hosts iterate over, and transformers models without parameters of their own,
-    of which hosts call other methods than ``forward``: a wrapper around these would be passed by.
+    Descends into lists and sequences, which hosts iterate over, and into transformers models without direct parameters,
+    on which hosts call other methods than ``forward``: a wrapper around either would be bypassed.
     """
     for name, child in model.named_children():
         is_model = isinstance(child, PreTrainedModel) and not any(True for _ in child.parameters(recurse=False))
@@ -302,7 +305,7 @@ def _is_under(name: str, roots: Sequence[str]) -> bool:
 
 
 def _check_outcome(model: PeftModel, row: Method, targets: Sequence[str], whole: Sequence[str]) -> None:
-    """Refuse what PEFT made of the names, if it is not what was asked for."""
+    """Raise an `InputError` if PEFT did not adapt or wrap exactly what was asked for."""
     modules = dict(model.get_base_model().named_modules())
     left_out = [name for name in targets if not isinstance(modules.get(name), BaseTunerLayer)]
     if left_out:
@@ -310,4 +313,6 @@ def _check_outcome(model: PeftModel, row: Method, targets: Sequence[str], whole:
     wrapped = [name for name, module in modules.items() if isinstance(module, ModulesToSaveWrapper)]
     extra = [name for name in wrapped if name not in whole and any(True for _ in modules[name].parameters())]
     if extra:
-        raise InputError(f"method {row.name}: PEFT takes {listed(extra)} for {listed(whole)}, whose names end alike")
+        raise InputError(
+            f"method {row.name}: PEFT takes {listed(extra)} for {listed(whole)}, because their names end alike"
+        )

@@ -1,8 +1,8 @@
-"""The methods by name and what each trains: plain facts, so that a typo is refused before anything slow is imported.
+"""The methods by name and what each trains. Plain data, so that typos are refused before any slow import.
 
-Besides the names of the table, every combination of {sum, bias, scale, norms} is a method (the 1LoRA paper's
-ablation): ``sum+norms`` is onelora_norms, ``bias`` is bitfit, ``bias+scale+norms`` is difffit. The rows of PEFT's other
-methods are made from `methods.peft_methods`.
+In addition to the names in the table, every combination of {sum, bias, scale, norms} is a method (the 1LoRA paper's
+ablation): ``sum+norms`` is onelora_norms, ``bias`` is bitfit, ``bias+scale+norms`` is difffit. The rows for PEFT's
+other methods are built from `methods.peft_methods`.
 """
 
 from dataclasses import dataclass
@@ -33,15 +33,15 @@ class Method:
 
     Attributes:
         name: what the user types.
-        trains: what is trained in each adapted layer W (out d, in k), with its count; for tables and cards.
-        parts: those of `PARTS` that a member of 1LoRA's family has; empty for other methods.
-        adapts_layers: whether linear layers get adapters (not so for norms, head and full).
+        trains: what is trained in each adapted layer W (out d, in k), with its size; for tables and cards.
+        parts: the `PARTS` of a member of 1LoRA's family; empty for other methods.
+        adapts_layers: whether linear layers get adapters (not for norms, head and full).
         trains_norms: whether the norms are trained whole. trains_all: whether every module is.
-        rank: the rank where none is given; None for a method without one.
+        rank: the default rank; None for methods without one.
         takes_alpha: whether ``lora_alpha`` applies; takes_compression: whether ``compression`` does.
         hint: what to try when training gives NaN.
-        peft: PEFT's own method that it is, if the package has no config of its own for it.
-        config: makes the PEFT config from `methods.apply.Options`; None for the methods that come with the package.
+        peft: the underlying method of PEFT, if the package has no config for it.
+        config: makes the PEFT config from `methods.apply.Options`; None for the methods included in the package.
     """
 
     name: str
@@ -96,10 +96,10 @@ COMBINATIONS = ["+".join(parts) for size in range(1, 5) for parts in combination
 
 
 def find_method(name: str) -> Method:
-    """The row for a name of the table or a combination of parts in any order (``norms+sum``).
+    """The row for a name in the table or for a combination of parts in any order (``norms+sum``).
 
     Raises:
-        InputError: there is no such method; the message names the nearest.
+        InputError: no such method; the message suggests the closest one.
     """
     if name in METHODS:
         return METHODS[name]
@@ -113,7 +113,7 @@ def find_method(name: str) -> Method:
     raise InputError(f"unknown method {name!r}{nearest(name, [*METHODS, *COMBINATIONS], 'method')}")
 
 
-_LARGEST_RANK = 4096  # as wide as the widest layers that are adapted
+_LARGEST_RANK = 4096  # the width of the widest adapted layers
 
 
 def check_options(
@@ -124,7 +124,7 @@ def check_options(
     target_modules: str | None,
     compression_rank: int | None = None,
 ) -> None:
-    """Refuse options that are out of range, or that a method does not have.
+    """Refuse options that are out of range, or that the method does not have.
 
     Raises:
         InputError: see `methods.apply.apply_method`.
@@ -146,27 +146,32 @@ def check_options(
         ("target_modules", target_modules is not None, row.adapts_layers, "methods that adapt linear layers"),
     ):
         if is_given and not applies:
-            raise InputError(f"{option} has no meaning for method {row.name}; it is for {users}")
+            raise InputError(f"{option} does not apply to method {row.name}; it is for {users}")
 
 
 def _those_with(attribute: str) -> str:
     return ", ".join(row.name for row in METHODS.values() if getattr(row, attribute))
 
 
-#: Kinds of weights of few bits for a frozen base, as ``--quantize`` names them.
+#: Low-precision formats for the weights of a frozen base, as named by ``--quantize``.
 QUANTISATIONS = ("none", "int8", "nf4")
 _ON_QUANTISED = ("lora", "vera", "mora1", "mora6", "head")
 
 
 def check_quantize(row: Method, quantize: str, peft_fields: dict | None = None) -> None:
-    """Raise an `InputError`, unless ``quantize`` is one of `QUANTISATIONS` that goes with the method: one that neither
-    trains the frozen weights nor reads them."""
+    """Refuse a ``quantize`` that is not in `QUANTISATIONS` or that the method does not support.
+
+    Supported are methods that neither train nor read the frozen weights.
+
+    Raises:
+        InputError: names the option and the reason.
+    """
     if quantize not in QUANTISATIONS:
         raise InputError(f"--quantize {quantize}: choose {', '.join(QUANTISATIONS)}")
     if quantize == "none":
         return
     if peft_fields is not None:
-        raise InputError("--quantize with --peft_config: give --method; a config may ask for what reads the weights")
+        raise InputError("--quantize with --peft_config: use --method; a PEFT config may need full-precision weights")
     if not (row.parts or row.config or row.name in _ON_QUANTISED):
         raise InputError(
             f"--quantize with --method {row.name}: it trains or reads the frozen weights, which need full precision; "

@@ -1,4 +1,4 @@
-"""``--peft_config``: any config of PEFT as a method, from a JSON or YAML file."""
+"""``--peft_config``: any PEFT config as a method, from a JSON or YAML file."""
 
 import re
 from collections.abc import Collection
@@ -8,10 +8,10 @@ from typing import Any
 from onelora_vision.errors import InputError, listed, nearest, one_line
 from onelora_vision.storage.textfiles import read_text
 
-# Fields that a config file has but that say where it came from, not what is trained.
+# Fields of a config file that say where it came from, not what is trained.
 _ORIGIN = ("auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version")
-_FROM_DATA = "reads the training data before the training, which is not supported"
-#: LoRA's initialisations that are refused, and why.
+_FROM_DATA = "reads the training data before training, which is not supported"
+#: LoRA initialisations that are refused, and why.
 _UNSUPPORTED = {
     "eva": _FROM_DATA,
     "corda": _FROM_DATA,
@@ -21,10 +21,10 @@ _UNSUPPORTED = {
 
 
 def read_peft_config(path: str | Path) -> dict[str, Any]:
-    """The fields of a PEFT config in a JSON or YAML file, such as an ``adapter_config.json``, without where it came from.
+    """The fields of a PEFT config in a JSON or YAML file, such as ``adapter_config.json``, except those on its origin.
 
     Raises:
-        InputError: no such file, not a mapping, no ``peft_type`` or one that is not for linear layers.
+        InputError: no such file, not a mapping, or no ``peft_type``.
     """
     import yaml
 
@@ -40,7 +40,7 @@ def read_peft_config(path: str | Path) -> dict[str, Any]:
 
 
 def method_of(record: dict[str, Any], path: str | Path) -> str:
-    """The name of the method that a config is for, which is PEFT's type in lower case.
+    """The name of the method that a config is for: its PEFT type in lower case.
 
     Raises:
         InputError: PEFT has no such type, or it is not for linear layers.
@@ -52,14 +52,14 @@ def method_of(record: dict[str, Any], path: str | Path) -> str:
     known = [*of_peft, "lora", "vera", "onelora"]
     if name not in [*known, "mora"]:
         raise InputError(
-            f"--peft_config {path}: peft_type {one_line(record['peft_type'], 60)!r} is none that adapts linear "
+            f"--peft_config {path}: peft_type {one_line(record['peft_type'], 60)!r} does not adapt linear "
             f"layers{nearest(name, known, 'type')}"
         )
     return f"mora{record.get('mora_type', 6)}" if name == "mora" else name
 
 
 def make_config(record: dict[str, Any], targets: dict[str, Any], where: str):
-    """The config of PEFT, whose targets and modules trained whole are ``targets`` where ``record`` names none.
+    """Make the PEFT config. The defaults of its targets are ``targets``, whose modules trained whole are always added.
 
     Raises:
         InputError: a field that the type does not have, or a value that it refuses.
@@ -75,7 +75,7 @@ def make_config(record: dict[str, Any], targets: dict[str, Any], where: str):
     known = set(kind.__dataclass_fields__)
     if unknown := sorted(set(fields) - known):
         hint = nearest(unknown[0], known, "field")
-        raise InputError(f"{where}: {listed(unknown)} is no field of {record['peft_type'].upper()}{hint}")
+        raise InputError(f"{where}: {listed(unknown)} is not a field of {record['peft_type'].upper()}{hint}")
     _check_types(kind, fields, where)
     if (init := fields.get("init_lora_weights")) in _UNSUPPORTED:
         raise InputError(f"{where}: init_lora_weights={init} {_UNSUPPORTED[init]}")
@@ -91,9 +91,9 @@ def make_config(record: dict[str, Any], targets: dict[str, Any], where: str):
 
 
 def _check_types(kind: type, fields: dict[str, Any], where: str) -> None:
-    """Refuse numbers and switches that are none, by the types that PEFT declares; it checks the rest itself.
+    """Refuse values that are not of the numeric or boolean types that PEFT declares; it checks the rest itself.
 
-    Whole numbers need not be whole: a plain LoRA of a rank-stabilised one has a scale that is not.
+    Values of int fields may be fractional: converting a rank-stabilised LoRA to a plain one gives a fractional scale.
     """
     expected = {
         "bool": (bool, "true or false"),
@@ -111,10 +111,10 @@ def _check_types(kind: type, fields: dict[str, Any], where: str) -> None:
 
 
 def require_matches(config, names: Collection[str], where: str) -> None:
-    """Make sure that every module and layer that a config lists is one of the model's modules ``names``.
+    """Check that every module and layer that a config lists is one of the model's modules ``names``.
 
     Raises:
-        InputError: an entry is the end of no name, and would have no effect.
+        InputError: an entry is not the end of any name, and would have no effect.
     """
     for field in ("target_modules", "modules_to_save", "exclude_modules"):
         entries = getattr(config, field, None)
@@ -122,7 +122,7 @@ def require_matches(config, names: Collection[str], where: str) -> None:
             if not any(name == entry or name.endswith(f".{entry}") for name in names):
                 ends = {name.rpartition(".")[2] for name in names}
                 raise InputError(
-                    f"{where}: {field}: {entry!r} is no module of this model{nearest(entry, ends, 'module')}"
+                    f"{where}: {field}: {entry!r} is not a module of this model{nearest(entry, ends, 'module')}"
                 )
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, field, None) or ():
@@ -131,6 +131,6 @@ def require_matches(config, names: Collection[str], where: str) -> None:
 
 
 def changes_base(config) -> bool:
-    """Whether LoRA's initialisation takes its first values out of the base's weights (PiSSA, OLoRA)."""
+    """Whether LoRA's initialisation subtracts its initial values from the base's weights (PiSSA, OLoRA)."""
     init = getattr(config, "init_lora_weights", None)
     return isinstance(init, str) and init.startswith(("pissa", "olora"))

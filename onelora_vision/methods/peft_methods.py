@@ -1,7 +1,7 @@
-"""PEFT's own methods that adapt linear layers: what each trains, and its settings where the user gives none.
+"""PEFT's own methods that adapt linear layers: what each trains, and its default settings.
 
-The settings are for the fewest parameters that make sense, near one vector per layer, and start at the base's own
-outputs where the method can. Plain facts: nothing here imports PEFT. ``--peft_config`` takes any other settings.
+The defaults use as few parameters as is sensible, about one vector per layer, and start at the base's own outputs
+if the method can. Plain data: nothing here imports PEFT. ``--peft_config`` takes any other settings.
 """
 
 from dataclasses import dataclass, field
@@ -10,19 +10,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PeftMethod:
-    """One method of PEFT.
+    """One of PEFT's methods.
 
     Attributes:
-        name: PEFT's type in lower case, or a preset of its own.
+        name: the PEFT type in lower case, or the name of a preset.
         trains: what is trained in each adapted layer (out d, in k), for tables and cards.
-        peft_type: PEFT's type; by default the name in upper case.
-        rank: its config field that ``--rank`` sets, and the value without ``--rank``; None: it has no rank.
-        seed: its config field that takes the run's seed; empty: it draws from torch's generator, or not at all.
-        sizes: config fields that depend on the layers' sizes, by what they take (see `methods.apply`): "common" is the
-            greatest common divisor of all inputs and outputs, "outputs" the smallest number of outputs.
+        peft_type: the PEFT type; default: the name in upper case.
+        rank: the config field set by ``--rank``, and its default; None for methods without a rank.
+        seed: the config field that takes the run's seed; empty if it uses torch's generator or no random numbers.
+        sizes: config fields that depend on the layers' sizes, and how (see `methods.apply`): "common" is the greatest
+            common divisor of all inputs and outputs, "outputs" the smallest number of outputs.
         settings: other config fields.
-        on_norms: whether it adapts the norms in place of the linear layers.
-        reads_weights: whether it begins with the base's weights, so that it cannot be put on a model without any.
+        on_norms: whether it adapts the norms instead of the linear layers.
+        reads_weights: whether it starts from the base's weights and therefore cannot be applied to a model without any.
         off_base: why it does not start at the base's outputs; empty if it does.
     """
 
@@ -39,19 +39,19 @@ class PeftMethod:
 
     @property
     def kind(self) -> str:
-        """PEFT's type."""
+        """The PEFT type."""
         return self.peft_type or self.name.upper()
 
 
-_SMALL_RANDOM = "its trained values start at small random numbers, all of which the layers read"
+_SMALL_RANDOM = "its trained values start at small random numbers, and the layers use all of them"
 
 PEFT_METHODS = (
     PeftMethod(
         "adalora",
-        "A (r k) + E (r) + B (d r), the rank shared out among the layers",
+        "A (r k) + E (r) + B (d r), with the rank distributed among the layers",
         rank=("init_r", 2),
-        # the budget of an average layer is half of what it begins with
-        settings={"target_r": 1, "deltaT": 10, "total_step": 1},  # `training.rank_allocation` knows the steps
+        # the budget of an average layer is half of its initial rank
+        settings={"target_r": 1, "deltaT": 10, "total_step": 1},  # `training.rank_allocation` sets the steps
     ),
     PeftMethod(
         "adamss",
@@ -61,7 +61,7 @@ PEFT_METHODS = (
         reads_weights=True,
     ),
     PeftMethod("beft", "beta (d)"),
-    PeftMethod("boft", "blocks of 2 inputs turned (2 k) + s (d)", settings={"boft_block_size": 2}),
+    PeftMethod("boft", "rotated blocks of 2 inputs (2 k) + s (d)", settings={"boft_block_size": 2}),
     PeftMethod("c3a", "circulant blocks (d k / gcd)", sizes={"block_size": "common"}, settings={"init_weights": True}),
     PeftMethod("deft", "P (d r) + R (r k)", rank=("r", 1)),
     PeftMethod("delora", "A (r k) + B (d r) + lambda (1)", rank=("r", 1)),
@@ -89,33 +89,31 @@ PEFT_METHODS = (
     PeftMethod("loha", "two pairs of rank-r factors (2 r (d + k))", rank=("r", 1), settings={"alpha": 1}),
     PeftMethod("lokr", "a Kronecker product of small factors", rank=("r", 1), settings={"alpha": 1}),
     PeftMethod("miss", "B (r d); for r = 1 the same as onelora", rank=("r", 1)),
-    PeftMethod("oft", "blocks of 2 inputs turned (k / 2)", settings={"r": 0, "oft_block_size": 2}),
+    PeftMethod("oft", "rotated blocks of 2 inputs (k / 2)", settings={"r": 0, "oft_block_size": 2}),
     PeftMethod("osf", "half of the singular vectors and values of W"),
     PeftMethod("peanut", "A (r k) + B (d r), with W between them", rank=("r", 1)),
     PeftMethod(
         "psoft",
-        "a rotation among the r first singular vectors, with two scales",
+        "a rotation of the first r singular vectors, with two scales",
         rank=("r", 16),
         seed="random_seed",
     ),
-    PeftMethod(
-        "pvera", "b (d) + d (2 r), drawn anew at each step of training", rank=("r", 1), seed="projection_prng_key"
-    ),
+    PeftMethod("pvera", "b (d) + d (2 r), resampled at each training step", rank=("r", 1), seed="projection_prng_key"),
     PeftMethod(
         "randlora",
-        "scales of fixed random factors, which the seed makes again",
+        "scales of fixed random factors, rebuilt from the seed",
         rank=("r", 32),
         seed="projection_prng_key",
         settings={"save_projection": False},
     ),
-    PeftMethod("road", "a turn and a scale for each pair of outputs (2 x d / 2)", settings={"group_size": 2}),
+    PeftMethod("road", "a rotation and a scale for each pair of outputs (2 x d / 2)", settings={"group_size": 2}),
     PeftMethod("shira", "r (d + k) scattered entries of W", rank=("r", 1), seed="random_seed", reads_weights=True),
-    PeftMethod("supertuning", "the 1 % largest entries of W"),
+    PeftMethod("supertuning", "the largest 1 % of the entries of W"),
     PeftMethod("tinylora", "u numbers for several layers", rank=("r", 2), seed="projection_seed"),
     PeftMethod("unilora", "256 numbers for all layers", rank=("r", 1), seed="proj_seed", off_base=_SMALL_RANDOM),
     PeftMethod(
         "vblora",
-        "choices among vectors that all layers share",
+        "selections from vectors shared by all layers",
         rank=("r", 1),
         sizes={"vector_length": "common"},
         settings={"num_vectors": 64},

@@ -1,7 +1,7 @@
-"""LoRA that starts inside the base's weights (PiSSA, arXiv 2404.02948; OLoRA, arXiv 2406.01775), saved as a plain LoRA.
+"""LoRA that starts inside the base's weights (PiSSA, arXiv 2404.02948; OLoRA, arXiv 2406.01775), saved as plain LoRA.
 
-Such a method takes its first ``B₀ A₀`` out of the frozen weight and trains from there. On the base as it was, what has
-been learned is ``B A - B₀ A₀``: a LoRA of twice the rank, which loads without computing the start again.
+Such a method subtracts its initial ``B₀ A₀`` from the frozen weight and trains from there. Relative to the original
+base, it has learned ``B A - B₀ A₀``: a LoRA of twice the rank, which loads without recomputing the initial values.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from onelora_vision.errors import InputError
 
 
 def keep_initial_values(model: PeftModel, adapter_name: str) -> None:
-    """Note the values that ``adapter_name`` starts with, for `as_plain_lora`.
+    """Store the initial values of ``adapter_name`` for `as_plain_lora`.
 
     Raises:
-        InputError: with DoRA, or ranks of a layer's own, the change is not a LoRA of twice the rank.
+        InputError: with DoRA, biases, or per-layer ranks or scales, the change is not a LoRA of twice the rank.
     """
     config = model.peft_config[adapter_name]
     if config.use_dora or config.rank_pattern or config.alpha_pattern or config.lora_bias:
         raise InputError(
-            f"init_lora_weights={config.init_lora_weights} goes with neither DoRA, biases nor patterns here"
+            f"init_lora_weights={config.init_lora_weights} cannot be combined with DoRA, biases or patterns here"
         )
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     model.initial_values = {key: value.detach().cpu().clone() for key, value in state.items() if ".lora_" in key}
@@ -33,10 +33,10 @@ def keep_initial_values(model: PeftModel, adapter_name: str) -> None:
 
 @contextlib.contextmanager
 def base_restored(model: PeftModel) -> Iterator[None]:
-    """Inside the block the model is the base as it was before the training, with its own head or label table.
+    """Inside the block, the model is the base as it was before training, with its own head or label table.
 
-    The adapter is off. Where it began inside the base's weights, the base lacks that part without it, so inside the block
-    it has its first values.
+    The adapter is disabled. If it started inside the base's weights, the base alone lacks that part, so the adapter
+    stays enabled with its initial values.
     """
     initial = getattr(model, "initial_values", None)
     with model.disable_adapter():
@@ -59,7 +59,7 @@ def base_restored(model: PeftModel) -> Iterator[None]:
 def as_plain_lora(
     config: LoraConfig, tensors: dict[str, Tensor], initial: dict[str, Tensor]
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Config and tensors of the same change from the base's own weights: ``[A; A₀]`` and ``[B, -B₀]``."""
+    """Config and tensors of the same change relative to the original base's weights: ``[A; A₀]`` and ``[B, -B₀]``."""
     plain = copy.deepcopy(config)
     plain.r, plain.init_lora_weights = 2 * config.r, True
     plain.lora_alpha = config.lora_alpha * (2**0.5 if config.use_rslora else 2)

@@ -1,4 +1,4 @@
-"""Metrics of classifiers, depth and generated images."""
+"""Metrics for classifiers, depth and generated images."""
 
 FEATURES = ("inception", "dinov2", "embedded")
-"""Models that images are compared by, see `features.open_features`."""
+"""Models whose features images are compared by, see `features.open_features`."""

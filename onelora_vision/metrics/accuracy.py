@@ -1,4 +1,4 @@
-"""Accuracy of a classifier: what each prediction was, top-k, likelihood, confusion, and accuracy per class."""
+"""Accuracy of a classifier: its individual predictions, top-k, likelihood, confusion, and accuracy per class."""
 
 import os
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from onelora_vision.plots.figures import saved_figure
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a classifier said about N images; all figures of an evaluation follow from it.
+    """A classifier's predictions for N images, from which all metrics of an evaluation are computed.
 
     Attributes:
-        index: (N,) int64, which image of the dataset.
+        index: (N,) int64, index of the image in the dataset.
         label: (N,) int64, the true class.
         predicted: (N,) int64, the most probable class.
-        in_top5: (N,) bool, whether the true class is among the five most probable (of fewer classes: among all).
+        in_top5: (N,) bool, whether the true class is among the five most probable (or among all, if there are fewer).
         nll: (N,) fp32, negative log-likelihood of the true class, in nats.
         confidence: (N,) fp32, probability of the predicted class.
     """
@@ -50,7 +50,7 @@ class Predictions:
 
     @property
     def correct(self) -> torch.Tensor:
-        """(N,) bool, whether the most probable class is the true one."""
+        """(N,) bool, whether the most probable class is the true class."""
         return self.predicted == self.label
 
 
@@ -61,14 +61,14 @@ def confusion_matrix(predictions: Predictions, num_classes: int) -> torch.Tensor
 
 
 def per_class_accuracy(confusion: torch.Tensor, class_names: Sequence[str]) -> dict[str, float]:
-    """The share of each class's images that is predicted right; classes without images are left out."""
+    """Fraction of each class's images that are predicted correctly; classes without images are omitted."""
     total = confusion.sum(1)
     share = confusion.diagonal() / total.clamp(min=1)
     return {name: share[k].item() for k, name in enumerate(class_names) if total[k] > 0}
 
 
 def draw_confusion_matrix(confusions: dict[str, torch.Tensor], class_names: Sequence[str], path: str | os.PathLike):
-    """Draw one panel per entry (title: counts): rows are true classes, shade is the share of the row. Writes a PNG."""
+    """Draw one panel per entry (title: counts) as a PNG: rows are true classes, shades are fractions of the row."""
     side = min(max(0.3 * len(class_names), 3.5), 12)
     with saved_figure(path, (len(confusions) * (side + 1), side + 1)) as figure:
         for axes, (title, counts) in zip(figure.subplots(1, len(confusions), squeeze=False)[0], confusions.items()):
@@ -78,4 +78,4 @@ def draw_confusion_matrix(confusions: dict[str, torch.Tensor], class_names: Sequ
             if len(class_names) <= 40:
                 axes.set_xticks(range(len(class_names)), class_names, rotation=90)
                 axes.set_yticks(range(len(class_names)), class_names)
-        figure.colorbar(image, ax=figure.axes, label="share of the true class", shrink=0.7)
+        figure.colorbar(image, ax=figure.axes, label="fraction of the true class", shrink=0.7)

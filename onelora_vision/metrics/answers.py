@@ -1,4 +1,4 @@
-"""Whether a written answer ends in the right number."""
+"""Checks whether a written answer ends in the right number."""
 
 import re
 from fractions import Fraction
@@ -10,7 +10,7 @@ _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?")
 def final_number(text: str) -> Fraction | None:
     """The first number after the last ``The answer is:``, or without these words the last number; None without any.
 
-    Commas between digits are left out; ``3/4`` is a fraction. A fraction of nothing is no number.
+    Commas between digits are removed; ``3/4`` is a fraction. A fraction with denominator zero is not a number.
     """
     _, mark, after = text.rpartition(_MARK)
     found = _NUMBER.findall(after)
@@ -29,6 +29,6 @@ def _value(written: str) -> Fraction:
 
 
 def same_number(answer: str, truth: str) -> bool:
-    """Whether both end in the same number; an answer without a number is wrong, whatever the truth is."""
+    """Whether both end in the same number; an answer without a number is always wrong."""
     found = final_number(answer)
     return found is not None and found == final_number(truth)

@@ -1,4 +1,4 @@
-"""Whether a classifier's confidence is its accuracy: expected calibration error and the reliability diagram."""
+"""Whether a classifier's confidence matches its accuracy: expected calibration error and reliability diagram."""
 
 import os
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class CalibrationBins:
     """Predictions grouped by confidence into equal bins of (0, 1]; bin m holds the confidences in ((m-1)/M, m/M].
 
     Attributes:
-        count: (M,) how many predictions are in each bin.
-        confidence: (M,) their mean confidence; 0 where the bin is empty.
-        accuracy: (M,) the share of them that is right; 0 where the bin is empty.
+        count: (M,) number of predictions in each bin.
+        confidence: (M,) their mean confidence; 0 for empty bins.
+        accuracy: (M,) fraction of them that are correct; 0 for empty bins.
     """
 
     count: torch.Tensor
@@ -26,9 +26,9 @@ class CalibrationBins:
 
     @classmethod
     def of(cls, confidence: torch.Tensor, correct: torch.Tensor, num_bins: int = NUM_BINS) -> "CalibrationBins":
-        """From the confidence (N,) in [0, 1] of each predicted class and whether it is right, (N,) bool.
+        """From the confidence (N,) in [0, 1] of each predicted class, and whether it is correct, (N,) bool.
 
-        A confidence that is NaN makes the error NaN.
+        A NaN confidence makes the error NaN.
         """
         confidence = confidence.double().cpu()
         bins = (torch.ceil(confidence.nan_to_num() * num_bins) - 1).clamp(0, num_bins - 1).long()
@@ -44,7 +44,7 @@ class CalibrationBins:
 
 
 def draw_reliability_diagram(bins: dict[str, CalibrationBins], path: str | os.PathLike) -> None:
-    """Draw one panel per entry (title: bins): accuracy of each bin against the diagonal, and its number of images."""
+    """Draw one panel per entry (title: bins): each bin's accuracy against the diagonal, and its number of images."""
     with saved_figure(path, (4 * len(bins), 4)) as figure:
         for axes, (title, group) in zip(figure.subplots(1, len(bins), squeeze=False)[0], bins.items()):
             width = 1 / len(group.count)

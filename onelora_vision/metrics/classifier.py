@@ -13,7 +13,7 @@ from onelora_vision.storage.outputs import folder_output
 
 
 class GlyphClassifier(nn.Module):
-    """Four convolution stages, then the mean over the image: 64 features, and one logit per class.
+    """Four convolution stages followed by the mean over the image: 64 features, and one logit per class.
 
     Args:
         class_names: the classes of the logits. widths: channels of the stages; the last is the number of features.
@@ -42,7 +42,7 @@ class GlyphClassifier(nn.Module):
         return features, self.head(features)
 
     def save(self, folder: str | os.PathLike, **notes) -> None:
-        """Write config.json (with ``notes`` on how it was trained) and fp16 model.safetensors into ``folder``."""
+        """Write config.json (with ``notes`` on its training) and model.safetensors in fp16 to ``folder``."""
         with folder_output(folder, "classifier", overwrite=True) as temporary:
             write_json(temporary / "config.json", {"class_names": self.class_names, "widths": self.widths, **notes})
             state = {name: value.half().contiguous() for name, value in self.state_dict().items()}
@@ -50,7 +50,7 @@ class GlyphClassifier(nn.Module):
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "GlyphClassifier":
-        """The classifier that `save` wrote, in fp32 and eval mode."""
+        """Load a classifier written by `save`, in fp32 and eval mode."""
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         model = cls(config["class_names"], tuple(config["widths"]))
         model.load_state_dict(load_file(Path(folder) / "model.safetensors"))

@@ -1,4 +1,4 @@
-"""Metrics of monocular depth: each computed per image over its valid pixels, then averaged over the images."""
+"""Metrics of monocular depth: each computed per image over its valid pixels, then averaged over images."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from onelora_vision.errors import InputError
 
-#: Names of the figures, in the order in which they are reported. ``delta*`` are better when greater, the rest smaller.
+#: Names of the metrics, in the order in which they are reported. Higher is better for ``delta*``, lower for the rest.
 METRICS = (
     "delta1",
     "delta2",
@@ -23,13 +23,13 @@ METRICS = (
 
 
 def depth_metrics(prediction: torch.Tensor, depth: torch.Tensor, valid: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The figures of each image, fp64 (B,), for prediction and depth (B, H, W) in metres, both positive where valid.
+    """The metrics of each image, fp64 (B,), for prediction and depth (B, H, W) in metres, both positive where valid.
 
     With r = max(prediction / depth, depth / prediction) and d = log(prediction) - log(depth), means over valid pixels:
-    delta1, 2, 3 = share with r < 1.25, 1.25², 1.25³; abs_rel = mean |p - y| / y; sq_rel = mean (p - y)² / y, metres;
+    delta1, 2, 3 = fraction with r < 1.25, 1.25², 1.25³; abs_rel = mean |p - y| / y; sq_rel = mean (p - y)² / y, metres;
     rmse, metres; rmse_log = sqrt(mean d²); log10 = mean |d| / ln 10 (Eigen et al. 2014, section 4.4);
     silog_05 = sqrt(mean d² - 0.5 (mean d)²), Depth Anything v2's "silog"; silog_100 = 100 sqrt(mean d² - (mean d)²),
-    KITTI's and ZoeDepth's. What an invalid pixel holds, NaN included, does not matter.
+    as in KITTI and ZoeDepth. The values of invalid pixels, including NaN, do not matter.
 
     Raises:
         InputError: an image has no valid pixel.
@@ -59,22 +59,22 @@ def _mean_over(valid: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def as_evaluated(prediction: torch.Tensor, height: int, width: int, near: float, far: float) -> torch.Tensor:
-    """Predictions (B, h, w) as they are compared: resized to the truth's size, then clamped to the caps in metres."""
+    """Predictions (B, h, w) ready for comparison: resized to the truth's size, then clamped to the caps in metres."""
     return resized_depth(prediction.float(), height, width).clamp(near, far)
 
 
 def resized_depth(depth: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Depth (B, h, w) -> (B, height, width), bilinear with aligned corners, as Depth Anything evaluates."""
+    """Resize depth (B, h, w) to (B, height, width), bilinear with aligned corners, as in Depth Anything."""
     if depth.shape[1:] == (height, width):
         return depth
     return F.interpolate(depth[:, None], (height, width), mode="bilinear", align_corners=True)[:, 0]
 
 
 def align_scale_and_shift(prediction: torch.Tensor, depth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Relative inverse depth (B, H, W) as metres: scale and shift per image by least squares on 1/depth.
+    """Convert relative inverse depth (B, H, W) to metres: scale and shift per image by least squares on 1/depth.
 
-    Ranftl et al. 2020, eq. 4: the protocol for models that predict depth up to scale and shift. Inverse depths that
-    come out at or below zero are as far as can be told: they become infinite (to be clamped to the cap).
+    Ranftl et al. 2020, eq. 4: the protocol for models that predict depth up to scale and shift. Inverse depths at or
+    below zero after alignment become infinite depths (to be clamped to the cap).
     """
     x, y = (torch.where(valid, values, 0).double().flatten(1) for values in (prediction, 1 / depth))
     mask = valid.flatten(1).double()

@@ -1,4 +1,4 @@
-"""DINOv2 as the features of a Fréchet distance (Stein et al. 2023, arXiv 2306.04675), by timm."""
+"""DINOv2 features for a Fréchet distance (Stein et al. 2023, arXiv 2306.04675), with timm."""
 
 from pathlib import Path
 
@@ -15,14 +15,14 @@ SIDE = 224  # pixels
 
 
 class DinoFeatures(Features):
-    """The class token of DINOv2 ViT-L/14 at 224 pixels, or of another of timm's vision transformers.
+    """The class token of DINOv2 ViT-L/14 at 224 pixels, or of another vision transformer in timm.
 
     Args:
-        weights: the model's weights, as timm has them on the hub (``model.safetensors``); "download" fetches them.
-        model: timm's name of it.
+        weights: the model's weights as published by timm on the hub (``model.safetensors``); "download" downloads them.
+        model: its name in timm.
 
     Raises:
-        InputError: no weights were named or found, they do not fit, or timm has no such transformer.
+        InputError: no weights were given or found, they do not fit, or timm has no such transformer.
     """
 
     name = "dinov2"
@@ -47,10 +47,10 @@ class DinoFeatures(Features):
             )
         except InputError:
             raise
-        except Exception as error:  # timm answers names and files that do not fit with many kinds of error
+        except Exception as error:  # for unsuitable names and files, timm raises many kinds of errors
             reason = one_line(error, 300)
             raise InputError(f"{weights}: cannot be loaded into timm's {model} ({reason})") from error
-        self.model.pretrained_cfg.pop("state_dict", None)  # else it keeps the weights a second time
+        self.model.pretrained_cfg.pop("state_dict", None)  # otherwise it holds a second copy of the weights
         self.model.eval().requires_grad_(False)
         self.dim = self.model.num_features
         self.weights_hash = weights_hash(self.model)

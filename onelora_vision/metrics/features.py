@@ -1,4 +1,4 @@
-"""Models that images are measured with, by name; and the features of a reference set, computed once."""
+"""Models for evaluating images, by name; and the features of a reference set, computed once."""
 
 import functools
 import itertools
@@ -19,18 +19,18 @@ from onelora_vision.storage.cache import combined_hash, default_cache, dispensab
 from onelora_vision.storage.files import atomic_file
 
 FEATURES = ("embedded", "inception", "dinov2")
-_LAYOUT = "2"  # of the kept files: with logits and spatial features
+_LAYOUT = "2"  # of the cached files: with logits and spatial features
 
 
 def open_features(name: str, weights: str | Path | None = None, timm_model: str = MODEL) -> Features:
-    """The model behind ``--fid_features``.
+    """The model for ``--fid_features``.
 
     Args:
         weights: its file, for ``inception`` and ``dinov2``.
-        timm_model: which of timm's transformers ``dinov2`` is.
+        timm_model: which of timm's transformers to use for ``dinov2``.
 
     Raises:
-        InputError: there is no model of this name, or its weights are not there.
+        InputError: there is no model of this name, or its weights were not found.
     """
     models: dict[str, Callable[[], Features]] = {
         "embedded": EmbeddedFeatures,
@@ -45,13 +45,13 @@ def open_features(name: str, weights: str | Path | None = None, timm_model: str 
 def cached_features(
     images: Iterable[str], features: Features, compute: Callable[[], FeatureSet], write: bool = True
 ) -> FeatureSet:
-    """The features of ``images`` in the user's cache, or what ``compute`` returns, which is then kept if ``write``.
+    """The features of ``images`` from the user's cache, or else the result of ``compute``, cached if ``write``.
 
-    A cache that cannot be read or written, or is damaged, is a warning; the features are computed.
+    If the cache is damaged, or cannot be read or written, a warning is issued and the features are computed.
 
     Args:
-        images: what the images depend on: their hashes, and how they are read, cut and scaled.
-        features: the model that measures; its name and weights belong to the key.
+        images: everything that determines the images: their hashes, and how they are read, cropped and resized.
+        features: the model; its name and weights are part of the key.
     """
     name = combined_hash(itertools.chain(images, (features.name, features.weights_hash, _LAYOUT)))[:16]
     with dispensable():
@@ -66,10 +66,10 @@ def cached_features(
 
 
 def published_features(path: str | Path, features: Features, images: FeatureSet | None = None) -> FeatureSet:
-    """A reference of which statistics were published, with the features of its ``images`` where it has some.
+    """A reference with published statistics, and with the features of its ``images``, if any.
 
     Raises:
-        InputError: the file holds none, or those of other features.
+        InputError: the file contains no statistics, or those of other features.
     """
     known = read_statistics(path)
     if len(known["known"].mean) != features.dim:

@@ -1,4 +1,4 @@
-"""Fréchet distance between feature sets (Heusel et al. 2017, arXiv 1706.08500), streaming, in float64, without sqrtm."""
+"""Fréchet distance of feature sets (Heusel et al. 2017, arXiv 1706.08500), streaming, in float64, without sqrtm."""
 
 import torch
 
@@ -8,11 +8,11 @@ from onelora_vision.errors import InputError
 class FeatureStatistics:
     """Count, mean and scatter of features (N, D), updated batch by batch and mergeable across processes.
 
-    Batches are combined as in Chan, Golub & LeVeque (1983), which does not lose digits where the mean is large beside
-    the spread, as sums of squares do.
+    Batches are combined as in Chan, Golub & LeVeque (1983), which unlike sums of squares loses no precision if the mean
+    is large relative to the spread.
 
     Attributes:
-        count: features seen. mean: (D,) fp64. scatter: (D, D) fp64, the sum of outer products of the deviations.
+        count: number of features seen. mean: (D,) fp64. scatter: (D, D) fp64, sum of outer products of deviations.
     """
 
     def __init__(self, dim: int):
@@ -22,7 +22,7 @@ class FeatureStatistics:
 
     @classmethod
     def known(cls, mean: torch.Tensor, covariance: torch.Tensor) -> "FeatureStatistics":
-        """Statistics that were published as a mean (D,) and a covariance (D, D), of a number of images that is not known."""
+        """Published statistics: a mean (D,) and a covariance (D, D), of an unknown number of images."""
         found = cls(len(mean))
         found.count, found.mean, found.scatter = 2, mean.double(), covariance.double()
         return found
@@ -32,17 +32,17 @@ class FeatureStatistics:
         """Unbiased covariance (D, D).
 
         Raises:
-            InputError: with fewer than two features.
+            InputError: there are fewer than two features.
         """
         if self.count < 2:
             raise InputError(f"a covariance needs at least 2 features, got {self.count}: use more images")
         return self.scatter / (self.count - 1)
 
     def update(self, features: torch.Tensor) -> None:
-        """Add a batch of features (N, D) of any float type and device.
+        """Add a batch of features (N, D) of any float type, on any device.
 
         Raises:
-            InputError: when a feature is NaN or infinite: one such image would spoil the whole figure.
+            InputError: a feature is NaN or infinite; a single one would invalidate the whole metric.
         """
         batch = FeatureStatistics(len(self.mean))
         features = features.detach().to("cpu", torch.float64)
@@ -56,7 +56,7 @@ class FeatureStatistics:
         self.merge(batch)
 
     def merge(self, other: "FeatureStatistics") -> None:
-        """Add what another process, or another part of the data, has seen."""
+        """Add the statistics of another process, or of another part of the data."""
         total = self.count + other.count
         if other.count == 0:
             return
@@ -66,13 +66,13 @@ class FeatureStatistics:
         self.count = total
 
     def pack(self) -> torch.Tensor:
-        """Everything as one fp64 vector (1 + D + D²,), to be gathered from all processes and merged."""
+        """Everything as one fp64 vector (1 + D + D²,), to gather from all processes and merge."""
         count = torch.tensor([self.count], dtype=torch.float64)
         return torch.cat([count, self.mean, self.scatter.flatten()])
 
     @classmethod
     def unpack(cls, vector: torch.Tensor) -> "FeatureStatistics":
-        """The statistics that `pack` wrote."""
+        """The statistics from a vector returned by `pack`."""
         dim = round((vector.numel() - 0.75) ** 0.5 - 0.5)  # 1 + D + D² = (D + 1/2)² + 3/4
         statistics = cls(dim)
         statistics.count = int(vector[0])
@@ -85,10 +85,10 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """|μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½), in the features' squared unit.
 
     The trace of (Σa Σb)^½ is the sum of the square roots of the eigenvalues of Σa Σb, which are the singular values of
-    Σa^½ Σb^½: real and exact also where the covariances are singular (fewer images than features).
+    Σa^½ Σb^½: real and exact even for singular covariances (fewer images than features).
 
     Raises:
-        InputError: when the dimensions differ, or one side has fewer than two features.
+        InputError: the dimensions differ, or one side has fewer than two features.
     """
     if a.mean.shape != b.mean.shape:
         raise InputError(f"features of {len(a.mean)} and of {len(b.mean)} dimensions cannot be compared")

@@ -1,7 +1,7 @@
-"""How good generated images are: distances and class accuracy in the features of a named model.
+"""Quality of generated images: distances and class accuracy in the features of a named model.
 
-They belong together: a distance falls when the style is right, whatever the pictures show; the class accuracy says
-how often the picture shows what was asked for.
+They complement each other: a distance improves when the style is right, whatever the images show; class accuracy
+measures how often an image shows the requested class.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ MIN_NEIGHBOURS = 6
 
 
 class Features(ABC):
-    """A frozen model that images are measured with.
+    """A frozen model for evaluating images.
 
     Attributes:
-        name: goes into the metric's name: ``fd_<name>``. weights_hash: of the weights, for the protocol line.
-        dim: number of features. class_names: of the logits, or empty where there are none. model: the network.
+        name: used in the metric's name: ``fd_<name>``. weights_hash: of the weights, for the protocol line.
+        dim: number of features. class_names: of the logits; empty if there are none. model: the network.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Features(ABC):
 
     @abstractmethod
     def __call__(self, images: torch.Tensor) -> "FeatureSet":
-        """What the model says of images (N, 3, H, W) in [0, 1]."""
+        """The model's output for images (N, 3, H, W) in [0, 1]."""
 
     def to(self, device: torch.device | str) -> "Features":
         """Move the network."""
@@ -49,7 +49,7 @@ class Features(ABC):
 
 
 class EmbeddedFeatures(Features):
-    """The shipped classifier of 0-9 and A-Z, trained on printed glyphs and on the handwriting's training split."""
+    """The included classifier of 0-9 and A-Z, trained on printed glyphs and the training split of the handwriting."""
 
     name = "embedded"
 
@@ -75,13 +75,13 @@ def weights_hash(model: nn.Module) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSet:
-    """What a model says of a set of images.
+    """A model's output for a set of images.
 
     Attributes:
         features: (N, D), fp32 on CPU.
-        logits: (N, classes), or None where the model does not classify.
-        spatial: (N, S) features that keep their place in the image, or None where the model gives none.
-        known, known_spatial: statistics of features and spatial features that were published; None: those of the images.
+        logits: (N, classes), or None if the model is not a classifier.
+        spatial: (N, S) features that keep their place in the image, or None if the model has none.
+        known, known_spatial: published statistics of features and spatial features; None: those of the images.
     """
 
     features: torch.Tensor
@@ -104,23 +104,23 @@ class FeatureSet:
         return self.known_spatial or (None if self.spatial is None else _statistics_of(self.spatial))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What there is of each image, by name."""
+        """The per-image tensors that exist, by name."""
         found = {name: getattr(self, name) for name in ("features", "logits", "spatial")}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def on_cpu(self) -> "FeatureSet":
-        """The same in fp32 on the CPU."""
+        """A copy in fp32 on the CPU."""
         return FeatureSet(**{name: tensor.float().cpu() for name, tensor in self.tensors().items()})
 
     @classmethod
     def joined(cls, parts: Sequence["FeatureSet"]) -> "FeatureSet":
-        """One set of the images of all ``parts``, of which there is at least one, in their order."""
+        """One set with the images of all ``parts`` (at least one) in order."""
         names = parts[0].tensors()
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     @classmethod
     def interleaved(cls, parts: Sequence["FeatureSet"]) -> "FeatureSet":
-        """One set in the images' order, of which part ``r`` of ``n`` holds the images r, r + n, r + 2n, …"""
+        """One set in the images' order, if part ``r`` of ``n`` holds the images r, r + n, r + 2n, …"""
         total, found = sum(len(part) for part in parts), {}
         for name, first in parts[0].tensors().items():
             found[name] = torch.empty(total, *first.shape[1:])
@@ -138,7 +138,7 @@ def _statistics_of(features: torch.Tensor) -> FeatureStatistics:
 
 
 def collect(features: Features, batches: Iterable[torch.Tensor]) -> FeatureSet:
-    """The features of images that come in batches (n, 3, H, W) in [0, 1], none of which is kept."""
+    """The features of images in batches (n, 3, H, W) in [0, 1]; the images are not kept."""
     found = [features(images).on_cpu() for images in batches]
     return FeatureSet.joined(found) if found else FeatureSet(torch.empty(0, features.dim))
 
@@ -152,12 +152,12 @@ def measure(
 
 
 def compare(generated: FeatureSet, reference: FeatureSet, name: str) -> dict[str, float]:
-    """All figures of generated images against real ones, by the features called ``name``, in one pass over them.
+    """All metrics of generated images against real ones, in the features called ``name``.
 
-    ``fd_<name>``; ``kid_<name>`` and its deviation over subsets ``kid_<name>_std``; and by nearest neighbours
-    ``precision_``, ``recall_``, ``density_`` and ``coverage_<name>``, which are left out for six images or fewer. Where
-    the model gives spatial features, ``sfid`` (Nash et al. 2021, arXiv 2103.03841). Of a reference of which statistics
-    alone are known there are the distances only.
+    These are ``fd_<name>``; ``kid_<name>`` and its deviation over subsets ``kid_<name>_std``; and by nearest neighbours
+    ``precision_``, ``recall_``, ``density_`` and ``coverage_<name>``, which are omitted for six images or fewer. If the
+    model has spatial features, also ``sfid`` (Nash et al. 2021, arXiv 2103.03841). For a reference with only published
+    statistics, there are only the distances.
     """
     figures = {f"fd_{name}": frechet_distance(generated.statistics, reference.statistics)}
     if generated.spatial_statistics and reference.spatial_statistics:
@@ -173,15 +173,20 @@ def compare(generated: FeatureSet, reference: FeatureSet, name: str) -> dict[str
 
 
 def figures_alone(generated: FeatureSet, features: Features) -> dict[str, float]:
-    """Figures that need no real images: ``inception_score``, where the logits are a general classifier's. One of the
-    asked-for classes themselves gives `class_accuracy` instead."""
+    """Metrics that need no real images: ``inception_score``, if the logits are those of a general classifier.
+
+    A classifier of the requested classes gives `class_accuracy` instead.
+    """
     is_general = generated.logits is not None and not features.class_names
     return {"inception_score": inception_score(generated.logits)} if is_general else {}
 
 
 def inception_score(logits: torch.Tensor, part: int = 5000) -> float:
-    """``exp E KL(p(y|x) | p(y))`` of logits (N, classes), the mean over parts of images (Salimans et al. 2016,
-    arXiv 1606.03498); higher is better, and a model that repeats one good picture of each class has a high one, too."""
+    """``exp E KL(p(y|x) | p(y))`` of logits (N, classes), averaged over parts of the images.
+
+    Salimans et al. 2016, arXiv 1606.03498. Higher is better, but a model that repeats one good image per class also
+    scores high.
+    """
     scores = []
     for block in logits.double().log_softmax(-1).split(part):
         marginal = block.exp().mean(0).log()
@@ -190,10 +195,10 @@ def inception_score(logits: torch.Tensor, part: int = 5000) -> float:
 
 
 def require_known(class_names: Sequence[str], known_names: Sequence[str]) -> None:
-    """Make sure that a classifier of samples knows all classes.
+    """Check that a classifier of samples knows all classes.
 
     Raises:
-        InputError: it does not know some.
+        InputError: it does not know some of them.
     """
     if unknown := [name for name in class_names if name not in known_names]:
         raise InputError(
@@ -204,12 +209,12 @@ def require_known(class_names: Sequence[str], known_names: Sequence[str]) -> Non
 def class_accuracy(
     logits: torch.Tensor, labels: Sequence[int], class_names: Sequence[str], known_names: Sequence[str]
 ) -> float:
-    """Share of images whose highest logit, among ``class_names`` alone, is the class asked for.
+    """Fraction of images whose highest logit, among ``class_names`` only, is the requested class.
 
-    Only the classes that could have been asked for compete: a 0 is not wrong for looking like an O.
+    Only classes that could have been requested compete: a 0 is not wrong because it looks like an O.
 
     Raises:
-        InputError: for a class that the classifier does not know.
+        InputError: the classifier does not know a class.
     """
     require_known(class_names, known_names)
     columns = [list(known_names).index(name) for name in class_names]
@@ -225,8 +230,10 @@ def autoencoder_floor(
     features: Features,
     batch_size: int = 250,
 ) -> float:
-    """Fréchet distance of the reference images, encoded and decoded, to themselves: no sampler can be expected to
-    come below it."""
+    """Fréchet distance between the reference images and their autoencoder reconstructions.
+
+    No sampler can be expected to get below it.
+    """
     parameter = next(vae.parameters())
     statistics = FeatureStatistics(features.dim)
     for part in images.split(batch_size):
@@ -238,18 +245,19 @@ def autoencoder_floor(
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Everything that a Fréchet distance depends on besides the model: it is printed and saved with every metric.
+    """Everything that a Fréchet distance depends on besides the model; printed and saved with every metric.
 
     Attributes:
         generated, reference: numbers of images. split: of the reference.
-        crop, resize: how reference images were cut and scaled.
+        crop, resize: how reference images were cropped and resized.
         sampler, steps, guidance, guidance_channels, guidance_interval: how the images were made.
-        precision: of the network while they were made. vae: hash of the autoencoder's weights.
+        precision: of the network during sampling. vae: hash of the autoencoder's weights.
         seed: of the samples. ema: whether averaged weights were sampled.
-        features, weights_hash: the model that measured.
+        features, weights_hash: the model that computed the features.
         guidance_base: whether the base guided. guidance_distillation: the guidance that the model was trained towards;
-            1: none. stock_numerics: whether the network computed as diffusers' does (``--stock_numerics``). The line names
-            these three where they are not the default, so lines from before there were any hold.
+            1: none. stock_numerics: whether the network computed exactly as in diffusers (``--stock_numerics``). The
+            line only contains these three if they are not the default, so lines written before they existed remain
+            valid.
     """
 
     generated: int
@@ -273,14 +281,14 @@ class Protocol:
     stock_numerics: bool = False
 
     def line(self) -> str:
-        """The fields in one line, ``name=value``; those at their default are left out."""
+        """The fields in one line, ``name=value``; fields at their default are omitted."""
         fields = {field.name: field.default for field in dataclasses.fields(self)}
         values = dataclasses.asdict(self)
         return " ".join(f"{name}={values[name]}" for name, default in fields.items() if values[name] != default)
 
     @classmethod
     def parse(cls, line: str) -> "Protocol":
-        """The protocol that `line` wrote.
+        """Parse the output of `line`.
 
         Raises:
             InputError: the line is not a protocol.
@@ -301,10 +309,10 @@ class Protocol:
             raise InputError(f"a damaged protocol ({error}): {line[:120]!r}") from None
 
     def require_comparable(self, other: "Protocol") -> None:
-        """Refuse to compare figures of unlike protocols; only the seed may differ.
+        """Refuse to compare metrics of different protocols; only the seed may differ.
 
         Raises:
-            InputError: naming the fields that differ.
+            InputError: names the fields that differ.
         """
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         unlike = [f"{name} {mine[name]} and {theirs[name]}" for name in mine if mine[name] != theirs[name]]

@@ -1,7 +1,8 @@
-"""InceptionV3 as FID means it: TensorFlow's weights of 2015, its resize and its pooling, from torch-fidelity.
+"""The InceptionV3 of FID: TensorFlow's weights of 2015, its resize and its pooling, from torch-fidelity.
 
-The spatial features are those of ADM's evaluation (arXiv 2105.05233): the first 7 channels of TensorFlow's ``mixed_6/conv``,
-17 x 17 x 7 values in this order. The logits are without bias, as ADM and torch-fidelity take them for the Inception Score.
+The spatial features are those of ADM's evaluation (arXiv 2105.05233): the first 7 channels of TensorFlow's
+``mixed_6/conv``, 17 x 17 x 7 values in this order. The logits are without bias, as ADM and torch-fidelity use them for
+the Inception Score.
 """
 
 import io
@@ -18,19 +19,19 @@ FILE = "weights-inception-2015-12-05-6726825d.pth"
 SOURCE = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
 
 LAST, LOGITS, SPATIAL_CHANNELS = "2048", "logits_unbiased", 7
-#: As a file name: fetch the weights first.
+#: Used as a file name: download the weights first.
 DOWNLOAD = "download"
 
 
 class InceptionFeatures(Features):
-    """The pooled features of the Fréchet Inception distance: 2048 of them, or an earlier layer's.
+    """The pooled features of the Fréchet Inception distance: 2048 of them, or those of an earlier layer.
 
-    With the 2048 come the spatial features and the logits.
+    The spatial features and the logits are only available with the 2048.
 
     Args:
-        weights: a ``.pth`` or ``.safetensors`` file; by default where torch keeps what it downloads, to which
-            "download" fetches it if it is not there.
-        layer: "2048", or "64", "192", "768" of the layers before.
+        weights: a ``.pth`` or ``.safetensors`` file; default: in torch's download folder, to which "download" downloads
+            it if necessary.
+        layer: "2048", or "64", "192", "768" for earlier layers.
 
     Raises:
         InputError: there is no such file, or it holds other weights.
@@ -43,7 +44,7 @@ class InceptionFeatures(Features):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         path = _find(weights)
-        # torch-fidelity unpickles whatever its file holds: it is handed the tensors alone, read safely here.
+        # torch-fidelity unpickles whatever its file contains, so it only gets the tensors, which are read safely here.
         tensors = io.BytesIO()
         torch.save(read_weights(path), tensors)
         tensors.seek(0)

@@ -9,13 +9,13 @@ from onelora_vision.errors import InputError
 def kernel_distance(
     generated: torch.Tensor, reference: torch.Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> tuple[float, float]:
-    """Unbiased squared MMD of features (N, D) and (M, D) under the kernel (x·y / D + 1)³.
+    """Unbiased squared MMD of features (N, D) and (M, D) with the kernel (x·y / D + 1)³.
 
-    Returns its mean and standard deviation over random subsets of up to ``subset_size`` features of each set. It can
-    be slightly negative for equal distributions. With torch-fidelity's defaults, as here, the subsets are its own.
+    Returns its mean and standard deviation over random subsets of up to ``subset_size`` features of each set. It can be
+    slightly negative for equal distributions. With the default arguments, the subsets are the same as torch-fidelity's.
 
     Raises:
-        InputError: for fewer than two features on one side.
+        InputError: one side has fewer than two features.
     """
     size = min(subset_size, len(generated), len(reference))
     if size < 2:
@@ -32,7 +32,7 @@ def kernel_distance(
 
 
 def _unbiased_mmd2(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Gretton et al. 2012 (JMLR 13), equation 3, for as many x as y, (n, D) each."""
+    """Gretton et al. 2012 (JMLR 13), equation 3, for equally many x and y, (n, D) each."""
     n = len(x)
 
     def kernel(a, b):

@@ -1,4 +1,4 @@
-"""The features of an evaluation part by part, kept until it is done: one that is interrupted resumes where it was."""
+"""The features of an evaluation in parts, cached until it is complete, so an interrupted evaluation can resume."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -12,16 +12,17 @@ from onelora_vision.metrics.generative import FeatureSet
 from onelora_vision.storage.cache import combined_hash, default_cache, dispensable
 from onelora_vision.storage.files import atomic_file
 
-#: Images of a part.
+#: Images per part.
 SIZE = 1000
 
 
 @dataclass(frozen=True)
 class KeptParts:
-    """The parts of one process, in the user's cache.
+    """One process's parts, in the user's cache.
 
     Attributes:
-        key: what the features depend on; None keeps nothing. rank, processes: the process, and of how many; each has its own share of a part.
+        key: everything that the features depend on; None disables caching. rank, processes: index and number of
+            processes, each of which has its own share of every part.
     """
 
     key: str | None
@@ -30,19 +31,19 @@ class KeptParts:
 
     @property
     def folder(self) -> Path:
-        """Where they are kept; raises `OSError` where there is no place for them."""
+        """The folder of the cached parts; raises `OSError` if there is no place for them."""
         return default_cache() / "samples" / combined_hash([self.key])[:16]
 
     def _file(self, start: int) -> Path:
         return self.folder / f"{start:07d}-{self.rank}-of-{self.processes}.safetensors"
 
     def shares(self, count: int) -> Iterator[list[int]]:
-        """The numbers of this process's images of each part, of ``count`` images in all."""
+        """The indices of this process's images in each part, of ``count`` images in total."""
         for start in range(0, count, SIZE):
             yield [i for i in range(start, min(start + SIZE, count)) if i % self.processes == self.rank]
 
     def get(self, start: int, compute: Callable[[], FeatureSet]) -> FeatureSet:
-        """The part that begins with image ``start``, kept from an earlier start of the evaluation or computed and kept."""
+        """The part that begins with image ``start``: cached by an earlier attempt, or else computed and cached."""
         if self.key is None:
             return compute()
         with dispensable((OSError, SafetensorError, TypeError)):
@@ -54,7 +55,7 @@ class KeptParts:
         return found
 
     def clear(self) -> None:
-        """Delete the parts of this process, when the evaluation is done."""
+        """Delete this process's parts when the evaluation is complete."""
         if self.key is None:
             return
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Statistics of reference images as others publish them: an npz file with ``mu`` and ``sigma`` of InceptionV3's features.
+"""Published statistics of reference images: an npz file with ``mu`` and ``sigma`` of InceptionV3's features.
 
 ADM's files (arXiv 2105.05233) also have ``mu_s`` and ``sigma_s`` of the spatial features, and images in ``arr_0``.
 """
@@ -18,7 +18,7 @@ _ROUNDING = 1e-4  # of a covariance, relative to its largest value
 
 
 def has_statistics(path: str | Path) -> bool:
-    """Whether a file is an npz file with ``mu`` and ``sigma``; without reading them."""
+    """Whether a file is an npz file with ``mu`` and ``sigma``; does not read them."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {f"{name}.npy" for name in _PAIRS["known"]} <= {*archive.namelist()}
@@ -27,16 +27,16 @@ def has_statistics(path: str | Path) -> bool:
 
 
 def has_images(path: str | Path) -> bool:
-    """Whether a file with statistics has images, too."""
+    """Whether a file with statistics also contains images."""
     with zipfile.ZipFile(path) as archive:
         return "arr_0.npy" in archive.namelist()
 
 
 def read_statistics(path: str | Path) -> dict[str, "FeatureStatistics"]:
-    """The statistics in a file, by the fields of `metrics.generative.FeatureSet` that they are.
+    """The statistics in a file, by their fields in `metrics.generative.FeatureSet`.
 
     Raises:
-        InputError: the file cannot be read, or what it holds is not a mean and a covariance.
+        InputError: the file cannot be read, or its contents are not a mean and a covariance.
     """
     import numpy as np
 
@@ -51,12 +51,12 @@ def read_statistics(path: str | Path) -> dict[str, "FeatureStatistics"]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read as statistics of images ({one_line(error)})") from None
     if "known" not in found:
-        raise InputError(f"{path}: holds no mu and sigma of reference images")
+        raise InputError(f"{path}: contains no mu and sigma of reference images")
     return found
 
 
 def _checked(path: str | Path, mean: Any, covariance: Any, *names: str) -> "FeatureStatistics":
-    """Two arrays of a file as statistics."""
+    """Two arrays of a file as statistics, after checking them."""
     import numpy as np
     import torch
 
@@ -66,7 +66,7 @@ def _checked(path: str | Path, mean: Any, covariance: Any, *names: str) -> "Feat
     fits = mean.shape == (size,) and covariance.shape == (size, size) and 1 < size <= _MOST
     if not fits or mean.dtype.kind != "f" or covariance.dtype.kind != "f":
         raise InputError(
-            f"{path}: {names[0]} {mean.shape} and {names[1]} {covariance.shape} are no mean and covariance"
+            f"{path}: {names[0]} {mean.shape} and {names[1]} {covariance.shape} are not a mean and a covariance"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise InputError(f"{path}: {names[0]} or {names[1]} holds values that are not finite")
@@ -75,5 +75,5 @@ def _checked(path: str | Path, mean: Any, covariance: Any, *names: str) -> "Feat
         np.abs(covariance - covariance.T).max() > _ROUNDING * scale
         or np.linalg.eigvalsh(covariance)[0] < -_ROUNDING * scale
     ):
-        raise InputError(f"{path}: {names[1]} is no covariance: it is not symmetric, or has negative variances")
+        raise InputError(f"{path}: {names[1]} is not a covariance: it is not symmetric, or has negative variances")
     return FeatureStatistics.known(torch.from_numpy(mean), torch.from_numpy(covariance))

@@ -1,1 +1,1 @@
-"""Figures and sheets of pictures, saved as PNG."""
+"""Figures and image grids, saved as PNG."""

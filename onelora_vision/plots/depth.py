@@ -1,4 +1,4 @@
-"""Depth as pictures: colours, 16-bit PNG in millimetres, and panels that compare."""
+"""Depth as images: colours, 16-bit PNG in millimetres, and comparisons."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from onelora_vision.plots.figures import saved_figure
 from onelora_vision.plots.pictures import save_marked
 
 COLOR_MAP = "turbo"
-PNG_LIMIT = 65.535  # metres: the most that 16 bits of millimetres hold
+PNG_LIMIT = 65.535  # metres: the maximum of 16-bit millimetres
 
 
 def colorize(
@@ -19,7 +19,7 @@ def colorize(
 ) -> np.ndarray:
     """Depth (H, W) as colours (H, W, 3) uint8 between ``near`` and ``far`` (default: its own range); NaN is white.
 
-    ``colors`` is the name of a colour map of matplotlib.
+    ``colors`` is the name of a matplotlib colour map.
     """
     from matplotlib import colormaps
 
@@ -33,7 +33,7 @@ def colorize(
 
 
 def save_depth_png(path: str | os.PathLike, depth: np.ndarray) -> int:
-    """Write metres (H, W) as a 16-bit PNG in millimetres, 0 where not finite; returns how many pixels were too far.
+    """Write metres (H, W) as a 16-bit PNG in millimetres, 0 if not finite; returns how many pixels exceed the limit.
 
     Depths beyond 65.535 m do not fit and are written as 65535.
     """
@@ -56,10 +56,10 @@ class ComparedDepth(NamedTuple):
 def save_depth_comparison(
     path: str | os.PathLike, rows: Sequence[ComparedDepth], far: float, caption: str = ""
 ) -> None:
-    """Write a PNG of image | truth | base | adapted | error of both, one row per picture, one colour bar in metres.
+    """Write a PNG of image | truth | base | adapted | error of both, one row per image, with one colour bar in metres.
 
-    Truth and errors are blank where there is no truth, and the maps pale there. The colours follow the square root of the metres, so that
-    small depths and errors show beside large ones. ``caption`` is a line below.
+    Where the truth is unknown, truth and errors are blank and the maps pale. Colours follow the square root of the
+    metres, so small depths and errors remain visible next to large ones. ``caption`` is a line at the bottom.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -84,7 +84,7 @@ def save_depth_comparison(
             cell.set_title(title, fontsize=11)
         for cell in axes.flat:
             cell.set_axis_off()
-        scale = ScalarMappable(PowerNorm(0.5, vmin=0, vmax=far), colors)  # of full colours
+        scale = ScalarMappable(PowerNorm(0.5, vmin=0, vmax=far), colors)  # without transparency
         figure.colorbar(scale, ax=axes, label="metres", fraction=0.03, pad=0.01)
         if caption:
             figure.supxlabel(caption, fontsize=10, color="#555555", parse_math=False)

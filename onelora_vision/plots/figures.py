@@ -1,4 +1,4 @@
-"""Matplotlib figures that are drawn without a display and reach their file whole or not at all."""
+"""Matplotlib figures that need no display and are saved atomically."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def saved_figure(
     path: str | os.PathLike, size: tuple[float, float], dpi: int = 120, metadata: dict | None = None, **options
 ) -> "Iterator[Figure]":
-    """An empty figure of ``size`` inches to draw on; it is written to ``path`` as a PNG when the block ends.
+    """An empty figure of ``size`` inches to draw on; written to ``path`` as a PNG when the block ends.
 
     Args:
         metadata: text fields of the PNG. options: of ``savefig``, such as ``transparent``.
@@ -28,7 +28,7 @@ def saved_figure(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)  # not pyplot's: that would keep the figure, and may want a display
+    FigureCanvasAgg(figure)  # not pyplot's, which would keep the figure and may need a display
     yield figure
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": MARK, **(metadata or {})}, **options)

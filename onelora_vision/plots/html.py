@@ -1,4 +1,4 @@
-"""Pages that are one file each: their styles and pictures are inside, and they load nothing from anywhere."""
+"""Self-contained HTML pages: styles and images are embedded, and nothing is loaded from elsewhere."""
 
 import base64
 import functools
@@ -17,7 +17,7 @@ _MOST_PIXELS = 200_000_000
 
 
 def render(template: str, **values) -> str:
-    """A page of ``templates``; all ``values`` are escaped, for names of classes and files are anyone's."""
+    """Render a page from ``templates``; escapes all ``values``, as names of classes and files may come from anyone."""
     return _environment().get_template(template).render(mark=MARK, **values)
 
 
@@ -38,7 +38,7 @@ def embedded_picture(path: str | os.PathLike, longest: int | None = None) -> str
     """A PNG as the address of an ``img`` element, or None if it cannot be read.
 
     Args:
-        longest: make a thumbnail whose sides are at most that many pixels.
+        longest: make a thumbnail with sides of at most this many pixels.
     """
     from PIL import Image
 
@@ -55,7 +55,7 @@ def embedded_picture(path: str | os.PathLike, longest: int | None = None) -> str
             buffer, white = io.BytesIO(), Image.new("RGBA", image.size, "white")
             Image.alpha_composite(white, image).convert("RGB").save(buffer, "JPEG", quality=88)
             return _address("jpeg", buffer.getvalue())
-    except Exception:  # whatever a damaged file makes Pillow raise
+    except Exception:  # Pillow may raise anything for damaged files
         return None
 
 

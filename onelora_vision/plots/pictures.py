@@ -1,4 +1,4 @@
-"""Pictures for people: grids of samples with their classes named, and samples that say how they were drawn."""
+"""Images for viewing: grids of samples with class names, and samples that store how they were generated."""
 
 import os
 import textwrap
@@ -15,14 +15,14 @@ from onelora_vision.plots.figures import saved_figure
 from onelora_vision.storage.files import atomic_file
 from onelora_vision.storage.outputs import MARK, NOTE_PREFIX
 
-MIN_CELL, MAX_CELL = 112, 192  # pixels; smaller images are enlarged, larger ones reduced
-_LONGEST = 30_000  # pixels; matplotlib draws no picture of 65,536
+MIN_CELL, MAX_CELL = 112, 192  # pixels; smaller images are enlarged, larger ones shrunk
+_LONGEST = 30_000  # pixels; matplotlib cannot draw images of 65,536
 _MOST_LETTERS = 24
 _DPI, _LINE, _GAP, _PANEL_GAP = 96, 20, 3, 18  # pixels
 
 
 def save_marked(path: str | os.PathLike, pixels: np.ndarray) -> None:
-    """Write pixels (H, W) or (H, W, 3) as a PNG to look at, which never counts as a sample or as data."""
+    """Write pixels (H, W) or (H, W, 3) as a PNG for viewing, which never counts as a sample or as data."""
     text = PngInfo()
     text.add_text("Software", MARK)
     with atomic_file(path) as temporary:
@@ -30,7 +30,7 @@ def save_marked(path: str | os.PathLike, pixels: np.ndarray) -> None:
 
 
 def save_sample(path: str | os.PathLike, image: torch.Tensor, notes: Mapping[str, str]) -> None:
-    """Write an image (3, H, W) in [0, 1] as a PNG whose text fields ``onelora.<key>`` hold ``notes``."""
+    """Write an image (3, H, W) in [0, 1] as a PNG with ``notes`` in its text fields ``onelora.<key>``."""
     pixels = (image.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
     text = PngInfo()
     text.add_text("Software", MARK)
@@ -41,26 +41,28 @@ def save_sample(path: str | os.PathLike, image: torch.Tensor, notes: Mapping[str
 
 
 def read_notes(path: str | os.PathLike) -> dict[str, str]:
-    """The notes of a PNG that `save_sample` wrote; its pixels are not decoded.
+    """The notes of a PNG written by `save_sample`; its pixels are not decoded.
 
     Raises:
-        InputError: no PNG, or one without notes.
+        InputError: not a PNG, or one without notes.
     """
     name = os.path.basename(path)
     try:
         with Image.open(path, formats=["PNG"]) as image:
             fields = {key: value for key, value in image.info.items() if isinstance(key, str)}
-    # Pillow's decoder answers broken files with OSError, SyntaxError, ValueError and more.
+    # Pillow's decoder raises OSError, SyntaxError, ValueError and more for broken files.
     except Exception as error:
         raise InputError(f"{name}: cannot be read as a PNG ({one_line(error, 100)})") from error
     notes = {key.removeprefix(NOTE_PREFIX): str(v) for key, v in fields.items() if key.startswith(NOTE_PREFIX)}
     if not notes:
-        raise InputError(f"{name}: this PNG does not say how it was drawn; take one as it was saved, not a screenshot")
+        raise InputError(
+            f"{name}: this PNG does not say how it was generated; use the original file, not a screenshot"
+        )
     return notes
 
 
 def tile(images: torch.Tensor, columns: int, gap: int = 2) -> torch.Tensor:
-    """One image (3, H', W') of images (N, 3, H, W) in [0, 1], row by row, with white gaps."""
+    """Tile images (N, 3, H, W) in [0, 1] into one image (3, H', W'), row by row, with white gaps."""
     n, c, h, w = images.shape
     rows = -(-n // columns)
     sheet = torch.ones(c, rows * (h + gap) - gap, columns * (w + gap) - gap)
@@ -79,13 +81,13 @@ def save_comparison(
 ) -> None:
     """Write a PNG of panels side by side, one row per class.
 
-    Every cell is of the first panel's size: small images are enlarged without smoothing, so that their own pixels show,
-    large ones reduced.
+    Every cell has the same size, chosen for the first panel: small images are enlarged without smoothing, so their
+    pixels are visible, and large ones are shrunk.
 
     Args:
         panels: title -> images (rows, columns, 3, H, W) in [0, 1], the same number of rows in each; NaN is blank.
-        row_names: one per row. column_names: one per column of each panel, if the columns mean something.
-        caption: lines below, such as how the samples were made.
+        row_names: one per row. column_names: one per column of each panel, if columns have a meaning.
+        caption: lines at the bottom, such as how the samples were made.
     """
     shapes = [images.shape for images in panels.values()]
     height, width = _cell_size(*shapes[0][-2:], _LONGEST // max(shapes[0][0], sum(shape[1] for shape in shapes)))
@@ -100,7 +102,7 @@ def save_comparison(
     sheet_height = next(iter(sheets.values())).shape[1]
     size = (total_width, top + sheet_height + line_height * len(lines) + 8)
     with saved_figure(path, (size[0] / _DPI, size[1] / _DPI), _DPI) as figure:
-        figure.set_layout_engine("none")  # each pixel of a sheet is one of the picture
+        figure.set_layout_engine("none")  # each pixel of a sheet becomes one pixel of the image
 
         def write(x: float, y: float, text: str, points: float = 9, **options) -> None:
             options = {"ha": "center", "va": "center", "parse_math": False, **options}
@@ -131,7 +133,7 @@ def save_comparison(
 
 
 def _cell_size(height: int, width: int, most: int) -> tuple[int, int]:
-    """The size that images are shown in: a whole multiple of their own, or less than it."""
+    """The size that images are shown at: an integer multiple of their own size, or smaller."""
     most = max(8, min(most, MAX_CELL))
     if max(height, width) > most:
         scale = most / max(height, width)
@@ -141,7 +143,7 @@ def _cell_size(height: int, width: int, most: int) -> tuple[int, int]:
 
 
 def _sheet(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Images (rows, columns, 3, H, W), resized, as one (3, H', W')."""
+    """Images (rows, columns, 3, H, W), resized, as one sheet (3, H', W')."""
     flat = images.flatten(0, 1).float().cpu()
     grows = flat.shape[-2] <= height
     blank = flat.isnan().any(dim=1, keepdim=True).any(dim=2, keepdim=True).any(dim=3, keepdim=True)
@@ -152,7 +154,7 @@ def _sheet(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def save_curves(
     path: str | os.PathLike, x: Sequence[float], curves: Mapping[str, Sequence[float]], xlabel: str, caption: str = ""
 ) -> None:
-    """Write a PNG of curves over the same ``x``, each in a panel of its own with its name as the title."""
+    """Write a PNG of curves over the same ``x``, each in a separate panel with its name as the title."""
     columns = min(4, len(curves))
     rows = -(-len(curves) // columns)
     with saved_figure(path, (3 * columns, 2.4 * rows + 0.3)) as figure:

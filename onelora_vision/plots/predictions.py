@@ -1,4 +1,4 @@
-"""What a classifier said about single images, before and after: images with their classes, errors highlighted."""
+"""A classifier's predictions for single images, before and after training, with errors highlighted."""
 
 import os
 import textwrap
@@ -17,7 +17,7 @@ _RIGHT, _WRONG = "#1a7f37", "#c62828"
 
 
 class Answer(NamedTuple):
-    """The class that a classifier gave an image, whether it is the true one, and how sure it was (0 to 1)."""
+    """The class that a classifier predicted for an image, whether it is correct, and its confidence (0 to 1)."""
 
     name: str
     is_right: bool
@@ -25,7 +25,7 @@ class Answer(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """One image with its true class and two answers."""
+    """An image with its true class and two predictions."""
 
     image: Image.Image
     truth: str
@@ -34,9 +34,9 @@ class Judged(NamedTuple):
 
 
 def save_predictions(path: str | os.PathLike, cells: Sequence[Judged], caption: str = "") -> None:
-    """Write a PNG of images, each with its true class and both answers; wrong ones are red and have a cross.
+    """Write a PNG of images with their true classes and both predictions; wrong ones are red and marked with a cross.
 
-    The frame of an image has the colour of the adapted model's answer.
+    The frame of an image has the colour of the adapted model's prediction.
     """
     columns = min(_COLUMNS, len(cells))
     rows = -(-len(cells) // columns)
@@ -68,7 +68,7 @@ def save_predictions(path: str | os.PathLike, cells: Sequence[Judged], caption: 
 
 
 def _square(image: Image.Image) -> np.ndarray:
-    """An image as ``CELL`` x ``CELL`` pixels, whole, on white; a small one enlarged without smoothing."""
+    """The whole image as ``CELL`` x ``CELL`` pixels on white; small ones are enlarged without smoothing."""
     image = image.convert("RGB")
     factor = CELL // max(image.size)
     if factor > 1:

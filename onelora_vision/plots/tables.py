@@ -1,4 +1,4 @@
-"""Tables as text."""
+"""Text tables."""
 
 from collections.abc import Iterable, Sequence
 

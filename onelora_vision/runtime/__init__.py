@@ -1,1 +1,1 @@
-"""How a program of this package runs: commands and their exit codes, progress, devices, the hub."""
+"""Program runtime: commands and their exit codes, progress bars, devices, the hub."""

@@ -1,4 +1,4 @@
-"""How a command begins and ends: quiet libraries, one line on stderr for whatever goes wrong, and an exit code."""
+"""Start and end of a command: quiet libraries, one line on stderr for any failure, and an exit code."""
 
 import argparse
 import atexit
@@ -17,11 +17,11 @@ from onelora_vision.errors import InputError, Stopped, TrainingError, WriteError
 
 _EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_computing = threading.Event()  # whether threads compute that nobody waits for
+_computing = threading.Event()  # set if there are computing threads that nobody waits for
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help with each flag's default, where it has one that its text does not name."""
+    """Help with each flag's default, if it has one that its text does not mention."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text, default = action.help or "", action.default
@@ -31,13 +31,13 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are `InputError`, so that they end like every other bad input."""
+    """An argparse parser whose errors are `InputError`s, so they are reported like any other bad input."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, formatter_class=_Help, **kwargs)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
-        """As argparse's, but an unknown flag is named before a required one that is missing."""
+        """Like argparse's, but unknown flags are reported before missing required ones."""
         args = sys.argv[1:] if args is None else list(args)
         for flag in itertools.takewhile(lambda argument: argument != "--", args):
             name = flag.partition("=")[0]
@@ -52,8 +52,8 @@ class Parser(argparse.ArgumentParser):
 def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., None]:
     """Make ``main`` a command that ends with an exit code and, unless it succeeds, with one line on stderr.
 
-    The exit code is 2 for `InputError`, 1 for `TrainingError` and `WriteError`, 128 + number for SIGINT and SIGTERM, which
-    are reported whenever they arrive, and 141 where the reader of stdout has gone (``onelora … | head``).
+    The exit code is 2 for `InputError`, 1 for `TrainingError` and `WriteError`, 128 + number for SIGINT and SIGTERM,
+    which are reported whenever they arrive, and 141 if the reader of stdout has closed it (``onelora … | head``).
     """
 
     @functools.wraps(main)
@@ -79,9 +79,9 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., None]:
 
 
 def computes_in_threads() -> None:
-    """Have this process end without waiting for its threads, and without Python's finalisation.
+    """Make this process end without waiting for its threads, and without finalising Python.
 
-    A daemon thread inside PyTorch that asks for the interpreter's lock while Python is finalised aborts the process.
+    A daemon thread inside PyTorch that requests the interpreter lock during finalisation would abort the process.
     """
     _computing.set()
 
@@ -101,7 +101,7 @@ def _report(line: str, code: int) -> int:
 
 
 class _OnStderr(logging.StreamHandler):
-    """Writes to what is stderr when a record comes, not when the handler was made."""
+    """Writes to the current stderr, not to the one from when the handler was made."""
 
     @property
     def stream(self):
@@ -113,10 +113,10 @@ class _OnStderr(logging.StreamHandler):
 
 
 def quiet_libraries() -> None:
-    """Keep what libraries tell their developers off the user's terminal: deprecations, notes on settings, retries.
+    """Hide library messages meant for developers: deprecations, notes on settings, retries.
 
-    What a user can act on is said by this program itself. ``PYTHONWARNINGS``, ``TRANSFORMERS_VERBOSITY`` and the like
-    bring the libraries' words back. To be called before they are imported.
+    This program itself reports whatever users can act on. ``PYTHONWARNINGS``, ``TRANSFORMERS_VERBOSITY`` and similar
+    variables restore the libraries' messages. Call this before importing them.
     """
     for library in ("TRANSFORMERS", "DIFFUSERS", "HF_HUB", "DATASETS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
@@ -130,10 +130,10 @@ def quiet_libraries() -> None:
 
 
 def ends_at_once(check: Callable[[], object]) -> None:
-    """Run a script's ``check`` of its flags before the imports that take seconds; then imports can be interrupted.
+    """Run a script's ``check`` of its flags before slow imports, and make the imports interruptible.
 
-    `InputError` ends the program with exit code 2, and until `exits_cleanly` takes over a signal ends it at once: nothing
-    is open yet that would have to be closed.
+    `InputError` ends the program with exit code 2. Until `exits_cleanly` takes over, signals end it immediately, as
+    nothing is open that would need to be closed.
     """
     quiet_libraries()
     _on_signals(_exit)
@@ -144,7 +144,7 @@ def ends_at_once(check: Callable[[], object]) -> None:
 
 
 def _on_signals(handler: Callable) -> None:
-    """Handle SIGTERM and SIGINT, unless somebody else handles them already."""
+    """Handle SIGTERM and SIGINT, unless someone else already does."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number in _SIGNALS:

@@ -1,4 +1,4 @@
-"""Packages that only some features need, and the extras of pip that install them."""
+"""Packages that only some features need, and the pip extras that install them."""
 
 import importlib.util
 
@@ -6,11 +6,11 @@ from onelora_vision.errors import InputError
 
 
 def require(module: str, extra: str, feature: str) -> None:
-    """Refuse a feature whose package is not installed.
+    """Refuse a feature if its package is not installed.
 
     Args:
-        module: top-level name of the package as it is imported.
-        extra: the extra of this project that installs it.
+        module: top-level import name of the package.
+        extra: this project's extra that installs it.
         feature: what needs it, as the start of the message.
 
     Raises:

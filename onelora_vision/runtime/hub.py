@@ -1,4 +1,4 @@
-"""The Hugging Face hub: whether it can be reached, and files of a repository up to a size."""
+"""The Hugging Face hub: checks whether it is reachable, and downloads files of a repository up to a size limit."""
 
 import contextlib
 import functools
@@ -19,9 +19,9 @@ _log = logging.getLogger(__name__)
 
 
 def expect_hub(source: str | os.PathLike) -> None:
-    """To be called before ``source`` is loaded: if it is no path, and the hub is out of reach, its cache answers at once.
+    """Call this before loading ``source``: if it is not a path and the hub is unreachable, only the cache is used.
 
-    The hub's library would ask six times, in half a minute, before it looked there.
+    Otherwise the hub's library would retry six times, for half a minute, before looking there.
     """
     if not os.path.exists(source):
         _look_for_hub()
@@ -42,18 +42,18 @@ def _look_for_hub() -> None:
 
 
 def fetch(repo_id: str, wanted: Callable[[Iterable[str]], list[str]], limit: int, how_to_allow: str) -> Path:
-    """Download the ``wanted`` files of a repository in one revision, if the hub says that they fit.
+    """Download the ``wanted`` files of a repository in one revision, if the hub reports that they fit the limit.
 
-    Where the hub is out of reach, what was downloaded before is taken.
+    If the hub is unreachable, previously downloaded files are used.
 
     Args:
-        wanted: chooses among the repository's file names; may refuse with an `InputError`.
-        limit: bytes, of all of them together. how_to_allow: ends the message about files that are larger.
+        wanted: selects from the repository's file names; may refuse with an `InputError`.
+        limit: total size in bytes. how_to_allow: end of the message about files that are larger.
 
-    Returns the folder that they are in.
+    Returns the folder of the files.
 
     Raises:
-        InputError: no such repository, files of unknown size or too large, or the hub is out of reach.
+        InputError: no such repository, files of unknown size or too large, or the hub is unreachable.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -70,7 +70,7 @@ def fetch(repo_id: str, wanted: Callable[[Iterable[str]], list[str]], limit: int
         raise
     # the hub client's errors come from requests, httpx and its own tree, depending on its version
     except Exception as error:
-        with contextlib.suppress(Exception):  # out of reach, but it was downloaded before
+        with contextlib.suppress(Exception):  # unreachable, but downloaded before
             folder = Path(snapshot_download(repo_id, local_files_only=True))
             wanted([path.relative_to(folder).as_posix() for path in folder.rglob("*")])
             return folder

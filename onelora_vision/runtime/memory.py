@@ -1,19 +1,19 @@
-"""How much memory this process may still take."""
+"""How much memory this process may still use."""
 
 import contextlib
 import os
 import shutil
 from pathlib import Path
 
-_GROUP, _SHARED = Path("/sys/fs/cgroup"), Path("/dev/shm")  # of a container; where shared memory is a file system
+_GROUP, _SHARED = Path("/sys/fs/cgroup"), Path("/dev/shm")  # of a container; file system of shared memory
 
 
 def available_shared_memory() -> int:
-    """Bytes that can be taken as memory that processes share: what the machine, the container and /dev/shm have left."""
+    """Bytes still available for memory shared by processes, within the limits of machine, container and /dev/shm."""
     import psutil
 
     left = [psutil.virtual_memory().available]
-    with contextlib.suppress(OSError, ValueError):  # no such group, or one without a limit ("max")
+    with contextlib.suppress(OSError, ValueError):  # no such group, or no limit ("max")
         left.append(int((_GROUP / "memory.max").read_text()) - int((_GROUP / "memory.current").read_text()))
     if _SHARED.is_dir():
         left.append(shutil.disk_usage(_SHARED).free)
@@ -21,5 +21,5 @@ def available_shared_memory() -> int:
 
 
 def processes_here() -> int:
-    """Processes of this run on this machine, as torchrun and accelerate's launcher count them."""
+    """Number of this run's processes on this machine, as set by torchrun and accelerate's launcher."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))

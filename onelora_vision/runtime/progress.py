@@ -1,4 +1,4 @@
-"""Progress bars: tqdm's on a terminal, and a line every half minute where the output goes to a file."""
+"""Progress bars: tqdm on a terminal, and a line every 30 seconds if the output goes to a file."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class _Lines:
-    """A text stream that turns each redrawing of a progress bar into a line, and drops empty ones."""
+    """A text stream that turns each redraw of a progress bar into a line, and drops empty lines."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -28,13 +28,13 @@ class _Lines:
 
 
 def progress_bar(total: int | None, *, desc: str = "", unit: str = "item", hidden: bool = False, **options) -> tqdm:
-    """A progress bar on stderr: redrawn on a terminal, lines elsewhere. ``TQDM_DISABLE=1`` hides it everywhere.
+    """A progress bar on stderr: redrawn on a terminal, lines elsewhere. ``TQDM_DISABLE=1`` always hides it.
 
-    Give figures with ``set_postfix(…, refresh=False)``: they appear with the next redrawing.
+    Set numbers with ``set_postfix(…, refresh=False)``; they appear on the next redraw.
 
     Args:
-        total: number of items; None if nobody knows.
-        hidden: hide it, as on all processes of a run but the first.
+        total: number of items; None if unknown.
+        hidden: hide it, for example on all processes of a run but the first.
         options: of tqdm, such as ``initial`` and ``leave``.
     """
     if hidden:
@@ -49,7 +49,7 @@ def progress_bar(total: int | None, *, desc: str = "", unit: str = "item", hidde
 
 
 def progress(items: Iterable[Item], total: int, **options) -> Iterator[Item]:
-    """Iterate over ``items`` under a `progress_bar`, which disappears at the end."""
+    """Iterate over ``items`` with a `progress_bar`, which disappears at the end."""
     with progress_bar(total, **{"leave": False, **options}) as bar:
         for item in items:
             yield item

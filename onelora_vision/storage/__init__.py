@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, never over a user's own; caches; texts and weights of unknown origin."""
+"""Files: atomic writes that never replace a user's own files; caches; texts and weights of unknown origin."""

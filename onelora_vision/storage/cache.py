@@ -1,4 +1,4 @@
-"""Results that are expensive to compute and kept between runs. A cache never costs a result: its failures are warnings."""
+"""Caches of expensive results, shared between runs. A failing cache only causes a warning, never a lost result."""
 
 import contextlib
 import hashlib
@@ -13,14 +13,14 @@ _log = logging.getLogger(__name__)
 
 
 class NoHomeFolder(OSError):
-    """The user has no home folder to keep a cache in."""
+    """The user has no home folder for a cache."""
 
 
 def default_cache() -> Path:
-    """Where results are kept that runs share: ``onelora_vision`` in the user's cache folder.
+    """The cache shared by runs: ``onelora_vision`` in the user's cache folder.
 
     Raises:
-        NoHomeFolder: the environment names none.
+        NoHomeFolder: the environment defines none.
     """
     if folder := os.environ.get("XDG_CACHE_HOME"):
         return Path(folder) / "onelora_vision"
@@ -31,7 +31,7 @@ def default_cache() -> Path:
 
 
 def combined_hash(parts: Iterable[str]) -> str:
-    """One SHA-256 in hex of several texts, which depends on their order."""
+    """SHA-256 of several texts, in hex; depends on their order."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f"{len(part)} {part} ".encode())
@@ -40,10 +40,10 @@ def combined_hash(parts: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def dispensable(errors: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
-    """End the block with one line of warning where the cache that it reads or writes fails.
+    """If the cache used in the block fails, end the block with a one-line warning.
 
     Args:
-        errors: what such a failure raises.
+        errors: the exceptions that count as such a failure.
     """
     try:
         yield

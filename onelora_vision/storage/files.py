@@ -1,6 +1,6 @@
-"""Files and folders that are either whole or absent: written under a temporary name, synced, then renamed.
+"""Files and folders that are either complete or absent: written under a temporary name, synced, then renamed.
 
-These are the primitives. What a command may replace is decided in `onelora_vision.storage.outputs`.
+These are the primitives. `onelora_vision.storage.outputs` decides what a command may replace.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     """Re-raise write failures inside the block as a `WriteError` for ``path``; when nested, the outermost path wins."""
     try:
         yield
-    except SafetensorError as error:  # a class of its own, also when the disk is full
+    except SafetensorError as error:  # not an OSError, even if the disk is full
         raise WriteError(path, error) from error
     except OSError as error:
         raise WriteError(path, error.strerror or error) from error
@@ -34,11 +34,11 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path next to ``path``; on success it is synced and renamed to ``path``, on error removed.
 
-    A file at ``path`` is replaced: callers own it, or asked `outputs` before. Where ``path`` is a symbolic link, its
-    target is meant.
+    An existing file is replaced: callers must own it or have checked with `outputs`. If ``path`` is a symbolic link,
+    its target is used.
 
     Raises:
-        WriteError: it cannot be written; a file that was at ``path`` is unchanged.
+        WriteError: it cannot be written; an existing file at ``path`` is unchanged.
     """
     with writing(path), _atomic_file(Path(os.path.realpath(path))) as temporary:
         yield temporary
@@ -52,7 +52,7 @@ def _atomic_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes private files; a result is as readable as any other file the user writes.
+        # mkstemp makes private files; a result should be as readable as any other file of the user.
         temporary.chmod(0o666 & ~_umask())
         _sync(temporary)
         os.replace(temporary, path)
@@ -65,13 +65,13 @@ def _atomic_file(path: Path) -> Iterator[Path]:
 def atomic_directory(path: str | os.PathLike, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder; on success its files are synced and it becomes ``path``, on error it is removed.
 
-    A missing folder appears by one rename. An empty one is filled entry by entry, so that it may be the current folder
-    or a mount point. With ``replace`` an existing folder is moved aside, the new one takes its place, and the old one is
-    deleted last. A process killed between these two renames leaves the old folder, whole, as
-    ``.onelora-replaced-*/NAME`` next to ``path``; `clear_leftovers` puts it back.
+    A missing folder is created by a single rename. An empty one is filled entry by entry, so it may be the current
+    folder or a mount point. With ``replace`` an existing folder is moved aside, the new one takes its place, and the
+    old one is deleted last. If the process is killed between these two renames, the old folder remains complete as
+    ``.onelora-replaced-*/NAME`` next to ``path``; `clear_leftovers` restores it.
 
     Raises:
-        WriteError: it cannot be written; ``path`` is unchanged. This includes a folder with files in it unless
+        WriteError: it cannot be written; ``path`` is unchanged. This includes a folder that contains files, unless
             ``replace``.
     """
     path = Path(path).absolute()
@@ -89,7 +89,7 @@ def _atomic_directory(path: Path, replace: bool) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         for entry in temporary.rglob("*"):
-            if not entry.is_symlink():  # libraries write some files for their owner alone
+            if not entry.is_symlink():  # libraries make some files readable by their owner only
                 entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())
             _sync(entry)
         _sync(temporary)
@@ -105,15 +105,15 @@ def _atomic_directory(path: Path, replace: bool) -> Iterator[Path]:
 
 
 def is_empty_folder(path: Path) -> bool:
-    """Whether ``path`` is a folder with nothing in it but what this program is writing, or was when it was killed."""
+    """Whether ``path`` is a folder that is empty apart from this program's temporary files, current or left behind."""
     return path.is_dir() and all(entry.name.startswith(TEMPORARY_PREFIX) for entry in path.iterdir())
 
 
 def _move_entries(source: Path, target: Path) -> None:
-    """Move everything from ``source`` into ``target``, or nothing."""
+    """Move all entries of ``source`` into ``target``, or none of them."""
     moved: list[Path] = []
     try:
-        for entry in sorted(source.iterdir()):  # hidden files first: the list of files that outputs writes
+        for entry in sorted(source.iterdir()):  # hidden files first: the ledger of outputs
             place = target / entry.name
             if os.path.lexists(place):
                 raise FileExistsError(f"{entry.name} has appeared there")
@@ -127,7 +127,7 @@ def _move_entries(source: Path, target: Path) -> None:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Put ``new`` in the place of ``path`` and delete the old folder; on failure the old folder is back at ``path``."""
+    """Replace ``path`` by ``new`` and delete the old folder; on failure, the old folder is restored."""
     aside = Path(tempfile.mkdtemp(prefix=ASIDE_PREFIX, dir=path.parent))
     try:
         os.rename(path, aside / path.name)
@@ -144,7 +144,7 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def clear_leftovers(folder: str | os.PathLike) -> None:
-    """Remove what a killed process left half-written in ``folder``, and put back what it was about to replace."""
+    """Remove half-written files of killed processes from ``folder``, and restore what they were about to replace."""
     for aside in Path(folder).glob(f"{ASIDE_PREFIX}*"):
         for old in aside.iterdir():
             if not (aside.parent / old.name).exists():
@@ -155,14 +155,14 @@ def clear_leftovers(folder: str | os.PathLike) -> None:
 
 
 def write_json(path: str | os.PathLike, value) -> None:
-    """Write ``value`` as indented JSON, atomically. NaN and infinities raise a ValueError: they are not JSON."""
+    """Write ``value`` as indented JSON, atomically. Raises a ValueError for NaN and infinities, which are not JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def torch_save(value, path: str | os.PathLike) -> None:
-    """``torch.save`` that fails with an `OSError`, as other writers do; torch raises a RuntimeError for a full disk."""
+    """``torch.save``, but raises `OSError`, like other writers; torch raises a RuntimeError if the disk is full."""
     import torch
 
     with open(path, "wb") as file:

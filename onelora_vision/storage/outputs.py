@@ -1,17 +1,17 @@
-"""What a command may write to and what it may replace: nothing but its own earlier output, and that only on request.
+"""What a command may write to and what it may replace: only its own earlier output, and only on request.
 
-Folders that this program writes contain a ledger, `.onelora-files`: one JSON line with the kind of output, then one line
-per file with its name and SHA-256. A file is ours if its name and its content are in the ledger. Anything else, such as
-a note that someone put next to the results or a README that was edited, is never changed or deleted. Single files are
-recognised by a mark in their format: a safetensors header, a PNG text field, an HTML meta element, a zip comment.
+Folders that this program writes contain a ledger, `.onelora-files`: one JSON line with the kind of output, then one
+line per file with its name and SHA-256. A file is ours if its name and its content are in the ledger. Anything else,
+such as a note next to the results or an edited README, is never changed or deleted. Single files are recognised by a
+mark in their format: a safetensors header, a PNG text field, an HTML meta element, a zip comment.
 
 The rules, for every command and script:
 
 * A missing path or an empty folder can be written to.
 * An existing output is replaced only if it is of the same kind, every file in it is ours, and ``overwrite`` is set.
 * Everything else is refused with an `InputError` before any work is done.
-* An output never lies inside one of the command's inputs.
-* After any failure the target is as it was (see `files.atomic_directory` for power loss between two renames).
+* An output is never inside one of the command's inputs.
+* After any failure the target is unchanged (see `files.atomic_directory` for power loss between two renames).
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from onelora_vision.storage.files import (
 
 LEDGER = ".onelora-files"
 MARK = "onelora_vision"
-#: Prefix of the text fields that a PNG says things in.
+#: Prefix of our text fields in PNG files.
 NOTE_PREFIX = "onelora."
 _MAX_LEDGER = 256 << 20
 _OVERWRITE = "set --overwrite to replace it, or choose another name"
@@ -44,10 +44,10 @@ class Ledger:
     """The record of the files that this program wrote into a folder.
 
     Attributes:
-        folder: where the files are.
-        kind: what the folder is: "adapter", "samples", "run", …
-        hashes: file name relative to the folder, with forward slashes -> the SHA-256 of each of its versions. The hash is
-            recorded before the file takes its name, so that a process killed in between leaves no file that nobody owns.
+        folder: of the files.
+        kind: of output: "adapter", "samples", "run", …
+        hashes: file name relative to the folder, with forward slashes -> SHA-256 of each of its versions. The hash is
+            recorded before the file gets its name, so a process killed in between leaves no unowned files.
     """
 
     def __init__(self, folder: str | os.PathLike, kind: str, hashes: dict[str, set[str]] | None = None):
@@ -55,7 +55,7 @@ class Ledger:
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> "Ledger | None":
-        """The ledger in ``folder``, or None if there is none that can be read."""
+        """The ledger in ``folder``, or None if there is no readable one."""
         file, hashes = Path(folder) / LEDGER, {}
         try:
             if file.stat().st_size > _MAX_LEDGER:
@@ -65,7 +65,7 @@ class Ledger:
             for line in lines:
                 with contextlib.suppress(
                     ValueError, KeyError, TypeError
-                ):  # a killed process may cut its last line off
+                ):  # a killed process may leave a partial last line
                     entry = json.loads(line)
                     hashes.setdefault(entry["file"], set()).add(entry["sha256"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -73,7 +73,7 @@ class Ledger:
         return cls(folder, kind, hashes)
 
     def create(self) -> "Ledger":
-        """Write the ledger with the entries that it has so far."""
+        """Write the ledger with its current entries."""
         lines = [json.dumps({"written_by": MARK, "kind": self.kind})]
         lines += [_line(name, digest) for name, digests in self.hashes.items() for digest in sorted(digests)]
         with atomic_file(self.folder / LEDGER) as temporary:
@@ -85,7 +85,7 @@ class Ledger:
         """Yield a temporary path; on success the file is recorded and becomes ``name`` in the folder.
 
         Raises:
-            InputError: there is a file of that name which this program did not write.
+            InputError: a file of that name exists that this program did not write.
             WriteError: it cannot be written.
         """
         path = self.folder / name
@@ -98,14 +98,14 @@ class Ledger:
                 self.record(name, temporary)
 
     def delete(self, names: Iterable[str] | None = None) -> None:
-        """Delete our files among ``names``, or all of ours; files of others stay."""
+        """Delete our files in ``names``, by default all of them; files of others stay."""
         for name in list(self._files() if names is None else names):
             if name != LEDGER and self._is_ours(name):
                 with writing(self.folder / name):
                     (self.folder / name).unlink()
 
     def record(self, name: str, content: Path) -> None:
-        """Note that the file ``name`` has the content of the file ``content``."""
+        """Record that the file ``name`` has the content of the file ``content``."""
         digest = _sha256(content)
         if digest in self.hashes.setdefault(name, set()):
             return
@@ -116,7 +116,7 @@ class Ledger:
         self.hashes[name].add(digest)
 
     def foreign(self, names: Iterable[str] | None = None) -> list[str]:
-        """Files that are there and not ours: among ``names``, or in the whole folder. Links are never ours."""
+        """Existing files that are not ours: in ``names``, or in the whole folder. Links are never ours."""
         names = self._files() if names is None else names
         return sorted(name for name in names if os.path.lexists(self.folder / name) and not self._is_ours(name))
 
@@ -149,11 +149,11 @@ def _line(name: str, digest: str) -> str:
 def check_folder(
     path: str | os.PathLike, kind: str, *, overwrite: bool = False, inputs: Collection[str | os.PathLike] = ()
 ) -> Path:
-    """Decide whether an output of ``kind`` may be written as the folder ``path``; commands ask before they start work.
+    """Decide whether an output of ``kind`` may be written to the folder ``path``; commands call this before any work.
 
     Args:
-        path: may be relative, a symbolic link (its target is meant), missing, or an existing folder.
-        kind: of the output. Only an output of the same kind is replaced.
+        path: may be relative, a symbolic link (its target is used), missing, or an existing folder.
+        kind: of the output. Only outputs of the same kind are replaced.
         overwrite: whether an earlier output may be replaced.
         inputs: files and folders that the command reads.
 
@@ -191,13 +191,13 @@ def check_additions(
     overwrite: bool = False,
     inputs: Collection[str | os.PathLike] = (),
 ) -> Ledger:
-    """Decide whether files ``names`` of ``kind`` may be added to the folder ``path``, next to whatever is there.
+    """Decide whether files ``names`` of ``kind`` may be added to the folder ``path``, next to existing files.
 
-    Returns the folder's ledger, whose `Ledger.writing_file` writes them.
+    Returns the folder's ledger, to write them with `Ledger.writing_file`.
 
     Raises:
-        InputError: they may not: the folder is inside an input or is an output of another kind, or has files of these
-            names that are foreign, or ours and not ``overwrite``.
+        InputError: they may not: the folder is inside an input or is an output of another kind, or files of these names
+            exist that are foreign, or ours without ``overwrite``.
     """
     place, names = _resolved(path, inputs), list(names)
     if place.exists() and not place.is_dir():
@@ -214,7 +214,7 @@ def check_additions(
 def check_file(
     path: str | os.PathLike, *, overwrite: bool = False, inputs: Collection[str | os.PathLike] = ()
 ) -> Path:
-    """`check_folder` for an output that is a single file; an existing one is replaced if it has our mark."""
+    """`check_folder` for an output that is a single file; an existing file is replaced if it has our mark."""
     place = _resolved(path, inputs)
     if not os.path.lexists(place):
         return place
@@ -229,14 +229,14 @@ def check_file(
 
 @contextlib.contextmanager
 def folder_output(path: str | os.PathLike, kind: str, *, overwrite: bool = False) -> Iterator[Path]:
-    """`check_folder`, then yield a temporary folder that becomes ``path`` with a ledger of all its files."""
+    """`check_folder`, then yield a temporary folder that becomes ``path``, with a ledger of all its files."""
     place = check_folder(path, kind, overwrite=overwrite)
     with writing(path), atomic_directory(place, replace=overwrite) as temporary:
         yield temporary
         ledger = Ledger(temporary, kind)
         ledger.hashes = {name: {_sha256(temporary / name)} for name in ledger._files() if name != LEDGER}
         ledger.create()
-        check_folder(path, kind, overwrite=overwrite)  # somebody may have used the place meanwhile
+        check_folder(path, kind, overwrite=overwrite)  # someone may have used the path in the meantime
 
 
 @contextlib.contextmanager
@@ -249,7 +249,7 @@ def file_output(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator
 
 
 def is_marked(path: Path) -> bool:
-    """Whether a file says in its own format that this program wrote it."""
+    """Whether a file has this program's mark in its own format."""
     try:
         if path.suffix == ".safetensors":
             return _has_marked_header(path)
@@ -263,31 +263,31 @@ def is_marked(path: Path) -> bool:
                 return f'<meta name="generator" content="{MARK}">'.encode() in file.read(1024)
         with zipfile.ZipFile(path) as archive:  # NumPy's .npz and PyTorch's .pt
             return archive.comment == MARK.encode()
-    except Exception:  # whatever a foreign file makes its reader raise
+    except Exception:  # readers of foreign files may raise anything
         return False
 
 
 def is_sheet(path: str | os.PathLike) -> bool:
-    """Whether an image file is one that this program drew to be looked at: a grid, a plot, a depth map.
+    """Whether an image file was drawn by this program for viewing: a grid, a plot, a depth map.
 
-    All our PNG files carry the mark; only samples say the seed that they were drawn with.
+    All our PNG files have the mark; only samples contain the seed that they were generated with.
     """
     if os.path.splitext(path)[1].lower() != ".png":
         return False
     try:
         with open(path, "rb") as file:
-            if MARK.encode() not in file.read(4096):  # opening each as an image would take long in a large folder
+            if MARK.encode() not in file.read(4096):  # in a large folder, opening each as an image would be slow
                 return False
         from PIL import Image
 
         with Image.open(path, formats=["PNG"]) as image:
             return image.info.get("Software") == MARK and f"{NOTE_PREFIX}seed" not in image.info
-    except Exception:  # whatever a foreign file makes its reader raise
+    except Exception:  # readers of foreign files may raise anything
         return False
 
 
 def mark_zip(path: str | os.PathLike) -> None:
-    """Put the mark on a file that is a zip archive: NumPy's .npz, PyTorch's .pt."""
+    """Mark a file that is a zip archive: NumPy's .npz, PyTorch's .pt."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = MARK.encode()
 
@@ -310,7 +310,7 @@ def _resolved(path: str | os.PathLike, inputs: Collection[str | os.PathLike]) ->
 
 
 def _require_possible(path: str | os.PathLike, place: Path) -> None:
-    """Refuse a place that cannot be made: below a file or a folder without access, or of a name too long."""
+    """Refuse a path that cannot be created: below a file or an inaccessible folder, or with a name that is too long."""
     if not str(path):
         raise InputError("the output has an empty name: choose one")
     try:

@@ -1,7 +1,7 @@
-"""The frame of a safetensors file, checked before its values are touched, and the values as NumPy arrays.
+"""The structure of a safetensors file, checked before its values are read, and the values as NumPy arrays.
 
-Nothing here needs torch, so that a file can be looked at, or refused, in a moment. Files are anyone's: the length of the
-header, doubled keys, names, sizes and nesting are bounded, and nothing in a file is executed.
+Nothing here needs torch, so a file can be inspected or refused quickly. Files may come from anyone: header length,
+duplicate keys, names, sizes and nesting are checked, and nothing in a file is executed.
 """
 
 import json
@@ -29,31 +29,31 @@ _KNOWN_START = {
     b"<": "a web page (a failed download?)",
     b"version https://git-lfs": "a Git LFS pointer (the file itself was not downloaded)",
 }
-# The format's name of a type -> NumPy's of what its bytes are read as, and ours. NumPy has no bfloat16: its 16 bits are
-# the upper half of a float32's.
+# The format's name of a dtype -> NumPy's for reading its bytes, and ours. NumPy has no bfloat16, whose 16 bits are the
+# upper half of a float32's.
 _TYPES = {
     "F64": ("<f8", "float64"), "F32": ("<f4", "float32"), "F16": ("<f2", "float16"), "BF16": ("<u2", "bfloat16"),
     "I64": ("<i8", "int64"), "I32": ("<i4", "int32"), "I16": ("<i2", "int16"), "I8": ("i1", "int8"),
     "U8": ("u1", "uint8"), "BOOL": ("?", "bool"),
 }  # fmt: skip
-# Below 16 bits a value needs a scale, which the file does not say; of complex values nothing here makes sense.
+# Values below 16 bits need a scale, which the file does not contain; complex values make no sense here.
 _UNREADABLE = {
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "F4": "float4", "C64": "complex64",
 }  # fmt: skip
 
 
 class SafetensorsFile:
-    """A safetensors file on disk or in memory, of which the frame has been checked.
+    """A safetensors file on disk or in memory, with checked structure.
 
     Args:
         where: its name, for messages.
-        data: its bytes, where it is in memory; else ``where`` is read.
+        data: its bytes, if it is in memory; otherwise ``where`` is read.
 
     Attributes:
         strings: the header's ``__metadata__``.
 
     Raises:
-        InputError: not a whole and well-formed safetensors file.
+        InputError: not a complete and well-formed safetensors file.
     """
 
     def __init__(self, where: str, data: bytes | None = None):
@@ -70,10 +70,10 @@ class SafetensorsFile:
         self._start, self._size = 8 + length, size - 8 - length
 
     def arrays(self) -> "dict[str, tuple[np.ndarray, str]]":
-        """Each tensor's values, bfloat16 as float32, and the name of its type in the file (``float32``, ``bfloat16``, …).
+        """Each tensor's values, bfloat16 as float32, and its dtype's name in the file (``float32``, ``bfloat16``, …).
 
         Raises:
-            InputError: a type or a place in the file that cannot be.
+            InputError: an invalid dtype or position in the file.
         """
         import numpy as np
 
@@ -89,7 +89,7 @@ class SafetensorsFile:
         return found
 
     def _entry(self, name: str, field: object) -> tuple[str, list[int], int, int]:
-        """Type, shape and place of a tensor, which fit together and into the file."""
+        """Dtype, shape and position of a tensor, checked to be consistent and within the file."""
         import numpy as np
 
         try:
@@ -122,13 +122,13 @@ def _header_length(start: bytes, size: int, where: str) -> int:
 
 
 def _parse_header(text: bytes, where: str) -> tuple[dict[str, str], dict[str, object]]:
-    """The header's strings, and its entries by the tensors' names; refuses doubled keys and odd names, which the library would let pass."""
+    """The header's strings, and its entries by tensor name. Unlike the library, refuses duplicates and odd names."""
     try:
         fields = parse_json(text.decode("utf-8"))
     except ValueError as error:
         raise InputError(f"{where}: not a whole safetensors file (its header: {one_line(error)})") from error
     if not isinstance(fields, dict):
-        raise InputError(f"{where}: not a whole safetensors file (its header is no JSON object)")
+        raise InputError(f"{where}: not a whole safetensors file (its header is not a JSON object)")
     strings = fields.pop("__metadata__", {})
     if not isinstance(strings, dict) or not all(isinstance(value, str) for value in strings.values()):
         raise InputError(f"{where}: the header's __metadata__ must hold strings only")
@@ -136,22 +136,23 @@ def _parse_header(text: bytes, where: str) -> tuple[dict[str, str], dict[str, ob
         raise InputError(f"{where}: has {len(fields):,} tensors, more than {MAX_TENSORS:,}")
     odd = next((name for name in fields if len(name) > _MAX_NAME or not _NAME.fullmatch(name)), None)
     if odd is not None:
-        raise InputError(f"{where}: {one_line(repr(odd), 80)} is no name of a tensor of a model")
+        raise InputError(f"{where}: {one_line(repr(odd), 80)} is not a valid tensor name")
     return strings, fields
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def parse_json(text: str, constant: Callable[[str], object] = _no_constant) -> object:
-    """The value of a JSON text from outside, read more strictly than `json` does.
+    """Parse JSON text from outside, more strictly than `json` does.
 
     Args:
-        constant: what ``NaN`` and ``Infinity`` become.
+        constant: converts ``NaN`` and ``Infinity``.
 
     Raises:
-        ValueError: not JSON, a key that is there twice, NaN, infinity, numbers of over 20 digits, or nested more than 64 deep.
+        ValueError: not JSON, duplicate keys, NaN, infinity, numbers with over 20 digits, or more than 64 levels of
+            nesting.
     """
     try:
         value = json.loads(
@@ -185,6 +186,6 @@ def _without_doubles(pairs: list[tuple[str, object]]) -> dict:
     fields: dict = {}
     for name, value in pairs:
         if name in fields:
-            raise ValueError(f"key {one_line(repr(name), 80)} is there twice")
+            raise ValueError(f"key {one_line(repr(name), 80)} appears twice")
         fields[name] = value
     return fields

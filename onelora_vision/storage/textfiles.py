@@ -1,4 +1,4 @@
-"""Text files that users write, as their editors leave them: with a byte-order mark, any line ends, backslashes in paths."""
+"""Text files as users' editors save them: with a byte-order mark, any line endings, backslashes in paths."""
 
 import codecs
 import os
@@ -10,10 +10,10 @@ _ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codec
 
 
 def read_text(path: str | os.PathLike, what: str = "") -> str:
-    """The text of a UTF-8 file, or of a UTF-16 file with a byte-order mark, as PowerShell writes it.
+    """The text of a UTF-8 file, or of a UTF-16 file with a byte-order mark, as written by PowerShell.
 
     Args:
-        what: goes before the path in messages, such as the flag that the path was given with.
+        what: precedes the path in messages, such as the flag that the path was given with.
 
     Raises:
         InputError: it cannot be read, or is in another encoding.
@@ -30,18 +30,18 @@ def read_text(path: str | os.PathLike, what: str = "") -> str:
 
 
 def read_lines(path: str | os.PathLike, what: str = "") -> list[str]:
-    """The lines of `read_text`, without white space at their ends; empty lines are kept, so that line numbers hold."""
+    """The stripped lines of `read_text`; empty lines are kept, so line numbers are correct."""
     return [line.strip() for line in read_text(path, what).splitlines()]
 
 
 def named_file(folder: Path, name: str) -> Path:
-    """The file that a text file names, relative to ``folder``; backslashes separate folders unless such a file exists."""
+    """A file named in a text file, relative to ``folder``; backslashes separate folders unless such a file exists."""
     path = folder / name
     return path if "\\" not in name or path.exists() else folder / name.replace("\\", "/")
 
 
 def file_below(folder: Path, name: str) -> Path:
-    """`named_file`, for names from strangers.
+    """`named_file`, for untrusted names.
 
     Raises:
         InputError: the name leads out of ``folder``.
@@ -53,7 +53,7 @@ def file_below(folder: Path, name: str) -> Path:
 
 
 def require_unicode(text: str, what: str) -> None:
-    """Refuse a text that no file could hold: one with half a surrogate pair, as a broken escape or argument leaves it.
+    """Refuse text that no file can contain: with half a surrogate pair, from a broken escape or argument.
 
     Raises:
         InputError: ``what`` is such a text.

@@ -1,7 +1,7 @@
-"""Weight files of other programs, read as tensors alone.
+"""Weight files of other programs, read as tensors only.
 
-Such a file is anyone's. Nothing in it is executed, no tensor is larger than what the file holds for it (a view can ask
-for hundreds of gigabytes in a few bytes), and what is returned are dense tensors under the names of a state dict.
+Such files may come from anyone. Nothing in them is executed, no tensor is larger than its data in the file (a view of a
+few bytes could ask for hundreds of gigabytes), and the result is a state dict of dense tensors.
 """
 
 import argparse
@@ -18,21 +18,21 @@ from safetensors.torch import load
 from onelora_vision.errors import InputError, one_line
 from onelora_vision.storage.safetensors_file import SafetensorsFile
 
-# Below 16 bits a value needs a scale, which a state dict does not say.
+# Values below 16 bits need a scale, which a state dict does not contain.
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
-_SHARED = 4  # tied layers are in a file once and in a state dict several times
+_SHARED = 4  # tied layers are stored once in a file but are several entries in a state dict
 
 
 def read_weights(path: str | Path, inside: Sequence[str] = ()) -> dict[str, torch.Tensor]:
     """The state dict in a ``.safetensors`` file or in a PyTorch checkpoint of any age (``.pt``, ``.pth``, ``.bin``).
 
     Args:
-        inside: keys under which a training checkpoint may keep its state dict, the preferred one first.
+        inside: keys under which a training checkpoint may store its state dict, in order of preference.
 
     Raises:
-        InputError: the file cannot be read, holds something else than tensors by name, or values that are no plain
-            numbers: NaN, infinite, complex, below 16 bits, or more of them than the file has room for.
+        InputError: the file cannot be read, contains anything but tensors by name, or values that are not plain
+            numbers: NaN, infinite, complex, below 16 bits, or more than the file has room for.
     """
     path = Path(path)
     try:
@@ -44,7 +44,7 @@ def read_weights(path: str | Path, inside: Sequence[str] = ()) -> dict[str, torc
             state = _unpickled(path, start)
     except InputError:
         raise
-    # torch raises nearly every kind of error on a damaged or hostile checkpoint
+    # torch raises almost any kind of error for damaged or hostile checkpoints
     except Exception as error:
         is_code = isinstance(error, pickle.UnpicklingError) and "weights only" in str(error).lower()
         reason = "it holds more than tensors, which could run code" if is_code else one_line(error)
@@ -64,7 +64,7 @@ def _unpickled(path: Path, start: bytes) -> object:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise InputError(f"{path}: its entries are compressed, which PyTorch never does")
-    # training scripts keep their arguments in a checkpoint; torch warns of what then fails anyway
+    # training scripts save their arguments in checkpoints; torch also warns about files that then fail anyway
     with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
@@ -74,7 +74,7 @@ def check_numbers(state: object, where: str, *, finite: bool = True) -> None:
     """Refuse a state dict with anything but dense tensors of plain numbers by name.
 
     Raises:
-        InputError: the line names the tensor.
+        InputError: the message names the tensor.
     """
     _check_kinds(state, where)
     if finite:
@@ -92,7 +92,7 @@ def _check_kinds(state: object, where: str) -> None:
         if not isinstance(tensor, torch.Tensor):
             raise InputError(f"{where}: {shown} is a {type(tensor).__name__}, not a tensor")
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
-            raise InputError(f"{where}: {shown} is no dense tensor of numbers")
+            raise InputError(f"{where}: {shown} is not a dense tensor of numbers")
         if tensor.dtype not in _FLOATS + _WHOLE:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise InputError(
@@ -100,7 +100,7 @@ def _check_kinds(state: object, where: str) -> None:
             )
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             shape = "x".join(map(str, tensor.shape[:8]))
-            raise InputError(f"{where}: {shown} is larger ({shape}) than what the file holds for it")
+            raise InputError(f"{where}: {shown} is larger ({shape}) than its data in the file")
 
 
 def _check_finite(state: Mapping[str, torch.Tensor], where: str) -> None:
@@ -121,13 +121,13 @@ def tensors_in(file: SafetensorsFile) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file by name.
 
     Raises:
-        InputError: they are not what the header says.
+        InputError: they do not match the header.
     """
     try:
         if file.data is not None:
             return load(file.data)
         with safe_open(file.where, framework="pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
-    # the library answers types that torch lacks with errors of several kinds
+    # the library raises several kinds of errors for dtypes that torch lacks
     except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{file.where}: not a whole safetensors file ({one_line(error)})") from error

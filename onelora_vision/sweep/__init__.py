@@ -1,1 +1,1 @@
-"""Methods compared fairly on one task and dataset: each at its own best learning rate, with several seeds."""
+"""Fair comparison of methods on one task and dataset: each at its best learning rate, with several seeds."""

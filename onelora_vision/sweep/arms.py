@@ -1,4 +1,4 @@
-"""What a sweep compares: methods, each perhaps with flags of its own, as ``lora:rank=4`` names them."""
+"""What a sweep compares: methods, optionally with their own flags, named as in ``lora:rank=4``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ class Arm:
     """A method with the flags that only its runs have.
 
     Attributes:
-        method: as ``--method`` takes it.
-        flags: pairs of names and values, in the order they were given.
-        rate_of: the arm whose best learning rate this one takes; None: it is searched.
+        method: as in ``--method``.
+        flags: pairs of names and values, in the given order.
+        rate_of: the arm whose best learning rate this one uses; None to search for its own.
     """
 
     method: str
@@ -25,7 +25,7 @@ class Arm:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``METHOD[:FLAG=VALUE…][@ARM]``, such as ``lora:rank=4`` or ``lora:target_modules=attn@lora``.
+        """Parse ``METHOD[:FLAG=VALUE…][@ARM]``, such as ``lora:rank=4`` or ``lora:target_modules=attn@lora``.
 
         Raises:
             InputError: an unknown method, or a flag without a value.
@@ -44,21 +44,21 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """How tables call it, and `parse` reads it."""
+        """Its name in tables, as read by `parse`."""
         own = ":".join([self.method, *(f"{name}={value}" for name, value in self.flags)])
         return f"{own}@{self.rate_of}" if self.rate_of else own
 
     @property
     def folder(self) -> str:
-        """Its name as that of a folder."""
+        """Its folder name."""
         return quote(self.name.replace(":", ","), safe="=,@+")
 
 
 def arm_names(texts: Sequence[str]) -> list[str]:
-    """The names of arms as tables have them, in the order given.
+    """The names of arms as in tables, in the given order.
 
     Raises:
-        InputError: see `Arm.parse`; one is given twice.
+        InputError: see `Arm.parse`; or an arm is given twice.
     """
     names = [Arm.parse(text).name for text in texts]
     if twice := [name for number, name in enumerate(names) if name in names[:number]]:
@@ -67,10 +67,10 @@ def arm_names(texts: Sequence[str]) -> list[str]:
 
 
 def parse_arms(texts: Sequence[str]) -> dict[str, Arm]:
-    """The arms by name, in the order given.
+    """The arms by name, in the given order.
 
     Raises:
-        InputError: see `arm_names`; one takes the rate of another that does not search for its own.
+        InputError: see `arm_names`; or an arm uses the rate of one that does not search for its own.
     """
     arms = dict(zip(arm_names(texts), map(Arm.parse, texts)))
     for arm in arms.values():

@@ -1,4 +1,4 @@
-"""Benchmarks of several tasks as a whole: a sweep for each of the tasks that are there, and one table with the means."""
+"""Benchmarks that consist of several tasks: a sweep for each available task, and one table with the means."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +18,11 @@ class Benchmark(NamedTuple):
     """A benchmark of `data.classes.formats.BENCHMARKS`.
 
     Attributes:
-        title: what people call it. tasks: all of its tasks, in the order of tables.
-        tasks_in: those that are in a folder.
-        lists: what each task's folder has in it, for messages.
-        groups: tasks whose means the table has, too; the last mean is then that of the groups' means.
-        joins_validation: whether the final runs train on the validation split, too.
+        title: its usual name. tasks: all of its tasks, in the order of tables.
+        tasks_in: finds the tasks in a folder.
+        lists: the file that each task's folder contains, for messages.
+        groups: groups of tasks whose means are also in the table; the last mean is then the mean of the groups' means.
+        joins_validation: whether the final runs also train on the validation split.
     """
 
     title: str
@@ -35,18 +35,18 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {
     "vtab": Benchmark("VTAB-1k", vtab.TASKS, vtab.tasks_in, "train800.txt", vtab.GROUPS, joins_validation=True),
-    # VPT's own code trains the final models of FGVC on the training split alone.
+    # VPT's own code trains the final models for FGVC on the training split only.
     "fgvc": Benchmark("FGVC", tuple(fgvc.DATASETS), fgvc.tasks_in, "train.json", {}, joins_validation=False),
 }
 
 
 def benchmark_of(dataset_name: str | None) -> Benchmark | None:
-    """The benchmark that a dataset is, or is a task of."""
+    """The benchmark that a dataset is, or that it is a task of."""
     return BENCHMARKS.get((dataset_name or "").partition("/")[0])
 
 
 def tasks_in(benchmark: Benchmark, folder: Path) -> list[str]:
-    """The tasks that are in ``folder``, in the order of tables.
+    """The tasks available in ``folder``, in the order of tables.
 
     Raises:
         InputError: there are none.
@@ -61,10 +61,10 @@ def tasks_in(benchmark: Benchmark, folder: Path) -> list[str]:
 
 
 def sweep_tasks(name: str, sweeps: Mapping[str, Sweep], folder: Path, run: Callable[[Sweep], None]) -> Path:
-    """``run`` each sweep of the benchmark ``name``, and write ``table.md`` with what is there after each; its path.
+    """``run`` each sweep of the benchmark ``name``, and update ``table.md`` after each; returns its path.
 
     Raises:
-        InputError: ``folder`` holds something else. What ``run`` raises.
+        InputError: ``folder`` contains something else. Also anything raised by ``run``.
     """
     path = folder / "table.md"
     claim(folder, {"tasks": name})
@@ -76,10 +76,10 @@ def sweep_tasks(name: str, sweeps: Mapping[str, Sweep], folder: Path, run: Calla
 
 
 def table(benchmark: Benchmark, sweeps: Mapping[str, Sweep]) -> str:
-    """Test metrics in percent: a row per method, a column per task with the deviation over seeds, then the means of the
-    groups, if any, and one mean.
+    """Test metrics in percent: one row per method, one column per task with the deviation over seeds, then the means.
 
-    If the runs measure the base's old data, the mean of that over the tasks comes last.
+    The means are those of the groups, if any, and one overall mean. If the runs measure metrics on the base's old data,
+    their means over the tasks come last.
     """
     rows = {task: {row["method"]: row for row in rows_of(sweep)} for task, sweep in sweeps.items()}
     methods = list(dict.fromkeys(method for sweep in sweeps.values() for method in sweep.methods))
@@ -89,8 +89,8 @@ def table(benchmark: Benchmark, sweeps: Mapping[str, Sweep]) -> str:
     heads = ["method", *sweeps, *benchmark.groups, "mean of groups" if benchmark.groups else "mean", *kept]
     lines = markdown_lines(heads, (_row(benchmark, method, rows, kept) for method in methods))
     note = (
-        f"{len(sweeps)} of {len(benchmark.tasks)} tasks; test metrics in percent, of the tasks mean ± standard deviation over "
-        f"{_seeds_of(rows)}. A mean is of the tasks that are there, and empty where one of them is missing."
+        f"{len(sweeps)} of {len(benchmark.tasks)} tasks; test metrics in percent; for each task, mean ± standard deviation over "
+        f"{_seeds_of(rows)}. Means are over the available tasks, and empty if a result is missing."
     )
     return "\n".join(lines) + f"\n\n{note}\n"
 
@@ -107,7 +107,7 @@ def _row(benchmark: Benchmark, method: str, rows: Mapping[str, Mapping[str, dict
 
 
 def _seeds_of(rows: Mapping[str, Mapping[str, dict]]) -> str:
-    """How many seeds the cells are of."""
+    """Number of seeds of the cells."""
     counts = {row["seeds"] for found in rows.values() for row in found.values()} or {0}
     least, most = min(counts), max(counts)
     return f"{most} seed{'s' * (most != 1)}" if least == most else f"{least} to {most} seeds"

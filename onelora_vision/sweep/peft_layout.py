@@ -1,7 +1,8 @@
-"""The runs of a sweep in the layout of PEFT's ``method_comparison``, so that rows can stand side by side with PEFT's.
+"""The runs of a sweep in the layout of PEFT's ``method_comparison``, so that results can be compared with PEFT's.
 
-``experiments/<method>/<name>/adapter_config.json`` and ``training_params.json``; ``results/<method>--<name>.json`` with the
-blocks ``run_info``, ``train_info`` and ``meta_info``. What PEFT samples during a run and we do not is null.
+``experiments/<method>/<name>/adapter_config.json`` and ``training_params.json``; ``results/<method>--<name>.json`` with
+the blocks ``run_info``, ``train_info`` and ``meta_info``. Values that PEFT samples during a run, but we do not, are
+null.
 """
 
 import datetime
@@ -16,7 +17,7 @@ from onelora_vision.training.results import RESULTS
 
 
 def write_layout(sweep: Sweep) -> None:
-    """Write both folders below the sweep's, for the final runs that are done."""
+    """Write both folders inside the sweep's folder, for completed final runs."""
     for method in sweep.methods:
         for run in sweep.finals(method):
             result = sweep.result(run)

@@ -1,7 +1,8 @@
-"""Which runs a sweep consists of, and what those that are done say.
+"""The runs of a sweep, and what completed runs show.
 
-Every arm (a method, perhaps with flags of its own) is tried at several learning rates, with the first seed, on the
-validation split; at its best rate it is then trained with all seeds and judged on the test split, which has chosen nothing.
+Every arm (a method, optionally with its own flags) is tried at several learning rates with the first seed, on the
+validation split. At its best rate it is then trained with all seeds and evaluated on the test split, which is not used
+for any choice.
 """
 
 import contextlib
@@ -24,27 +25,27 @@ VALIDATION, TEST = "validation", "test"
 
 
 class Script(NamedTuple):
-    """A training script: the class of its settings, and the flag that says which split judges a run."""
+    """A training script: the class of its settings, and the flag that selects the split for evaluating a run."""
 
     config: str
     split_flag: str
 
 
-#: The scripts, as ``onelora train`` calls them.
+#: The scripts, by their names in ``onelora train``.
 SCRIPTS = {
     "classification": Script("ClassificationConfig", "eval_split"),
     "depth": Script("DepthConfig", "eval_split"),
     "dit": Script("DiTConfig", "fid_split"),
     "language": Script("LanguageConfig", "eval_split"),
 }
-#: Where a method's search begins: rates that were good on the built-in jobs (docs/study.md).
+#: Start of a method's search: rates that worked well on the built-in jobs (docs/study.md).
 FIRST_RATES = {
     "onelora": 3e-3, "onelora_norms": 3e-3, "miss": 3e-3, "mora1": 3e-3, "full": 1e-3, "osf": 1e-3, "bitfit": 3e-2,
     "beft": 3e-2, "difffit": 3e-2, "dora": 3e-2, "vera": 3e-2, "vera128": 3e-2, "pvera": 3e-2, "mora6": 3e-2,
 }  # fmt: skip
-_USUAL_RATE = 1e-2  # of the others
+_USUAL_RATE = 1e-2  # for other methods
 _LADDER = [float(f"{digit}e{exponent}") for exponent in range(-7, 3) for digit in (1, 3)]
-_MOST_RATES = 9  # of one method, after which the search stops
+_MOST_RATES = 9  # per method, then the search stops
 
 
 @dataclass(frozen=True)
@@ -58,26 +59,26 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its folder below the sweep's runs."""
+        """Its folder, inside the folder of the sweep's runs."""
         return f"{self.arm.folder}/lr-{self.rate:g}/{self.split}-seed-{self.seed}"
 
 
 @dataclass
 class Sweep:
-    """A sweep in its folder, with the methods and seeds that earlier commands gave it: its tables keep them.
+    """A sweep in its folder, including methods and seeds from earlier commands, which stay in its tables.
 
     Attributes:
-        task: as ``onelora train`` calls it.
+        task: its name in ``onelora train``.
         methods: names of arms, see `arms.Arm.parse`; ``arms`` has them by name.
-        rates: the same for all arms; None: each arm's own, widened until the best lies inside.
-        metric: what arms are ranked by; None: the task's main one.
-        flags: of the script, for all runs. joins_validation: the final runs train on the validation split, too.
-        more_metrics: further columns of the table. sections: names of arms by the title of a table of their own.
-        earlier: names of arms that earlier commands gave and this one does not: nothing is run for them.
+        rates: the same for all arms; None: each arm's own, extended until the best is not at the edge.
+        metric: to rank arms by; None: the task's main metric.
+        flags: of the script, for all runs. joins_validation: the final runs also train on the validation split.
+        more_metrics: further columns of the table. sections: names of arms by the title of their own table.
+        earlier: names of arms from earlier commands that are not in this one: nothing is run for them.
 
     Raises:
-        InputError: methods, rates, seeds or metrics that make no sense; or the folder holds a sweep with another task or
-            other flags, whose runs cannot be compared with these.
+        InputError: methods, rates, seeds or metrics are invalid; or the folder contains a sweep with another task or
+            other flags, whose runs are not comparable.
     """
 
     folder: Path
@@ -112,14 +113,14 @@ class Sweep:
         self.seeds = list(dict.fromkeys([*before.get("seeds", []), *self.seeds]))
 
     def _same(self) -> dict[str, Any]:
-        """The settings that all commands on a folder share."""
+        """The settings that all commands on a folder must share."""
         return {"task": self.task, "flags": sorted(self.flags)}
 
     def open(self) -> None:
-        """Note the settings in the folder.
+        """Record the settings in the folder.
 
         Raises:
-            InputError: files are there that are no sweep's.
+            InputError: the folder contains files that do not belong to a sweep.
         """
         claim(self.folder, self._same(), {"methods": self.methods, "seeds": list(self.seeds)})
 
@@ -128,9 +129,9 @@ class Sweep:
         return self.folder / RUNS / run.name
 
     def arguments(self, run: Run) -> list[str]:
-        """The script's command line for a run, which continues what an earlier start of it has done."""
+        """The script's command line for a run, which continues an earlier, interrupted start of it."""
         rate = [f"--learning_rate={run.rate:g}"]
-        if run.arm.method == "head":  # what it trains has the other rate in the scripts
+        if run.arm.method == "head":  # the scripts train it with the head's rate
             rate.append(f"--head_learning_rate={run.rate:g}")
         own = {
             **dict(run.arm.flags),
@@ -145,7 +146,7 @@ class Sweep:
         return [*self.flags, *rate, *(f"--{name}={value}" for name, value in own.items())]
 
     def result(self, run: Run) -> dict | None:
-        """What a run that is done has measured, ``{"failed": reason}`` if its numbers went wrong, else None."""
+        """The results of a completed run, ``{"failed": reason}`` if its numbers became invalid, otherwise None."""
         if run not in self._results:
             found = self._read(run)
             if found is None:
@@ -168,10 +169,10 @@ class Sweep:
         return None
 
     def metric_of(self, result: dict) -> str:
-        """The name of the metric that counts.
+        """The name of the metric that is compared.
 
         Raises:
-            InputError: it is not measured, or another of the table's columns.
+            InputError: it is not measured, or another of the table's columns is not.
         """
         after = result["metrics"]["after"]
         name = self.metric or main_metric(result["task"], after)
@@ -186,7 +187,7 @@ class Sweep:
         return name
 
     def figure(self, run: Run) -> float | None:
-        """The figure that a run is ranked by; None of one that failed or measured no number."""
+        """The value that a run is ranked by; None for a run that failed or measured no number."""
         result = self.result(run)
         if result is None or "failed" in result:
             return None
@@ -195,9 +196,9 @@ class Sweep:
     # ------------------------------------------------------------------------------------------------- the plan
 
     def rates_of(self, name: str) -> list[float]:
-        """The rates that are tried for an arm, as far as the runs that are done tell; in increasing order.
+        """The rates to try for an arm, given the runs completed so far; in increasing order.
 
-        What earlier commands have tried counts, too.
+        Includes rates tried by earlier commands.
         """
         arm = self.arms[name]
         if arm.rate_of is not None:
@@ -208,7 +209,7 @@ class Sweep:
         return sorted({*rates, *self._tried(arm)})
 
     def _tried(self, arm: Arm) -> list[float]:
-        """The rates of an arm's trials that are done, in increasing order."""
+        """The rates of an arm's completed trials, in increasing order."""
         rates = []
         for place in (self.folder / RUNS / arm.folder).glob("lr-*"):
             with contextlib.suppress(ValueError):
@@ -216,7 +217,7 @@ class Sweep:
         return sorted(rate for rate in rates if self.result(self._trial(arm, rate)) is not None)
 
     def _searched(self, arm: Arm) -> list[float]:
-        """The arm's own rates: three, and more until the best lies inside."""
+        """The arm's own rates: three, extended until the best is not at the edge."""
         middle = _LADDER.index(FIRST_RATES.get(arm.method, _USUAL_RATE))
         low, high = middle - 1, middle + 1
         while high - low < _MOST_RATES - 1:
@@ -224,7 +225,7 @@ class Sweep:
             if any(self.result(run) is None for run in tried):
                 break
             best = self._best(tried)
-            if best is None or best == tried[0]:  # if all failed, the rates were too great
+            if best is None or best == tried[0]:  # if all failed, the rates were too high
                 low -= 1
             elif best == tried[-1]:
                 high += 1
@@ -238,7 +239,7 @@ class Sweep:
         return Run(arm, rate, self.seeds[0], VALIDATION)
 
     def trials(self, name: str) -> list[Run]:
-        """The runs that choose an arm's rate; none for one that takes another's."""
+        """The runs that choose an arm's rate; none for an arm that uses another's."""
         return [self._trial(self.arms[name], rate) for rate in self.rates_of(name)]
 
     def _best(self, runs: Sequence[Run]) -> Run | None:
@@ -249,8 +250,10 @@ class Sweep:
         return (max if is_higher else min)(figures, key=figures.get)
 
     def best_trial(self, name: str) -> Run | None:
-        """The trial that won, of the arm itself or of the one whose rate it takes; None while one is missing, or if none
-        gave a number."""
+        """The best trial, of the arm itself or of the one whose rate it uses.
+
+        None while a trial is missing, or if none gave a number.
+        """
         trials = self.trials(self.arms[name].rate_of or name)
         return None if any(self.result(run) is None for run in trials) else self._best(trials)
 
@@ -260,29 +263,31 @@ class Sweep:
         return best is not None and rates[0] < best.rate < rates[-1]
 
     def finals(self, name: str) -> list[Run]:
-        """The runs that are judged on the test split; none before the rate is known, and of an earlier command's arm those
-        that are done."""
+        """The runs that are evaluated on the test split.
+
+        None before the rate is known; for an arm from an earlier command, only the completed ones.
+        """
         best = self.best_trial(name)
         runs = [Run(self.arms[name], best.rate, seed, TEST) for seed in self.seeds] if best else []
         return [run for run in runs if self.result(run) is not None] if name in self.earlier else runs
 
     def runs(self) -> Iterator[Run]:
-        """All runs that are known so far, in the order to do them."""
+        """All runs known so far, in the order to do them."""
         for name in self.arms:
             yield from self.trials(name)
         for name in self.arms:
             yield from self.finals(name)
 
     def missing(self) -> list[Run]:
-        """Those that are not done."""
+        """The runs that are not complete."""
         return [run for run in self.runs() if self.result(run) is None]
 
 
 def settings_before(folder: Path, same: dict[str, Any]) -> dict[str, Any]:
-    """The settings that earlier commands noted in the folder of a sweep; empty if there were none.
+    """The settings recorded by earlier commands in a sweep's folder; empty if there were none.
 
     Raises:
-        InputError: one of ``same`` was another, so that the runs cannot be compared.
+        InputError: a setting in ``same`` was different, so the runs are not comparable.
     """
     path = folder / SETTINGS
     if not path.exists():
@@ -299,22 +304,22 @@ def settings_before(folder: Path, same: dict[str, Any]) -> dict[str, Any]:
 
 
 def claim(folder: Path, same: dict[str, Any], more: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Note settings in the folder of a sweep, which is made if it is missing: ``same`` for all commands on it, and ``more``.
+    """Record settings in a sweep's folder, which is created if missing: ``same`` for all commands on it, and ``more``.
 
     Raises:
-        InputError: a sweep with other settings is there, or files that are no sweep's.
+        InputError: the folder contains a sweep with other settings, or files that do not belong to a sweep.
     """
     if not settings_before(folder, same) and folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder}: is not empty and no sweep's; choose another --output_dir")
+        raise InputError(f"{folder}: is not empty and not a sweep's; choose another --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SETTINGS, {**same, **more, "written_by": "onelora_vision"})
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that `claim` wrote.
+    """The settings written by `claim`.
 
     Raises:
-        InputError: the file is not one of a sweep.
+        InputError: the file does not belong to a sweep.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The tables, plots and page of a sweep, made from the runs that are done; each start of the sweep writes them anew."""
+"""The tables, plots and page of a sweep, made from its completed runs and rewritten at each start of the sweep."""
 
 import csv
 import datetime
@@ -22,17 +22,17 @@ from onelora_vision.training.results import shown_metric
 TABLE, CSV, PAGE = "table.md", "table.csv", "index.html"
 PLOTS = {
     "rates.png": "Each method at each learning rate",
-    "parameters.png": "What is trained",
-    "time.png": "What a step costs",
+    "parameters.png": "Trained parameters",
+    "time.png": "Cost of a step",
 }
 COLUMNS = ("method", "learning_rate", "inside", "adapter_parameters", "trainable_parameters", "validation", "test_mean",
            "test_std", "seeds", "seconds_per_step", "peak_memory_bytes")  # fmt: skip
 
 
 def rows_of(sweep: Sweep) -> list[dict[str, Any]]:
-    """A row per arm whose rate is known, the best first; ``test_mean`` and ``test_std`` are over the seeds done.
+    """One row per arm whose rate is known, best first; ``test_mean`` and ``test_std`` are over the completed seeds.
 
-    ``more`` has mean and standard deviation of the table's further metrics after the training, by name.
+    ``more`` has mean and standard deviation of the table's further metrics after training, by name.
     """
     rows, further = [], further_metrics(sweep)
     for name in sweep.arms:
@@ -64,19 +64,19 @@ def rows_of(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def _spread(results: Sequence[dict], metric: str) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation over runs; None where there are too few numbers."""
+    """Mean and sample standard deviation over runs; None if there are too few numbers."""
     values = [value for result in results if (value := result["metrics"]["after"].get(metric)) is not None]
     return statistics.fmean(values) if values else None, statistics.stdev(values) if len(values) > 1 else None
 
 
 def metric_of(sweep: Sweep) -> str | None:
-    """The metric that counts, once a run is done."""
+    """The metric that is compared, once a run is complete."""
     done = _first_result(sweep)
     return sweep.metric_of(done) if done else sweep.metric
 
 
 def further_metrics(sweep: Sweep) -> list[str]:
-    """The other metrics in the table: those that were asked for, and of the base's old data all that is measured."""
+    """The table's other metrics: the requested ones, and all that are measured on the base's old data."""
     done = _first_result(sweep)
     measured = filter(is_retention, done["metrics"]["after"]) if done else ()
     return list(dict.fromkeys([*sweep.more_metrics, *measured]))
@@ -88,7 +88,7 @@ def _first_result(sweep: Sweep) -> dict | None:
 
 
 def write_report(sweep: Sweep) -> list[dict[str, Any]]:
-    """Write ``table.md``, ``table.csv``, the plots and ``index.html`` into the sweep's folder; returns `rows_of`."""
+    """Write ``table.md``, ``table.csv``, the plots and ``index.html`` to the sweep's folder; returns `rows_of`."""
     rows, metric = rows_of(sweep), metric_of(sweep)
     if not rows:
         return rows
@@ -96,7 +96,7 @@ def write_report(sweep: Sweep) -> list[dict[str, Any]]:
     _write(sweep.folder / CSV, _csv(sweep, rows))
     plot_rates(sweep, sweep.folder / "rates.png")
     for name, key, label in (
-        ("parameters.png", "adapter_parameters", "trained values without the head"),
+        ("parameters.png", "adapter_parameters", "trained parameters without the head"),
         ("time.png", "seconds_per_step", "seconds per step"),
     ):
         _plot_cost(rows, metric, key, label, sweep.folder / name)
@@ -110,7 +110,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def cells_of(row: dict[str, Any]) -> list[str]:
-    """A row as texts."""
+    """A row as strings."""
     return [
         row["method"],
         f"{row['learning_rate']:g}{'' if row['inside'] else ' (edge)'}",
@@ -125,34 +125,34 @@ def cells_of(row: dict[str, Any]) -> list[str]:
 
 
 def shown_spread(mean: float | None, std: float | None) -> str:
-    """Mean ± standard deviation, as far as they are known."""
+    """Mean ± standard deviation, as far as known."""
     return ("" if mean is None else f"{mean:.4g}") + ("" if std is None else f" ± {std:.2g}")
 
 
 def heads_of(sweep: Sweep) -> list[str]:
-    """The heads of the table."""
+    """The table's column heads."""
     metric = metric_of(sweep)
     more = [f"{name} {arrow(name)}" for name in further_metrics(sweep)]
-    return ["method", "rate", "values", f"validation {metric} {arrow(metric)}", f"test {metric} {arrow(metric)}", *more,
+    return ["method", "rate", "parameters", f"validation {metric} {arrow(metric)}", f"test {metric} {arrow(metric)}", *more,
             "seeds", "s / step", "peak MB"]  # fmt: skip
 
 
 def note_of(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
-    """How the figures were made, and what is missing."""
+    """How the results were obtained, and what is missing."""
     missing, failed = len(sweep.missing()), [run for run in sweep.runs() if "failed" in (sweep.result(run) or {})]
     parts = [
-        f"Rates were chosen on the validation split with seed {sweep.seeds[0]}; the test split was looked at once per seed, at "
-        "that rate. Values: trained, without the head."
+        f"Rates were chosen on the validation split with seed {sweep.seeds[0]}; the test split was used once per seed, at "
+        "that rate. Parameters: trained, without the head."
     ]
     if any(arm.rate_of for arm in sweep.arms.values()):
-        parts.append("x@y: x at the rate that was best for y.")
+        parts.append("x@y: x at the best rate of y.")
     if any(not row["inside"] for row in rows):
-        parts.append("(edge): no rate beyond it was tried, so a better one may lie there.")
+        parts.append("(edge): no rate beyond it was tried, so there may be a better one.")
     for name in filter(is_retention, further_metrics(sweep)):
         before = _first_result(sweep)["metrics"]["before"].get(name)
-        parts.append(f"Before the training {name} is {shown_metric(before)}.")
+        parts.append(f"Before training, {name} is {shown_metric(before)}.")
     if failed:
-        parts.append(f"{len(failed)} runs gave no numbers: their rates are too great.")
+        parts.append(f"{len(failed)} runs gave no numbers: their rates are too high.")
     if missing:
         parts.append(f"{missing} runs are missing; the same command resumes the sweep.")
     return " ".join(parts)
@@ -169,7 +169,7 @@ def markdown(sweep: Sweep, rows: list[dict[str, Any]], level: int = 1) -> str:
 
 
 def _sections(sweep: Sweep) -> list[tuple[str, Collection[str]]]:
-    """Titles and arms of the tables; one without a title if the sweep has no sections. What is in no section comes last."""
+    """Titles and arms of the tables; without sections, one table without a title. Arms in no section come last."""
     if not sweep.sections:
         return [("", sweep.arms)]
     others = [name for name in sweep.arms if not any(name in names for names in sweep.sections.values())]
@@ -192,7 +192,7 @@ def _csv(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
 
 
 def plot_rates(sweep: Sweep, path: Path) -> None:
-    """A curve per arm of the first section. The axis covers each one's best two rates: what diverged runs off the picture."""
+    """One curve per arm of the first section. The axis covers each arm's best two rates and cuts off diverged runs."""
     metric, names = metric_of(sweep), next(iter(sweep.sections.values()), list(sweep.arms))
     curves = {name: [(run.rate, value) for run in sweep.trials(name) if (value := sweep.figure(run)) is not None]
               for name in names}  # fmt: skip
@@ -256,7 +256,7 @@ def _page(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
 
 
 def _report_of(sweep: Sweep, row: dict[str, Any]) -> str | None:
-    """The report of the method's first run that has one, as a link from the page."""
+    """A link from the page to the report of the method's first run that has one."""
     places = [
         sweep.place(run) / "report.html" for run in [*sweep.finals(row["method"]), sweep.best_trial(row["method"])]
     ]

@@ -1,7 +1,7 @@
-"""The runs of a sweep, several at a time, each in a process of its own.
+"""Executes the runs of a sweep, several at a time, each in a separate process.
 
-A process is forked after the script and its libraries are imported, so a run costs no start. One that is killed, with the
-sweep or alone, leaves a run that the next start of the sweep continues from its last checkpoint.
+Processes are forked after importing the script and its libraries, so runs start at no cost. If one is killed, alone or
+with the sweep, the next start of the sweep continues its run from the last checkpoint.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ SCRIPTS = "onelora_vision.train_scripts"
 
 
 def run_all(sweep: Sweep, workers: int, devices: Sequence[str] = ()) -> None:
-    """Do what is missing of a sweep.
+    """Do the missing runs of a sweep.
 
     Args:
-        workers: runs at a time. devices: of CUDA, one for each of them; none: the CPU, whose cores they share.
+        workers: runs at a time. devices: CUDA devices, one for each worker; empty: the CPU, whose cores they share.
 
     Raises:
-        InputError: the script refused a run, as it will refuse the others. TrainingError: a run's process was killed.
+        InputError: the script refused a run, and would refuse the others. TrainingError: a run's process was killed.
     """
     importlib.import_module(f"{SCRIPTS}.train_{sweep.task}")  # once: runs are forks of this process
     context, running = multiprocessing.get_context("fork"), {}
@@ -57,13 +57,13 @@ def run_all(sweep: Sweep, workers: int, devices: Sequence[str] = ()) -> None:
                     _check_outcome(sweep, run, process.exitcode)
         finally:
             for process, _, _ in running.values():
-                process.terminate()  # it writes a checkpoint and ends
+                process.terminate()  # it writes a checkpoint and exits
             for process, _, _ in running.values():
                 process.join()
 
 
 def train_run(sweep: Sweep, run: Run, device: str = "", workers: int = 1) -> None:
-    """Train one run and end with the script's exit code; what it prints goes to a log."""
+    """Train one run and exit with the script's exit code; its output goes to a log."""
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     import torch
@@ -71,11 +71,11 @@ def train_run(sweep: Sweep, run: Run, device: str = "", workers: int = 1) -> Non
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     script = importlib.import_module(f"{SCRIPTS}.train_{sweep.task}")
     with _logged_to(log_of(sweep, run)):
-        script.main(sweep.arguments(run))  # exits by itself
+        script.main(sweep.arguments(run))  # calls sys.exit
 
 
 def log_of(sweep: Sweep, run: Run) -> Path:
-    """The file that a run's output goes to."""
+    """The log file of a run's output."""
     return sweep.folder / LOGS / f"{run.name.replace('/', ',')}.txt"
 
 
@@ -93,7 +93,7 @@ def _logged_to(path: Path) -> Iterator[None]:
 
 
 def _check_outcome(sweep: Sweep, run: Run, code: int | None) -> None:
-    """Note a run whose numbers went wrong, which is a result; anything else that is no success ends the sweep."""
+    """Record a run whose numbers became invalid, which is a result; any other failure ends the sweep."""
     log = log_of(sweep, run)
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
     reason = next(
@@ -113,14 +113,14 @@ def _check_outcome(sweep: Sweep, run: Run, code: int | None) -> None:
 
 
 def run_with_submitit(sweep: Sweep, options: dict, cluster: str | None, watch: Callable[[str], None]) -> None:
-    """Do what is missing by jobs of submitit, on SLURM or in local processes, wave after wave.
+    """Do the missing runs as jobs of submitit, on SLURM or in local processes, in waves.
 
     Args:
         options: of submitit's executor, such as ``slurm_partition`` and ``timeout_min``.
-        cluster: "local", "slurm", or None for what submitit finds. watch: told how many jobs were handed in.
+        cluster: "local", "slurm", or None for submitit's choice. watch: called with the number of submitted jobs.
 
     Raises:
-        InputError: submitit is not installed, or refuses an option. InputError, TrainingError: as `run_all`.
+        InputError: submitit is not installed, or refuses an option. InputError, TrainingError: as in `run_all`.
     """
     try:
         import submitit
@@ -133,17 +133,17 @@ def run_with_submitit(sweep: Sweep, options: dict, cluster: str | None, watch: C
         raise InputError(f"--engine_options: {error}") from error
     while missing := sweep.missing():
         jobs = [(run, executor.submit(_train_in_job, sweep, run)) for run in missing]
-        watch(f"{len(jobs)} jobs handed to submitit ({executor.cluster})")
+        watch(f"{len(jobs)} jobs submitted with submitit ({executor.cluster})")
         for run, job in jobs:
             try:
                 code = job.result()
-            except Exception as error:  # whatever the engine says of a job that it lost
+            except Exception as error:  # whatever the engine raises for a lost job
                 raise TrainingError(f"{run.name}: its job ended ({error}); start the sweep again") from error
             _check_outcome(sweep, run, code)
 
 
 def _train_in_job(sweep: Sweep, run: Run) -> int:
-    """`train_run` in a job: its exit code as a value."""
+    """`train_run` in a job; returns its exit code."""
     process = multiprocessing.get_context("fork").Process(target=train_run, args=(sweep, run))
     process.start()
     process.join()

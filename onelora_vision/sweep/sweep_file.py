@@ -9,10 +9,10 @@ from onelora_vision.storage.textfiles import read_text
 
 
 class SweepFile(NamedTuple):
-    """What a file says.
+    """The content of a sweep file.
 
     Attributes:
-        own: flags of the command. flags: of the script, as a command line has them.
+        own: flags of the command. flags: of the script, as on a command line.
         sections: names of methods by the title of their table; empty if the methods are one list.
     """
 
@@ -22,7 +22,7 @@ class SweepFile(NamedTuple):
 
 
 def read_sweep_file(path: Path, own: Collection[str]) -> SweepFile:
-    """Read ``path``, in which the names ``own`` are the command's and all others the script's.
+    """Read ``path``, where the names ``own`` belong to the command and all others to the script.
 
     Raises:
         InputError: no such file, not YAML, or a value that no flag can have.
@@ -51,7 +51,7 @@ def read_sweep_file(path: Path, own: Collection[str]) -> SweepFile:
 
 
 def _text(path: Path, name: Any, value: Any) -> str:
-    """A value as a command line has it: lists with commas."""
+    """A value as on a command line: lists with commas."""
     if isinstance(value, list):
         return ",".join(_text(path, name, part) for part in value)
     if isinstance(value, bool):

@@ -1,1 +1,1 @@
-"""What is trained and measured: generation, classification, depth."""
+"""What is trained and evaluated: generation, classification, depth, language."""

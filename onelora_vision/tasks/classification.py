@@ -1,4 +1,4 @@
-"""Image classification: cross-entropy on one class per image, judged by accuracy, likelihood and calibration."""
+"""Image classification: cross-entropy on one class per image, evaluated by accuracy, likelihood and calibration."""
 
 import contextlib
 import os
@@ -29,18 +29,18 @@ SHOWN = 24  # images in the picture
 
 
 class ClassificationTask(Task):
-    """Train and judge a classifier.
+    """Trains and evaluates a classifier.
 
     Args:
         model: normalised images (B, 3, H, W) -> logits (B, classes), or an output with ``.logits``.
         class_names: one per logit.
-        smoothing: share of each target spread over all classes (label smoothing).
-        mixup, cutmix: alpha of the Beta distribution that blends, or pastes, the images of a batch in pairs
+        smoothing: fraction of each target that is spread over all classes (label smoothing).
+        mixup, cutmix: alpha of the Beta distribution for blending, or pasting, pairs of images in a batch
             (arXiv 1710.09412, 1905.04899); 0 is off. With both, each batch gets one of them.
-        mean, std: of the channels of images in [0, 1], with which images that come as bytes are normalised: a batch at
-            once and where the model is, so that the loader has less to do and a quarter of the bytes to move.
-        info: what the adapter's files say about it.
-        shown: the images that the metrics before and after are of, to draw some of them.
+        mean, std: of the channels of images in [0, 1], to normalise uint8 images. This is done for a whole batch on the
+            model's device, so the loader does less work and transfers a quarter of the bytes.
+        info: the description in the adapter's files.
+        shown: the images of the evaluations before and after training, some of which are drawn.
 
     Attributes:
         details: the fields of `metrics.accuracy.Predictions` of the last `evaluate`.
@@ -70,10 +70,11 @@ class ClassificationTask(Task):
             self._mixup = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=len(class_names))
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        """Mean cross-entropy as ``loss``, and the mean weight of the predicted class in the target as ``accuracy``
-        (without mixing: the share of the batch that is classified right).
+        """Mean cross-entropy as ``loss``, and the predicted class's mean weight in the target as ``accuracy``.
 
-        ``batch``: image (B, 3, H, W), bytes or normalised; label (B,), seed (B,). Mixing is drawn from the seeds.
+        Without mixing, ``accuracy`` is the fraction of correctly classified images.
+
+        ``batch``: image (B, 3, H, W), uint8 or normalised; label (B,), seed (B,). Mixing is drawn from the seeds.
         """
         images, labels = self._normalised(batch["image"]), batch["label"]
         if self._mixup is None:
@@ -100,9 +101,9 @@ class ClassificationTask(Task):
         return images.float().div_(255).sub_(self.mean.to(images.device)).div_(self.std.to(images.device))
 
     def evaluate(self, loader, accelerator) -> dict[str, float]:
-        """``top1``, ``top5`` (of more than five classes) and ``ece`` (15 bins) in [0, 1], ``nll`` in nats, over ``loader``.
+        """``top1``, ``top5`` (of over five classes) and ``ece`` (15 bins) in [0, 1], ``nll`` in nats, over ``loader``.
 
-        Each image counts once, however many processes share the work.
+        Each image counts once, regardless of the number of processes.
         """
         parts = []
         for batch in loader:
@@ -119,7 +120,7 @@ class ClassificationTask(Task):
         }
 
     def report(self, folder: Path, step: int, before: dict, after: dict, accelerator) -> None:
-        """`draw_report` of the evaluations before and after, and ``predictions.png`` of images in them."""
+        """`draw_report` for the evaluations before and after training, and ``predictions.png`` for some images."""
         if not accelerator.is_main_process:
             return
         found = Predictions(**before), Predictions(**after)
@@ -134,10 +135,10 @@ def classifier_retention(
     """``top1`` among the base's own classes.
 
     Args:
-        images: the old data, whose classes are the base's (see `own_rows`). loader: makes batches of them.
+        images: the old data; its classes are the base's (see `own_rows`). loader: makes batches of it.
 
     Raises:
-        InputError: the base has no head of its own, or lacks a class.
+        InputError: the base has no head, or lacks a class.
     """
     outputs = min((head.out_features for head in own.modules.values()), default=0)
     rows = own_rows(images.class_names, own.class_names, outputs)
@@ -160,9 +161,9 @@ def draw_predictions(
     path: str | os.PathLike,
     metrics: dict,
 ) -> None:
-    """Draw images of two evaluations with what was said of them: as many of each outcome as there is room for.
+    """Draw images with their predictions in two evaluations, with as equal a number of each outcome as possible.
 
-    Images that cannot be read are left out. No picture is written where there is none to show.
+    Unreadable images are omitted. Without any images to show, no picture is written.
     """
     outcomes = {
         "fixed": ~before.correct & after.correct,
@@ -185,7 +186,7 @@ def draw_predictions(
 
 
 def _of_each(groups: Sequence[Sequence[int]], most: int) -> list[int]:
-    """At most ``most`` members: the same number of each group as far as it has them, spread over it, group by group."""
+    """At most ``most`` members: as equal numbers of each group as possible, spread over the group, group by group."""
     shares = [0] * len(groups)
     while sum(shares) < min(most, sum(map(len, groups))):
         open_groups = [k for k, group in enumerate(groups) if shares[k] < len(group)]
@@ -196,7 +197,7 @@ def _of_each(groups: Sequence[Sequence[int]], most: int) -> list[int]:
 def draw_report(
     before: Predictions, after: Predictions, class_names: Sequence[str], folder: str | os.PathLike
 ) -> None:
-    """Write ``confusion.png``, ``reliability.png`` and ``per_class_accuracy.json`` of two evaluations into ``folder``."""
+    """Write ``confusion.png``, ``reliability.png`` and ``per_class_accuracy.json`` of two evaluations to ``folder``."""
     folder, found = Path(folder), {"before": before, "after": after}
     confusions = {title: confusion_matrix(predictions, len(class_names)) for title, predictions in found.items()}
     draw_confusion_matrix(confusions, class_names, folder / "confusion.png")

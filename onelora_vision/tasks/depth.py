@@ -1,4 +1,4 @@
-"""Monocular depth: a loss in metres (or, for relative depth, up to scale and shift) and the field's metrics."""
+"""Monocular depth: a loss in metres (or, for relative depth, up to scale and shift) and the usual metrics."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,17 +23,17 @@ from onelora_vision.tasks.retention import Retention
 
 
 class DepthTask(Task):
-    """Training and evaluation of a depth model.
+    """Trains and evaluates a depth model.
 
     Args:
         model: the network of ``base`` with its adapters.
-        base: how images become depth, and whether that is in metres.
-        caps: the depths that count in an evaluation, metres; predictions are clamped to them.
+        base: how images become depth, and whether it is in metres.
+        caps: range of depths that count in an evaluation, in metres; predictions are clamped to it.
         loss: "silog" (metres, for a metric model) or "ssi" (scale and shift invariant, for a relative one).
-        silog_lambda, silog_factor: see `silog`; 0.5 and 1 are Depth Anything v2's, 0.85 and 10 ZoeDepth's.
-        gradient_weight: of the gradient matching loss next to SiLog; 0 leaves it out.
-        info: what the adapter's files say about it.
-        shown: frames that pictures are drawn of, and how many of them.
+        silog_lambda, silog_factor: see `silog`; 0.5 and 1 in Depth Anything v2, 0.85 and 10 in ZoeDepth.
+        gradient_weight: of the gradient matching loss added to SiLog; 0 disables it.
+        info: the description in the adapter's files.
+        shown: frames to draw pictures of, and how many of them.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class DepthTask(Task):
         self.silog_lambda, self.silog_factor, self.gradient_weight = silog_lambda, silog_factor, gradient_weight
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        """``loss`` of a batch: image (B, 3, h, w), depth and valid (B, H, W). The prediction is resized to the truth."""
+        """``loss`` of a batch: image (B, 3, h, w), depth and valid (B, H, W). Predictions are resized to the truth."""
         depth, valid = batch["depth"], batch["valid"]
         prediction = resized_depth(self.base.depth(batch["image"], self.model).float(), *depth.shape[1:])
         if self.loss == "ssi":
@@ -64,7 +64,7 @@ class DepthTask(Task):
         return {"loss": sum(losses.values()), **{name: value.detach() for name, value in losses.items()}}
 
     def evaluate(self, loader, accelerator) -> dict[str, float]:
-        """The metrics of `depth_metrics`, averaged over the loader's images; of a relative model after alignment."""
+        """The metrics of `depth_metrics`, averaged over the loader's images; for a relative model, after alignment."""
         parts: dict[str, list[torch.Tensor]] = {}
         for batch in loader:
             images, depth, valid = (batch[name].to(accelerator.device) for name in ("image", "depth", "valid"))
@@ -72,13 +72,13 @@ class DepthTask(Task):
             metrics["index"] = batch["index"].to(accelerator.device)
             for name, values in accelerator.gather_for_metrics(metrics).items():
                 parts.setdefault(name, []).append(values)
-        first: dict[int, int] = {}  # a frame that stands in for an unreadable one counts once
+        first: dict[int, int] = {}  # a frame that replaces an unreadable one counts once
         for position, index in enumerate(torch.cat(parts.pop("index")).tolist()):
             first.setdefault(index, position)
         return {name: torch.cat(values)[list(first.values())].mean().item() for name, values in parts.items()}
 
     def draw(self, path: Path, step: int) -> None:
-        """Image, truth, base, adapted and their errors, for frames spread over the evaluation data."""
+        """Image, ground truth, base, adapted model and errors, for frames spread over the evaluation data."""
         data, count = self.shown or ((), 0)
         count = min(count, len(data))
         rows = [self._compared(data[round(i * len(data) / count)]) for i in range(count)]
@@ -104,7 +104,7 @@ class DepthTask(Task):
 def compared(
     base: DepthBase, model: nn.Module, images: torch.Tensor, depth: torch.Tensor, valid: torch.Tensor, caps: Caps
 ) -> torch.Tensor:
-    """Predictions as they are compared with the truth: metres, at its size, clamped to the caps; (B, H, W)."""
+    """Predictions ready for comparison with the truth: in metres, at its size, clamped to the caps; (B, H, W)."""
     prediction = base.depth(images, model).float()
     if not base.is_metric:
         aligned = align_scale_and_shift(resized_depth(prediction, *depth.shape[1:]), depth, valid)
@@ -115,10 +115,10 @@ def compared(
 def depth_retention(
     base: DepthBase, own: OwnParts, model: PeftModel, data: DepthDataset, loader: Iterable, protocol: str
 ) -> Retention:
-    """``abs_rel`` within the base's own range; of a base of relative depth after alignment.
+    """``abs_rel`` within the base's own range; for a base with relative depth, after alignment.
 
     Args:
-        data: the old data. loader: batches of it. protocol: how it is measured.
+        data: the old data. loader: batches of it. protocol: how it is evaluated.
     """
     task = DepthTask(model, base, data.caps)
 

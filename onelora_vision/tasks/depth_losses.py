@@ -1,12 +1,12 @@
 """Losses of monocular depth, pure functions of (prediction, depth, valid), each (B, H, W).
 
-A pixel where ``valid`` is False never matters, whatever ``prediction`` and ``depth`` hold there (NaN included): it is
-replaced before the first operation, so it has no gradient either.
+Pixels where ``valid`` is False never matter, whatever ``prediction`` and ``depth`` contain there (including NaN): they
+are replaced before the first operation, so they have no gradient either.
 """
 
 import torch
 
-EPSILON = 1e-6  # metres: the least depth a logarithm sees
+EPSILON = 1e-6  # metres: lower bound of depths before taking logarithms
 
 
 def log_difference(prediction: torch.Tensor, depth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -39,7 +39,8 @@ def gradient_matching(
 ) -> torch.Tensor:
     """Mean absolute gradient of the log difference over ``scales`` halvings (Li and Snavely 2018, eq. 5).
 
-    It asks for the truth's edges and for smoothness elsewhere. A difference counts where both its pixels are valid.
+    It encourages edges where the truth has them and smoothness elsewhere. A difference counts if both of its pixels are
+    valid.
     """
     difference = log_difference(prediction, depth, valid)
     total = difference.new_zeros(())
@@ -54,10 +55,11 @@ def gradient_matching(
 
 
 def scale_and_shift_invariant(prediction: torch.Tensor, depth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error of relative inverse depth, each image's scale and shift removed (Ranftl et al. 2020, eq. 6).
+    """Mean absolute error of relative inverse depth, without each image's scale and shift (Ranftl et al. 2020, eq. 6).
 
-    ``prediction`` is inverse depth up to scale and shift, ``depth`` metres. Shift is the median over the valid pixels
-    and scale the mean absolute deviation from it; averaged over the images that have valid pixels.
+    ``prediction`` is inverse depth up to scale and shift, ``depth`` is in metres. The shift is the median over the
+    valid pixels, the scale is the mean absolute deviation from it. The result is averaged over images with valid
+    pixels.
     """
     truth = 1 / torch.where(valid, depth, 1).clamp(min=EPSILON)
     error = (_standardized(prediction, valid) - _standardized(truth, valid)).abs().flatten(1).sum(1)
@@ -66,7 +68,7 @@ def scale_and_shift_invariant(prediction: torch.Tensor, depth: torch.Tensor, val
 
 
 def _standardized(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Each image's values less their median, over their mean absolute deviation from it; 0 where invalid."""
+    """Each image's values minus their median, divided by their mean absolute deviation from it; 0 where invalid."""
     count = valid.flatten(1).sum(1).clamp(min=1)
     known = torch.where(valid, values, torch.nan).flatten(1)
     shift = known.nanmedian(dim=1).values.nan_to_num(0.0)[:, None, None]

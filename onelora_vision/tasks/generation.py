@@ -36,16 +36,16 @@ from onelora_vision.tasks.sample_evaluation import (
     sweep_guidance,
 )
 
-# Independent uses of one sample's seed.
+# Streams for independent uses of one sample's seed.
 LATENT, NOISE, TIMESTEP, DROPOUT = 10, 11, 12, 13
 
 
 class LazyLatents(Dataset):
-    """Images as their latents, which are encoded whenever they are read: for the few images of a validation loss.
+    """Images as latents, encoded on every read: for the few images of a validation loss.
 
     Args:
-        dataset: of items with ``image``, in whose place these have ``mean`` and ``std``.
-        vae: the autoencoder. device: where it encodes; it is moved there for that time.
+        dataset: of items with ``image``, which is replaced by ``mean`` and ``std``.
+        vae: the autoencoder. device: where it encodes; it is only moved there for that time.
     """
 
     def __init__(self, dataset: Dataset, vae: nn.Module, device: torch.device):
@@ -65,19 +65,19 @@ class LazyLatents(Dataset):
 
 
 class GenerationTask(Task):
-    """Training of a DiT or SiT: noise a latent, and predict what the base's objective asks for.
+    """Trains a DiT or SiT: adds noise to a latent and predicts the target of the base's objective.
 
     Args:
         model: a `DiT` with adapters.
-        vae: the frozen autoencoder; images in, latents out. ``None`` where batches hold latents already.
-        scheduler_config: config of the scheduler the base was trained with, which says its objective.
-        class_dropout_prob: share of samples whose label becomes the null class, for classifier-free guidance. One
+        vae: the frozen autoencoder from images to latents. ``None`` if batches already contain latents.
+        scheduler_config: config of the scheduler the base was trained with, which determines its objective.
+        class_dropout_prob: fraction of samples whose label becomes the null class, for classifier-free guidance. One
             draw per sample, from the sample's own seed.
         evaluator: called with the model by `evaluate`; ``None`` for a task that is only trained.
-        scale: makes latents of unit size; by default the autoencoder's.
-        info: what the adapter's files say about it.
-        picture: what is drawn after evaluations and at the end. scales: of guidance, to evaluate at in the end.
-        loss: how the training's loss is taken.
+        scale: normalises latents to unit size; default: the autoencoder's.
+        info: the description in the adapter's files.
+        picture: drawn after evaluations and at the end. scales: guidance scales to evaluate at the end.
+        loss: settings of the training loss.
     """
 
     def __init__(
@@ -103,16 +103,17 @@ class GenerationTask(Task):
         self.objective = objective_of(scheduler_config)
 
     def latents(self, batch: dict) -> torch.Tensor:
-        """Latents (N, C, h, w), fp32 and of unit size, drawn from the posteriors of a batch's images.
+        """Latents (N, C, h, w), fp32 and of unit size, sampled from the posteriors of a batch's images.
 
-        ``batch`` has ``image`` (N, 3, H, W) in [0, 1], or the posteriors' ``mean`` and ``std`` (N, C, h, w) from a cache.
+        ``batch`` has ``image`` (N, 3, H, W) in [0, 1], or the posteriors' ``mean`` and ``std`` (N, C, h, w) from a
+        cache.
         """
         mean, std = posterior(self.vae, batch["image"]) if "image" in batch else (batch["mean"], batch["std"])
         noise = seeding.randn(batch["seed"].tolist(), mean.shape[1:], LATENT).to(mean.device)
         return self.scale.normalize(mean + std * noise)
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        """``loss`` (= mse + vlb where a variance is learned) of ``batch``: image or mean and std, label, seed."""
+        """``loss`` (mse, plus vlb if a variance is learned) of ``batch``: image or mean and std, label, seed."""
         seeds = batch["seed"].tolist()
         dropped = (seeding.rand(seeds, DROPOUT) < self.class_dropout_prob).to(batch["label"].device)
         labels = torch.where(dropped, self.null_class, batch["label"])
@@ -121,10 +122,10 @@ class GenerationTask(Task):
         return {"loss": sum(losses.values()), **{name: loss.detach() for name, loss in losses.items()}}
 
     def validation_loss(self, batch: dict) -> torch.Tensor:
-        """The loss with all classes kept, times spread evenly, and all times weighted alike.
+        """The loss with all classes kept, evenly spread times, and equal weights for all times.
 
-        Of training towards guidance it is the loss of the prediction whose guidance is taken back, as `distilled_target` has
-        the model's own prediction in it: the plain loss would rise with the guidance that is learnt.
+        When training towards guidance, it is the loss of the prediction with the guidance removed. `distilled_target`
+        contains the model's own prediction, so the plain loss would rise as the guidance is learnt.
         """
         count = len(batch["seed"])
         t = self.objective.times((torch.arange(count) + 0.5) / count)
@@ -138,7 +139,7 @@ class GenerationTask(Task):
         noise = seeding.randn(batch["seed"].tolist(), x0.shape[1:], NOISE).to(x0.device)
         objective, channels = self.objective, x0.shape[1]
         xt, time, target = objective.noised(x0, noise, t), objective.timestep(t), objective.target(x0, noise)
-        # The base first, whose activations are gone when those for the backward pass are kept.
+        # The base first: its activations are freed before those for the backward pass are stored.
         base = base_prediction(self.adapted, xt, time) if settings.guidance_distillation else None
         output = self.model(xt, timestep=time, class_labels=labels).sample
         if base is not None:
@@ -150,7 +151,7 @@ class GenerationTask(Task):
         return {name: loss.mean() for name, loss in losses.items()}
 
     def _guided(self, target, conditional, unconditional, t, labels, settings: LossSettings) -> torch.Tensor:
-        """The target of `distilled_target`, for samples with a class and a time within the guided interval."""
+        """The target of `distilled_target` for samples that have a class and a time within the guided interval."""
         (low, high), share = settings.guidance_interval, self.objective.share(t)
         applies = (labels != self.null_class) & (low <= share) & (share < high)
         scale, channels = settings.guidance_distillation, settings.guidance_channels
@@ -160,17 +161,17 @@ class GenerationTask(Task):
         return super().identity() | {"objective": str(self.objective)}
 
     def evaluate(self, loader, accelerator) -> dict[str, float]:
-        """The evaluator's metrics for samples of the model; ``loader`` is not used."""
+        """The evaluator's metrics for samples of the model; ``loader`` is ignored."""
         return self.evaluator(accelerator.unwrap_model(self.model), accelerator) if self.evaluator else {}
 
     def draw(self, path: Path, step: int, for_the_card: Path | None = None) -> None:
-        """Samples of the base and of the model, on the same noise, and training images (not ``for_the_card``)."""
+        """Samples of the base and of the model on the same noise, and training images (not in ``for_the_card``)."""
         if self.picture is not None:
             title, metrics = f"{self.info.method}, {step} steps", changes(self.info.metrics)
             self.picture.draw(path, self.adapted, title, metrics, for_the_card)
 
     def report(self, folder: Path, step: int, before: dict, after: dict, accelerator) -> None:
-        """``samples.png``, and ``guidance.json`` and ``guidance.png`` if scales are to be swept."""
+        """``samples.png``, and ``guidance.json`` and ``guidance.png`` if there are guidance scales to sweep."""
         if self.evaluator is not None and self.scales:
             sweep_guidance(self.evaluator, self.adapted, self.scales, accelerator, folder)
         if accelerator.is_main_process:
@@ -189,13 +190,15 @@ def generator_retention(
     precision: str = "fp32",
     num_workers: int = 0,
 ) -> Retention:
-    """``fd_<features>`` of samples to the real images of the old data, and ``class_accuracy`` where the features have a
-    classifier that knows the classes.
+    """``fd_<features>`` between samples and the old data's real images.
+
+    Also ``class_accuracy``, if the features have a classifier that knows the classes.
 
     Args:
-        sampler, features: how samples are made and measured; precision: of the network while they are made.
-        data: the old data, whose classes are the base's (see `own_rows`); num_workers: processes that read it.
-        count: samples to make, as many of each class; if there are more classes, as many of these, spread over all.
+        sampler, features: how samples are made and evaluated; precision: of the network during sampling.
+        data: the old data; its classes are the base's (see `own_rows`); num_workers: processes that read it.
+        count: number of samples, equally many of each class; if there are more classes than that, as many classes,
+            spread over all.
 
     Raises:
         InputError: the base lacks a class.

@@ -1,4 +1,4 @@
-"""Language modelling of answers: cross-entropy on the answers' tokens, judged by it and by the numbers they end in."""
+"""Language modelling of answers: cross-entropy on the answer tokens, also evaluated by the answers' final numbers."""
 
 import math
 from pathlib import Path
@@ -19,16 +19,16 @@ _UNSEEN = -1
 
 
 class LanguageTask(Task):
-    """Train and judge a language model on questions with answers.
+    """Trains and evaluates a language model on questions with answers.
 
     Args:
         model: the network of ``base`` with its adapters.
         base: the network with its tokenizer.
-        info: what the adapter's files say about it.
-        judged: the rows that the metrics before and after are of.
-        exact_match_samples: the first rows of an evaluation whose answers are written and compared; 0: none.
-        examples: how many of the answers the report shows.
-        max_new_tokens: tokens of an answer, at most.
+        info: the description in the adapter's files.
+        judged: the rows of the evaluations before and after training.
+        exact_match_samples: number of an evaluation's first rows for which answers are generated and compared; 0: none.
+        examples: number of answers in the report.
+        max_new_tokens: maximum number of tokens of an answer.
 
     Attributes:
         details: ``completion`` (examples, max_new_tokens), token ids of the first answers.
@@ -49,10 +49,9 @@ class LanguageTask(Task):
         self.exact_match_samples, self.examples = exact_match_samples, examples
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        """The mean cross-entropy of the batch's answer tokens as ``loss``, in nats, and the share that is the most probable
-        token as ``accuracy``.
+        """Mean cross-entropy of the batch's answer tokens as ``loss``, in nats; their top-1 accuracy as ``accuracy``.
 
-        ``batch``: of `data.text.dataset.TextDataset` or `data.text.packing.PackedDataset`.
+        ``batch``: from `data.text.dataset.TextDataset` or `data.text.packing.PackedDataset`.
         """
         logits, labels = answer_logits(self.model, batch)
         accuracy = (logits.argmax(1) == labels).float().mean()
@@ -63,10 +62,12 @@ class LanguageTask(Task):
         return int((batch["labels"][:, 1:] != IGNORED).sum())
 
     def evaluate(self, loader, accelerator) -> dict[str, float]:
-        """``loss`` in nats per answer token and ``perplexity``, over all rows of ``loader``; and ``exact_match``, the share of
-        the first rows whose answer, written greedily, ends in the true answer's number.
+        """``loss`` in nats per answer token and ``perplexity`` over all rows of ``loader``, and ``exact_match``.
 
-        Each row counts once, however many processes share the work.
+        ``exact_match`` is the fraction of the first rows whose greedily generated answer ends in the true answer's
+        number.
+
+        Each row counts once, regardless of the number of processes.
         """
         rows = getattr(loader.dataset, "rows", None)
         parts: dict[str, list[Tensor]] = {}
@@ -87,7 +88,7 @@ class LanguageTask(Task):
         return metrics
 
     def _written(self, batch: dict, rows) -> dict[str, Tensor]:
-        """Answers to the batch's rows among the first, and whether they are right; `_UNSEEN` for the other rows."""
+        """Answers to the batch's rows among the first, and whether they are right; `_UNSEEN` for other rows."""
         most = max(self.exact_match_samples, self.examples)
         if most == 0:
             return {}
@@ -106,7 +107,7 @@ class LanguageTask(Task):
         return {"right": right, "completion": completion}
 
     def report(self, folder: Path, step: int, before: dict, after: dict, accelerator) -> None:
-        """``examples.json``: questions, true answers, and what was answered before and after."""
+        """``examples.json``: questions, true answers, and generated answers before and after training."""
         if not accelerator.is_main_process or self.judged is None or "completion" not in after:
             return
         answers = zip(self.judged.rows, before["completion"], after["completion"])
@@ -125,7 +126,7 @@ class LanguageTask(Task):
 
 
 def answer_logits(model: nn.Module, batch: dict) -> tuple[Tensor, Tensor]:
-    """Logits in fp32 (answer tokens of the batch, vocabulary) and the tokens that they are to foretell."""
+    """Logits in fp32 (answer tokens of the batch, vocabulary) and the tokens that they predict."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     output = model(**inputs, use_cache=False)
     labels = batch["labels"][:, 1:]
@@ -134,7 +135,7 @@ def answer_logits(model: nn.Module, batch: dict) -> tuple[Tensor, Tensor]:
 
 
 def answer_losses(model: nn.Module, batch: dict) -> tuple[Tensor, Tensor]:
-    """The summed cross-entropy of each row's answer tokens (B,) in nats, and their number (B,)."""
+    """Summed cross-entropy of each row's answer tokens (B,) in nats, and their number (B,)."""
     logits, labels = answer_logits(model, batch)
     learnt = batch["labels"][:, 1:] != IGNORED
     each = torch.zeros(learnt.shape, device=logits.device)

@@ -1,8 +1,8 @@
 """What fine-tuning has lost: how well the network still does what the base was trained for.
 
-The base's own parts, which training replaces for new classes or depths (head, label table), are put back as they were
-loaded; all else stays as it is trained: adapters, biases, norms, and with ``full`` every layer. What is measured then is
-the base's own task on its old data.
+The base's own parts that training replaces for new classes or depths (head, label table) are restored as loaded.
+Everything else stays as trained: adapters, biases, norms, and with ``full`` every layer. This network is then evaluated
+on the base's own task and old data.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,18 +15,18 @@ from onelora_vision.backbones.class_names import match_classes
 from onelora_vision.errors import InputError, listed
 from onelora_vision.metrics.direction import RETENTION
 
-#: Of the choice of old images and of samples: the same in every run.
+#: For choosing old images and for samples: the same in every run.
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Retention:
-    """A measurement of the base's old data, which `training.job.run_job` takes before and after the training.
+    """An evaluation on the base's old data, which `training.job.run_job` runs before and after training.
 
     Attributes:
         base: whose network is trained. own: its parts before `Base.fit`.
-        protocol: what is measured, in a line. identity: a hash of the old data.
-        evaluate: the metrics by their usual names, of the network as it is when this is called.
+        protocol: one line on what is evaluated. identity: a hash of the old data.
+        evaluate: computes the metrics, by their usual names, of the network in its current state.
     """
 
     base: Base
@@ -36,30 +36,29 @@ class Retention:
     evaluate: Callable[[Accelerator], dict[str, float]]
 
     def __call__(self, accelerator: Accelerator) -> dict[str, float]:
-        """The metrics, under names that begin with `metrics.direction.RETENTION`; on all processes."""
+        """The metrics, with names that begin with `metrics.direction.RETENTION`; call it on all processes."""
         with self.base.with_own_parts(self.own):
             found = self.evaluate(accelerator)
         return {f"{RETENTION}{name}": value for name, value in found.items()}
 
 
 def own_rows(names: Sequence[str], own_names: Sequence[str] | None, outputs: int) -> list[int]:
-    """The base's own classes that the classes of its old data are, by their names.
+    """The base's classes that correspond to the classes of its old data, by name.
 
-    Where no name is known, as with the numbers of ImageNet's folders, but there are as many classes, it is by their order.
+    If no name is known, as with ImageNet's folder numbers, but the number of classes is the same, they are matched by
+    order.
 
     Raises:
         InputError: the base has no such classes.
     """
     if not outputs:
-        raise InputError(
-            "--retention: this base has no head, so it knows no classes that it could forget; leave it out"
-        )
+        raise InputError("--retention: this base has no head, so it has no classes to forget; leave it out")
     found = match_classes(names, own_names or []).rows
     if not found and len(names) == outputs:
         return list(range(outputs))
     missing = [name for name in names if name not in found]
     if missing:
         raise InputError(
-            f"--retention: the base's {outputs:,} classes do not include {listed(missing)}; give data that has its classes"
+            f"--retention: the base's {outputs:,} classes do not include {listed(missing)}; give data with its classes"
         )
     return [found[name] for name in names]

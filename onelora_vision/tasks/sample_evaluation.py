@@ -1,4 +1,4 @@
-"""Samples of a generation model measured against real images, on any number of processes."""
+"""Evaluation of a generator's samples against real images, on any number of processes."""
 
 import contextlib
 import dataclasses
@@ -44,7 +44,7 @@ from onelora_vision.storage.files import write_json
 
 @contextlib.contextmanager
 def lent(vae: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """The autoencoder on ``device`` for a block, and back where it was after it."""
+    """Move the autoencoder to ``device`` for the duration of a block, then back."""
     home = next(vae.parameters()).device
     try:
         yield vae.to(device)
@@ -54,12 +54,12 @@ def lent(vae: nn.Module, device: torch.device) -> Iterator[nn.Module]:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSampler:
-    """How images of a model are made.
+    """Makes images with a model.
 
     Attributes:
         vae: the autoencoder, which is on the model's device while images are made.
-        scheduler_config: of the scheduler the model was trained with, which says its objective.
-        settings: of the sampler, with the objective's own in the place of ``auto``. batch_size: images at a time.
+        scheduler_config: of the scheduler the model was trained with, which determines its objective.
+        settings: of the sampler, with ``auto`` replaced by the objective's default. batch_size: images at a time.
     """
 
     vae: nn.Module
@@ -78,7 +78,7 @@ class ImageSampler:
         seeds: Sequence[int],
         autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
     ) -> Iterator[torch.Tensor]:
-        """Batches of images (n, 3, H, W) in [0, 1]; ``autocast`` is entered for the network, not for the autoencoder."""
+        """Batches of images (n, 3, H, W) in [0, 1]; ``autocast`` is entered for the network but not the autoencoder."""
         with lent(self.vae, next(model.parameters()).device) as vae:
             options = {"batch_size": self.batch_size, "autocast": autocast}
             yield from iter_samples(model, vae, self.scheduler_config, labels, seeds, self.settings, **options)
@@ -90,9 +90,9 @@ class Reference:
 
     Attributes:
         features: of the images. split: dataset and split.
-        crop, resize: how the images were cut and scaled, for the protocol.
-        floor: Fréchet distance of the images, encoded and decoded, to themselves, which no sampler can beat; None where
-            it is not known.
+        crop, resize: how the images were cropped and resized, for the protocol.
+        floor: Fréchet distance between the images and their autoencoder reconstructions, a lower bound for any sampler;
+            None if unknown.
     """
 
     features: FeatureSet
@@ -111,11 +111,11 @@ def measure_reference(
     batch_size: int,
     num_workers: int = 0,
 ) -> Reference:
-    """Measure real images; the features of a folder of images are kept for the next run.
+    """Compute the reference of real images; features of image folders are cached for the next run.
 
     Args:
-        dataset: a `ClassImageDataset` with a `SquareCrop`, or images that are drawn by the program, whose `Reference`
-            gets the autoencoder's floor.
+        dataset: a `ClassImageDataset` with a `SquareCrop`, or images drawn by the program, whose `Reference` includes
+            the autoencoder's floor.
         split: dataset and split, for the protocol.
     """
     compute = functools.partial(reference_features, features, dataset, accelerator, batch_size, num_workers)
@@ -128,10 +128,10 @@ def measure_reference(
 
 
 def published_reference(features: Features, path: str | Path) -> Reference:
-    """A reference of which statistics were published (see `metrics.statistics_file`).
+    """A reference with published statistics (see `metrics.statistics_file`).
 
     Raises:
-        InputError: the file holds none, or those of other features.
+        InputError: the file contains no statistics, or those of other features.
     """
     return Reference(
         published_features(path, features), f"{Path(path).name}-{content_hash(path)[:8]}", "its own", "its own"
@@ -157,19 +157,19 @@ def _of_all(own: FeatureSet, features: Features, accelerator: Accelerator) -> Fe
 
 @dataclasses.dataclass(frozen=True)
 class SampleEvaluator:
-    """Makes samples of a model, as many of each class, and measures them against real images.
+    """Samples a model, equally many images of each class, and evaluates them against real images.
 
-    Several processes share the work: each makes every ``num_processes``-th image, and all get the same metrics, which
-    are those of one process.
+    Several processes share the work: each makes every ``num_processes``-th image, and all get the same metrics as a
+    single process would.
 
     Attributes:
-        sampler: how the images are made.
-        class_names: the classes to make images of. rows: their numbers in the model; None: 0, 1, 2, …
-        features: what the images are measured with. reference: the real images.
-        num_samples: images to make; image ``i`` is of class ``i % classes`` and has the seed ``mix(seed, i)``.
-        precision: of the network while they are made. ema: whether its weights are the average. distillation: the
-            guidance that it was trained towards. stock_numerics: whether it computes as diffusers' does. All four for the
-            protocol.
+        sampler: makes the images.
+        class_names: the classes of the images. rows: their indices in the model; None: 0, 1, 2, …
+        features: of the evaluation. reference: the real images.
+        num_samples: number of images; image ``i`` is of class ``i % classes`` and has the seed ``mix(seed, i)``.
+        precision: of the network during sampling. ema: whether its weights are the average. distillation: the guidance
+            that it was trained towards. stock_numerics: whether it computes exactly as in diffusers. All four are for
+            the protocol.
     """
 
     sampler: ImageSampler
@@ -186,7 +186,7 @@ class SampleEvaluator:
 
     @property
     def protocol(self) -> Protocol:
-        """Everything that the distances depend on besides the model."""
+        """Everything that the distances depend on other than the model."""
         settings, reference = self.sampler.settings, self.reference
         return Protocol(
             generated=self.num_samples,
@@ -217,8 +217,11 @@ class SampleEvaluator:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, accelerator: Accelerator, desc: str = "sampling") -> dict[str, float]:
-        """The metrics of `metrics.generative.compare`, where the features' model knows the classes also ``class_accuracy``
-        (a share, 0 to 1), and the autoencoder's floor where it is known."""
+        """The metrics of `metrics.generative.compare`, plus those that need more information.
+
+        These are ``class_accuracy`` (0 to 1), if the features' model knows the classes, and the autoencoder's floor, if
+        known.
+        """
         classes = [index % len(self.class_names) for index in range(self.num_samples)]
         labels = classes if self.rows is None else [self.rows[number] for number in classes]
         features = self.features.to(accelerator.device)
@@ -243,7 +246,7 @@ class SampleEvaluator:
         return metrics
 
     def _key(self, model: nn.Module) -> str | None:
-        """What the features of the samples depend on; None where they are one part, which is not worth keeping."""
+        """Everything that the samples' features depend on; None for a single part, which is not worth caching."""
         if self.num_samples <= SIZE:
             return None
         return "\n".join([self.protocol.line(), weights_hash(model), *self.class_names, *map(str, self.rows or ())])
@@ -253,12 +256,12 @@ class SampleEvaluator:
         for number, share in enumerate(shares):
             before = bar.n
             yield parts.get(number * SIZE, functools.partial(measured, share))
-            if bar.n == before:  # it was kept
+            if bar.n == before:  # it was cached
                 bar.update(len(share))
 
 
 def bar_over(bar, batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Batches as they come; the bar moves on by a batch's images when the next one is asked for."""
+    """Yield the batches; the bar advances by a batch's images when the next batch is requested."""
     for batch in batches:
         yield batch
         bar.update(len(batch))
@@ -267,7 +270,7 @@ def bar_over(bar, batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
 def sweep_guidance(
     evaluator: SampleEvaluator, model: nn.Module, scales: Sequence[float], accelerator: Accelerator, folder: str | Path
 ) -> list[dict]:
-    """Evaluate at each guidance scale; written as ``guidance.json``, with its protocols, and drawn as ``guidance.png``."""
+    """Evaluate at each guidance scale; writes ``guidance.json``, with the protocols, and ``guidance.png``."""
     rows = []
     for scale in scales:
         scaled = evaluator.sampling(guidance_scale=scale)
@@ -282,15 +285,16 @@ def sweep_guidance(
 
 @dataclasses.dataclass(frozen=True)
 class SamplePicture:
-    """The picture of a run: the base, with the label table as it started, and the adapted model, on the same noise, next
-    to training images of the same classes.
+    """A run's picture: the base with its initial label table and the adapted model, on the same noise.
+
+    Training images of the same classes are shown next to them.
 
     Attributes:
-        sampler: how the images are made. base_sampler: how those of the base are, if otherwise: it needs guidance also where
+        sampler: makes the images. base_sampler: makes those of the base, if different: the base needs guidance even if
             the adapter was trained to do without.
-        names: of the classes shown, one row each; labels: their numbers. num_images: images of each.
+        names: of the classes shown, one row each; labels: their indices. num_images: images per class.
         seed: of the noise.
-        training: the training images without augmentation; None leaves them out.
+        training: the training images without augmentation; None omits them.
     """
 
     sampler: ImageSampler
@@ -305,9 +309,9 @@ class SamplePicture:
     def draw(
         self, path: Path, model: PeftModel, title: str, metrics: str = "", for_the_card: Path | None = None
     ) -> None:
-        """Write the PNG; ``title`` is of the adapted model's panel, ``metrics`` the first line of the caption.
+        """Write the PNG; ``title`` is for the adapted model's panel, ``metrics`` is the first line of the caption.
 
-        ``for_the_card`` gets the picture without the training images, which may not be meant for others.
+        ``for_the_card`` is written without the training images, which may not be meant for others.
         """
         labels = [label for label in self.labels for _ in range(self.num_images)]
         seeds = [seeding.mix(self.seed, -1, index) for index in range(len(labels))]
@@ -329,7 +333,7 @@ class SamplePicture:
 
 
 def examples(dataset: Dataset, labels: Sequence[int], count: int) -> torch.Tensor:
-    """Images (classes, count, 3, H, W) of a dataset, ``count`` of each class, spread over it; NaN where it has fewer."""
+    """Images (classes, count, 3, H, W) of a dataset: ``count`` of each class, spread over it; NaN for missing ones."""
     of_all = torch.as_tensor(getattr(dataset, "source", dataset).labels)
     rows = []
     for label in labels:

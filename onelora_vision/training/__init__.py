@@ -1,1 +1,1 @@
-"""A run: its settings, the loop, checkpoints, evaluations, results and report."""
+"""Training runs: settings, loop, checkpoints, evaluations, results and report."""

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or absent, hold only the trained parameters, and bring a run back bit for bit.
+"""Checkpoints: complete or absent, with only the trained parameters, and enough state to resume bit for bit.
 
-A ``checkpoint-<step>`` folder holds ``trained.safetensors`` (the trained parameters, fp32), ``ema.safetensors`` with
-``use_ema``, ``training_state.pt`` (optimizer, schedule, loss scaler, progress; plain tensors and numbers, read with
-``weights_only``) and ``state.json`` (the step and the settings). The order of the data and all random numbers are
+A ``checkpoint-<step>`` folder holds ``trained.safetensors`` (the trained parameters, fp32), with ``use_ema`` also
+``ema.safetensors``, ``training_state.pt`` (optimizer, schedule, loss scaler, progress; plain tensors and numbers, read
+with ``weights_only``) and ``state.json`` (the step and the settings). The order of the data and all random numbers are
 functions of the seed and the step, so nothing else is needed.
 """
 
@@ -29,10 +29,10 @@ from onelora_vision.training.rank_allocation import RankAllocation
 
 @dataclass
 class Progress:
-    """How far a run has come. ``history`` has one value per step: loss, grad_norm, learning_rate, …
+    """How far a run has got. ``history`` has one value per step: loss, grad_norm, learning_rate, …
 
-    ``seconds`` are those of the steps, ``data_seconds`` those of them in which a step waited for its batches.
-    ``validation_losses`` are (step, loss), each of the same ``validation_samples`` samples.
+    ``seconds`` is the time spent in steps, ``data_seconds`` the part of it spent waiting for batches.
+    ``validation_losses`` are (step, loss) pairs, always on the same ``validation_samples`` samples.
     """
 
     step: int = 0
@@ -50,9 +50,9 @@ class Progress:
 
 @dataclass
 class RunState:
-    """All that changes while training. ``model`` is the bare one, not accelerate's wrapper.
+    """Everything that changes during training. ``model`` is the bare model, not accelerate's wrapper.
 
-    ``is_whole`` is false while a step changes it: a checkpoint written then would mix two steps.
+    ``is_whole`` is false while a step is changing the state: a checkpoint written then would mix two steps.
     """
 
     model: nn.Module
@@ -66,17 +66,17 @@ class RunState:
 
 
 def run_settings(config: TrainingConfig, num_samples: int, samples_per_step: int) -> dict:
-    """What a resumed run must have in common with the interrupted one, to continue where that one stopped."""
+    """Settings that a resumed run must share with the interrupted one to continue where that one stopped."""
     fixed = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if not f.metadata.get("may_change")}
     return {**fixed, "number of training samples": num_samples, "samples per step": samples_per_step}
 
 
 def require_same_run(folder: str | Path, model: nn.Module, settings: dict, defaults: dict) -> None:
-    """Refuse a checkpoint that the run cannot continue from, by its settings and the shapes of what it holds.
+    """Refuse a checkpoint that the run cannot continue from, by its settings and the shapes of its tensors.
 
     Args:
-        model: the bare one, whose trained parameters the checkpoint is to fill.
-        settings: of this run. defaults: of its settings, for those that the checkpoint is too old to know.
+        model: the bare model, whose trained parameters will be loaded from the checkpoint.
+        settings: of this run. defaults: of its settings, for those missing from older checkpoints.
 
     Raises:
         InputError: the folder is not a checkpoint, is damaged, or was written by a run with other settings.
@@ -99,7 +99,7 @@ def save_checkpoint(output_dir: str | Path, run: RunState, settings: dict) -> Pa
     """Write ``checkpoint-<step>`` atomically.
 
     Raises:
-        TrainingError: it could not be written (full disk); the checkpoints before it stand.
+        TrainingError: it could not be written (full disk); earlier checkpoints are unaffected.
     """
     folder = Path(output_dir) / f"checkpoint-{run.progress.step}"
     about = json.dumps({"step": run.progress.step, "settings": settings}, indent=2)
@@ -133,7 +133,7 @@ def _training_state(run: RunState) -> dict:
 
 
 def load_checkpoint(folder: str | Path, run: RunState) -> None:
-    """Bring ``run`` to the state that was saved, in a checkpoint that `require_same_run` has passed.
+    """Restore ``run`` to the state in a checkpoint that `require_same_run` has accepted.
 
     Raises:
         InputError: the checkpoint is damaged, or does not fit the model.
@@ -175,7 +175,7 @@ def _require_shapes(folder: Path, saved: dict[str, tuple], targets: dict[str, to
 
 
 def _refuse_other_settings(folder: Path, before: dict, now: dict) -> None:
-    now = json.loads(json.dumps(now))  # as JSON gives it back: tuples as lists
+    now = json.loads(json.dumps(now))  # after a JSON round trip: tuples become lists
     if before.get("task", now.get("task")) != now.get("task"):
         raise InputError(f"cannot resume {folder}: it is a checkpoint of another task, {before['task']}")
     changes = [
@@ -192,7 +192,7 @@ def _damaged(folder: Path, error: Exception) -> InputError:
 
 
 def find_checkpoint(output_dir: str | Path, wanted: str | None) -> Path | None:
-    """The folder that ``--resume_from_checkpoint`` names, or None to start from the beginning (also ``latest`` of none).
+    """The folder named by ``--resume_from_checkpoint``; None to start from the beginning (also without any ``latest``).
 
     Raises:
         InputError: the folder does not exist.
@@ -206,16 +206,16 @@ def find_checkpoint(output_dir: str | Path, wanted: str | None) -> Path | None:
 
 
 def latest_checkpoint(output_dir: str | Path) -> Path | None:
-    """The complete checkpoint of the highest step."""
+    """The complete checkpoint with the highest step."""
     return max(_checkpoints(output_dir), key=_step, default=None)
 
 
 def rotate(output_dir: str | Path, limit: int | None) -> None:
-    """Delete the oldest complete checkpoints beyond ``limit``; call it when the newest is in place."""
+    """Delete the oldest complete checkpoints beyond ``limit``; call this once the newest is in place."""
     if limit is None:
         return
     for folder in sorted(_checkpoints(output_dir), key=_step)[:-limit]:
-        # Renamed first: a deletion cut short must not leave half a checkpoint under a checkpoint's name.
+        # Renamed first: an interrupted deletion must not leave half a checkpoint under a checkpoint's name.
         doomed = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}")
         os.replace(folder, doomed)
         shutil.rmtree(doomed)

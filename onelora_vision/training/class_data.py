@@ -10,7 +10,7 @@ from onelora_vision.training.decoding import DecodingOptions
 
 @dataclass(kw_only=True)
 class ClassDataOptions(DecodingOptions):
-    """Which dataset of `onelora_vision.data.classes.formats`, and where it is."""
+    """Which dataset of `onelora_vision.data.classes.formats` to use, and where it is."""
 
     group: ClassVar[str] = "data"
 
@@ -31,6 +31,6 @@ class ClassDataOptions(DecodingOptions):
 
     @property
     def data_source(self) -> dict:
-        """The arguments of `open_class_images` that say where the images are."""
+        """The arguments of `open_class_images` that select the images."""
         names = ("dataset_name", "data_dir", "download", "image_column", "label_column")
         return {name: getattr(self, name) for name in names}

@@ -1,4 +1,4 @@
-"""How a command line and a YAML file become the config of a script, before anything slow is imported."""
+"""Builds a script's config from a command line and a YAML file, before any slow import."""
 
 import dataclasses
 import os
@@ -21,13 +21,13 @@ Config = TypeVar("Config", bound=TrainingConfig)
 
 
 def parse_config(config_class: type[Config], argv: list[str] | None = None, description: str | None = None) -> Config:
-    """The config of a command line: defaults, then ``--config file.yaml``, then the flags.
+    """Parse a command line: defaults, then ``--config file.yaml``, then the flags.
 
-    ``-`` and ``_`` are the same in names; a bool is ``--flag``, ``--no_flag`` or ``--flag true``. ``--help`` and
+    ``-`` and ``_`` are interchangeable in names; a bool is ``--flag``, ``--no_flag`` or ``--flag true``. ``--help`` and
     ``--version`` print and exit.
 
     Raises:
-        InputError: for an unknown flag or key (naming the nearest one) or a value of the wrong type or range.
+        InputError: an unknown flag or key (suggests the closest one), or a value of the wrong type or range.
     """
     from jsonargparse import ArgumentError
 
@@ -48,9 +48,9 @@ def parse_config(config_class: type[Config], argv: list[str] | None = None, desc
 
 
 def check_command_line(config_class: type[TrainingConfig], description: str | None) -> None:
-    """Check the flags of the script that runs, and say what it will do; bad input ends the program.
+    """Check the flags of the running script and print what it will do; bad input ends the program.
 
-    A script calls it between its settings and its other imports, so that neither need wait for torch.
+    Scripts call this between their settings and their other imports, so neither has to wait for torch.
     """
 
     def check() -> None:
@@ -91,7 +91,7 @@ def _refuse_unknown_flags(arguments: list[str], config_class: type[TrainingConfi
 
 
 def _config_files_first(arguments: list[str], config_class: type[TrainingConfig]) -> list[str]:
-    """Check the files' keys, and move ``--config file`` to the front, so that a flag beats it wherever it stands."""
+    """Check the files' keys, and move ``--config file`` to the front, so that flags override it wherever it appears."""
     files, rest, remaining = [], [], iter(arguments)
     for argument in remaining:
         name, equals, value = argument.partition("=")
@@ -106,7 +106,7 @@ def _config_files_first(arguments: list[str], config_class: type[TrainingConfig]
 
 
 def _checked_settings(path: str, config_class: type[TrainingConfig]) -> str:
-    """The text of a YAML file whose keys exist, with / in its paths."""
+    """The contents of a YAML file after checking its keys, with / in its paths."""
     import yaml
 
     text = read_text(path, "--config")
@@ -126,7 +126,7 @@ def _checked_settings(path: str, config_class: type[TrainingConfig]) -> str:
 
 
 def _readable(message: str, types: dict[str, type]) -> str:
-    """The parser's complaint about a value, as one line in the words of the flags."""
+    """The parser's message about a value as one line, with the flag's name."""
     message = one_line(message, 1000)
     name = re.search(r'Parser key "(\w+)"|argument --(\w+).*invalid', message)
     value = re.search(r"(?:Got|Given) value:\s*(.*)$|invalid \w+ value: '(.*)'", message)

@@ -1,4 +1,4 @@
-"""``torch.compile`` for the part of a network that repeats: one compilation serves all its blocks."""
+"""``torch.compile`` for the repeated part of a network: one compilation serves all its blocks."""
 
 from torch import nn
 
@@ -7,17 +7,17 @@ from onelora_vision.errors import InputError
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> list[nn.Module]:
-    """Compile each block of the model's largest list of alike modules, in place; returns the blocks.
+    """Compile each block of the model's largest list of similar modules, in place; returns the blocks.
 
-    Names and parameters stay as they are (no ``_orig_mod.``), so that checkpoints and adapters do not tell a compiled
-    run from another; gradient checkpointing continues around the compiled blocks.
+    Names and parameters do not change (no ``_orig_mod.``), so checkpoints and adapters are the same with and without
+    compilation. Gradient checkpointing still works around the compiled blocks.
 
     Raises:
-        InputError: the model has no list of at least two modules of one class.
+        InputError: the model has no list of at least two modules of the same class.
     """
     name = block_list(model)
     if name is None:
-        raise InputError("--torch_compile: this model has no list of alike blocks to compile")
+        raise InputError("--torch_compile: this model has no list of similar blocks to compile")
     blocks = list(model.get_submodule(name))
     for block in blocks:
         block.compile(backend=backend)

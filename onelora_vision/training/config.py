@@ -1,7 +1,7 @@
-"""The settings that all training scripts share.
+"""The settings shared by all training scripts.
 
-The flags carry diffusers' names. A script inherits `TrainingConfig`, adds its own fields with `option` in classes that
-name their ``group`` of the help, and overrides defaults; `command_line.parse_config` does the rest.
+Flags have the same names as in diffusers. A script inherits `TrainingConfig`, adds its own fields with `option` in
+classes that set their ``group`` in the help, and overrides defaults; `command_line.parse_config` does the rest.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosi
 
 
 def option(default, help: str, may_change: bool = False):
-    """A config field with its line of help. ``may_change``: a resumed run may have another value."""
+    """A config field with its help text. ``may_change``: the value may differ when a run is resumed."""
     return dataclasses.field(default=default, metadata={"help": help, "may_change": may_change})
 
 
@@ -32,13 +32,11 @@ class MethodOptions:
 
     method: str = option("onelora", "fine-tuning method: onelora, lora, bitfit, head, full, sum+norms, …")
     peft_config: str | None = option(
-        None, "JSON or YAML file of a PEFT config, as the method; layers are the usual ones unless it names some"
+        None, "JSON or YAML file with a PEFT config to use as the method; adapts the usual layers unless it names some"
     )
     rank: int | None = option(None, "rank, for methods that have one (default: the method's own, 1 for lora)")
     lora_alpha: float | None = option(None, "LoRA's alpha (default: the rank, which is a scale of 1)")
-    compression: Literal["sum", "random", "singular", "subspace"] = option(
-        "sum", "what 1LoRA compresses its input with"
-    )
+    compression: Literal["sum", "random", "singular", "subspace"] = option("sum", "how 1LoRA compresses its input")
     compression_rank: int | None = option(None, "directions of the compression subspace (default: 16)")
     sum_scale: Literal["none", "rms"] = option(
         "none", "rms: divide the learning rate of each b by the rms of its layer's sums, so one rate fits more models"
@@ -102,7 +100,7 @@ class RunOptions:
     seed: int = option(0, "random seed; the same seed gives the same run")
     checkpointing_steps: int = option(500, "steps between checkpoints; 0: only after the last step", may_change=True)
     checkpoints_total_limit: int | None = option(
-        None, "number of checkpoints to keep, the newest (default: all)", may_change=True
+        None, "number of most recent checkpoints to keep (default: all)", may_change=True
     )
     resume_from_checkpoint: str | None = option(None, "checkpoint folder to resume from, or 'latest'", may_change=True)
     report_to: Literal["auto", "tensorboard", "wandb", "jsonl", "none"] = option(
@@ -138,10 +136,10 @@ class HardwareOptions:
 
 @dataclass(kw_only=True)
 class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, OptimizationOptions, MethodOptions):
-    """Settings of the training loop; raises `InputError` naming the flag when a value is out of range.
+    """Settings of the training loop. Raises an `InputError` that names the flag if a value is out of range.
 
     Attributes:
-        peft_fields: what the file of ``peft_config`` says.
+        peft_fields: contents of the ``peft_config`` file.
     """
 
     peft_fields: ClassVar[dict | None] = None
@@ -182,10 +180,10 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
         if self.metric_for_best_model and not self.validation_steps:
             raise InputError("--metric_for_best_model needs evaluations during training: set --validation_steps")
         if self.early_stopping_patience and not self.metric_for_best_model:
-            raise InputError("--early_stopping_patience needs to know what is best: set --metric_for_best_model")
+            raise InputError("--early_stopping_patience needs a metric to compare: set --metric_for_best_model")
 
     def _method(self) -> Method:
-        """The row of ``--method``, or of the type of ``--peft_config``."""
+        """The row of ``--method``, or of the type in ``--peft_config``."""
         if self.peft_config is None:
             return find_method(self.method)
         self.peft_fields = read_peft_config(self.peft_config)
@@ -198,14 +196,14 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
         if changes_base(SimpleNamespace(**self.peft_fields)) and self.metric_for_best_model:
             raise InputError(
                 f"--metric_for_best_model with init_lora_weights={self.peft_fields['init_lora_weights']}: an adapter "
-                "of this kind cannot be put back into the training; leave one of them out"
+                "of this kind cannot be restored during training; leave out one of them"
             )
         self.method = name
         return find_method(name)
 
     @property
     def headline(self) -> str:
-        """What the run will do, in a line."""
+        """One line on what the run will do."""
         names = ("pretrained_model_name_or_path", "dataset_name")
         base, data = (getattr(self, name, None) for name in names)
         on = "".join(f" {word} {name}" for word, name in (("on", base), ("with", data)) if name)
@@ -213,12 +211,12 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
 
     @property
     def method_options(self) -> dict:
-        """What `onelora_vision.methods.apply.apply_method` takes besides model, method and places."""
+        """Arguments of `onelora_vision.methods.apply.apply_method`, except the model, the method and its modules."""
         names = ("rank", "lora_alpha", "compression", "compression_rank", "target_modules", "seed", "quantize")
         return {name: getattr(self, name) for name in names} | {"peft_fields": self.peft_fields}
 
     def _refuse_ignored(self, flags: Collection[str], name: str, value: str) -> None:
-        """Refuse ``flags`` that were set although they have no effect with ``--name value``."""
+        """Refuse ``flags`` that are set but have no effect with ``--name value``."""
         for field in dataclasses.fields(self):
             if field.name in flags and getattr(self, field.name) not in (field.default, ""):
                 raise InputError(
@@ -231,13 +229,13 @@ class TrainingConfig(HardwareOptions, RunOptions, EvaluationOptions, Optimizatio
 
 
 def default_settings(config_class: type[TrainingConfig]) -> dict:
-    """The settings that nobody has given, as JSON gives them back: of a run that is too old to know an option, say."""
+    """Default settings after a JSON round trip, for example for runs from before an option existed."""
     fields = [field for field in dataclasses.fields(config_class) if field.default is not dataclasses.MISSING]
     return json.loads(json.dumps({field.name: field.default for field in fields}))
 
 
 def save_config(config: TrainingConfig, path: str | Path) -> None:
-    """Write the config as YAML that ``--config`` reads back."""
+    """Write the config as YAML that ``--config`` can read."""
     import yaml
 
     with atomic_file(path) as temporary:

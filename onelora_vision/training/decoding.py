@@ -21,10 +21,10 @@ class DecodingOptions:
 
 
 def keep_decoded(run: "Run", dataset: "ClassImageDataset | DepthDataset") -> None:
-    """Decode a training set before the first step, where ``--cache_images`` asks for it.
+    """Decode a training set before the first step if ``--cache_images`` asks for it.
 
     Raises:
-        InputError: the images take more memory than there is.
+        InputError: the images do not fit in memory.
     """
     if run.config.cache_images != "none":
         with run.phase("decoding the training images"):

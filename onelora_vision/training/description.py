@@ -1,4 +1,4 @@
-"""What the files of a trained adapter say about it: its base, how it was trained, how it was measured."""
+"""What the files of a trained adapter record: its base, how it was trained, and how it was evaluated."""
 
 from collections.abc import Sized
 from typing import Any
@@ -15,12 +15,12 @@ from onelora_vision.training.setup import Run
 def describe(
     run: Run, base: Base, dataset: Sized, name: str, protocol: str, *, unit: str = "images", **extra: Any
 ) -> AdapterInfo:
-    """The description of the adapter that ``run`` trains on ``base``.
+    """Describe the adapter that ``run`` trains on ``base``.
 
     Args:
-        dataset: the training samples. name: what the dataset is called.
-        protocol: how the metrics are taken. unit: what a sample is, in the plural.
-        extra: settings that loading or using the adapter needs.
+        dataset: the training samples. name: of the dataset.
+        protocol: how the metrics are computed. unit: what the samples are, in the plural.
+        extra: settings needed to load or use the adapter.
     """
     config = run.config
     return AdapterInfo(

@@ -12,12 +12,12 @@ from onelora_vision.training.optim import trained_parameters
 class EMA:
     """Average of the trained parameters of ``model``, updated once per optimizer step.
 
-    The decay warms up as min(decay, (1 + n) / (10 + n)) over the updates n, so that a short run's average is not
-    dominated by the start.
+    The decay warms up as min(decay, (1 + n) / (10 + n)) over the updates n, so the start does not dominate the average
+    of a short run.
 
     Attributes:
         average: parameter name -> its fp32 average.
-        updates: how many updates there were.
+        updates: number of updates so far.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -28,7 +28,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the parameters' present values."""
+        """Move the average towards the parameters' current values."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         parameters = trained_parameters(self.model)
@@ -37,14 +37,14 @@ class EMA:
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
-        """Put the average in the place of the trained parameters for good."""
+        """Permanently replace the trained parameters by the average."""
         parameters = trained_parameters(self.model)
         for name, average in self.average.items():
             parameters[name].copy_(average)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Run a block with the average in the model; the trained parameters are restored after it.
+        """Run a block with the average in the model, then restore the trained parameters.
 
         Meanwhile ``average`` holds the trained parameters: in full fine-tuning, a copy of them would be as large as the
         model.

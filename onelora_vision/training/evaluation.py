@@ -1,4 +1,4 @@
-"""Evaluations: of a task as it is, and every ``validation_steps`` of a training, which keep the best adapter."""
+"""Evaluation of a task, and periodic evaluation every ``validation_steps`` of training, keeping the best adapter."""
 
 import contextlib
 import math
@@ -17,16 +17,16 @@ from onelora_vision.training.trackers import log_metrics
 
 
 def evaluate(task: Task, loader, accelerator: Accelerator, seed: int = 0) -> dict[str, float]:
-    """``task.evaluate`` with the bare model in eval mode, without gradients, under seeded generators."""
+    """``task.evaluate`` with the bare model in eval mode, without gradients, with seeded generators."""
     with evaluating(task, accelerator, seed):
         return task.evaluate(loader, accelerator)
 
 
 @contextlib.contextmanager
 def evaluating(task: Task, accelerator: Accelerator, seed: int) -> Iterator[None]:
-    """The bare model in eval mode, without gradients, under seeded generators, for a block."""
+    """Run a block with the bare model in eval mode, without gradients, with seeded generators."""
     wrapped, training = task.model, task.model.training
-    task.model = accelerator.unwrap_model(wrapped)  # DDP's forward would wait for processes that have no batch left
+    task.model = accelerator.unwrap_model(wrapped)  # DDP's forward would wait for processes that have no batches left
     task.model.eval()
     seed_all(seed)
     try:
@@ -39,7 +39,7 @@ def evaluating(task: Task, accelerator: Accelerator, seed: int) -> Iterator[None
 
 @contextlib.contextmanager
 def with_average(state: RunState) -> Iterator[None]:
-    """The averaged weights in the place of the trained ones for a block, if the training keeps an average."""
+    """Replace the trained weights by their average for the duration of a block, if training keeps an average."""
     with state.ema.applied() if state.ema else contextlib.nullcontext():
         yield
 
@@ -49,9 +49,9 @@ class PeriodicEvaluation:
     """Evaluates during training: call `run_if_due` before each step.
 
     Attributes:
-        state: of the training; its progress notes the metrics and the best step.
-        loader: handed to ``task.evaluate``.
-        sharded: the base's blocks where the processes share them, which are whole during an evaluation.
+        state: of the training; its progress records the metrics and the best step.
+        loader: passed to ``task.evaluate``.
+        sharded: the base's blocks if the processes share them; gathered for evaluations.
     """
 
     run: Run
@@ -61,7 +61,7 @@ class PeriodicEvaluation:
     sharded: ShardedBlocks | None = None
 
     def run_if_due(self) -> None:
-        """Evaluate, draw and keep the adapter if it is the best, unless this step has been evaluated."""
+        """Evaluate, draw, and save the adapter if it is the best, unless this step has already been evaluated."""
         config, progress = self.run.config, self.state.progress
         every = config.validation_steps
         if not every or progress.step % every or progress.evaluated_step == progress.step:

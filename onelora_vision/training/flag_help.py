@@ -1,4 +1,4 @@
-"""What ``--help`` of a training script prints: the flags that matter first, then all others in groups."""
+"""The ``--help`` of training scripts: the most important flags first, then all others in groups."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ from typing import Literal
 
 from onelora_vision.training.config import TrainingConfig
 
-#: The flags of the first group, of those that a script has.
+#: Flags of the first group, if a script has them.
 ESSENTIAL = (
     "pretrained_model_name_or_path",
     "dataset_name",
@@ -26,7 +26,7 @@ ESSENTIAL = (
     "resume_from_checkpoint",
     "dry_run",
 )
-#: Titles of the other groups, in order; what a config adds outside its classes of options is in the last one.
+#: Titles of the other groups, in order; fields that a config adds outside its option classes are in the last one.
 GROUPS = (
     "data",
     "model and method",
@@ -40,7 +40,7 @@ _INDENT = 26
 
 
 def help_text(config_class: type[TrainingConfig], description: str) -> str:
-    """The help of a script: description, flags with their defaults, and the description's part from "Examples:" on."""
+    """The help of a script: description, flags with defaults, then the part of the description from "Examples:" on."""
     about, _, examples = description.partition("\nExamples:\n")
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     lines = [f"usage: {os.path.basename(sys.argv[0])} [--config FILE] [--FLAG VALUE ...]", "", about.strip()]
@@ -58,11 +58,11 @@ def help_text(config_class: type[TrainingConfig], description: str) -> str:
 
 
 def grouped(config_class: type[TrainingConfig]) -> dict[str, list[dataclasses.Field]]:
-    """The config's fields by title of their group: "most used", then `GROUPS`, without the empty ones."""
+    """The config's fields by the title of their group: "most used", then `GROUPS`; empty groups are omitted."""
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     groups = {"most used": [fields.pop(name) for name in ESSENTIAL if name in fields]}
     groups |= {title: [] for title in GROUPS}
-    # A script's own flags come first in each group, then those that all scripts share.
+    # In each group, a script's own flags come before those shared by all scripts.
     for part in config_class.__mro__:
         for name in vars(part).get("__annotations__", ()):
             if name in fields and _first_definer(config_class, name) is part:
@@ -72,7 +72,7 @@ def grouped(config_class: type[TrainingConfig]) -> dict[str, list[dataclasses.Fi
 
 
 def _first_definer(config_class: type, name: str) -> type:
-    """The class that introduces a field; those above it only change its default."""
+    """The class that introduces a field; its subclasses may only change the default."""
     return [part for part in config_class.__mro__ if name in vars(part).get("__annotations__", ())][-1]
 
 
@@ -102,7 +102,7 @@ def _with_default(field: dataclasses.Field) -> str:
 
 
 def _entry(flag: str, text: str, width: int) -> list[str]:
-    """A flag and its help, which starts on the next line after a long flag."""
+    """A flag and its help text, which starts on the next line if the flag is long."""
     lines = textwrap.wrap(text, width - _INDENT)
     first = f"  {flag}"
     if len(first) > _INDENT - 2:

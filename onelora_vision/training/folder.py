@@ -1,4 +1,4 @@
-"""The output folder of a run: held by one run at a time, and writable only where nobody else's files are."""
+"""A run's output folder: locked by one run at a time, and never overwriting foreign files."""
 
 import contextlib
 import fcntl
@@ -23,13 +23,13 @@ _PICTURES = ("loss", "samples", "pictures", "predictions", "confusion", "reliabi
 
 
 class RunFolder:
-    """The ``--output_dir`` of a run. A run may write only names that are free or its own (see `outputs`).
+    """The ``--output_dir`` of a run. A run may only write names that are free or its own (see `outputs`).
 
-    Foreign files may lie next to a run's, such as the log of a batch system; they are never touched. Nor are the logs of
-    an earlier run: trackers add files, and never replace one.
+    Foreign files next to a run's, such as a batch system's log, are never touched. Neither are the logs of an earlier
+    run: trackers add files and never replace any.
 
     Args:
-        path: the folder; made if it is missing.
+        path: the folder; created if it does not exist.
     """
 
     _locks: dict[Path, io.TextIOBase] = {}
@@ -40,10 +40,10 @@ class RunFolder:
         self.ledger = Ledger.read(self.path) or Ledger(self.path, KIND)
 
     def take(self) -> None:
-        """Make the folder and keep other runs out of it until this process ends.
+        """Create the folder and lock it against other runs until this process ends.
 
         Raises:
-            InputError: another process holds it, it cannot be written, or it is an output of another kind.
+            InputError: another process has locked it, it is not writable, or it is an output of another kind.
         """
         if self.ledger.kind != KIND:
             raise InputError(f"--output_dir {self.given} is an output of another kind ({self.ledger.kind})")
@@ -52,11 +52,11 @@ class RunFolder:
         self.is_new = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = open(self.path / LOCK, "a")  # noqa: SIM115 - held open: closing it gives the lock back
+            handle = open(self.path / LOCK, "a")  # noqa: SIM115 - kept open: closing it releases the lock
         except OSError as error:
             raise InputError(f"--output_dir {self.given} cannot be written: {error.strerror}") from None
         try:
-            # A POSIX lock, not flock: loader workers, which may outlive a killed run for seconds, do not inherit it.
+            # A POSIX lock, not flock: loader workers, which can outlive a killed run by seconds, do not inherit it.
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             handle.close()
@@ -66,7 +66,7 @@ class RunFolder:
             clear_leftovers(folder)
 
     def remove_if_empty(self) -> None:
-        """Leave no folder behind that `take` made and that holds nothing but the mark that a run has it."""
+        """Remove the folder if `take` created it and it contains nothing but the lock."""
         with contextlib.suppress(OSError):
             if self.is_new and [path.name for path in self.path.iterdir()] == [LOCK]:
                 (self.path / LOCK).unlink()
@@ -74,13 +74,13 @@ class RunFolder:
                 self._locks.pop(self.path).close()
 
     def require_free(self, resumes: bool, overwrite: bool) -> None:
-        """Refuse to write over anything but this run's own files.
+        """Refuse to overwrite anything but this run's own files.
 
         Args:
             resumes: whether the run continues the one whose files are here. overwrite: whether it replaces it.
 
         Raises:
-            InputError: foreign or changed files have names that the run needs, or an earlier run is here and neither
+            InputError: foreign or modified files have names that the run needs, or there is an earlier run and neither
                 ``resumes`` nor ``overwrite``.
         """
         foreign = [name for name in self._names() if not self._is_ours(name)]
@@ -102,7 +102,7 @@ class RunFolder:
             )
 
     def has_trained(self) -> bool:
-        """Whether an earlier run has got so far here that there is something to lose."""
+        """Whether an earlier run got far enough here that overwriting it would lose something."""
         return any(name == "adapter" or _CHECKPOINT.fullmatch(name) for name in self._names())
 
     def contains(self, path: Path | None) -> bool:
@@ -110,20 +110,20 @@ class RunFolder:
         return path is not None and self.path in path.resolve().parents
 
     def clear(self) -> None:
-        """Delete the files of the earlier run, all of which `require_free` found to be ours."""
+        """Delete the files of the earlier run, all of which `require_free` has confirmed to be ours."""
         for name in list(self._names()):
             entry = self.path / name
-            # Renamed first: a deletion cut short must not leave half a checkpoint under a checkpoint's name.
+            # Renamed first: an interrupted deletion must not leave half a checkpoint under a checkpoint's name.
             doomed = entry.with_name(f"{TEMPORARY_PREFIX}{name}")
             os.replace(entry, doomed)
             shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Yield a temporary path that becomes the file ``name`` of this folder, recorded as ours.
+        """Yield a temporary path that becomes the file ``name`` in this folder and is recorded as ours.
 
         Raises:
-            InputError: there is a foreign file of that name. WriteError: it cannot be written.
+            InputError: a foreign file has that name. WriteError: it cannot be written.
         """
         if not (self.path / LEDGER).exists():
             self.ledger.create()
@@ -131,7 +131,7 @@ class RunFolder:
             yield temporary
 
     def _names(self) -> Iterator[str]:
-        """Entries of the folder whose names a run uses."""
+        """Entries of the folder with names that runs use."""
         for entry in sorted(self.path.iterdir()) if self.path.is_dir() else ():
             pictures = (f"{name}.png" for name in _PICTURES)
             if entry.name in (*_FOLDERS, *_FILES, *pictures) or _CHECKPOINT.fullmatch(entry.name):

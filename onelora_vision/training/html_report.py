@@ -1,4 +1,4 @@
-"""``report.html``: one page about a run, with its pictures inside."""
+"""``report.html``: one page about a run, with embedded pictures."""
 
 import dataclasses
 import datetime
@@ -18,24 +18,24 @@ REPORT = "report.html"
 # Captions, in the order of the page.
 _PICTURES = {
     "samples": "Samples of the base and of the adapted model on the same noise, next to training images.",
-    "pictures": "Images with their true depth, what the base and the adapted model estimate, and their errors.",
-    "predictions": "What the base and the adapted model say about single images; errors are red.",
+    "pictures": "Images with their true depth, the estimates of the base and the adapted model, and their errors.",
+    "predictions": "Predictions of the base and the adapted model for single images; errors are red.",
     "guidance": "Metrics over the guidance scale.",
     "confusion": "True and predicted classes, before and after.",
     "reliability": "Confidence against accuracy, before and after.",
 }
 _CURVES = {
-    True: {"loss": "Loss of the training, and of fixed held-out samples."},
-    False: {"loss": "Loss of the training, and of fixed training samples: there is no validation split."},
+    True: {"loss": "Training loss, and the loss on fixed held-out samples."},
+    False: {"loss": "Training loss, and the loss on fixed training samples, as there is no validation split."},
 }
 
 
 def render_report(results: dict, folder: Path, info: AdapterInfo, config: TrainingConfig) -> str:
-    """The page.
+    """Render the page.
 
     Args:
         results: the content of ``results.json``. folder: of the run, with its pictures.
-        info: what the adapter's files say about it.
+        info: the description in the adapter's files.
     """
     before, after = (results["metrics"][when] for when in ("before", "after"))
     best = results["best"] or {"step": None, "metrics": {}}
@@ -102,23 +102,23 @@ def _row(name: str, before: float | None, after: float | None, best: float | Non
 
 
 def is_held_out(results: dict) -> bool:
-    """Whether the validation loss in results is of samples that were not trained on."""
+    """Whether the validation loss in the results was measured on samples not used for training."""
     return (results["validation_loss"] or {}).get("held_out", True)
 
 
 def _training(results: dict, adapter: Path) -> list[tuple[str, str]]:
     weights, curve = adapter / "adapter_model.safetensors", results["validation_loss"]
-    watched = "validation loss" if is_held_out(results) else "loss of fixed training samples"
+    watched = "validation loss" if is_held_out(results) else "loss on fixed training samples"
     step = results["seconds_per_step"]
     rows = {
         "method": results["method"],
         "trained parameters": f"{results['trainable_parameters']:,}",
-        "of them the adapter's": f"{results['adapter_parameters']:,}",
+        "of them in the adapter": f"{results['adapter_parameters']:,}",
         "adapter file": f"{weights.stat().st_size:,} bytes" if weights.is_file() else "",
         "steps": f"{results['steps']:,}" + f", {results['skipped_steps']} skipped" * bool(results["skipped_steps"]),
         watched: f"{shown_metric(curve['first'])} → {shown_metric(curve['last'])}" if curve else "",
-        "time of the run": duration(results["seconds_total"]),
-        "time of a step": f"{step:.3g} s" if step else "",
+        "run time": duration(results["seconds_total"]),
+        "time per step": f"{step:.3g} s" if step else "",
         "peak memory": f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB",
         "uploaded to": results["published"] or "",
     }
@@ -131,7 +131,7 @@ def _shown(folder: Path, captions: dict[str, str]) -> list[dict[str, str]]:
 
 
 def _examples(path: Path) -> list[dict]:
-    """What a language model answered before and after, as `tasks.language` wrote it; none for other tasks."""
+    """A language model's answers before and after, as saved by `tasks.language`; empty for other tasks."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 

@@ -1,4 +1,4 @@
-"""What ends a run from outside: signals, and the end of another process of the run or of one that loads its data."""
+"""What can end a run from outside: signals, and the failure of another process of the run or of a data worker."""
 
 import contextlib
 import signal
@@ -14,23 +14,23 @@ def in_touch(process: int) -> Iterator[None]:
     """Turn a failure to reach the run's other processes into a `TrainingError` that says how to resume.
 
     Args:
-        process: number of this process, for the message.
+        process: index of this process, for the message.
     """
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, DistError) or "gloo" in str(error)):  # gloo's errors have no class of their own
+        if not (isinstance(error, DistError) or "gloo" in str(error)):  # gloo's errors have no separate class
             raise
         raise TrainingError(
-            f"process {process} lost touch with another process of this run, which was killed or has failed (its own "
+            f"process {process} lost contact with another process of this run, which was killed or has failed (its own "
             "output says why); resume with the same command and --resume_from_checkpoint latest"
         ) from error
 
 
 class Interruption:
-    """While entered, SIGTERM and SIGINT raise `Stopped` where they arrive; inside `deferred` they only set ``signal``.
+    """While entered, SIGTERM and SIGINT raise `Stopped` when they arrive; inside `deferred` they only set ``signal``.
 
-    The handlers before are put back on leaving.
+    The previous handlers are restored on exit.
 
     Attributes:
         signal: number of the signal that arrived, or None.
@@ -56,7 +56,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def deferred(self, raise_after: bool = False) -> Iterator[None]:
-        """Let the block finish when a signal arrives; the caller looks at ``signal``, or it is raised after the block."""
+        """Let the block finish if a signal arrives; the caller checks ``signal``, or ``raise_after`` raises it then."""
         before, self._raises = self._raises, False
         try:
             yield
@@ -67,9 +67,9 @@ class Interruption:
 
     @contextlib.contextmanager
     def at_once(self, possible: bool) -> Iterator[None]:
-        """Inside `deferred`: a signal in this block raises `Stopped`, for work that can be repeated in full.
+        """Inside `deferred`, let a signal in this block raise `Stopped`, for work that can be repeated from scratch.
 
-        Not where ``possible`` is false, as on several processes, which have to leave at the same place.
+        Has no effect if ``possible`` is false, as with several processes, which all have to stop at the same place.
         """
         if possible and self.signal is not None:
             raise Stopped(self.signal)

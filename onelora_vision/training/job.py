@@ -1,7 +1,7 @@
-"""A whole run, the same for every task: measure the base, train, save, measure again, draw, and say what came of it.
+"""A whole run, the same for every task: evaluate the base, train, save, evaluate again, draw and report.
 
-Each phase is on disk before the next begins, so that nothing that was computed is lost when a later one fails; a resumed
-run does only what is missing.
+Each phase is on disk before the next begins, so a later failure loses no results. A resumed run only does what is
+missing.
 """
 
 import shutil
@@ -38,14 +38,14 @@ def run_job(
     watched: WatchedSamples | None = None,
     retention: Retention | None = None,
 ) -> dict:
-    """Take a task through all phases of a run (`record.PHASES`).
+    """Run a task through all phases (`results.PHASES`).
 
     Args:
-        dataset: to train on, see `loop.train`.
-        test_loader: what the metrics before and after are of, handed to ``task.evaluate``.
-        validation_loader: what evaluations during training are of, and the best adapter is chosen by.
-        watched: samples on some of which the validation loss is measured.
-        retention: measures what the base still knows, next to the metrics before and after.
+        dataset: the training data, see `loop.train`.
+        test_loader: data for the metrics before and after training, passed to ``task.evaluate``.
+        validation_loader: data for evaluations during training, which select the best adapter.
+        watched: the validation loss is measured on some of these samples.
+        retention: evaluates what the base still knows, along with the metrics before and after.
 
     Returns the content of ``results.json``.
 
@@ -105,7 +105,7 @@ def run_job(
 
 
 def _measured(run: Run, task: Task, loader, retention: Retention | None) -> dict[str, float]:
-    """The metrics of the task as it is, and of what the base still knows."""
+    """The metrics of the task in its current state, and of what the base still knows."""
     return evaluate(task, loader, run.accelerator, run.config.seed) | _retained(run, task, retention)
 
 
@@ -117,7 +117,7 @@ def _retained(run: Run, task: Task, retention: Retention | None) -> dict[str, fl
 
 
 def _check_metric(config: TrainingConfig, metrics: dict[str, float]) -> None:
-    """Refuse a metric to choose the best adapter by that evaluations do not measure, before anything is trained."""
+    """Refuse a ``metric_for_best_model`` that evaluations do not compute, before training starts."""
     name = config.metric_for_best_model
     known = [metric for metric in metrics if not (is_retention(metric) or is_beside(metric))]
     if name is not None and name not in known:
@@ -127,7 +127,7 @@ def _check_metric(config: TrainingConfig, metrics: dict[str, float]) -> None:
 def _best(
     run: Run, task: Task, record: Record, test_loader, validation_loader, retention: Retention | None
 ) -> dict | None:
-    """The metrics of the best adapter on the test data, with its step; they are written into its own card, too."""
+    """The metrics of the best adapter on the test data, and its step; also writes them into its model card."""
     summary = record.summary
     if summary.best_step is None:
         return None
@@ -145,7 +145,7 @@ def _best(
 
 
 def _draw(run: Run, task: Task, record: Record) -> None:
-    """Write the task's pictures and the curve of the loss, and the adapter's card with all of them."""
+    """Write the task's pictures and the loss curve, and the adapter's model card with all of them."""
     details = record.load_details("before"), record.load_details("after")
     with tempfile.TemporaryDirectory(prefix="onelora-report-") as place:
         folder, step = Path(place), record.summary.steps

@@ -1,8 +1,8 @@
-"""The training loop that all scripts share. It knows a task only by the methods of `tasks.base.Task`.
+"""The training loop shared by all scripts. It knows a task only through the methods of `tasks.base.Task`.
 
-Every step is a function of the seed and the step's number: the sample stream says which samples, each sample's seed
-says how they are drawn, and the global generators (dropout) are seeded at each batch. So a run that was stopped
-anywhere and resumed ends in the same bits as one that was not.
+Every step is a function of the seed and the step number: the sample stream determines the samples, each sample's seed
+determines how it is drawn, and the global generators (dropout) are seeded for each batch. A run that is interrupted and
+resumed anywhere therefore ends with exactly the same result as an uninterrupted one.
 """
 
 import contextlib
@@ -41,24 +41,25 @@ from onelora_vision.training.validation_loss import ValidationLoss, WatchedSampl
 def train(
     run: Run, task: Task, dataset: Dataset, evaluation_loader=None, watched: WatchedSamples | None = None
 ) -> TrainingSummary:
-    """Train what in ``task.model`` requires gradients; after it the model holds the result (the average, if any).
+    """Train the parameters of ``task.model`` that require gradients; the model then holds the result (or its average).
 
-    The last step's checkpoint is written whatever ``checkpointing_steps`` says, so that what follows the training can be
-    repeated without it. ``output_dir/best`` keeps the best adapter by ``metric_for_best_model``, ``adapter_without_ema``
-    with ``use_ema`` the last one without the average, ``validation`` what ``task.draw`` draws after each evaluation.
+    A checkpoint of the last step is always written, regardless of ``checkpointing_steps``, so that the phases after
+    training can be repeated alone. ``output_dir/best`` holds the best adapter by ``metric_for_best_model``; with
+    ``use_ema``, ``adapter_without_ema`` holds the last one without the average; ``validation`` holds what ``task.draw``
+    draws after each evaluation.
 
     Args:
-        run: of `setup.start_run`.
-        dataset: takes a `SampleRef`, gives a dictionary of tensors, numbers and strings.
-        evaluation_loader: handed to ``task.evaluate`` every ``validation_steps``.
-        watched: samples on some of which the validation loss is measured.
+        run: from `setup.start_run`.
+        dataset: takes a `SampleRef` and returns a dictionary of tensors, numbers and strings.
+        evaluation_loader: passed to ``task.evaluate`` every ``validation_steps``.
+        watched: the validation loss is measured on some of these samples.
 
     Raises:
-        InputError: an unusable setting, a checkpoint of a run with other settings.
-        TrainingError: a NaN under ``on_nan="stop"``, a checkpoint that cannot be written, the end of another process or
-            of one that loads data.
-        WriteError: another file that cannot be written.
-        Stopped: SIGTERM or SIGINT, with a checkpoint written.
+        InputError: an unusable setting, or a checkpoint of a run with other settings.
+        TrainingError: a NaN under ``on_nan="stop"``, a checkpoint that cannot be written, or the end of another process
+            of the run or of a data worker.
+        WriteError: another file cannot be written.
+        Stopped: SIGTERM or SIGINT, after writing a checkpoint.
     """
     loop = prepare_loop(run, task, dataset, evaluation_loader, watched)
     loop.resume()
@@ -68,7 +69,7 @@ def train(
 
 
 def require_resumable(run: Run, task: Task, dataset: Dataset) -> None:
-    """Refuse a checkpoint to resume from that is not of this run, before anything is computed or written.
+    """Refuse to resume from a checkpoint of a different run, before anything is computed or written.
 
     Raises:
         InputError: the checkpoint is damaged, or was written by a run with other settings, data or base.
@@ -80,7 +81,7 @@ def require_resumable(run: Run, task: Task, dataset: Dataset) -> None:
 
 
 def _fixed_settings(run: Run, task: Task, dataset: Dataset) -> dict:
-    """What a resumed run must have in common with the interrupted one."""
+    """Settings that a resumed run must share with the interrupted one."""
     fixed = ckpt.run_settings(run.config, len(dataset), samples_per_step(run.config, run.accelerator.num_processes))
     return {"task": task.info.task} | fixed | task.identity() | identity_of(dataset)
 
@@ -114,7 +115,7 @@ def prepare_loop(
 
 
 def try_data(run: Run, dataset: Dataset) -> None:
-    """Read the first batch of a dry run, which computes nothing with it, and print the shapes of its tensors.
+    """Read the first batch in a dry run, without computing anything, and print the shapes of its tensors.
 
     Raises:
         InputError: one of its samples cannot be read.
@@ -128,7 +129,7 @@ def try_data(run: Run, dataset: Dataset) -> None:
 
 
 def _first_batch(run: Run, dataset: Dataset) -> dict:
-    """What this process's run begins with."""
+    """The first batch of this process."""
     config, place = run.config, (run.accelerator.process_index, run.accelerator.num_processes)
     sampler = TrainingBatchSampler(len(dataset), config.train_batch_size, 1, config.seed, *place)
     return next(iter(training_loader(dataset, sampler)))
@@ -136,13 +137,13 @@ def _first_batch(run: Run, dataset: Dataset) -> dict:
 
 @dataclass
 class TrainingLoop:
-    """A training that is ready to go: `resume`, `go` and `finish` in this order.
+    """A training ready to start: call `resume`, `go` and `finish` in this order.
 
     Attributes:
         steps: optimizer steps of the whole run.
-        state: all that changes while training.
-        settings: what a resumed run must have in common with the interrupted one.
-        sharded: the base's blocks where the processes share them.
+        state: everything that changes during training.
+        settings: settings that a resumed run must share with the interrupted one.
+        sharded: the base's blocks if the processes share them.
         saved_step: step of the newest checkpoint.
     """
 
@@ -161,7 +162,7 @@ class TrainingLoop:
         self.config, self.accelerator = self.run.config, self.run.accelerator
 
     def resume(self) -> None:
-        """Load the checkpoint that the config names, and open the logs."""
+        """Load the checkpoint named by the config, if any, and open the logs."""
         config, accelerator = self.config, self.accelerator
         folder = ckpt.find_checkpoint(config.output_dir, config.resume_from_checkpoint)
         if folder is not None:
@@ -176,10 +177,10 @@ class TrainingLoop:
         open_trackers(accelerator, self.saved_step)
 
     def go(self) -> None:
-        """Steps, evaluations and checkpoints until the last step or early stopping, with a checkpoint of that step.
+        """Run steps, evaluations and checkpoints until the last step or early stopping, and write a final checkpoint.
 
         Raises:
-            Stopped: a signal arrived at any process; the checkpoint is written.
+            Stopped: a process received a signal; the checkpoint has been written.
         """
         progress = self.state.progress
         optimizer_step = OptimizerStep(self.task, self.config, self.accelerator, self.state)
@@ -189,14 +190,14 @@ class TrainingLoop:
         self.task.model.train()
         with self.run.interruption.deferred(), bar, self._saving_on_failure():
             while True:
-                with contextlib.suppress(Stopped):  # the evaluation is done again after resuming
+                with contextlib.suppress(Stopped):  # the evaluation is repeated after resuming
                     self.evaluation.run_if_due()
                 signal_number = self._signal_of_any_process()
                 is_over = progress.step >= self.steps or self.evaluation.has_stalled()
                 self.validation_loss.run_if_due(is_over)
                 self._save_if_due(now=signal_number != 0 or is_over)
                 if signal_number or is_over:
-                    self._rotate()  # a process killed between a checkpoint and this has left one more
+                    self._rotate()  # a process killed between writing a checkpoint and this leaves an extra one
                     break
                 metrics = optimizer_step(batches, loader.batch_sampler)
                 shown = {"loss": f"{metrics['loss']:.4g}", "lr": f"{next(self._rates(metrics)):.3g}"}
@@ -207,7 +208,7 @@ class TrainingLoop:
             raise Stopped(signal_number)
 
     def finish(self) -> None:
-        """Leave the result in the model: its blocks whole, and with ``use_ema`` the average."""
+        """Leave the result in the model: its blocks gathered and, with ``use_ema``, the average."""
         self._report_slow_data()
         if self.sharded is not None:
             self.sharded.dissolve()
@@ -216,7 +217,7 @@ class TrainingLoop:
             self.state.ema.copy_to_model()
 
     def _loader(self) -> DataLoader:
-        """The batches that are still to come."""
+        """The remaining batches."""
         config, accelerator = self.config, self.accelerator
         sampler = TrainingBatchSampler(
             len(self.dataset),
@@ -235,10 +236,10 @@ class TrainingLoop:
 
     @contextlib.contextmanager
     def _saving_on_failure(self) -> Iterator[None]:
-        """Write a checkpoint before an unforeseen error ends the run, and name it in the error.
+        """Write a checkpoint before an unexpected error ends the run, and name it in the error.
 
-        Not on several processes, which may not have stopped at the same step, and not where the error is that the
-        training itself has gone wrong.
+        Does nothing with several processes, which may have stopped at different steps, or if the error is that training
+        itself went wrong.
         """
         try:
             yield
@@ -270,12 +271,12 @@ class TrainingLoop:
             ckpt.rotate(self.run.folder.path, self.config.checkpoints_total_limit)
 
     def _report_slow_data(self) -> None:
-        """Say so if data came too slowly; not after a few steps, where the loader's start weighs most."""
+        """Report slow data loading, except after only a few steps, when the loader's start dominates."""
         progress = self.state.progress
         if progress.step >= 20 and progress.data_seconds > 0.1 * progress.seconds:
             self.accelerator.print(
-                f"training waited for data in {progress.data_seconds / progress.seconds:.0%} of its time: more processes "
-                f"can read ahead (--dataloader_num_workers, now {self.config.dataloader_num_workers})"
+                f"training spent {progress.data_seconds / progress.seconds:.0%} of its time waiting for data: more "
+                f"processes can read ahead (--dataloader_num_workers, now {self.config.dataloader_num_workers})"
             )
 
     def _note_checkpoint(self) -> None:

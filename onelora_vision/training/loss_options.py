@@ -1,4 +1,4 @@
-"""The flags that change the training loss of a generator, and what follows from them for its samples."""
+"""The flags that change the training loss of a generator, and how they affect its sampling."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -12,12 +12,12 @@ from onelora_vision.training.sampling_options import GUIDANCE_SCALE, SamplingOpt
 
 @dataclass(kw_only=True)
 class LossOptions(SamplingOptions):
-    """How the loss is taken; without these flags it is DiT's own."""
+    """Settings of the loss; without these flags it is the original DiT loss."""
 
     group: ClassVar[str] = "optimization"
 
     snr_gamma: float | None = option(
-        None, "weight the noise's loss by min(SNR, gamma) / SNR (min-SNR); 5 in the paper (default: all alike)"
+        None, "weight the noise's loss by min(SNR, gamma) / SNR (min-SNR); 5 in the paper (default: equal weights)"
     )
     timestep_sampling: Literal["uniform", "logit_normal"] = option(
         "uniform", "distribution of the training's timesteps"
@@ -32,10 +32,10 @@ class LossOptions(SamplingOptions):
     )
 
     def sampling(self, default_scale: float = GUIDANCE_SCALE) -> SamplingSettings:
-        """How to sample; a model that was trained towards guidance is sampled without.
+        """How to sample. A model that was trained towards guidance is sampled without guidance.
 
         Raises:
-            InputError: a flag out of range or without effect, or guidance in both the training and the sampling.
+            InputError: a flag is out of range or has no effect, or both training and sampling are guided.
         """
         if self.guidance_distillation is None:
             return super().sampling(default_scale)
@@ -46,14 +46,14 @@ class LossOptions(SamplingOptions):
         }
         for flag, is_guided in twice.items():
             if is_guided:
-                raise InputError(f"--{flag} with --guidance_distillation would guide twice: leave one of them out")
+                raise InputError(f"--{flag} with --guidance_distillation would guide twice: leave out one of them")
         return super().sampling(1.0)
 
     def loss_settings(self) -> LossSettings:
-        """The settings of the loss; it is guided where the flags of the sampling say.
+        """The settings of the loss; its guidance follows the sampling flags.
 
         Raises:
-            InputError: a flag out of range or without effect.
+            InputError: a flag is out of range or has no effect.
         """
         sampling = self.sampling()
         return LossSettings(

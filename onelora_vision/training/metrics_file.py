@@ -1,4 +1,4 @@
-"""``--report_to jsonl``: the metrics of a run as lines of JSON, for other programs to follow."""
+"""``--report_to jsonl``: a run's metrics as JSON lines that other programs can follow."""
 
 import json
 import time
@@ -12,10 +12,10 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsFile(GeneralTracker):
-    """Appends to `METRICS_FILE`: an object per call with ``step``, ``time`` (seconds since 1970) and the metrics.
+    """Appends to `METRICS_FILE`: one object per call with ``step``, ``time`` (seconds since 1970) and the metrics.
 
     Args:
-        folder: where the file is; made if it is missing.
+        folder: of the file; created if it does not exist.
     """
 
     name = "jsonl"
@@ -34,7 +34,7 @@ class MetricsFile(GeneralTracker):
         """The run's config is in its ``config.yaml``."""
 
     def rewind(self, step: int) -> None:
-        """Drop what a killed run logged after ``step``, its last checkpoint: it is logged again."""
+        """Drop what a killed run logged after ``step``, its last checkpoint, since it will be logged again."""
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return

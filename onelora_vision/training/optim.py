@@ -1,4 +1,4 @@
-"""AdamW over the trained parameters, with a rate for the task's head, and the schedule of both."""
+"""AdamW for the trained parameters, with a separate learning rate for the task's head, and their schedule."""
 
 from collections.abc import Callable, Mapping
 
@@ -16,15 +16,16 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def to_fp32(model: nn.Module) -> None:
-    """Turn the trained parameters to fp32: at a usual rate a bf16 vector swallows most of its updates."""
+    """Convert the trained parameters to fp32: at common learning rates, bf16 rounding loses most updates."""
     for parameter in trained_parameters(model).values():
         parameter.data = parameter.data.float()
 
 
 class FactoredAdamW(torch.optim.AdamW):
-    """AdamW with a factor of the learning rate for each parameter, in its group's list ``factors``.
+    """AdamW with a learning rate factor for each parameter, in its group's list ``factors``.
 
-    One group, and so one fused update, for all of them. The factors are part of the optimizer's state.
+    All parameters are in one group and are therefore updated in one fused step. The factors are part of the optimizer's
+    state.
     """
 
     @torch.no_grad()
@@ -44,8 +45,8 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW with the groups "vectors" (what the method trains) and "head" (`methods.apply.head_parameters`).
 
-    Weight decay, if any, acts on all of them alike. With ``scale_lr`` the rates are multiplied by the samples per
-    optimizer step, as in diffusers. ``factors`` multiply the rates of single vectors, by their names.
+    Weight decay applies to all of them equally. With ``scale_lr`` the learning rates are multiplied by the samples per
+    optimizer step, as in diffusers. ``factors`` multiply the learning rates of individual vectors, by name.
 
     Raises:
         InputError: nothing in the model requires a gradient.
@@ -72,16 +73,16 @@ def build_optimizer(
 def build_scheduler(
     optimizer: torch.optim.Optimizer, config: TrainingConfig, num_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """diffusers' schedule over ``num_steps`` optimizer steps, to be stepped once per optimizer step.
+    """diffusers' schedule over ``num_steps`` optimizer steps; call its ``step`` once per optimizer step.
 
-    It must not be prepared by accelerate, which would step it once per process.
+    Do not pass it to ``accelerator.prepare``, which would step it once per process.
     """
     from diffusers.optimization import get_scheduler
 
     return get_scheduler(
         config.lr_scheduler,
         optimizer,
-        num_warmup_steps=min(config.lr_warmup_steps, num_steps),  # a short trial run is all warm-up
+        num_warmup_steps=min(config.lr_warmup_steps, num_steps),  # a short trial run consists of warm-up only
         num_training_steps=num_steps,
         num_cycles=config.lr_num_cycles,
         power=config.lr_power,
@@ -89,12 +90,12 @@ def build_scheduler(
 
 
 def samples_per_step(config: TrainingConfig, num_processes: int) -> int:
-    """Samples of all processes that one optimizer step sees."""
+    """Number of samples in one optimizer step, over all processes."""
     return config.train_batch_size * config.gradient_accumulation_steps * num_processes
 
 
 def total_steps(config: TrainingConfig, num_samples: int, num_processes: int = 1) -> int:
-    """Optimizer steps of the run: ``max_train_steps``, else enough for ``num_train_epochs``."""
+    """Optimizer steps of the run: ``max_train_steps``, or enough for ``num_train_epochs``."""
     if config.max_train_steps is not None:
         return config.max_train_steps
     return -(-config.num_train_epochs * num_samples // samples_per_step(config, num_processes))

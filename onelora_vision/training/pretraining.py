@@ -1,4 +1,4 @@
-"""The loop that trains the small embedded bases from scratch, on a CPU."""
+"""The loop that trains the small embedded bases from scratch on a CPU."""
 
 import copy
 from collections.abc import Callable
@@ -23,12 +23,12 @@ def fit(
 ) -> nn.Module:
     """Minimise ``loss_at(step)`` with AdamW.
 
-    The learning rate warms up, stays constant and falls linearly to zero over the last 40 % of the steps.
+    The learning rate warms up, stays constant, then falls linearly to zero over the last 40 % of the steps.
 
     Args:
-        checkpoint: a file that keeps the state every 1,000 steps; a run that finds it resumes from there.
+        checkpoint: file for the state, written every 1,000 steps; if it exists, training resumes from it.
 
-    Returns the exponential moving average of the model, or the model itself when ``ema_decay`` is 0.
+    Returns the exponential moving average of the model, or the model itself if ``ema_decay`` is 0.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
     average = copy.deepcopy(model) if ema_decay else model
@@ -44,7 +44,7 @@ def fit(
         rate = learning_rate * min(1.0, (step + 1) / 200, (steps - step) / (0.4 * steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        # With so few tokens the backward pass of the flash kernel would take longer than all the rest.
+        # With so few tokens, the flash kernel's backward pass would take longer than everything else.
         with (
             torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()),
             sdpa_kernel(SDPBackend.MATH),
@@ -55,7 +55,7 @@ def fit(
         optimizer.step()
         optimizer.zero_grad()
         if ema_decay:
-            # A short average at first, or it would remember the random start for long.
+            # Average over a short window at first, or the random start would persist for a long time.
             decay = min(ema_decay, (step + 1) / (step + 10))
             with torch.no_grad():
                 torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)

@@ -1,4 +1,4 @@
-"""The recipes that come with the package: YAML files of the training scripts, found by name."""
+"""The recipes included in the package: YAML files for the training scripts, found by name."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class Recipe:
     """One recipe.
 
     Attributes:
-        name: what ``--config`` takes. task: as ``onelora train`` calls it. file: the YAML file.
+        name: for ``--config``. task: its name in ``onelora train``. file: the YAML file.
     """
 
     name: str
@@ -28,10 +28,10 @@ class Recipe:
 
 
 def find_recipes(task: str | None = None) -> list[Recipe]:
-    """All recipes, or those of one task, by task and name.
+    """All recipes, or those of one task, sorted by task and name.
 
     Raises:
-        InputError: there is no such task.
+        InputError: no such task.
     """
     recipes = [Recipe(file.stem, file.parent.name, file) for file in sorted(_folder().glob("*/*.yaml"))]
     tasks = sorted({recipe.task for recipe in recipes})
@@ -41,7 +41,7 @@ def find_recipes(task: str | None = None) -> list[Recipe]:
 
 
 def config_file(path: str) -> str:
-    """The file that ``--config`` means: a path, or the name of a recipe where there is no such file.
+    """The file meant by ``--config``: a path, or the name of a recipe if no such file exists.
 
     Raises:
         InputError: neither a file nor a recipe.
@@ -61,7 +61,7 @@ def _plain(name: str) -> str:
 
 
 def _folder() -> Path:
-    """Where the recipes are: next to the scripts, which the wheel has inside the package and the checkout at its top."""
+    """The recipes' folder, next to the scripts: inside the package in the wheel, and at the top of a checkout."""
     spec = importlib.util.find_spec("onelora_vision.train_scripts")
     scripts = Path(spec.origin).parent if spec and spec.origin else Path(__file__).parents[2] / "train_scripts"
     return scripts / "configs"

@@ -1,7 +1,7 @@
-"""``results.json``: what a run has measured so far and which phase it reached, written after each phase.
+"""``results.json``: what a run has measured so far and which phase it has reached, written after each phase.
 
-A run goes through `results.PHASES` in order. A resumed run reads its own record back and repeats no phase that is in it, unless
-a setting has changed that the phase depends on.
+A run goes through `results.PHASES` in order. A resumed run reads its own record and repeats no recorded phase, unless a
+setting that the phase depends on has changed.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from onelora_vision.training.results import PHASES, RESULTS
 from onelora_vision.training.setup import Run
 from onelora_vision.training.summary import TrainingSummary
 
-# Settings that no metric depends on, and those that the metrics before the training do not depend on either.
+# Settings that affect no metrics, and settings that do not affect the metrics before training.
 _HARMLESS = {
     "output_dir", "overwrite", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "report_to",
     "logging_dir", "push_to_hub", "hub_model_id", "dataloader_num_workers", "dry_run", "cache_dir", "latents_dir",
@@ -39,14 +39,14 @@ _OF_TRAINING = {
 
 @dataclass
 class Record:
-    """The content of ``results.json``, the same on every process; the main one writes it.
+    """The content of ``results.json``, the same on every process; the main process writes it.
 
     Attributes:
-        identity: hashes that a resumed run must share, by what they are of: the base, the data.
-        phase: the last of `results.PHASES` that is complete.
-        before, after: metrics without and with the training. best: of the best adapter, with its step.
+        identity: hashes of the base and the data, by what they describe; a resumed run must have the same.
+        phase: the last completed phase of `results.PHASES`.
+        before, after: metrics before and after training. best: those of the best adapter, with its step.
         seconds: wall time of earlier, interrupted starts of this run.
-        held_out: whether the validation loss is of samples that are not trained on.
+        held_out: whether the samples of the validation loss are not used for training.
         published: address that the adapter was uploaded to.
     """
 
@@ -65,10 +65,10 @@ class Record:
 
     @classmethod
     def open(cls, run: Run, task: Task, identity: dict[str, str]) -> "Record":
-        """The record of this run, with what an earlier start of it measured. An earlier run that it replaces is deleted.
+        """The record of this run, including what an earlier start measured. Deletes an earlier run that it replaces.
 
         Raises:
-            InputError: ``results.json`` is there, but is not a run's.
+            InputError: ``results.json`` exists but does not belong to a run.
         """
         record, accelerator = cls(run, task, identity), run.accelerator
         found: list[dict | None] = [None]
@@ -92,7 +92,7 @@ class Record:
             raise InputError(f"{file}: not the results of a run ({error}); move it away") from error
 
     def _take(self, found: dict) -> None:
-        """Keep what an earlier start of this run measured under the same settings."""
+        """Take over what an earlier start of this run measured with the same settings."""
         if found.get("protocol") != self.task.info.protocol or found.get("identity") != self.identity:
             return
         before = default_settings(type(self.run.config)) | found.get("config", {})
@@ -115,14 +115,14 @@ class Record:
         return PHASES.index(self.phase) >= PHASES.index(phase)
 
     def reach(self, phase: str) -> None:
-        """Note that ``phase`` is complete, and write the record."""
+        """Record that ``phase`` is complete, and write the record."""
         self.phase = phase if not self.has(phase) else self.phase
         if self.run.accelerator.is_main_process:
             with self.run.folder.writing(RESULTS) as path:
                 write_json(path, self.content())
 
     def content(self) -> dict:
-        """What ``results.json`` holds. Metrics that are not finite are null."""
+        """The content of ``results.json``. Non-finite metrics are null."""
         config, summary = self.run.config, self.summary
         return {
             "task": self.task.info.task,
@@ -149,13 +149,13 @@ class Record:
         }
 
     def save_details(self, when: str, details: dict[str, Tensor]) -> None:
-        """Keep the tensors of an evaluation, for pictures that are drawn after an interruption."""
+        """Save the tensors of an evaluation, so pictures can be drawn even after an interruption."""
         if details and self.run.accelerator.is_main_process:
             with self.run.folder.writing(f"evaluations/{when}.safetensors") as path:
                 path.write_bytes(safetensors.torch.save({k: v.cpu().contiguous() for k, v in details.items()}))
 
     def load_details(self, when: str) -> dict[str, Tensor]:
-        """What `save_details` kept; empty if the task has none."""
+        """What `save_details` saved; empty if the task has none."""
         file = Path(self.run.folder.path) / "evaluations" / f"{when}.safetensors"
         return safetensors.torch.load_file(file) if file.is_file() else {}
 
@@ -165,5 +165,5 @@ def _first_and_last(curve: list[tuple[int, float]], held_out: bool) -> dict[str,
 
 
 def finite(metrics: dict[str, float | None]) -> dict[str, float | None]:
-    """Metrics as JSON can hold them."""
+    """Metrics in a form that JSON can represent."""
     return {name: value if value is not None and math.isfinite(value) else None for name, value in metrics.items()}

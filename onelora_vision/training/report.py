@@ -1,4 +1,4 @@
-"""What a run tells people: its plan, its outcome, a picture of the loss; and what its results are made of."""
+"""A run's output for users: its plan, its outcome and a loss plot; also versions and parameter counts."""
 
 import functools
 import resource
@@ -25,14 +25,14 @@ _PACKAGES = ("onelora_vision", "torch", "peft", "accelerate", "transformers", "d
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """``trainable_parameters``: all that is trained; ``adapter_parameters``: without the head or label table."""
+    """``trainable_parameters``: everything trained; ``adapter_parameters``: without the head or label table."""
     total = sum(parameter.numel() for parameter in trained_parameters(model).values())
     head = sum(parameter.numel() for parameter in head_parameters(model).values())
     return {"trainable_parameters": total, "adapter_parameters": total - head}
 
 
 def peak_memory_bytes() -> int:
-    """Peak memory of this process: allocations on the GPU, or on a machine without one its resident set."""
+    """Peak memory of this process: allocated GPU memory, or the resident set size on machines without a GPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -41,12 +41,12 @@ def peak_memory_bytes() -> int:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Python's and the main packages' versions."""
+    """Versions of Python and the main packages."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # an optional one
+        except PackageNotFoundError:  # optional
             continue
     return found
 
@@ -62,12 +62,13 @@ def publish(config: TrainingConfig) -> str:
 
 
 def aggregate_seeds(results: list[dict]) -> dict:
-    """Mean and sample standard deviation over runs that differ in the seed alone (std null for one run).
+    """Mean and sample standard deviation over runs that differ only in their seed (std is null for one run).
 
-    Returns ``{"task", "method", "seeds", "protocol", "metrics": {name: {"mean", "std"}}}`` of the metrics after.
+    Returns ``{"task", "method", "seeds", "protocol", "metrics": {name: {"mean", "std"}}}`` for the metrics after
+    training.
 
     Raises:
-        InputError: the results differ in task, method, protocol or metrics, or a seed comes twice.
+        InputError: the results differ in task, method, protocol or metrics, or a seed appears twice.
     """
     seeds = [result["seed"] for result in results]
     if not results or len(set(seeds)) < len(seeds):
@@ -90,9 +91,9 @@ def plot_loss(
     validation: Sequence[tuple[int, float]] = (),
     held_out: bool = True,
 ) -> None:
-    """Draw the loss of every step (light) and its running mean as a PNG, and below it the validation loss, if any.
+    """Plot the loss of every step (light) and its running mean as a PNG, and below them the validation loss, if any.
 
-    ``held_out`` says whether the samples of the validation loss are not trained on.
+    ``held_out``: whether the samples of the validation loss are not used for training.
     """
     label = "fixed held-out samples" if held_out else "fixed training samples"
     loss = torch.tensor(history["loss"], dtype=torch.float64)
@@ -104,7 +105,7 @@ def plot_loss(
         mean_loss = loss.unfold(0, window, 1).mean(1)
         top.plot(steps[window - 1 :], mean_loss, color="#1f4e8c", label=f"mean of {window} steps")
         top.set_ylabel("training loss")
-        if len(loss) > 20 and bool(loss.isfinite().all()):  # a few outliers do not flatten the rest
+        if len(loss) > 20 and bool(loss.isfinite().all()):  # keep a few outliers from flattening the rest
             low, high = loss.quantile(torch.tensor([0.005, 0.995], dtype=torch.float64)).tolist()
             margin = 0.08 * (high - low) or 0.1
             top.set_ylim(min(low, mean_loss.min().item()) - margin, max(high, mean_loss.max().item()) + margin)
@@ -119,7 +120,7 @@ def plot_loss(
 
 
 def print_plan(config: TrainingConfig, model: nn.Module, num_samples: int, accelerator: Accelerator) -> None:
-    """Print, once, what a run will do: trained parameters, size of the adapter file, steps, epochs and samples."""
+    """Print once what a run will do: trained parameters, adapter file size, steps, epochs and samples."""
     if not accelerator.is_main_process:
         return
     num_processes = accelerator.num_processes
@@ -128,7 +129,9 @@ def print_plan(config: TrainingConfig, model: nn.Module, num_samples: int, accel
     total = sum(parameter.numel() for parameter in model.parameters())
     trained, adapter = counts["trainable_parameters"], counts["adapter_parameters"]
     print(f"method                {config.method}")
-    print(f"trainable parameters  {trained:,} of {total:,} ({trained / total:.3%}), {adapter:,} of them the adapter's")
+    print(
+        f"trainable parameters  {trained:,} of {total:,} ({trained / total:.3%}), {adapter:,} of them in the adapter"
+    )
     print(f"adapter file          about {4 * trained + 100 * len(tensors):,} bytes in fp32")
     print(f"training samples      {num_samples:,}")
     print(f"samples per step      {per_step:,} on {num_processes} process{'es' if num_processes > 1 else ''}")
@@ -137,7 +140,7 @@ def print_plan(config: TrainingConfig, model: nn.Module, num_samples: int, accel
 
 
 def print_outcome(results: dict, output_dir: str | Path) -> None:
-    """Print how every run ends: the metrics before and after, the files, and the command that uses the adapter."""
+    """Print the summary at the end of a run: metrics before and after, files, and the command that uses the adapter."""
     output = Path(output_dir)
     columns, after = dict(results["metrics"]), results["metrics"]["after"]
     if results.get("best"):

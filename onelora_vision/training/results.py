@@ -1,4 +1,4 @@
-"""The ``results.json`` of runs, as other commands read it."""
+"""The ``results.json`` files of runs, as read by other commands."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ RESULTS = "results.json"
 _log = logging.getLogger(__name__)
 _MOST_BYTES = 16 << 20
 _MOST_LETTERS = 200
-# Folders in a run's own in which there are no runs.
+# Subfolders of a run's folder that cannot contain runs.
 _INSIDE = re.compile(r"checkpoint-\d+|adapter|adapter_without_ema|best|validation|evaluations|logs|\..*")
 
 
@@ -24,7 +24,7 @@ def read_results(path: str | Path) -> dict:
     """The ``results.json`` of a finished run, by its path or its folder.
 
     Raises:
-        InputError: there is none, or the run has not been evaluated.
+        InputError: it does not exist, or the run has not been evaluated.
     """
     file = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
     try:
@@ -39,10 +39,10 @@ def read_results(path: str | Path) -> dict:
 
 
 def find_runs(folder: str | Path) -> Iterator[tuple[Path, dict]]:
-    """Each run in ``folder`` or below it, finished or not: its folder, and its results as `checked_run` returns them.
+    """All runs in ``folder`` and its subfolders, finished or not: their folders, and their results from `checked_run`.
 
-    Links to folders are not followed. Files that are called ``results.json`` and are not a run's are skipped with a warning;
-    the means over several seeds are skipped without one, for their runs are found, too.
+    Links to folders are not followed. Files called ``results.json`` that do not belong to a run are skipped with a
+    warning. Means over several seeds are skipped silently, because their runs are found as well.
     """
     for root, folders, files in os.walk(folder):
         if RESULTS in files:
@@ -59,7 +59,7 @@ def find_runs(folder: str | Path) -> Iterator[tuple[Path, dict]]:
 
 
 def _read_run(file: Path) -> dict | None:
-    """What `checked_run` makes of a file; None for the means over several seeds."""
+    """`checked_run` for a file; None for means over several seeds."""
     try:
         if file.is_symlink() or not file.is_file():
             raise ValueError("it is not a plain file")
@@ -75,10 +75,10 @@ def _read_run(file: Path) -> dict | None:
 
 
 def checked_run(found: object) -> dict:
-    """What a table of runs shows of a ``results.json``, every value of the type that it must have.
+    """The fields of a ``results.json`` that tables of runs show, with checked types.
 
     Raises:
-        ValueError: it is not one that this program wrote.
+        ValueError: it was not written by this program.
     """
     if not isinstance(found, dict) or not isinstance(found.get("versions"), dict):
         raise ValueError("it was not written by onelora_vision")
@@ -119,15 +119,15 @@ def _number(value: object) -> float | None:
 
 
 def _numbers(metrics: dict) -> dict[str, float | None]:
-    """Metrics by name; what is not a number is None."""
+    """Metrics by name; None for values that are not numbers."""
     return {one_line(name, 60): _number(value) for name, value in metrics.items()}
 
 
 def sorted_runs(runs: list[dict], metric: str | None = None) -> list[dict]:
-    """Runs, the best first, each with ``metric``, ``before`` and ``after``: of ``metric``, or of its task's main one.
+    """Sort runs, best first, and add ``metric``, ``before`` and ``after``: of ``metric``, or of the task's main metric.
 
-    ``retention`` is what a run measured of the base's old data, as (name, before, after); None where it did not.
-    Without ``metric`` runs of a task are together. Runs that lack the metric come last.
+    ``retention`` is (name, before, after) of a metric on the base's old data; None if a run did not measure it. Without
+    ``metric``, runs are grouped by task. Runs that lack the metric come last.
 
     Raises:
         InputError: no run has ``metric``.
@@ -153,19 +153,19 @@ def _rank(row: dict) -> tuple[bool, float]:
 
 
 def verdict(name: str, before: float | None, after: float | None) -> str:
-    """``good`` or ``bad`` for a change of the metric ``name``; empty where it did not change or has no direction."""
+    """``good`` or ``bad`` for a change of the metric ``name``; empty if it did not change or has no direction."""
     if arrow(name) == " " or before is None or after is None or before == after:
         return ""
     return "good" if (after > before) == higher_is_better(name) else "bad"
 
 
 def shown_metric(value: float | None) -> str:
-    """A metric with four digits, or ``none``."""
+    """A metric with four significant digits, or ``none``."""
     return "none" if value is None else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:
-    """A time for people: ``42 s``, ``12 min``, ``3 h 05 min``."""
+    """A human-readable duration: ``42 s``, ``12 min``, ``3 h 05 min``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

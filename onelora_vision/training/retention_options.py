@@ -1,4 +1,4 @@
-"""The flags that have a run measure what the base still knows of its old data (`tasks.retention`)."""
+"""The flags for evaluating how well the base still works on its old data (`tasks.retention`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from onelora_vision.training.config import option
 
 
 class OldData(NamedTuple):
-    """What a script's datasets are, as far as the flags must know.
+    """What these flags need to know about a script's datasets.
 
     Attributes:
         task: of the script. builtin: the dataset that the task's embedded base was trained on.
-        folders: the dataset that ``--retention_dir`` alone means.
-        ignored_by: the flags that have no effect with a dataset, without ``train_`` and the like.
+        folders: the default dataset if only ``--retention_dir`` is set.
+        ignored_by: the flags that have no effect with a dataset, without prefixes such as ``train_``.
         needs_folder: whether a dataset needs its folder.
     """
 
@@ -26,24 +26,24 @@ class OldData(NamedTuple):
     needs_folder: Callable[[str], bool]
 
 
-# Flags of the data to train on that hold for the old data, too.
+# Flags of the training data that also apply to the old data.
 _SHARED = frozenset({"download", "image_column", "label_column", "cache_dir", "on_bad_image"})
 
 
 @dataclass(kw_only=True)
 class RetentionOptions:
-    """Whether retention is measured, and on what; a config that inherits them says of its datasets in ``old_data``."""
+    """Whether and on what to measure retention; configs that inherit this describe their datasets in ``old_data``."""
 
     group: ClassVar[str] = "evaluation"
     old_data: ClassVar[OldData]
 
     retention: bool = option(
         False,
-        "also measure, before and after, how well the base's own task on its old data still works",
+        "also evaluate the base's own task on its old data, before and after training",
         may_change=True,
     )
     retention_dataset: str | None = option(
-        None, "the base's old data, named as the data to train on (default: what an embedded base was trained on)",
+        None, "the base's old data, named like the training data (default: what the embedded base was trained on)",
         may_change=True,
     )  # fmt: skip
     retention_dir: str | None = option(None, "folder of the old data", may_change=True)
@@ -65,11 +65,11 @@ class RetentionOptions:
         if "data_dir" in self.old_data.ignored_by(name):
             self._refuse_ignored({"retention_dir"}, "retention_dataset", name)
         elif self.retention_dir is None and self.old_data.needs_folder(name):
-            raise InputError(f"--retention_dataset {name} needs --retention_dir: the folder that it is in")
+            raise InputError(f"--retention_dataset {name} needs --retention_dir: its folder")
 
     @property
     def is_base_embedded(self) -> bool:
-        """Whether the base comes with the package."""
+        """Whether the base is included in the package."""
         task = self.old_data.task
         own = embedded.resolve(task, embedded.name_of(task))
         return embedded.resolve(task, self.pretrained_model_name_or_path) == own
@@ -80,12 +80,12 @@ class RetentionOptions:
         if self.is_base_embedded:
             return self.old_data.builtin
         raise InputError(
-            f"--retention: what {self.pretrained_model_name_or_path} was trained on is not known here; give its old data "
+            f"--retention: the training data of {self.pretrained_model_name_or_path} is unknown; give its old data "
             "with --retention_dataset and --retention_dir"
         )
 
     def ignored_flags(self, ignored: frozenset[str]) -> frozenset[str]:
-        """Those of the flags that the data to train on ignores that the old data has no use for either."""
+        """Those flags in ``ignored``, which the training data ignores, that the old data ignores as well."""
         if not self.retention:
             return ignored
         return ignored - (_SHARED - self.old_data.ignored_by(self.retention_dataset))

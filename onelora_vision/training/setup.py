@@ -1,4 +1,4 @@
-"""How a training script starts: processes, signals, random generators, and its output folder."""
+"""Startup of a training script: processes, signals, random generators, and its output folder."""
 
 import contextlib
 import importlib.util
@@ -27,18 +27,18 @@ from onelora_vision.training.sharding import ONE_PROCESS
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _SLOW = ("measuring", "encoding", "decoding", "drawing")
-_NOTHING = "; start again with the same command, which takes what is in the cache already"
+_NOTHING = "; start again with the same command, which reuses what is already in the cache"
 RESUME = "resume with the same command and --resume_from_checkpoint latest"
 
 
 class Run:
-    """A training run: its config, its processes, its folder, and how it ends when it does not reach its end.
+    """A training run: its config, its processes, its folder, and how it reports a premature end.
 
     Attributes:
         config, accelerator: settings and processes.
         folder: the output folder, whose ``path`` is resolved.
         interruption: SIGTERM and SIGINT. resumes: whether it continues the run whose files are in its folder.
-        kept: what of the training is on disk already, in words; for the line that a failure ends with.
+        kept: what is already on disk, in words, for the message of a failure.
     """
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator, interruption: Interruption):
@@ -49,13 +49,13 @@ class Run:
 
     @contextlib.contextmanager
     def phase(self, doing: str) -> Iterator[None]:
-        """Name what the block does in the one line that it ends with if it fails or is stopped, with what is kept.
+        """Run a block; if it fails or is stopped, the one-line message says what it was ``doing`` and what is on disk.
 
-        What takes long is named when it begins, too.
+        Slow phases are also announced when they begin.
 
         Raises:
             Stopped: SIGTERM or SIGINT arrived.
-            InputError, TrainingError: as in the block, or for want of memory or disk space.
+            InputError, TrainingError: from the block, or because memory or disk space ran out.
         """
         if doing.startswith(_SLOW):
             self.accelerator.print(f"{doing} …", flush=True)
@@ -78,7 +78,7 @@ class Run:
             raise
 
     def save_adapter(self, task: Task, name: str, pictures: tuple[Path, ...] = ()) -> None:
-        """Let the task write its adapter, as it is now, into the folder ``name`` of the output folder."""
+        """Let the task write its current adapter to the folder ``name`` inside the output folder."""
         if self.accelerator.is_main_process:
             task.save(self.folder.path / name, pictures)
 
@@ -88,13 +88,13 @@ class Run:
 
 @contextlib.contextmanager
 def start_run(config: TrainingConfig) -> Iterator[Run]:
-    """Make the processes known to each other, take the output folder and seed the generators, for a block.
+    """Connect the processes, lock the output folder and seed the generators for the duration of a block.
 
-    A dry run touches no folder.
+    A dry run does not touch any folder.
 
     Raises:
-        InputError: the folder is in use, or holds another run or foreign files; the checkpoint to resume from does not
-            exist; or the setting of accelerate is one that checkpoints cannot be written under.
+        InputError: the folder is in use, or contains another run or foreign files; the checkpoint to resume from does
+            not exist; or checkpoints cannot be written under accelerate's settings.
     """
     with Interruption() as interruption:
         run = Run(config, _accelerator(config), interruption)
@@ -108,7 +108,7 @@ def start_run(config: TrainingConfig) -> Iterator[Run]:
         try:
             yield run
         except Stopped:
-            run.accelerator.end_training()  # the logs are written to their end
+            run.accelerator.end_training()  # flushes the logs
             raise
         finally:
             if run.accelerator.is_main_process:
@@ -118,9 +118,10 @@ def start_run(config: TrainingConfig) -> Iterator[Run]:
 
 @contextlib.contextmanager
 def naming_lost_workers(config: TrainingConfig) -> Iterator[None]:
-    """Turn the end of a process that loads data into a one-line `TrainingError`.
+    """Turn the death of a data worker into a one-line `TrainingError`.
 
-    The loader reports it as "DataLoader worker … exited", unless it is fetching a batch from that process just then.
+    The loader reports it as "DataLoader worker … exited", unless it is fetching a batch from that worker at that
+    moment.
     """
     try:
         yield
@@ -130,7 +131,8 @@ def naming_lost_workers(config: TrainingConfig) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0].rstrip(". ") if is_reported else "DataLoader worker exited unexpectedly"
         raise TrainingError(
-            f"{reason}, often for want of memory; try fewer than --dataloader_num_workers {config.dataloader_num_workers}"
+            f"{reason}, often because memory ran out; try fewer than --dataloader_num_workers "
+            f"{config.dataloader_num_workers}"
         ) from error
 
 
@@ -138,7 +140,7 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
     try:
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
-            # As a plugin: a plain number would lose to the environment variable that `accelerate launch` sets.
+            # As a plugin: the environment variable set by `accelerate launch` would override a plain number.
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 config.gradient_accumulation_steps, sync_with_dataloader=False
             ),
@@ -146,7 +148,7 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
             project_config=ProjectConfiguration(
                 project_dir=config.output_dir, logging_dir=str(Path(config.output_dir) / config.logging_dir)
             ),
-            # A trained part that a batch does not reach, as with a frozen branch, must not stop DDP.
+            # DDP must not fail if a batch does not reach some trained parameters, as with a frozen branch.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except (ValueError, ImportError) as error:
@@ -154,7 +156,7 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
     if accelerator.distributed_type in _SHARDED:
         raise InputError(
             f"{accelerator.distributed_type.value} shards the optimizer, which checkpoints here do not support; use "
-            "DDP (accelerate launch --multi_gpu), and --shard_base to share the frozen base among the processes"
+            "DDP (accelerate launch --multi_gpu), and --shard_base to shard the frozen base across the processes"
         )
     if config.shard_base and accelerator.num_processes == 1 and not config.dry_run:
         raise InputError(ONE_PROCESS)  # before the base is measured

@@ -1,7 +1,7 @@
-"""One copy of the frozen base among all processes: each keeps a part of every block, gathered while the block computes.
+"""One copy of the frozen base across all processes: each keeps a part of every block, gathered to compute the block.
 
-FSDP2 (``torch.distributed.fsdp.fully_shard``) holds the frozen weights alone. What is trained stays whole on every process
-and its gradients are DDP's, as without: optimizer, average, checkpoints and adapter files know nothing of it.
+FSDP2 (``torch.distributed.fsdp.fully_shard``) only manages the frozen weights. Trained parameters stay whole on every
+process, and DDP handles their gradients as usual: optimizer, average, checkpoints and adapter files are unaffected.
 """
 
 import contextlib
@@ -17,24 +17,24 @@ from torch.nn.parallel import DistributedDataParallel
 from onelora_vision.backbones.base import block_list, shared_copy
 from onelora_vision.errors import InputError
 
-ONE_PROCESS = "--shard_base shares the base among processes, and there is one: start several or leave it out"
+ONE_PROCESS = "--shard_base shards the base across processes, but there is only one: start several, or leave it out"
 
 
 def leave_frozen_to_us(model: nn.Module) -> None:
-    """Tell DDP, before it wraps ``model``, to hold no reference to frozen parameters, so that they can be freed."""
+    """Make DDP, before it wraps ``model``, hold no references to frozen parameters, so that they can be freed."""
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
 
 
 class ShardedBlocks:
-    """The blocks of ``model`` with their frozen weights shared out; ``model`` holds them from here on.
+    """The blocks of ``model`` with their frozen weights sharded; replaces the blocks in ``model``.
 
     Args:
-        model: with adapters in place; its largest list of alike modules is sharded, the rest stays whole.
-        accelerator: of at least two processes, all of which make this at the same time.
+        model: with adapters; its largest list of similar modules is sharded, the rest stays whole.
+        accelerator: with at least two processes, all of which must create this at the same time.
 
     Raises:
-        InputError: there is one process, or the model has no list of blocks.
+        InputError: there is only one process, or the model has no list of blocks.
     """
 
     def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
@@ -42,7 +42,7 @@ class ShardedBlocks:
         if accelerator.num_processes == 1:
             raise InputError(ONE_PROCESS)
         if name is None:
-            raise InputError("--shard_base: this model has no list of alike blocks to share out")
+            raise InputError("--shard_base: this model has no list of similar blocks to shard")
         self._list = model.get_submodule(name)
         trained = {parameter for parameter in self._list.parameters() if parameter.requires_grad}
         self._plain = [shared_copy(block) for block in self._list]
@@ -54,7 +54,7 @@ class ShardedBlocks:
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """Plain blocks with all weights inside the block, for forward passes that are not the same on every process."""
+        """Use plain blocks with all weights inside ``with``, for forward passes that differ between processes."""
         self.dissolve()
         try:
             yield
@@ -63,7 +63,7 @@ class ShardedBlocks:
             self._empty()
 
     def dissolve(self) -> None:
-        """Put plain blocks with all weights into the model."""
+        """Replace the blocks in the model by plain ones with all weights."""
         for plain, sharded in zip(self._plain, self._sharded):
             sharded.unshard()
             values = dict(sharded.named_parameters())
@@ -73,7 +73,7 @@ class ShardedBlocks:
         self._put(self._plain)
 
     def _empty(self) -> None:
-        """Leave the plain blocks, which are not in the model now, what is trained and no memory for the rest."""
+        """Free the frozen weights of the plain blocks while they are not in the model; trained parameters stay."""
         for module, key in ((module, key) for block in self._plain for _, module, key in _frozen(block)):
             empty = torch.empty_like(module._parameters[key], device="meta")
             module._parameters[key] = nn.Parameter(empty, requires_grad=False)
@@ -84,7 +84,7 @@ class ShardedBlocks:
 
 
 def _frozen(block: nn.Module) -> list[tuple[str, nn.Module, str]]:
-    """Where the frozen parameters are: full name, module, and the name that the module has for it."""
+    """The places of frozen parameters: full name, module, and the parameter's name in the module."""
     return [
         (f"{prefix}.{key}" if prefix else key, module, key)
         for prefix, module in block.named_modules()

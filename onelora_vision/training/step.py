@@ -1,4 +1,4 @@
-"""One optimizer step: the same whatever came before, and never taken with numbers gone wrong."""
+"""One optimizer step: reproducible from any starting point, and never applied with NaN or infinite gradients."""
 
 import math
 import time
@@ -27,7 +27,7 @@ MAX_SKIPPED_IN_A_ROW = 20
 class OptimizerStep:
     """Call it once per optimizer step; it advances ``state`` by one step.
 
-    The global generators (dropout) are seeded by (seed, step, batch, process), so the step needs no state of theirs.
+    The global generators (dropout) are seeded by (seed, step, batch, process), so their states need not be saved.
     """
 
     task: Task
@@ -38,7 +38,7 @@ class OptimizerStep:
     probed: bool = False
 
     def __post_init__(self):
-        # Once for all steps, for it looks through every module; a list, for a spent generator would clip nothing.
+        # Once for all steps, as it visits every module. A list, since an exhausted generator would clip nothing.
         self.trained = list(trained_parameters(self.state.model).values())
 
     def __call__(self, batches: Iterator[dict], sampler: TrainingBatchSampler) -> dict[str, float]:
@@ -77,9 +77,10 @@ class OptimizerStep:
         return metrics
 
     def _weighted(self, batches: Iterator[dict]) -> Iterator[tuple[dict, float]]:
-        """The step's batches, each with the factor that makes the mean of all batches one over all of the step's items.
+        """The step's batches, each with a factor that turns the mean over batches into one over all items of the step.
 
-        Where batches weigh the same, each is read when it is needed; else all of them are, and processes share the sum.
+        If all batches have equal weight, each is read when needed; otherwise all are read first and the processes sum
+        the weights.
         """
         count = self.config.gradient_accumulation_steps
         if type(self.task).weight is Task.weight:
@@ -101,7 +102,7 @@ class OptimizerStep:
         state = self.state
         state.optimizer.step()
         self.skipped_in_a_row = 0
-        if not state.optimizer.step_was_skipped:  # fp16's scaler skips a step whose gradients overflow
+        if not state.optimizer.step_was_skipped:  # fp16's scaler skips steps with overflowing gradients
             if state.allocation is not None:
                 state.allocation.after_step(state.progress.step)
             state.scheduler.step()
@@ -109,12 +110,12 @@ class OptimizerStep:
                 state.ema.update()
 
     def _is_usable(self, metrics: dict[str, float]) -> bool:
-        # Under fp16 an infinite gradient is how the loss scaler finds its scale, as long as that has room to sink.
+        # Under fp16, the loss scaler finds its scale by infinite gradients, as long as the scale can still decrease.
         sinking = self.state.scaler is not None and self.state.scaler.get_scale() > 1
         return math.isfinite(metrics["loss"]) and (math.isfinite(metrics["grad_norm"]) or sinking)
 
     def _stop_or_skip(self, metrics: dict[str, float], outputs: list[dict], names: list[list[str]]) -> None:
-        """Leave this step's gradients unused, or raise `TrainingError` with all that helps to find the cause."""
+        """Skip this step's gradients, or raise a `TrainingError` with everything that helps to find the cause."""
         self.state.progress.skipped_steps += 1
         self.skipped_in_a_row += 1
         if self.config.on_nan == "skip" and self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:

@@ -1,8 +1,8 @@
-"""One learning rate for layers whose sums differ in size: each b learns at the rate over the size of its layer's sums.
+"""One learning rate for layers whose sums differ in size: each b's rate is divided by the size of its layer's sums.
 
-b multiplies Σx, which grows with the layer's width and with what its inputs have in common, so that a step of b moves the
-output of one layer much further than that of another. At a rate divided by the rms of the sums it moves all of them alike,
-as if b were reparametrised by that constant under AdamW. What is trained and saved is b itself, as ever.
+b multiplies Σx, which grows with the layer's width and with what its inputs have in common, so equal steps of b move
+the outputs of some layers much further than those of others. Dividing the rate by the rms of the sums equalises this,
+as if b were reparametrised by that constant under AdamW. b itself is trained and saved as usual.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,18 @@ from onelora_vision.tuners.onelora.compression import compress
 from onelora_vision.tuners.onelora.layer import OneLoraLayer
 
 _NOTHING = 0.01
-"""Sums below this share of |x| are rounding errors, as behind a LayerNorm that leaves no mean, and count as |x|: AdamW takes
-steps of full size on any noise, and b would only grow."""
+"""Sums smaller than this fraction of |x| are rounding errors, as behind a LayerNorm that removes the mean, and count as
+|x|: AdamW takes full-size steps even on noise, and b would only grow."""
 
 
 @torch.no_grad()
 def rates_by_sums(task: Task, batch: dict, accelerator: Accelerator) -> dict[str, float]:
-    """Factor of the learning rate of each trained b, by the parameter's name: 1 / rms of its layer's sums in ``batch``.
+    """Learning rate factor of each trained b, by parameter name: 1 / rms of its layer's sums in ``batch``.
 
-    Padding, where ``batch["attention_mask"]`` (B, T) is 0, does not count in inputs of that shape, (B, T, k).
+    Padding, where ``batch["attention_mask"]`` (B, T) is 0, does not count for layer inputs of matching shape, (B, T,
+    k).
 
-    Every process brings a batch of its own and gets the same factors.
+    Each process passes its own batch, and all get the same factors.
 
     Raises:
         InputError: no b is trained.
@@ -56,12 +57,15 @@ def rates_by_sums(task: Task, batch: dict, accelerator: Accelerator) -> dict[str
     sums, inputs, tokens = accelerator.reduce(totals, "sum").T
     sizes, lengths = (sums / tokens).sqrt(), (inputs / tokens).sqrt()
     sizes = torch.where(sizes < _NOTHING * lengths, lengths, sizes)
-    # A layer that saw no token, or nothing but zeros, keeps the plain rate.
+    # A layer that saw no tokens, or only zeros, keeps the plain rate.
     return dict(zip(layers, torch.where(sizes > 0, 1 / sizes, 1.0).tolist()))
 
 
 def _adding_to(row: Tensor, adapter: str, mask: Tensor | None) -> Callable[[nn.Module, tuple], None]:
-    """A hook that adds squared sums (their mean, if there are several), squared inputs and tokens of a layer's input (..., k) to ``row``."""
+    """A hook that adds up a layer's squared sums, squared inputs and tokens, for inputs (..., k), in ``row``.
+
+    If there are several sums per token, their squares are averaged.
+    """
 
     def add(layer: OneLoraLayer, args: tuple) -> None:
         x = args[0].float()

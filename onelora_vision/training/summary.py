@@ -1,4 +1,4 @@
-"""What a training did, as the rest of the run reads it."""
+"""The outcome of training, for the rest of the run."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from onelora_vision.training.checkpoint import Progress
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a training did, over all its interruptions.
+    """The outcome of training, over all interruptions.
 
     Attributes:
-        steps, skipped_steps: optimizer steps done; of those, how many were skipped because of a NaN.
-        seconds, seconds_per_step: in steps only, without evaluations and checkpoints.
-        data_seconds_per_step: of these, what a step waited for its batches.
-        history: per step: loss, grad_norm, learning_rate and what else ``forward`` returned.
+        steps, skipped_steps: optimizer steps done, and how many of them were skipped because of a NaN.
+        seconds, seconds_per_step: time in steps only, without evaluations and checkpoints.
+        data_seconds_per_step: the part of it spent waiting for batches.
+        history: per step: loss, grad_norm, learning_rate and whatever else ``forward`` returned.
         evaluations: (step, metrics) of each evaluation during training.
         validation_losses: (step, loss) on the fixed validation samples; empty without any.
-        best_step, best_metric: of ``metric_for_best_model``, else None.
+        best_step, best_metric: by ``metric_for_best_model``, otherwise None.
     """
 
     steps: int

@@ -1,7 +1,7 @@
-"""The loss on fixed held-out samples during training: a curve without the noise of the batches.
+"""The loss on fixed held-out samples during training: a curve without batch noise.
 
-The samples, their noise and their timesteps are the same at each point and in each run, so the curve changes only with
-the model. The training does not depend on it: the generators keep their states, and the model its mode.
+The samples, their noise and their timesteps are the same at each point and in each run, so only the model changes the
+curve. It does not affect training: the generators keep their states, and the model its mode.
 """
 
 import math
@@ -21,19 +21,20 @@ from onelora_vision.training.evaluation import evaluating, with_average
 from onelora_vision.training.setup import Run
 from onelora_vision.training.trackers import log_metrics
 
-POINTS, FEWEST_POINTS = 20, 4  # of a curve in addition to its start, unless the config says otherwise
-SHARE = 0.03  # of the training's time that the curve may take
-STEP_COST = 1.75  # a step's time in forward passes of its samples, at least: 1.8 to 2.6 on the embedded jobs
-FEWEST, GOOD, MOST = 8, 16, 64  # samples of a point; there are fewer points before there are less than ``GOOD``
-MOST_BYTES = 256 << 20  # that the samples may take in memory
-_SEED = 7  # of the choice of samples: no run's
+POINTS, FEWEST_POINTS = 20, 4  # per curve, not counting its start, unless the config says otherwise
+SHARE = 0.03  # of the training time that the curve may take
+STEP_COST = 1.75  # lower bound of a step's time, in forward passes of its samples: 1.8 to 2.6 in the embedded jobs
+FEWEST, GOOD, MOST = 8, 16, 64  # samples per point; rather than use less than ``GOOD``, there are fewer points
+MOST_BYTES = 256 << 20  # of memory for the samples
+_SEED = 7  # for choosing samples, independent of the run's seed
 
 
 def plan(config: TrainingConfig, steps: int) -> tuple[int, int]:
-    """Steps between two points of the curve, and how many samples each is of; 0 steps: there is no curve.
+    """Steps between two points of the curve, and the number of samples per point; 0 steps: no curve.
 
-    Points and samples are as many as fit into `SHARE` of the time that ``steps`` steps take, but for runs of a few hundred
-    training samples, in which `FEWEST_POINTS` points of `FEWEST` samples take seconds at most.
+    Uses as many points and samples as fit into `SHARE` of the time of ``steps`` steps, but never less than
+    `FEWEST_POINTS` points with `FEWEST` samples, which take seconds at most in runs with a few hundred training
+    samples.
     """
     budget = SHARE * STEP_COST * steps * config.train_batch_size * config.gradient_accumulation_steps
     every = config.validation_loss_steps
@@ -46,10 +47,10 @@ def plan(config: TrainingConfig, steps: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class WatchedSamples:
-    """What a validation loss is measured on.
+    """Samples for measuring a validation loss.
 
     Attributes:
-        dataset: samples without augmentation. held_out: whether they are not trained on.
+        dataset: samples without augmentation. held_out: whether they are not used for training.
     """
 
     dataset: Dataset
@@ -58,12 +59,12 @@ class WatchedSamples:
 
 @dataclass
 class ValidationLoss:
-    """Adds points to the curve of ``state.progress``: call `run_if_due` before each step and after the last.
+    """Adds points to the curve of ``state.progress``: call `run_if_due` before each step and after the last one.
 
-    All processes do the same work on the same samples, so they stay in step without a message.
+    All processes do the same work on the same samples, so they stay in sync without communication.
 
     Attributes:
-        watched: None: there is no curve.
+        watched: None for no curve.
         steps: of the whole run.
     """
 
@@ -75,7 +76,7 @@ class ValidationLoss:
     _batches: list[dict] = field(default_factory=list)
 
     def run_if_due(self, is_over: bool = False) -> None:
-        """Measure the loss where the step is due, or the training is over, unless this step has been measured."""
+        """Measure the loss if it is due at this step or training is over, unless it has been measured at this step."""
         progress = self.state.progress
         every, count = plan(self.run.config, self.steps)
         if not (every and self.watched and len(self.watched.dataset)) or not (is_over or progress.step % every == 0):
@@ -83,7 +84,7 @@ class ValidationLoss:
         curve = progress.validation_losses
         if curve and curve[-1][0] == progress.step:
             return
-        # A run that is resumed with other steps or batches measures on the samples that it began with.
+        # If resumed with other steps or batch sizes, a run keeps measuring on the samples that it started with.
         progress.validation_samples = progress.validation_samples or min(count, len(self.watched.dataset))
         loss = self._measure()
         curve.append((progress.step, loss))

@@ -1,9 +1,9 @@
-"""PEFT methods of this package. They register in PEFT when PEFT is imported, see `onelora_vision.registration`."""
+"""This package's PEFT methods. They register with PEFT when PEFT is imported, see `onelora_vision.registration`."""
 
 import importlib
 from typing import TYPE_CHECKING
 
-import peft  # noqa: F401 - first of all: it has our methods registered, which imports the modules of this folder
+import peft  # noqa: F401 - must come first: it registers our methods, which imports the modules of this folder
 
 if TYPE_CHECKING:
     from onelora_vision.tuners.checks import check_load_result, probe_gradients

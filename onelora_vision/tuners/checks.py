@@ -11,13 +11,14 @@ from onelora_vision.errors import InputError, listed
 
 
 def probe_gradients(model: nn.Module) -> None:
-    """Refuse adapted layers that the model's forward does not go through; call it once after the first backward.
+    """Refuse adapted layers that the model's forward pass skips; call it once after the first backward pass.
 
-    Some hosts have layers that they never call, or whose weights alone they read: an adapter's parameters then train
-    nothing, in silence. Only a missing gradient counts: a zero one is legitimate (behind a closed gate).
+    Some hosts have layers that they never call, or of which they only read the weights. The parameters of an adapter on
+    such a layer would silently train nothing. Only a missing gradient counts: a zero gradient is legitimate (behind a
+    closed gate).
 
     Raises:
-        InputError: lists the layers none of whose trainable parameters has a gradient.
+        InputError: lists the layers where no trainable parameter has a gradient.
     """
     dead = []
     for name, module in model.named_modules():
@@ -33,13 +34,13 @@ def probe_gradients(model: nn.Module) -> None:
 
 
 def check_load_result(result: Any) -> None:
-    """Refuse the outcome of a load that did not fit: ``result`` has ``missing_keys`` and ``unexpected_keys``.
+    """Refuse a load that did not fit the model: ``result`` has ``missing_keys`` and ``unexpected_keys``.
 
-    PEFT's own loading of our methods raises by itself; transformers' ``model.load_adapter`` only logs, and counts
-    among the missing what merely has the adapter's name in its own: only keys of adapters are looked at.
+    PEFT's own loading raises for our methods. transformers' ``model.load_adapter`` only logs, and reports as missing
+    every key that contains the adapter's name, so only adapter keys are checked here.
 
     Raises:
-        InputError: names the keys.
+        InputError: lists the keys.
     """
     prefixes = tuple(f".{prefix}" for prefix in PEFT_TYPE_TO_PREFIX_MAPPING.values()) + (".modules_to_save.",)
     missing = [key for key in result.missing_keys if any(prefix in key for prefix in prefixes)]
@@ -50,7 +51,7 @@ def check_keys(missing: Collection[str], unexpected: Collection[str]) -> None:
     """Refuse an adapter file that does not fit.
 
     Raises:
-        InputError: a key is missing or unexpected; PEFT alone would leave the base untouched without a word.
+        InputError: a key is missing or unexpected. PEFT alone would silently leave the base unchanged.
     """
     problems = []
     if missing:

@@ -1,4 +1,4 @@
-"""What the configs of our methods share: the fields that name modules, and checks of their values."""
+"""Shared by the configs of our methods: the fields that name modules, and checks of their values."""
 
 from dataclasses import dataclass, field
 
@@ -9,18 +9,18 @@ from onelora_vision.errors import InputError, nearest
 
 @dataclass
 class TargetedConfig(PeftConfig):
-    """A PEFT config of a method for linear layers.
+    """Base class of PEFT configs for methods that adapt linear layers.
 
     Args:
-        target_modules: module names (as PEFT matches them: in full, or the end of a dotted name), a regular expression
-            for the full name, or ``"all-linear"``. Only linear layers.
-        exclude_modules: names or expression of modules to leave alone.
-        layers_to_transform: numbers of the layers to adapt, with ``target_modules`` as a list.
+        target_modules: module names (matched as in PEFT: the full name, or the end of a dotted name), a regular
+            expression for the full name, or ``"all-linear"``. Linear layers only.
+        exclude_modules: names of the modules to leave unchanged, or a regular expression for them.
+        layers_to_transform: indices of the layers to adapt; requires ``target_modules`` to be a list.
         layers_pattern: name of the list that holds these layers (``blocks``).
-        modules_to_save: modules trained and saved whole: a full name, or the end of a dotted name.
+        modules_to_save: modules to train and save whole: a full name, or the end of a dotted name.
 
     Raises:
-        InputError: (a ValueError) a value is not possible; the message names field and value.
+        InputError: (a ValueError) a value is invalid; the message names the field and the value.
     """
 
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Linear layers to adapt."})
@@ -35,13 +35,13 @@ class TargetedConfig(PeftConfig):
 
 
 def check_choice(name: str, value: object, choices: tuple) -> None:
-    """Refuse a ``value`` of field ``name`` that is not one of ``choices``."""
+    """Refuse a ``value`` of the field ``name`` that is not in ``choices``."""
     if value not in choices:
         raise InputError(f"{name}={value!r} is not possible{nearest(str(value), choices, 'value')}")
 
 
 def check_targets(config: PeftConfig) -> None:
-    """Refuse target fields of a wrong type or in contradiction; make a list of targets a set, as PEFT does."""
+    """Refuse target fields with wrong types or in contradiction; convert lists of targets to sets, as PEFT does."""
     for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
         value = getattr(config, name)
         is_names = isinstance(value, (list, tuple, set)) and all(isinstance(v, str) and v for v in value)

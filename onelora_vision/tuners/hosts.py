@@ -1,7 +1,7 @@
 """Which layers of a host model can be adapted, trained whole, and merged into.
 
-Each of these questions has one table of reasons against it. A reason is a test, which returns what it found at a place of
-the model (or nothing), and the message for the places where it found something.
+Each question has a table of reasons against it. A reason is a test, which returns what it found at a place in the model
+(or an empty string), and the error message for the places where it found something.
 """
 
 from collections import defaultdict
@@ -26,8 +26,8 @@ class Place:
         name: full name in the model.
         module: the model's own module, inside any adapters and wrappers.
         parent: the module that holds it.
-        twins: full names of the other places of the same module.
-        tied: full names of the other parameters that are the same tensor as its weight or its bias.
+        twins: full names of the other places where the same module is registered.
+        tied: full names of other parameters that share a tensor with its weight or bias.
     """
 
     name: str
@@ -59,7 +59,7 @@ def _is_quantised(place: Place) -> str:
 
 
 def _holds_computed_tensors(place: Place) -> str:
-    """Old-style weight_norm and pruning leave tensors with a history on the module, which cannot be copied."""
+    """Old-style weight_norm and pruning leave non-leaf tensors on the module, which cannot be copied."""
     tensors = (value for module in place.module.modules() for value in vars(module).values())
     return listed({type(t).__name__ for t in tensors if isinstance(t, Tensor) and not t.is_leaf})
 
@@ -69,7 +69,7 @@ def _has_unusable_weight(place: Place) -> str:
 
 
 def _lacks_values(place: Place) -> str:
-    return "" if _is_offloaded(place.module) else _missing(place.module)  # PEFT brings offloaded ones in to merge
+    return "" if _is_offloaded(place.module) else _missing(place.module)  # PEFT loads offloaded weights to merge them
 
 
 def _has_computed_bias(place: Place) -> str:
@@ -79,7 +79,7 @@ def _has_computed_bias(place: Place) -> str:
 
 @torch.no_grad()
 def _computes_more(place: Place) -> str:
-    """A Linear of a class with its own ``forward`` is tried on two inputs; timm's, for one, computes ``W x + bias``."""
+    """Test a Linear subclass with its own ``forward`` on two inputs; timm's, for one, still computes ``W x + bias``."""
     layer, kind = place.module, type(place.module)
     if kind.forward is nn.Linear.forward or layer.weight.is_meta:
         return ""
@@ -158,7 +158,7 @@ _AGAINST_MERGING: tuple[Reason, ...] = (
 
 
 def check_adaptable(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuse to put an adapter on one of the modules ``names`` if the model would not compute with it correctly.
+    """Refuse to adapt one of the modules ``names`` if the adapted model would not compute correctly.
 
     Raises:
         InputError: names the modules and the reason.
@@ -173,7 +173,7 @@ def adaptable_linears(model: nn.Module) -> list[str]:
 
 
 def check_trainable_whole(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuse to train one of the modules ``names`` as a whole if the trained copy would not work in its place.
+    """Refuse to train one of the modules ``names`` whole if its trained copy would not work in its place.
 
     Raises:
         InputError: names the modules and the reason.
@@ -182,7 +182,7 @@ def check_trainable_whole(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def check_mergeable(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuse to merge into the layers ``names`` if the merged model would not compute the same.
+    """Refuse to merge into the layers ``names`` if the merged model's outputs would differ.
 
     Raises:
         InputError: names the layers and the reason.
@@ -191,7 +191,7 @@ def check_mergeable(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def check_layer_mergeable(name: str, layer: nn.Module) -> None:
-    """`check_mergeable` for a layer alone, for which other places of the model do not matter.
+    """`check_mergeable` for a single layer, ignoring the rest of the model.
 
     Raises:
         InputError: gives the reason.
@@ -207,7 +207,7 @@ def _refuse(places: Collection[Place], reasons: Iterable[Reason]) -> None:
 
 
 def weight_problem(layer: nn.Module) -> str:
-    """Why the values of a Linear layer's weight cannot be read now, with advice; "" if they can."""
+    """Why the weight of a Linear layer cannot be read now, with advice; "" if it can."""
     return _unusable(layer) or _missing(layer)
 
 
@@ -232,7 +232,7 @@ def _missing(layer: nn.Module) -> str:
 
 
 def _quantised_kind(tensor: Tensor) -> str:
-    """What a tensor is if not a plain floating-point one of at least 16 bits, as "Int8Params of int8"; else ""."""
+    """What a tensor is ("Int8Params of int8") if it is not a plain floating-point one of at least 16 bits; else ""."""
     is_plain = type(tensor) in (Tensor, nn.Parameter)
     if is_plain and tensor.is_floating_point() and tensor.element_size() >= 2:
         return ""
@@ -241,9 +241,10 @@ def _quantised_kind(tensor: Tensor) -> str:
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """Whether ``module`` computes just ``F.linear(x, weight, bias)``, so that its tensors may be used directly.
+    """Whether ``module`` just computes ``F.linear(x, weight, bias)``, so that its tensors can be used directly.
 
-    Not so for quantised, sharded or computed weights, layers with hooks (offloading, FSDP2), and other methods' adapters.
+    False for quantised, sharded or computed weights, layers with hooks (offloading, FSDP2), and other methods'
+    adapters.
     """
     return (
         type(module).forward is nn.Linear.forward
@@ -257,7 +258,7 @@ def is_plain_linear(module: nn.Module) -> bool:
 
 
 def device_of(layer: nn.Module) -> torch.device:
-    """The device that a layer computes on: that of its tensors, or where accelerate moves them for each call."""
+    """The device that a layer computes on: its tensors' device, or the one accelerate moves them to for each call."""
     if _is_offloaded(layer) and layer._hf_hook.execution_device is not None:
         return torch.device(layer._hf_hook.execution_device)
     tensors = [*layer.parameters(recurse=False), *layer.parameters(), *layer.buffers()]
@@ -265,12 +266,12 @@ def device_of(layer: nn.Module) -> torch.device:
 
 
 def is_empty(layer: nn.Module) -> bool:
-    """Whether the layer was made on the meta device and has not been loaded yet."""
+    """Whether the layer was created on the meta device and has not been loaded yet."""
     return device_of(layer).type == "meta"
 
 
 def _is_offloaded(layer: nn.Module) -> bool:
-    """Whether accelerate brings the layer's tensors in for each call; until then they are on the meta device."""
+    """Whether accelerate loads the layer's tensors for each call; between calls they are on the meta device."""
     return bool(getattr(getattr(layer, "_hf_hook", None), "offload", False))
 
 
@@ -299,7 +300,7 @@ def _places(model: nn.Module, names: Iterable[str]) -> list[Place]:
 
 
 def _by_identity(model: nn.Module, kind: str) -> Mapping[int, list[str]]:
-    """Full names of the places of each module or parameter; a module that holds it in two places counts once."""
+    """Full names of all places of each module or parameter; a parent that is itself in two places counts once."""
     found = defaultdict(list)
     for path, module in model.named_modules():
         for key, held in getattr(module, kind).items():

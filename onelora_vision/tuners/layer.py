@@ -1,4 +1,4 @@
-"""An adapted linear layer: exact merging and unmerging, weights of adapters, mixed batches."""
+"""An adapted linear layer: exact merging and unmerging, adapter weights, mixed batches."""
 
 from abc import abstractmethod
 
@@ -16,9 +16,9 @@ BASE_ADAPTER = "__base__"  # PEFT's name for "no adapter" in a mixed batch
 class LinearAdapter(nn.Module, BaseTunerLayer):
     """An adapted linear layer: the frozen ``base_layer`` and, by adapter name, parameters in `VectorDict`s.
 
-    A subclass says which parameters an adapter has, how they change the output (`forward_adapted`, `forward_mixed`)
-    and what they make of the base's weight and bias (`merged_tensors`). An adapter's contribution is scaled by
-    ``scaling[adapter]``; ``r`` is there because diffusers reads it.
+    Subclasses define the parameters of an adapter, how they change the output (`forward_adapted`, `forward_mixed`) and
+    how they merge into the base's weight and bias (`merged_tensors`). An adapter's contribution is scaled by
+    ``scaling[adapter]``; ``r`` exists because diffusers reads it.
     """
 
     other_param_names = ("scaling", "r")
@@ -38,7 +38,7 @@ class LinearAdapter(nn.Module, BaseTunerLayer):
 
     @classmethod
     def check_config(cls, name: str, layer: nn.Module, config: PeftConfig) -> None:
-        """Refuse a Linear ``layer`` that this method cannot adapt with ``config``; asked before any layer changes.
+        """Refuse a Linear ``layer`` that this method cannot adapt with ``config``; called before any layer changes.
 
         Raises:
             InputError: names the layer and the reason.
@@ -51,7 +51,7 @@ class LinearAdapter(nn.Module, BaseTunerLayer):
 
     @property
     def frozen_weight(self) -> torch.Tensor:
-        """The base's weight without the adapters that are merged into it now."""
+        """The base's weight without the adapters that are currently merged into it."""
         return self.get_base_layer().weight if self._unmerged is None else self._unmerged[0]
 
     @abstractmethod
@@ -60,7 +60,7 @@ class LinearAdapter(nn.Module, BaseTunerLayer):
 
     @abstractmethod
     def forward_mixed(self, x: torch.Tensor, names: list[str]) -> torch.Tensor:
-        """Output for input (batch, ..., in_features), where sample i goes through adapter ``names[i]``."""
+        """Output for input (batch, ..., in_features), where sample i uses adapter ``names[i]``."""
 
     @abstractmethod
     def merged_tensors(
@@ -69,7 +69,7 @@ class LinearAdapter(nn.Module, BaseTunerLayer):
         """New weight (out_features, in_features) and bias (out_features,) or None with ``names`` merged."""
 
     def forward(self, x: torch.Tensor, adapter_names: list[str] | None = None) -> torch.Tensor:
-        """Apply the base layer and the active adapters; ``adapter_names`` gives one adapter per sample instead."""
+        """Apply the base layer and the active adapters, or the adapters ``adapter_names``, one per sample."""
         if self.disable_adapters:
             if self.merged:
                 self.unmerge()
@@ -89,18 +89,18 @@ class LinearAdapter(nn.Module, BaseTunerLayer):
             raise InputError(f"{self.module_name}: {len(names)} adapter_names for an input of {len(x)} samples")
 
     def adapters_to_merge(self, adapter_names: list[str] | None = None) -> list[str]:
-        """Those of ``adapter_names`` (by default the active ones) that this layer has and that are not merged yet."""
+        """Those of ``adapter_names`` (default: the active ones) that this layer has and that are not merged yet."""
         names = self.active_adapters if adapter_names is None else adapter_names
         return [name for name in names if name in self.scaling and name not in self.merged_adapters]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Give the base layer merged parameters of its own; `unmerge` puts the original ones back, exact to the bit.
+        """Give the base layer its own merged parameters; `unmerge` restores the original ones bit for bit.
 
-        Parameters that are tied to this layer's stay as they are.
+        Parameters tied to this layer's are not changed.
 
         Args:
-            safe_merge: refuse, with nothing changed, if a merged value would be NaN or infinite.
-            adapter_names: adapters to merge, all active ones by default. They compose with those merged before.
+            safe_merge: raise and change nothing if a merged value would be NaN or infinite.
+            adapter_names: adapters to merge; default: all active ones. They compose with adapters merged earlier.
 
         Raises:
             InputError: the base layer cannot be merged into, or ``safe_merge`` found a value that is not finite.
@@ -119,7 +119,7 @@ class LinearAdapter(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def merged_with(self, names: list[str], safe_merge: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight and bias with ``names`` merged in addition to those merged already; nothing changes.
+        """Weight and bias with ``names`` merged in addition to those already merged; changes nothing.
 
         Raises:
             InputError: ``safe_merge`` found a value that is not finite.
@@ -133,7 +133,7 @@ class LinearAdapter(nn.Module, BaseTunerLayer):
         return merged
 
     def unmerge(self) -> None:
-        """Put the parameters from before the first `merge` back."""
+        """Restore the parameters from before the first `merge`."""
         if self._unmerged is None:
             return
         linear = self.get_base_layer()
@@ -147,7 +147,7 @@ class LinearAdapter(nn.Module, BaseTunerLayer):
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """The plain layer, with the adapters merged or as it was before; PEFT's (merge_and_)unload calls this."""
+        """The plain layer, merged or in its original state; called by PEFT's (merge_and_)unload."""
         if merge:
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         else:
@@ -156,7 +156,7 @@ class LinearAdapter(nn.Module, BaseTunerLayer):
         return self.get_base_layer()
 
     def set_scale(self, adapter: str, scale: float) -> None:
-        """Weight the contribution of ``adapter`` by ``scale`` (1 as trained)."""
+        """Scale the contribution of ``adapter`` by ``scale`` (1: as trained)."""
         if adapter in self.scaling:
             self.scaling[adapter] = float(scale)
 
@@ -166,12 +166,12 @@ class LinearAdapter(nn.Module, BaseTunerLayer):
             self.set_scale(name, self.scaling.get(name, 1.0) * scale)
 
     def unscale_layer(self, scale: float | None = None) -> None:
-        """Undo `scale_layer(scale)`; without ``scale`` back to 1."""
+        """Undo `scale_layer(scale)`; without ``scale``, reset to 1."""
         for name in self.active_adapters:
             self.set_scale(name, 1.0 if scale is None else self.scaling.get(name, 1.0) / scale)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """PEFT casts adapters to the base's dtype here; ours move only, and never end below fp32."""
+        """PEFT casts adapters to the base's dtype here. Ours only move, and never drop below fp32."""
         device = device or self.device
         for attribute in self.adapter_layer_names:
             getattr(self, attribute).move(adapter_name, device)

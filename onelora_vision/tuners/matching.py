@@ -1,8 +1,9 @@
-"""Which modules a PEFT config means, by PEFT's rules, in a time that no expression can stretch.
+"""Which modules a PEFT config targets, by PEFT's rules but in bounded time.
 
-The config of an adapter file is anyone's, and Python's ``re``, which PEFT uses, takes for ever on some short expressions.
-RE2 reads each character of a name once, whatever the expression; what it does not know (lookaround, references back) is
-refused. `Targets` answers for one config; `resolve` rewrites a config so that PEFT only sees the names that it means.
+An adapter file's config may come from anyone, and some short expressions take Python's ``re``, which PEFT uses,
+forever. RE2 reads each character of a name once for any expression; syntax that it does not support (lookaround,
+backreferences) is refused. `Targets` answers for one config; `resolve` rewrites a config so that PEFT only sees the
+matching names.
 """
 
 import re
@@ -19,8 +20,8 @@ from onelora_vision.errors import InputError, one_line
 MAX_EXPRESSION = 20_000  # characters, in all the expressions of a field
 MAX_NAMES = 4096  # entries in a list of names
 MAX_VALUES = 256  # different numbers in rank_pattern or alpha_pattern
-_MAX_PROGRAM = 20_000  # RE2's instructions; the time for a character is at most in proportion
-_MAX_LAYERS_PROGRAM = 1000  # where a group is read, RE2 has only its slower method
+_MAX_PROGRAM = 20_000  # RE2 instructions; the time per character is at most proportional to their number
+_MAX_LAYERS_PROGRAM = 1000  # RE2 can read groups only with its slower method
 _NAME = re.compile(r"[\w\-]+(?:\.[\w\-]+)*")
 
 
@@ -30,15 +31,15 @@ def _options(memory: int) -> re2.Options:
     return options
 
 
-_OPTIONS = _options(64 << 20)  # beyond this RE2 falls back to a method that is 50 times slower
+_OPTIONS = _options(64 << 20)  # with less, RE2 falls back to a method that is 50 times slower
 _LAYERS_OPTIONS = _options(1 << 20)
 
 
 class Expressions:
-    """Expressions of a file, tried at once on whole names.
+    """Expressions from a file, all matched at once against whole names.
 
     Raises:
-        InputError: one of them is not an expression, is too long, or has what RE2 does not know.
+        InputError: one is not a valid expression, is too long, or uses syntax that RE2 does not support.
     """
 
     def __init__(self, patterns: Sequence[str], what: str, frame: str = "{}"):
@@ -53,7 +54,7 @@ class Expressions:
         self._set.Compile()
 
     def first(self, name: str) -> int | None:
-        """The number of the first expression that matches."""
+        """The index of the first expression that matches."""
         return min(self._set.Match(name) or [], default=None)
 
 
@@ -70,7 +71,7 @@ def _check_programs(patterns: Sequence[str], framed: Sequence[str], what: str, l
                 "an expression without lookaround and references back"
             ) from error
         if size > limit:
-            re2.purge()  # else the library keeps it
+            re2.purge()  # otherwise the library caches it
             raise InputError(f"{what}: the expression {shown} is too large; give module names")
 
 
@@ -80,10 +81,10 @@ _FIRST_NUMBER = r".*?\.[^.]*\.(?P<idx>\d+)\."
 
 
 class Targets:
-    """Which modules a config means, those in ``modules_to_save`` aside: PEFT's `check_target_module_exists` with RE2.
+    """Which modules a config targets, ignoring ``modules_to_save``: PEFT's `check_target_module_exists` with RE2.
 
     Raises:
-        InputError: an expression is wrong (see `Expressions`).
+        InputError: an expression is invalid (see `Expressions`).
     """
 
     def __init__(self, config: PeftConfig):
@@ -94,7 +95,7 @@ class Targets:
         self._layers_patterns = layers_expressions(getattr(config, "layers_pattern", None)) if self._layers else []
 
     def check(self, name: str) -> bool | _ExcludedModule:
-        """Whether the module of this full name is meant; PEFT's false object where it was taken out."""
+        """Whether the module with this full name is targeted; for an excluded one, PEFT's falsy marker object."""
         if name in self._excluded:
             return _ExcludedModule()
         if not self._layers or self._targets.is_expression or self._targets.has_exactly(name):
@@ -102,7 +103,7 @@ class Targets:
         return name in self._targets and self._layer_of(name) in self._layers
 
     def is_excluded(self, name: str) -> bool:
-        """Whether the config leaves the module out by name."""
+        """Whether ``exclude_modules`` matches the module."""
         return name in self._excluded
 
     def _layer_of(self, name: str) -> int | None:
@@ -112,7 +113,7 @@ class Targets:
 
 
 class _Names:
-    """Names that also mean every longer name that ends with them, or one expression for whole names."""
+    """A set of names, which also match every longer dotted name that ends with one of them, or one expression."""
 
     def __init__(self, value: str | Iterable[str] | None, what: str):
         self.is_expression = isinstance(value, str) and bool(value)
@@ -129,14 +130,14 @@ class _Names:
 
 
 def ends_of(name: str) -> Iterator[str]:
-    """A dotted name and what is left of it as parts are taken off its start."""
+    """A dotted name, followed by what remains as parts are removed from its start."""
     while name:
         yield name
         name = name.partition(".")[2]
 
 
 def layers_expressions(value: str | Sequence[str] | None) -> list:
-    """The expressions of ``layers_pattern``, each with a group ``idx`` for the number of the layer.
+    """The expressions of ``layers_pattern``, each with a group ``idx`` for the layer's index.
 
     Raises:
         InputError: see `Expressions`.
@@ -149,10 +150,10 @@ def layers_expressions(value: str | Sequence[str] | None) -> list:
 
 
 def check_fields(record: dict, where: str) -> None:
-    """Refuse fields of an adapter file's config that name modules in another way than by bounded names and expressions.
+    """Refuse config fields in an adapter file that name modules other than by bounded names and expressions.
 
     Raises:
-        InputError: the line names the field.
+        InputError: the message names the field.
     """
     for field in ("target_modules", "exclude_modules", "layers_pattern"):
         value = record.get(field)
@@ -180,7 +181,7 @@ def _check_names(names: object, what: str, is_plain: bool) -> None:
     if len(names) > MAX_NAMES:
         raise InputError(f"{what} lists {len(names):,} names, more than {MAX_NAMES:,}")
     odd = next((name for name in names if is_plain and not (len(name) < 512 and _NAME.fullmatch(name))), None)
-    if odd is not None:  # PEFT would take it for an expression
+    if odd is not None:  # PEFT would treat it as an expression
         raise InputError(f"{what}: {one_line(repr(odd), 60)} is not a module name")
 
 
@@ -195,14 +196,14 @@ def _check_numbers(patterns: object, kinds: type | tuple, what: str) -> None:
 
 
 def resolve(config: PeftConfig, names: Sequence[str], where: str) -> PeftConfig:
-    """``config``, changed so that it means the same of ``names`` in plain names, which PEFT can match safely.
+    """``config``, changed to target the same of ``names`` by plain names, which PEFT can match safely.
 
     Args:
         names: full names of a model's own modules.
         where: the file, for messages.
 
     Raises:
-        InputError: it means none of them, or an expression is wrong.
+        InputError: it matches none of them, or an expression is invalid.
     """
     targets, given = Targets(config), config.target_modules
     if given is None or given == DUMMY_TARGET_MODULES or str(given).lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND:
@@ -224,10 +225,10 @@ def resolve(config: PeftConfig, names: Sequence[str], where: str) -> PeftConfig:
 
 
 def resolve_whole(config: PeftConfig, names: Sequence[str]) -> PeftConfig:
-    """``config`` with ``modules_to_save`` as full names among ``names``; PEFT itself takes them for expressions.
+    """``config`` with ``modules_to_save`` as full names from ``names``; PEFT itself treats entries as expressions.
 
     Raises:
-        InputError: more modules than PEFT compares with all others in a bearable time.
+        InputError: so many modules that PEFT, which compares each with all others, would take too long.
     """
     saved = _Names(config.modules_to_save, "modules_to_save")
     found = [name for name in names if name in saved]
@@ -242,7 +243,7 @@ def shown_targets(targets: str | Iterable[str]) -> str:
 
 
 def _by_name(patterns: dict[str, float], names: Sequence[str], what: str) -> dict[str, float]:
-    """The same numbers for ``names``, under one expression for each number, which matches these names and no others."""
+    """The same numbers for ``names``: one expression per number, which matches only these names."""
     expressions, values = Expressions(list(patterns), what, _RANK_FRAME), list(patterns.values())
     by_value: dict[float, list[str]] = {}
     for name in names:
@@ -253,9 +254,9 @@ def _by_name(patterns: dict[str, float], names: Sequence[str], what: str) -> dic
 
 
 def exact_pattern(names: Iterable[str]) -> str:
-    """A regular expression that matches exactly ``names``; PEFT would match list entries as ends of longer names, too.
+    """A regular expression that matches exactly ``names``; PEFT would also match list entries as ends of longer names.
 
-    Layers that are alike are folded: ``blocks\\.(?:0|1)\\.(?:attn\\.qkv|mlp\\.fc1)``.
+    Similar layers are folded: ``blocks\\.(?:0|1)\\.(?:attn\\.qkv|mlp\\.fc1)``.
     """
     plain: list[str] = []
     numbered: dict[str, dict[str, list[str]]] = {}  # part before the first number -> number -> parts after it

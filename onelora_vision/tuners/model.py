@@ -1,7 +1,7 @@
 """A tuner that is strict where PEFT is silent.
 
-PEFT matches ``modules_to_save`` by the letters a name ends with, says nothing when the keys of an adapter file do not
-match, and changes layers before it has looked at all of them.
+PEFT matches ``modules_to_save`` as suffixes of names, ignores adapter file keys that do not match, and changes layers
+before it has checked all of them.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ from onelora_vision.tuners.whole import WholeModule
 
 
 class StrictTuner(BaseTuner):
-    """A PEFT tuner that takes names exactly and refuses what does not fit.
+    """A PEFT tuner that matches names exactly and refuses what does not fit.
 
-    * ``modules_to_save``: a full module name means that module alone; otherwise every module whose dotted name ends
+    * ``modules_to_save``: a full module name means only that module; otherwise every module whose dotted name ends
       with it. Names that match nothing are an error.
     * ``target_modules``: every entry of a list must match, and only linear layers; errors name the modules.
-    * An adapter file must have exactly the keys that the config asks for.
-    * Mixed batches (``adapter_names=``) work for every layer and every wholly trained module.
+    * An adapter file must have exactly the keys that the config requires.
+    * Mixed batches (``adapter_names=``) work for every layer and every fully trained module.
     """
 
-    #: Unlike PEFT's tuners, of which some leave ``adapter_names`` unread.
+    #: Some of PEFT's tuners ignore ``adapter_names``.
     takes_mixed_batches = True
     target_module_mapping: dict[str, list[str]] = {}
-    _targets: Targets | None = None  # of the config that is being injected
+    _targets: Targets | None = None  # of the config being injected
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         if peft_config.target_modules is None:
@@ -48,7 +48,7 @@ class StrictTuner(BaseTuner):
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, state_dict: dict | None = None, **kwargs: Any
     ) -> None:
-        """PEFT's injection, with ``modules_to_save`` matched by us and everything checked before a layer changes."""
+        """PEFT's injection, but we match ``modules_to_save`` and check everything before any layer changes."""
         config = self.peft_config[adapter_name]
         modules_to_save = config.modules_to_save
         try:
@@ -59,7 +59,7 @@ class StrictTuner(BaseTuner):
             config.modules_to_save = None
             super().inject_adapter(model, adapter_name, *args, state_dict=state_dict, **kwargs)
         except Exception:
-            self.peft_config.pop(adapter_name, None)  # PEFT enters it beforehand, for a second adapter in the model
+            self.peft_config.pop(adapter_name, None)  # for a second adapter in the model, PEFT adds it beforehand
             raise
         finally:
             config.modules_to_save, self._targets = modules_to_save, None
@@ -84,10 +84,10 @@ class StrictTuner(BaseTuner):
         return (self._targets or Targets(peft_config)).check(key)
 
     def _check_tied_modules(self, model: nn.Module, peft_config: PeftConfig) -> None:
-        """PEFT's check matches the config's expression with ``re``; tied layers are `hosts.check_adaptable`'s."""
+        """PEFT's check would match the config's expression with ``re``; `hosts.check_adaptable` handles tied layers."""
 
     def _check_targets(self, model: nn.Module, config: PeftConfig, state_dict: dict | None) -> None:
-        """Refuse targets that match nothing or that cannot be adapted; "all-linear" becomes names, as in PEFT."""
+        """Refuse targets that match nothing or cannot be adapted; "all-linear" becomes names, as in PEFT."""
         targets = config.target_modules
         if targets == DUMMY_TARGET_MODULES:
             return
@@ -118,7 +118,7 @@ class StrictTuner(BaseTuner):
             raise
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """PEFT's merging; every layer is checked before one changes.
+        """PEFT's merging, with every layer checked before any changes.
 
         Raises:
             InputError: a layer cannot be merged into, or ``safe_merge`` found a value that is not finite.
@@ -167,11 +167,11 @@ class StrictTuner(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """Nothing is moved or assigned, as it is in PEFT: that needs a weight, and changes a computed or offloaded one."""
+        """Unlike PEFT, move and assign nothing: that needs a weight, and would change a computed or offloaded one."""
         setattr(parent, child_name, new_module)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; if others were active they stay so, also where no layer is adapted (unlike in PEFT)."""
+        """Delete an adapter; other active adapters stay active even if no layer is adapted (unlike in PEFT)."""
         active = [name for name in self.active_adapters if name != adapter_name]
         super().delete_adapter(adapter_name)
         active = active or list(self.peft_config)[:1]
@@ -187,22 +187,22 @@ class StrictTuner(BaseTuner):
         prefix = "" if any(key.startswith("base_model.model.") for key in known) else "base_model.model."
         given = {key.removeprefix(prefix) for key in remapped}
         expected = {key: value for key, value in known.items() if cls._is_adapter_key(key, adapter_name)}
-        # A module that the model holds in two places has two names here, but only the first one in the file.
+        # A module in two places has two names here, but only the first is in the file.
         first = {id(value): key for key, value in reversed(expected.items())}.values()
-        # PEFT saves the embeddings of a language model with an adapter when its vocabulary has changed.
+        # If a language model's vocabulary has changed, PEFT saves its embeddings with the adapter.
         embeddings = {key for key in given & set(known) if set(key.split(".")) & set(EMBEDDING_LAYER_NAMES)}
         check_keys(missing=set(first) - given, unexpected=given - set(expected) - embeddings)
         return remapped
 
     @classmethod
     def _is_adapter_key(cls, key: str, adapter_name: str) -> bool:
-        """Whether ``key`` of the model's state dict belongs to ``adapter_name`` and so must be in its file."""
+        """Whether ``key`` of the model's state dict belongs to ``adapter_name`` and must therefore be in its file."""
         is_vector = f".{cls.prefix}" in key and key.endswith(f".{adapter_name}")
         return is_vector or f".modules_to_save.{adapter_name}." in key
 
     @contextlib.contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Hand ``adapter_names`` of a forward call (one per sample, ``"__base__"`` for none) to all adapted layers."""
+        """Pass ``adapter_names`` of a forward call (one per sample, ``"__base__"`` for none) to all adapted layers."""
         names = kwargs.pop("adapter_names", None)
         if names is None:
             yield
@@ -223,7 +223,7 @@ class StrictTuner(BaseTuner):
                 handle.remove()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Whether PEFT can convert the adapter to LoRA: layers are adapted, and each by a change of weight only."""
+        """Whether PEFT can convert the adapter to LoRA: it adapts layers, and only by changing their weights."""
         layers = [module for module in self.modules() if isinstance(module, BaseTunerLayer)]
         return bool(layers) and all(layer.supports_lora_conversion(adapter_name) for layer in layers)
 
@@ -233,14 +233,14 @@ def _pass_adapter_names(module: nn.Module, args: tuple, kwargs: dict, adapter_na
 
 
 def _all_linear(model: nn.Module, config: PeftConfig, own: Collection[str]) -> set[str]:
-    """PEFT's names for "all-linear", and the layers of earlier adapters; PEFT leaves those out, and enters wrappers."""
+    """PEFT's names for "all-linear" plus the layers of earlier adapters, which PEFT omits; none inside wrappers."""
     names = _maybe_include_all_linear_layers(copy.copy(config), model).target_modules
     adapted = {name for name, module in model.named_modules() if isinstance(module, LinearAdapter)}
     return {*names, *adapted} & set(own)
 
 
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Named modules of the model itself: not what is inside adapted layers and wrappers, and not the root."""
+    """Named modules of the model itself, excluding the root and whatever is inside adapted layers and wrappers."""
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
         if not name or (inside and name.startswith(inside)):
@@ -251,13 +251,13 @@ def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _nearest_module(name: str, modules: Sequence[str]) -> str:
-    """A hint at the module that ``name`` was meant for: a full name, or the last part of one."""
+    """A hint at the module that was probably meant by ``name``: a full name, or the last part of one."""
     known = list(modules) if "." in name else sorted({key.rpartition(".")[2] for key in modules})
     return nearest(name, known, "module")
 
 
 def find_modules(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Full names of the modules that ``names`` mean: the module of exactly that name, else all that end with it.
+    """Full names of the modules that ``names`` mean: the module with exactly that name, else all that end with it.
 
     Raises:
         InputError: a name matches no module.

@@ -1,4 +1,4 @@
-"""What is trained is kept in fp32 on a base of any precision: bf16 would round most of an AdamW step away."""
+"""Trained parameters are kept in fp32 on bases of any precision: bf16 would round away most of an AdamW step."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ def is_low_precision(tensor: torch.Tensor) -> bool:
 
 
 class _KeepsPrecision(nn.Module):
-    """Casting the model to half precision moves the tensors in here but leaves them fp32."""
+    """Casting the model to half precision moves the tensors in here but keeps them in fp32."""
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         def keeping_precision(tensor: torch.Tensor) -> torch.Tensor:
@@ -32,8 +32,8 @@ class VectorDict(_KeepsPrecision, nn.ParameterDict):
     """Adapter parameters by adapter name, never below fp32.
 
     Args:
-        start: the value at which the parameters change nothing. Parameters made on the meta device take it when
-            ``to_empty`` gives them memory.
+        start: the value at which the parameters change nothing. Parameters on the meta device get this value when
+            ``to_empty`` allocates them.
     """
 
     def __init__(self, parameters: Any = None, start: float = 0.0) -> None:
@@ -41,14 +41,14 @@ class VectorDict(_KeepsPrecision, nn.ParameterDict):
         self.start = start
 
     def add(self, name: str, shape: Sequence[int], device: torch.device, *, noise: float = 0.0) -> None:
-        """Make the parameter of an adapter, at its start or, with ``noise``, at random values around it."""
+        """Create the parameter of an adapter at its start value or, with ``noise``, at random values around it."""
         values = torch.full(tuple(shape), self.start, device=device, dtype=TRAINED_DTYPE)
         if noise:
             values += noise * torch.randn_like(values)
         self[name] = nn.Parameter(values)
 
     def move(self, name: str, device: torch.device) -> None:
-        """Move the parameter of an adapter, if there is one with values."""
+        """Move an adapter's parameter, unless it does not exist or has no values yet."""
         if name in self and not self[name].is_meta:
             vector = self[name]
             self[name] = vector.to(device, TRAINED_DTYPE if is_low_precision(vector) else vector.dtype)
@@ -62,7 +62,7 @@ class VectorDict(_KeepsPrecision, nn.ParameterDict):
 
 
 class CompressionDict(_KeepsPrecision, BufferDict):
-    """Fixed vectors by compression key, rebuilt and not saved, never below fp32; never on the meta device."""
+    """Fixed vectors by compression key, never below fp32 or on the meta device; rebuilt instead of saved."""
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)
@@ -72,9 +72,9 @@ class CompressionDict(_KeepsPrecision, BufferDict):
 
 
 def train_in_float32(module: nn.Module) -> None:
-    """Turn a half-precision module into an fp32 one that still takes and gives tensors of the original dtype.
+    """Turn a half-precision module into an fp32 one that still takes and returns tensors of the original dtype.
 
-    Steps of a usual learning rate vanish in the rounding of bf16 parameters. Nothing happens to an fp32 module.
+    At common learning rates, rounding would lose the updates of bf16 parameters. fp32 modules are left unchanged.
     """
     low = [parameter.dtype for parameter in module.parameters() if is_low_precision(parameter)]
     if not low:

@@ -1,7 +1,7 @@
-"""Frozen linear layers with weights of 8 or 4 bits, to train adapters on.
+"""Frozen linear layers with 8- or 4-bit weights, for training adapters on top.
 
-Libraries that quantise for inference keep what they compute with: torchao's int8 layers save the dequantised weight of
-each layer for the backward pass, so that training takes the memory of half precision. Here both passes start from the
+Libraries that quantise for inference keep what they compute with: torchao's int8 layers save each layer's dequantised
+weight for the backward pass, so training needs as much memory as in half precision. Here both passes start from the
 8 or 4 bits.
 """
 
@@ -19,9 +19,10 @@ _BLOCK = 64
 
 
 class QuantisedLinear(nn.Linear):
-    """y = W x + bias with a frozen W that ``weight`` and ``weight_scale`` hold in few bits.
+    """y = W x + bias with a frozen W, stored in few bits in ``weight`` and ``weight_scale``.
 
-    Products are computed in x's type, or in autocast's. The gradient of x is exact for this layer; W has none.
+    Products are computed in x's dtype, or in autocast's. The gradient with respect to x is exact for this layer; W has
+    none.
 
     Args:
         layer: the Linear to replace; its bias is shared.
@@ -38,11 +39,11 @@ class QuantisedLinear(nn.Linear):
 
     @staticmethod
     def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The codes and scales of a weight (out, in)."""
+        """Codes and scales of a weight (out, in)."""
         raise NotImplementedError
 
     def product(self, x: Tensor) -> Tensor:
-        """W x in x's type."""
+        """W x in x's dtype."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,9 +54,10 @@ class QuantisedLinear(nn.Linear):
 
 
 class Int8Linear(QuantisedLinear):
-    """W = diag(s) Q with Q int8 (out, in) and s fp32 (out,): each row of W divided by its largest magnitude / 127.
+    """W = diag(s) Q with Q int8 (out, in) and s fp32 (out,): for each row of W, s is its largest magnitude / 127.
 
-    A value is off by at most s/2, which is 1/254 of its row's largest. bf16 and fp16 hold all values of Q.
+    The error of a value is at most s/2, which is 1/254 of its row's largest magnitude. bf16 and fp16 represent Q
+    exactly.
     """
 
     @staticmethod
@@ -71,18 +73,18 @@ class Int8Linear(QuantisedLinear):
 
 
 class NF4Linear(QuantisedLinear):
-    """Each 64 values of W, row after row, as their largest magnitude (fp32) times values of `nf4_values` (4 bits each).
+    """Blocks of 64 values of W, in row order, as their largest magnitude (fp32) times `nf4_values` (4 bits per value).
 
-    That is NormalFloat of QLoRA (arXiv 2305.14314, appendix E) without its second quantisation. ``weight`` holds two codes
-    per byte, the first in the upper four bits, (⌈out · in / 64⌉, 32); the last block is filled up with zeros. A value is off
-    by at most 0.152 of its block's largest.
+    This is QLoRA's NormalFloat (arXiv 2305.14314, appendix E) without double quantisation. ``weight`` holds two codes
+    per byte, the first in the upper four bits, (⌈out · in / 64⌉, 32); the last block is padded with zeros. The error of
+    a value is at most 0.152 of its block's largest magnitude.
     """
 
     def __init__(self, layer: nn.Linear):
         super().__init__(layer)
         values = nf4_values().to(self.weight_scale.device)
         pairs = torch.stack([values.repeat_interleave(16), values.repeat(16)], 1)
-        self.register_buffer("pairs", pairs, persistent=False)  # (256, 2): the values of a byte
+        self.register_buffer("pairs", pairs, persistent=False)  # (256, 2): the two values of each byte
 
     @staticmethod
     def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +105,7 @@ class NF4Linear(QuantisedLinear):
 
 
 def nf4_values() -> Tensor:
-    """The 16 values of NormalFloat, in order: quantiles of the normal distribution, seven below zero, zero, eight above."""
+    """The 16 NormalFloat values in ascending order: normal quantiles, seven below zero, zero, and eight above."""
     outermost, quantile = 0.9677083, NormalDist().inv_cdf
     above, below = ([quantile(outermost + (0.5 - outermost) * k / n) for k in range(n)] for n in (8, 7))
     values = [*(-value for value in below), 0.0, *reversed(above)]
@@ -111,15 +113,13 @@ def nf4_values() -> Tensor:
 
 
 class _Int8Product(torch.autograd.Function):
-    """diag(s) Q x, of which the backward pass keeps Q and s, the layer's own tensors."""
+    """diag(s) Q x; for the backward pass it only keeps Q and s, the layer's own tensors."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, scale)
         y = nn.functional.linear(x, weight.to(x.dtype))
-        if (
-            torch.compiler.is_compiling()
-        ):  # fused; with a scale in bf16, inductor takes a kernel that it then cannot call
+        if torch.compiler.is_compiling():  # fused; with a bf16 scale, inductor picks a kernel that it cannot call
             return (y * scale).to(x.dtype)
         return y.mul_(scale.to(x.dtype))
 
@@ -131,7 +131,7 @@ class _Int8Product(torch.autograd.Function):
 
 
 class _NF4Product(torch.autograd.Function):
-    """W x with W in NF4, of which the backward pass keeps the layer's own tensors."""
+    """W x with W in NF4; for the backward pass it only keeps the layer's own tensors."""
 
     @staticmethod
     def forward(ctx, x: Tensor, codes: Tensor, scale: Tensor, pairs: Tensor, outputs: int) -> Tensor:
@@ -146,7 +146,7 @@ class _NF4Product(torch.autograd.Function):
 
 
 def _from_nf4(codes: Tensor, scale: Tensor, pairs: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The weight (out, in) that an `NF4Linear` keeps, in ``dtype``."""
+    """The weight (out, in) of an `NF4Linear`, in ``dtype``."""
     values = nn.functional.embedding(codes.int(), pairs.to(dtype)).flatten(1)  # (blocks, 64)
     return (values * scale.to(dtype)[:, None]).flatten()[: shape[0] * shape[1]].view(shape)
 
@@ -155,7 +155,7 @@ KINDS = {"int8": Int8Linear, "nf4": NF4Linear}
 
 
 def quantise_linears(model: nn.Module, names: Iterable[str], kind: str = "int8") -> None:
-    """Put a layer of `KINDS` in the place of each named Linear, in place; other kinds of layer stay what they are."""
+    """Replace each named Linear in ``model`` by a layer of `KINDS`; other kinds of layers are left unchanged."""
     made: dict[int, QuantisedLinear] = {}  # a layer may have several names
     for name in names:
         layer = model.get_submodule(name)

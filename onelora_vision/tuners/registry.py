@@ -1,4 +1,4 @@
-"""The one place that makes our methods known to PEFT: extends the closed enum `PeftType`, then registers."""
+"""Makes our methods known to PEFT, and is the only place that does: extends the closed enum `PeftType`, registers."""
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -7,7 +7,7 @@ from peft.utils import PeftType, register_peft_method
 
 
 def peft_type(name: str) -> PeftType:
-    """The `PeftType` member called ``name`` in capitals, added to the enum if PEFT does not have it."""
+    """The `PeftType` member named ``name`` in upper case; added to the enum if PEFT does not have it."""
     value = name.upper()
     if value not in PeftType.__members__:
         member = str.__new__(PeftType, value)
@@ -21,6 +21,6 @@ def peft_type(name: str) -> PeftType:
 
 
 def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
-    """Register a method in PEFT under ``name``; a second call for the same name changes nothing."""
+    """Register a method with PEFT as ``name``; a second call for the same name does nothing."""
     if peft_type(name) not in PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)

@@ -1,4 +1,4 @@
-"""Hosts that read the weights of a layer instead of calling it, where an adapter would have no effect."""
+"""Hosts that read a layer's weights instead of calling it, which would bypass an adapter."""
 
 from collections.abc import Collection
 
@@ -13,12 +13,13 @@ _SEPARATE_BIAS, _WAS_JOINED = "qkv_bias_separate", "_joined_qkv_bias_before_adap
 def call_adapted_layers(
     model: nn.Module, kinds: tuple[type, ...] = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 ) -> None:
-    """Make hosts call their submodules of ``kinds`` where they have another way to compute, which reads the weights.
+    """Make hosts call their submodules of ``kinds`` instead of taking a faster path that reads the weights.
 
-    * nn.TransformerEncoderLayer, in evaluation, reads the weights for one fused operation, unless something inside it has a
-      forward hook, and nn.TransformerEncoder packs padded batches into nested tensors, which only that operation takes.
-    * Attention of timm with a bias for q and v alone (BEiT, EVA, Swin-V2) reads ``qkv.weight``, unless its own switch says
-      that the bias is to be added separately.
+    * In evaluation, nn.TransformerEncoderLayer reads the weights for one fused operation, unless something inside it
+      has a forward hook. nn.TransformerEncoder packs padded batches into nested tensors, which only that operation
+      accepts.
+    * timm's attention with a bias for q and v only (BEiT, EVA, Swin-V2) reads ``qkv.weight``, unless its own switch
+      asks for the bias to be added separately.
     """
     for module in model.modules():
         if isinstance(module, (nn.TransformerEncoder, nn.TransformerEncoderLayer)):
@@ -29,15 +30,15 @@ def call_adapted_layers(
 
 
 def called_on_request(model: nn.Module, names: Collection[str]) -> list[str]:
-    """Those of the layers ``names`` that the host calls only after `call_adapted_layers`, in a model without adapters."""
+    """Those layers of ``names`` that the host only calls after `call_adapted_layers`, for a model without adapters."""
     reading = [name for name, module in model.named_modules() if vars(module).get(_SEPARATE_BIAS) is False]
-    # Without a bias of its own for q and v, timm's attention calls qkv in any case.
+    # Without a separate bias for q and v, timm's attention always calls qkv.
     with_bias = [name for name in reading if getattr(model.get_submodule(name), "q_bias", None) is not None]
     return [f"{name}.qkv" for name in with_bias if f"{name}.qkv" in names]
 
 
 def restore_shortcuts(model: nn.Module) -> None:
-    """Undo `call_adapted_layers`, after the adapters have been unloaded."""
+    """Undo `call_adapted_layers` after the adapters have been unloaded."""
     for module in model.modules():
         if _USED_NESTED in vars(module):
             module.use_nested_tensor = vars(module).pop(_USED_NESTED)

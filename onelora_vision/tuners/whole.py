@@ -1,4 +1,4 @@
-"""Modules that an adapter trains and saves whole, with parameters in fp32 on a base of any precision."""
+"""Modules that an adapter trains and saves whole, with fp32 parameters on bases of any precision."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -14,16 +14,16 @@ from onelora_vision.tuners.precision import train_in_float32
 
 
 class WholeModule(ModulesToSaveWrapper):
-    """PEFT's wrapper for a module trained whole, with three additions.
+    """PEFT's wrapper for modules that are trained whole, with three additions.
 
     * Mixed batches work for any module.
-    * A trained copy of a half-precision module is kept in fp32 and computes in fp32 (see `train_in_float32`).
-    * If the base is loaded after the adapter was added, copies that are still as they were made take its values.
+    * The trained copy of a half-precision module is kept in fp32 and computes in fp32 (see `train_in_float32`).
+    * If the base is loaded after the adapter was added, untouched copies take over its values.
     """
 
     def init_modules(self, adapter_name: str, **kwargs: Any) -> None:
         super().init_modules(adapter_name, **kwargs)
-        self._made: dict[str, tuple[list, list]] = {}  # states of copy and original when the copy was made, by adapter
+        self._made: dict[str, tuple[list, list]] = {}  # by adapter: states of copy and original when the copy was made
         self.register_load_state_dict_post_hook(_follow_loaded_original)
 
     def update(self, adapter_name: str, **kwargs: Any) -> None:
@@ -49,7 +49,7 @@ class WholeModule(ModulesToSaveWrapper):
         return self
 
     def _check_forward_args(self, *args: Any, **kwargs: Any) -> None:
-        """PEFT's check of the first argument's length is for a tensor; a list of feature maps has none to check."""
+        """PEFT's check assumes a tensor as first argument; skip it for others, such as lists of feature maps."""
         if args and isinstance(args[0], torch.Tensor):
             super()._check_forward_args(*args, **kwargs)
 
@@ -73,7 +73,7 @@ def _rows_of(tensor: torch.Tensor, indices: list[int], size: int) -> torch.Tenso
 
 
 def _follow_loaded_original(wrapper: WholeModule, incompatible_keys: object) -> None:
-    """After ``load_state_dict``: copies that nothing has touched take the values of an original that was loaded."""
+    """After ``load_state_dict``: untouched copies take over the values of a newly loaded original."""
     original = wrapper.original_module
     for name in wrapper._untouched():
         if _state_of(original) != wrapper._made[name][1]:
@@ -82,23 +82,23 @@ def _follow_loaded_original(wrapper: WholeModule, incompatible_keys: object) -> 
 
 
 def _state_of(module: nn.Module) -> list[tuple[int, int]]:
-    """Identity and number of changes in place of each tensor."""
+    """Identity and number of in-place changes of each tensor."""
     return [(id(tensor), version_of(tensor)) for tensor in (*module.parameters(), *module.buffers())]
 
 
 def version_of(tensor: torch.Tensor) -> int:
-    """How often a tensor was changed in place; inference tensors do not count."""
+    """How often a tensor was changed in place; 0 for inference tensors, which do not count changes."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 @contextlib.contextmanager
 def substituted(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """``modules`` in the places of those of the same names for a block, with the adapter on or off.
+    """Replace the modules of the same names by ``modules`` for the duration of a block, with the adapter on or off.
 
     Args:
-        model: with or without an adapter inside.
-        modules: by full names in the model without an adapter. A module that is trained whole is taken out with its
-            copies; in a larger one that is, the place is in the original and in each copy.
+        model: with or without an adapter.
+        modules: by full name in the model without an adapter. A module that is trained whole is replaced together with
+            its copies; a module inside one is replaced in the original and in each copy.
     """
     former: list[tuple[nn.Module, str, nn.Module]] = []
     try:
@@ -117,7 +117,7 @@ def substituted(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[
 
 
 def _versions(module: nn.Module) -> list[nn.Module]:
-    """The module itself, or of one that is trained whole the original and the copies."""
+    """The module itself; for one that is trained whole, the original and its copies."""
     if isinstance(module, ModulesToSaveWrapper):
         return [module.original_module, *module.modules_to_save.values()]
     return [module]

@@ -349,7 +349,7 @@ def test_a_velocity_base_is_drawn_by_samplers_of_its_own(studio, session, make_a
 @pytest.mark.parametrize(
     ("notes", "message"),
     [
-        ({}, "does not say how it was drawn"),
+        ({}, "does not say how it was generated"),
         ({"onelora.settings": "{"}, "damaged"),
         ({"onelora.settings": "[]"}, "damaged"),
         ({"onelora.settings": '{"steps": 5, "sampler": "dimm", "guidance_scale": 1}', "onelora.class": "1"}, "'ddim'"),

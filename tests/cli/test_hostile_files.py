@@ -91,7 +91,7 @@ def test_a_tensor_name_of_a_megabyte_is_not_repeated(onelora, adapter, tmp_path)
     file = tmp_path / "x.safetensors"
     file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     code, _, err = onelora("inspect", file)
-    assert code == 2 and len(err) < 400 and "is no name of a tensor" in err
+    assert code == 2 and len(err) < 400 and "is not a valid tensor name" in err
     key = next(iter(adapter.tensors))
     long = "base_model.model." + ".".join(["a" * 60] * 7) + ".onelora_b"
     tensors = {**{k: v for k, v in adapter.tensors.items() if k != key}, long: torch.ones(3)}

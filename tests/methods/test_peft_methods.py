@@ -98,8 +98,8 @@ def test_what_peft_converts_is_exported_as_lora(method, tmp_path):
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("ia3", {"rank": 2}, "rank has no meaning for method ia3; it is for lora, dora, vera"),
-        ("gralora", {"rank": 3}, "method gralora cannot go on this model"),
+        ("ia3", {"rank": 2}, "rank does not apply to method ia3; it is for lora, dora, vera"),
+        ("gralora", {"rank": 3}, "method gralora cannot be applied to this model"),
         ("lokrr", {}, "unknown method 'lokrr'; did you mean 'lokr'"),
     ],
 )
@@ -152,22 +152,28 @@ def test_a_config_file_is_a_method(tmp_path, text, method):
     [
         ("r: 2\n", "among them peft_type"),
         ("[1, 2", "neither JSON nor YAML"),
-        ("peft_type: PREFIX_TUNING\n", "'PREFIX_TUNING' is none that adapts linear layers"),
+        ("peft_type: PREFIX_TUNING\n", "'PREFIX_TUNING' does not adapt linear layers"),
         ("peft_type: LORRA\n", "did you mean 'lora'"),
-        ("peft_type: LORA\nrank: 2\n", "rank is no field of LORA"),
-        ("peft_type: LORA\ninit_lora_weights: eva\n", "reads the training data before the training"),
+        ("peft_type: LORA\nrank: 2\n", "rank is not a field of LORA"),
+        ("peft_type: LORA\ninit_lora_weights: eva\n", "reads the training data before training"),
         ("peft_type: LORA\ninit_lora_weights: loftq\n", "quantises the base"),
-        ("peft_type: LORA\ntarget_modules: [fc9]\n", "target_modules: 'fc9' is no module of this model; did you mean"),
-        ("peft_type: LORA\ntarget_modules: [qkv, fc9]\n", "target_modules: 'fc9' is no module of this model"),
-        ("peft_type: LORA\nmodules_to_save: [fc9]\n", "modules_to_save: 'fc9' is no module"),
+        (
+            "peft_type: LORA\ntarget_modules: [fc9]\n",
+            "target_modules: 'fc9' is not a module of this model; did you mean",
+        ),
+        ("peft_type: LORA\ntarget_modules: [qkv, fc9]\n", "target_modules: 'fc9' is not a module of this model"),
+        ("peft_type: LORA\nmodules_to_save: [fc9]\n", "modules_to_save: 'fc9' is not a module"),
         ("peft_type: LORA\nrank_pattern: {fc9: 8}\n", "rank_pattern: 'fc9' matches no module"),
         ("peft_type: LORA\nbias: all\n", "bias=all trains the base's own biases"),
         ("peft_type: LORA\nr: four\n", "r is 'four', but must be a number"),
         ("peft_type: LORA\nuse_rslora: 1\n", "use_rslora is 1, but must be true or false"),
         ("peft_type: LORA\nlora_alpha: [1]\n", r"lora_alpha is \[1\], but must be a number"),
-        ("peft_type: LORA\nr: 0\n", "cannot go on this model"),
-        ("peft_type: LORA\ninit_lora_weights: pissa\nuse_dora: true\n", "goes with neither DoRA"),
-        ("peft_type: LORA\nlayer_replication: [[0, 1], [0, 1]]\n", "cannot go on this model: Could not locate"),
+        ("peft_type: LORA\nr: 0\n", "cannot be applied to this model"),
+        ("peft_type: LORA\ninit_lora_weights: pissa\nuse_dora: true\n", "cannot be combined with DoRA"),
+        (
+            "peft_type: LORA\nlayer_replication: [[0, 1], [0, 1]]\n",
+            "cannot be applied to this model: Could not locate",
+        ),
     ],
 )
 def test_a_config_file_that_cannot_be_used_is_one_line(tmp_path, text, message):

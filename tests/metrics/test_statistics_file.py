@@ -49,13 +49,16 @@ def test_files_that_are_no_statistics_are_refused(tmp_path, published):
     with pytest.raises(InputError, match="no such file"):
         read_statistics(path)
     for arrays, message in (
-        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8)}, "holds no mu and sigma"),
-        ({"mu": np.zeros(3), "sigma": -np.eye(3)}, "sigma is no covariance"),
-        ({"mu": np.zeros(3), "sigma": np.arange(9.0).reshape(3, 3)}, "sigma is no covariance"),
-        ({"mu": np.zeros(3), "sigma": np.zeros((3, 2))}, r"mu \(3,\) and sigma \(3, 2\) are no mean and covariance"),
+        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8)}, "contains no mu and sigma"),
+        ({"mu": np.zeros(3), "sigma": -np.eye(3)}, "sigma is not a covariance"),
+        ({"mu": np.zeros(3), "sigma": np.arange(9.0).reshape(3, 3)}, "sigma is not a covariance"),
+        (
+            {"mu": np.zeros(3), "sigma": np.zeros((3, 2))},
+            r"mu \(3,\) and sigma \(3, 2\) are not a mean and a covariance",
+        ),
         ({"mu": np.zeros(3), "sigma": np.full((3, 3), np.nan)}, "not finite"),
         ({"mu": np.array([{}] * 3), "sigma": np.zeros((3, 3))}, "cannot be read as statistics"),
-        ({"mu": np.zeros(5000), "sigma": np.zeros((1, 1))}, "no mean and covariance"),
+        ({"mu": np.zeros(5000), "sigma": np.zeros((1, 1))}, "not a mean and a covariance"),
     ):
         np.savez(path, **arrays)
         with pytest.raises(InputError, match=message):

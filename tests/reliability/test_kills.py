@@ -23,7 +23,7 @@ def check_killed_together(report: dict) -> None:
         found = report[f"killed-{victim}"]
         assert found["codes"][victim] == -signal.SIGKILL and found["codes"][1 - victim] == 1
         (error,) = found["errors"]
-        assert "lost touch with another process" in error and "--resume_from_checkpoint latest" in error
+        assert "lost contact with another process" in error and "--resume_from_checkpoint latest" in error
         assert found["resumed"] == [0, 0] and found["same"]
 
 

@@ -57,7 +57,7 @@ def test_what_is_left_of_the_old_data_is_a_column_if_it_is_measured(tmp_path, ca
     assert row["more"] == {"retention_top1": (pytest.approx(0.55), pytest.approx(0.1 / 2**0.5))}
     table = (tmp_path / "table.md").read_text()
     assert "| test top1 ↑ | retention_top1 ↑ | seeds |" in table and "| 0.55 ± 0.071 | 2 |" in table
-    assert "Before the training retention_top1 is 0.9." in table
+    assert "Before training, retention_top1 is 0.9." in table
     (line,) = csv.DictReader((tmp_path / "table.csv").read_text().splitlines())
     assert float(line["retention_top1_mean"]) == pytest.approx(0.55)
     assert '<th class="number">retention_top1 ↑</th>' in (tmp_path / "index.html").read_text()
@@ -133,7 +133,7 @@ def test_an_arm_has_flags_of_its_own_and_may_take_anothers_rate(tmp_path):
     assert row["validation"] is None and row["inside"] and row["more"] == {"nll": (0.5, None)}
     one, two = (tmp_path / "table.md").read_text().split("**Two**")
     assert "| lora:rank=4@onelora | 0.003 | 100 |  | " in two and "rank" not in one
-    assert "x@y: x at the rate that was best for y" in two
+    assert "x@y: x at the best rate of y" in two
     assert next(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))["nll_mean"] == "0.5"
     sweep.more_metrics = ["nlll"]
     with pytest.raises(InputError, match="--more_metrics nlll: is not measured by these runs; they have top1, nll"):
@@ -153,7 +153,7 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path):
         sweep_in(tmp_path / "a", ["onelora"], flags=["--few_shot=5"])
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="is not empty and no sweep's"):
+    with pytest.raises(InputError, match="is not empty and not a sweep's"):
         sweep_in(tmp_path / "b")
     for options, message in (
         ({"methods": ["lora", "lora"]}, "a method is given twice"),
@@ -210,7 +210,10 @@ def test_jobs_of_an_engine(tmp_path, monkeypatch):
     sweep, said = sweep_in(tmp_path, ["onelora"], seeds=[0]), []
     monkeypatch.setattr(runner, "_train_in_job", _in_job)
     runner.run_with_submitit(sweep, {"timeout_min": 5}, "local", said.append)
-    assert not sweep.missing() and said == ["3 jobs handed to submitit (local)", "1 jobs handed to submitit (local)"]
+    assert not sweep.missing() and said == [
+        "3 jobs submitted with submitit (local)",
+        "1 jobs submitted with submitit (local)",
+    ]
     with pytest.raises(InputError, match="--engine_options"):
         runner.run_with_submitit(sweep_in(tmp_path / "b"), {"no_such": 5}, "local", said.append)
 

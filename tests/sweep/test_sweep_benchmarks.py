@@ -93,6 +93,6 @@ def test_a_benchmark_needs_its_folder(tmp_path, capsys):
 
 def test_a_table_of_somebody_else_is_not_replaced(tmp_path):
     (tmp_path / "table.md").write_text("mine")
-    with pytest.raises(InputError, match="is not empty and no sweep's"):
+    with pytest.raises(InputError, match="is not empty and not a sweep's"):
         sweep_tasks("vtab", {}, tmp_path, lambda sweep: None)
     assert (tmp_path / "table.md").read_text() == "mine"

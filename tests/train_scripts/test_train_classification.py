@@ -178,7 +178,7 @@ def test_what_is_left_of_the_base_s_own_classes_is_measured_and_changes_nothing(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"retention": "true"}, "what .* was trained on is not known here"),
+        ({"retention": "true"}, "the training data of .* is unknown"),
         ({"retention": "true", "retention_dir": "absent"}, "absent: no such folder"),
         ({"retention": "true", "retention_dataset": "embedded"}, "the base's 5 classes do not include 0, 1, 2"),
         ({"retention_samples": 3}, "no effect without --retention"),

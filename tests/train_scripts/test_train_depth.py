@@ -176,7 +176,7 @@ def test_training_lowers_the_loss(base, streets, tmp_path):
 def test_the_head_opens_to_the_caps(base, tmp_path, capsys):
     changes = {"dataset_name": "streets", "max_train_steps": 1, "max_train_samples": 4, "max_eval_samples": 2}
     results = run(config_of(base, "", tmp_path, **changes))
-    assert "opened from 10 m to the caps' 80 m" in capsys.readouterr().out
+    assert "extended from 10 m to the caps' 80 m" in capsys.readouterr().out
     assert read_adapter(tmp_path / "adapter").info.extra["max_depth"] == 80
     assert "streets test, 2 images, 2-80 m" in results["protocol"]
 

@@ -454,7 +454,7 @@ def test_a_part_of_the_training_images_can_be_held_out(dit_folder, food101, tmp_
         run(*arguments(dit_folder, food101 / "images", tmp_path / "all", **{**flags, "validation_fraction": 0})) == 0
     )
     assert not json.loads((tmp_path / "all" / "results.json").read_text())["validation_loss"]["held_out"]
-    assert "fixed training samples: there is no validation split" in (tmp_path / "all" / "report.html").read_text()
+    assert "fixed training samples, as there is no validation split" in (tmp_path / "all" / "report.html").read_text()
 
 
 def test_a_run_that_comes_to_nothing_leaves_no_folder(dit_folder, food101, tmp_path):

@@ -225,7 +225,7 @@ def test_a_dry_run_says_what_was_cut_and_left_out(base, tmp_path, capsys):
         ({"max_length": 3}, "within --max_length 3 tokens"),
         ({"pretrained_model_name_or_path": "nowhere"}, "nowhere: no such folder"),
         ({"pretrained_model_name_or_path": "embedded/sit"}, "no embedded base of that name; it has embedded/language"),
-        ({"shard_base": "true"}, "--shard_base shares the base among processes, and there is one"),
+        ({"shard_base": "true"}, "--shard_base shards the base across processes, but there is only one"),
         ({"method": "head"}, "method head trains nothing on this model"),
         ({"eval_data_file": "/dev/null"}, "null: holds no rows"),
     ],
@@ -239,7 +239,7 @@ def test_bad_input_is_one_line(base, sums, tmp_path, changes, message):
 
 def test_rows_that_are_trained_and_evaluated_on_are_told(base, sums, tmp_path, caplog):
     run(base, sums, tmp_path / "out", eval_data_file=sums, dry_run="true")
-    assert "--eval_data_file: 20 of its 20 rows are among those to train on" in caplog.text
+    assert "--eval_data_file: 20 of its 20 rows are also in the training data" in caplog.text
 
 
 def test_rows_beyond_the_network_s_positions_are_refused(base, tmp_path):

@@ -83,5 +83,5 @@ def test_the_scripts_flag_compiles_the_model_of_the_loop(monkeypatch, tmp_path):
 
 
 def test_a_model_without_blocks_is_refused():
-    with pytest.raises(InputError, match="no list of alike blocks"):
+    with pytest.raises(InputError, match="no list of similar blocks"):
         compile_blocks(torch.nn.Linear(2, 2))

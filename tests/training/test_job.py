@@ -156,7 +156,7 @@ def test_a_failure_in_any_phase_loses_nothing(tmp_path, unbroken, moment, fail):
     if trained and moment != "save best":
         assert latest_checkpoint(tmp_path).name == "checkpoint-6" and "--resume_from_checkpoint latest" in text
     if moment == "evaluation 0" and fail in (terminate, interrupt):
-        assert text.endswith("; start again with the same command, which takes what is in the cache already")
+        assert text.endswith("; start again with the same command, which reuses what is already in the cache")
     if moment in ("evaluation 4", "report", "save adapter with pictures"):
         assert f"the trained adapter is in {tmp_path}/adapter: resume with the same command" in text
         assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()

@@ -103,7 +103,7 @@ def test_rates_by_sums_resume_in_the_same_bits(tmp_path):
 def test_a_killed_loader_process_ends_the_run_in_one_line_with_a_checkpoint(tmp_path):
     settings = {"checkpointing_steps": 0, "train_batch_size": 1, "num_samples": 20}
     unbroken, handler = job(tmp_path / "unbroken", **settings), signal.getsignal(signal.SIGCHLD)
-    message = r"DataLoader worker .*for want of memory; .*the last good checkpoint is .*: resume with .* latest"
+    message = r"DataLoader worker .*because memory ran out; .*the last good checkpoint is .*: resume with .* latest"
     with pytest.raises(TrainingError, match=message) as error:
         job(tmp_path / "resumed", **settings, dataloader_num_workers=1, kill_worker_at=last_sample(settings))
     assert "\n" not in str(error.value)
@@ -215,9 +215,7 @@ def test_waiting_for_data_is_measured_and_told(tmp_path, monkeypatch, capsys, st
     monkeypatch.setattr(TinyTask, "forward", takes(12.0, TinyTask.forward))
     summary = job(tmp_path, max_train_steps=steps, train_batch_size=4)[0]
     assert (summary.data_seconds_per_step, summary.seconds_per_step) == (4.0, 16.0)
-    told = (
-        "training waited for data in 25% of its time: more processes can read ahead (--dataloader_num_workers, now 0)"
-    )
+    told = "training spent 25% of its time waiting for data: more processes can read ahead (--dataloader_num_workers, now 0)"
     assert (told in capsys.readouterr().out) == (steps == 20)
 
 

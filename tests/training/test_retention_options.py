@@ -23,7 +23,7 @@ def test_of_other_bases_the_user_names_it(config):
     with pytest.raises(InputError) as caught:
         parse_config(config, ["--retention", OTHER_BASE])
     assert str(caught.value) == (
-        "--retention: what somebody/else was trained on is not known here; give its old data with --retention_dataset "
+        "--retention: the training data of somebody/else is unknown; give its old data with --retention_dataset "
         "and --retention_dir"
     )
     more = ["--fid_features=dinov2"] if config is DiTConfig else []

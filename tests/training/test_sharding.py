@@ -49,6 +49,6 @@ def test_a_process_holds_half_of_the_blocks_but_where_they_are_asked_for(reports
 
 
 def test_what_cannot_be_shared_is_refused(reports):
-    assert "has no list of alike blocks" in reports["no blocks"]["error"]
-    with pytest.raises(InputError, match="there is one: start several"):
+    assert "has no list of similar blocks" in reports["no blocks"]["error"]
+    with pytest.raises(InputError, match="there is only one: start several"):
         ShardedBlocks(sharded_steps.make_model("onelora"), Accelerator(cpu=True))

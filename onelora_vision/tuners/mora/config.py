@@ -12,15 +12,15 @@ from onelora_vision.tuners.registry import peft_type
 class MoraConfig(TargetedConfig):
     """MoRA (arXiv 2405.12130): ``y = W0 x + f_expand(M f_compress(x))`` with a trained square M (r_hat, r_hat).
 
-    The modules are named as in `TargetedConfig`.
+    Modules are named as in `TargetedConfig`.
 
     Args:
         mora_type: 1 shares rows and columns (eq. 6), 6 rotates (eq. 9).
-        r_hat: size of M; by default round(sqrt(out_features)) of each layer, for type 6 the even number at or below.
+        r_hat: size of M; default: round(sqrt(out_features)) of each layer, rounded down to an even number for type 6.
         init_weights: True starts as the identity (M = 0); False draws a small random M (for tests).
 
     Raises:
-        InputError: (a ValueError) a value is not possible; the message names field and value.
+        InputError: (a ValueError) a value is invalid; the message names the field and the value.
     """
 
     mora_type: int = field(default=ROTATING, metadata={"help": "1: sharing (eq. 6). 6: rotating (eq. 9)."})

@@ -29,7 +29,7 @@ class MoraLayer(LinearAdapter):
             raise InputError(f"{name}: {layer.out_features} outputs are too few for mora_type=6; exclude it")
 
     def update_layer(self, adapter_name: str, config: MoraConfig) -> None:
-        """Add the matrix of an adapter, on the base layer's device."""
+        """Add an adapter's matrix, on the base layer's device."""
         r_hat = _r_hat(self.out_features, config)
         noise = 0.0 if config.init_weights else _RANDOM_INIT_STD
         self.mora_m.add(adapter_name, (r_hat, r_hat), self.device, noise=noise)
@@ -63,14 +63,14 @@ class MoraLayer(LinearAdapter):
         return (weight.to(delta.dtype) + delta).to(weight.dtype), bias
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """Change (out_features, in_features) that the adapter makes to the weight, fp32."""
+        """Change (out_features, in_features) of the weight due to the adapter, fp32."""
         matrix, mora_type = self.mora_m[adapter], self.mora_type[adapter]
         with torch.no_grad():
             delta = functional.delta_weight(matrix, self.in_features, self.out_features, mora_type)
         return self.scaling[adapter] * delta
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """The change is additive; a LoRA of rank r_hat or more holds it."""
+        """The change is additive, so a LoRA of rank r_hat or more can represent it."""
         return True
 
 

@@ -5,7 +5,7 @@ from onelora_vision.tuners.mora.layer import MoraLayer
 
 
 class MoraModel(StrictTuner):
-    """Puts `MoraLayer`s around the targeted linear layers of a model (see `MoraConfig`)."""
+    """Wraps the targeted linear layers of a model in `MoraLayer`s (see `MoraConfig`)."""
 
     prefix = "mora_"
     tuner_layer_cls = MoraLayer

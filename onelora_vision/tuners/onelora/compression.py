@@ -1,4 +1,4 @@
-"""What b multiplies: the sum of the input's features, or their products with fixed vectors of the same norm."""
+"""What b multiplies: the sum of the input's features, or their products with fixed vectors of the same norm as ones."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 _POWER_STEPS = 64
 _SUBSPACE_STEPS = 2
-_BLOCK = 1024  # rows of a weight that are widened to fp64 at a time
+_BLOCK = 1024  # rows of a weight converted to fp64 at a time
 
 
 def compress(x: Tensor, v: Tensor | None) -> Tensor:
@@ -21,21 +21,21 @@ def compress(x: Tensor, v: Tensor | None) -> Tensor:
 
 
 def taking_turns(s: Tensor, outputs: int) -> Tensor:
-    """Compressed inputs (..., m) as the outputs multiply them: output i the one with number i mod m; (..., outputs)."""
+    """Compressed inputs (..., m) as the outputs multiply them: output i takes input i mod m; (..., outputs)."""
     count = s.shape[-1]
     return s if count == 1 else s.repeat(*[1] * (s.ndim - 1), outputs // count)
 
 
 def turns(outputs: int, count: int) -> Tensor:
-    """Which of ``count`` vectors each output takes: (outputs, count), one True per row."""
+    """Which of ``count`` vectors each output uses: (outputs, count), with one True per row."""
     return (torch.arange(outputs) % count)[:, None] == torch.arange(count)
 
 
 def random_compression(in_features: int, seed: int) -> Tensor:
     """A fixed random vector (in_features,) with the norm of ones, sqrt(in_features): the paper's ablation.
 
-    It depends on the seed and the width alone, so no file has to hold it, and layers that read the same input (q, k,
-    v) share one compressed value, whether they are fused or split. NumPy's ``RandomState`` is the one generator whose
+    It depends only on the seed and the width, so it need not be saved, and layers that read the same input (q, k, v)
+    share one compressed value, whether they are fused or split. NumPy's ``RandomState`` is the one generator whose
     stream is guaranteed never to change.
     """
     vector = np.random.RandomState(seed).standard_normal(in_features)
@@ -44,12 +44,12 @@ def random_compression(in_features: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def singular_compression(weight: Tensor) -> Tensor:
-    """The direction of the input that a frozen weight (d, k) magnifies most, with the norm of ones: (k,), fp32 or better.
+    """The input direction that a frozen weight (d, k) amplifies most, with the norm of ones: (k,), fp32 or better.
 
-    64 power iterations ``v <- W0^T W0 v`` from the random vector of seed 0: the top right singular vector where the next
-    singular value is clearly smaller, and a mixture of the first few where it is not. That mixture, unlike the exact
-    vector, and its sign depend on a rounding of the weight no more than the weight itself, so that no file has to hold
-    it. A weight of zeros magnifies nothing and leaves the random vector.
+    64 power iterations ``v <- W0^T W0 v`` from the random vector of seed 0. The result is the top right singular vector
+    if the next singular value is clearly smaller, and otherwise a mixture of the first few. Unlike the exact vector,
+    this mixture and its sign are no more sensitive to rounding than the weight itself, so it need not be saved. A
+    weight of zeros amplifies nothing and leaves the random vector.
     """
     matrix = weight.to(torch.promote_types(weight.dtype, torch.float32))
     v = random_compression(weight.shape[1], 0).to(matrix)
@@ -62,18 +62,18 @@ def singular_compression(weight: Tensor) -> Tensor:
 
 
 def subspace_rank(outputs: int, inputs: int, rank: int) -> int:
-    """How many vectors a layer has: the largest divisor of its outputs that is neither above ``rank`` nor its inputs."""
+    """Number of vectors of a layer: the largest divisor of its outputs that exceeds neither ``rank`` nor its inputs."""
     return next(count for count in range(min(rank, outputs, inputs), 0, -1) if outputs % count == 0)
 
 
 @torch.no_grad()
 def subspace_compression(weight: Tensor, rank: int) -> Tensor:
-    """Orthogonal directions that a frozen weight (d, k) magnifies, each with the norm of ones: (m, k), fp32 or better.
+    """Orthogonal directions that a frozen weight (d, k) amplifies, each with the norm of ones: (m, k), fp32 or better.
 
-    Two steps of subspace iteration ``V <- orth(V W0^T W0)`` from fixed random vectors, in fp64. So few steps do not reach
-    single singular vectors, which a rounding of the weight turns where singular values are close; the result is a smooth
-    function of the weight, which every machine finds alike, so that no file has to hold it. A weight of zeros leaves the
-    random vectors.
+    Two steps of subspace iteration ``V <- orth(V W0^T W0)`` from fixed random vectors, in fp64. So few steps do not
+    converge to individual singular vectors, which rounding can rotate if singular values are close. The result is a
+    smooth function of the weight that is the same on every machine, so it need not be saved. A weight of zeros leaves
+    the random vectors.
     """
     outputs, inputs = weight.shape
     dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -83,8 +83,11 @@ def subspace_compression(weight: Tensor, rank: int) -> Tensor:
 
 @torch.no_grad()
 def subspace_iteration(weight: Tensor, count: int, steps: int) -> Tensor:
-    """Orthonormal (count, k) in fp64, after ``steps`` times ``V <- orth(V W0^T W0)`` from fixed random vectors, for a weight
-    (d, k). On the weight's device if that knows fp64 (MPS does not), else on the CPU."""
+    """Orthonormal (count, k) in fp64: ``V <- orth(V W0^T W0)``, ``steps`` times, for W0 (d, k).
+
+    Starts from fixed random vectors. Computed on the weight's device if it supports fp64 (MPS does not), else on the
+    CPU.
+    """
     matrix = weight if weight.device.type in ("cpu", "cuda") else weight.cpu()
     start = np.random.RandomState(0).standard_normal((count, weight.shape[1]))
     v = _orthonormal(torch.from_numpy(start).to(matrix.device))
@@ -98,12 +101,12 @@ def subspace_iteration(weight: Tensor, count: int, steps: int) -> Tensor:
 
 
 def _orthonormal(rows: Tensor, where_none: Tensor | None = None) -> Tensor:
-    """Orthonormal rows with the span of ``rows``, by a QR factorisation, which is unique as R's diagonal is positive."""
+    """Orthonormal rows that span ``rows``, by a QR factorisation made unique by a positive diagonal of R."""
     q, r = torch.linalg.qr(rows.t())
     signs = torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)
     q = (q * signs).t()
     if where_none is None:
         return q
-    # Directions that the weight magnifies by nothing keep what they were, as far as that is not in the others' span.
+    # Directions that the weight maps to zero stay as they were, apart from their part in the span of the others.
     is_there = r.diagonal().abs() > 1e-12 * r.diagonal().abs().max().clamp_min(1e-300)
     return q if bool(is_there.all()) else _orthonormal(torch.where(is_there[:, None], q, where_none))

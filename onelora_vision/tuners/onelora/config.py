@@ -1,4 +1,4 @@
-"""Configuration of 1LoRA as a PEFT method; it is saved as ``adapter_config.json``."""
+"""Configuration of 1LoRA as a PEFT method; saved as ``adapter_config.json``."""
 
 from dataclasses import dataclass, field
 
@@ -14,21 +14,21 @@ from onelora_vision.tuners.registry import peft_type
 class OneLoraConfig(TargetedConfig):
     """1LoRA (arXiv 2503.08333): ``y = gamma * (W0 x + beta0 + beta) + b * sum_i x_i`` with W0, beta0 frozen.
 
-    The modules are named as in `TargetedConfig`.
+    Modules are named as in `TargetedConfig`.
 
     Args:
         use_sum: train b (1LoRA). use_bias: train beta (BitFit). use_scale: train gamma (with use_bias: DiffFit).
-        compression: what b multiplies: "sum" (ones), "random", a fixed vector of the same norm (the paper's ablation),
-            "singular", the direction that the layer's frozen weight magnifies most, with the same norm, or "subspace",
-            where the outputs take turns among several directions that the weight magnifies most. The vectors are
-            rebuilt and not saved: from seed and width, or from the weight.
+        compression: how the input is compressed before b multiplies it: "sum" (ones); "random", a fixed vector of the
+            same norm (the paper's ablation); "singular", the direction that the layer's frozen weight amplifies most,
+            with the same norm; or "subspace", where the outputs alternate between several directions that the weight
+            amplifies most. The vectors are not saved but rebuilt: from the seed and the width, or from the weight.
         compression_seed: seed of the random vector.
-        compression_rank: of "subspace", how many directions: the largest divisor of the layer's outputs that is not greater.
-            It is the rank of the layer's change.
+        compression_rank: number of directions of "subspace"; the largest divisor of the layer's outputs that does not
+            exceed it is used, and is the rank of the layer's change.
         init_weights: True starts as the identity; False draws small random vectors (for tests).
 
     Raises:
-        InputError: (a ValueError) a value is not possible; the message names field and value.
+        InputError: (a ValueError) a value is invalid; the message names the field and the value.
     """
 
     use_sum: bool = field(default=True, metadata={"help": "Train b, the coefficients of the summed input (1LoRA)."})
@@ -58,12 +58,12 @@ class OneLoraConfig(TargetedConfig):
 
     @property
     def has_vectors(self) -> bool:
-        """Whether any layer is adapted; without vectors the adapter is its ``modules_to_save``."""
+        """Whether any layer is adapted; without vectors the adapter consists of its ``modules_to_save``."""
         return self.use_sum or self.use_bias or self.use_scale
 
     @property
     def compressed_by(self) -> Compression:
-        """What the three settings of the compression say."""
+        """The three compression settings as one `Compression`."""
         return Compression(self.compression, self.compression_seed, self.compression_rank)
 
     @property
@@ -76,5 +76,5 @@ class OneLoraConfig(TargetedConfig):
             raise InputError("use_sum=False, use_bias=False, use_scale=False train nothing without modules_to_save")
         if self.target_modules not in (None, DUMMY_TARGET_MODULES):
             raise InputError(f"target_modules={self.target_modules!r} needs use_sum, use_bias or use_scale")
-        # PEFT's name for an adapter that adapts no layer.
+        # PEFT's placeholder for an adapter that adapts no layers.
         self.target_modules = DUMMY_TARGET_MODULES

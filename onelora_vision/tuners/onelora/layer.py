@@ -28,21 +28,21 @@ _RANDOM_INIT_STD = 0.02
 def compression_vector(
     name: str, layer: nn.Linear, compression: Compression, weight: Tensor | None = None
 ) -> Tensor | None:
-    """The vector v (k,), or vectors (m, k), of a compression for a frozen layer, on its device; None for the plain sum.
+    """The compression vector v (k,), or vectors (m, k), of a frozen layer, on its device; None for the plain sum.
 
     Args:
         name: of the layer (d, k), for the message.
-        weight: (d, k), if the layer's own is not the frozen one now.
+        weight: the frozen weight (d, k), if it is not the layer's current one.
 
     Raises:
-        InputError: the vectors come from the weight, whose values cannot be read.
+        InputError: the vectors depend on the weight, and its values cannot be read.
     """
     if compression.name == "random":
         return random_compression(layer.in_features, compression.seed).to(hosts.device_of(layer))
     if compression.name == "sum":
         return None
     weight = layer.weight if weight is None else weight
-    if isinstance(weight, FakeTensor):  # sizes without values: the memory of a step is being planned
+    if isinstance(weight, FakeTensor):  # shapes without values, to plan the memory of a step
         count = () if compression.name == "singular" else (subspace_rank(*weight.shape, compression.rank),)
         return weight.new_empty(*count, weight.shape[1], dtype=torch.promote_types(weight.dtype, torch.float32))
     _check_readable(name, layer, compression)
@@ -72,13 +72,13 @@ class OneLoraLayer(LinearAdapter):
         self.onelora_b = VectorDict()
         self.onelora_beta = VectorDict()
         self.onelora_gamma = VectorDict(start=1.0)
-        # Compression vectors by key (adapters with one key share one), and the key of each adapter that is not a plain sum.
+        # Compression vectors by key (adapters with equal keys share one), and by adapter its key unless a plain sum.
         self.compression_vectors = CompressionDict({})
         self.compression_keys: dict[str, str] = {}
         self._compressions: dict[str, Compression] = {}  # by key
         self._seen: dict[
             str, tuple[int, int]
-        ] = {}  # id and version of the weight that the key's vectors were made from
+        ] = {}  # id and version of the weight that each key's vectors were computed from
         self.register_load_state_dict_post_hook(_follow_loaded_weight)
 
     @classmethod
@@ -87,7 +87,7 @@ class OneLoraLayer(LinearAdapter):
             _check_readable(name, layer, config.compressed_by)
 
     def update_layer(self, adapter_name: str, config: OneLoraConfig) -> None:
-        """Add the parameters of an adapter, on the base layer's device."""
+        """Add an adapter's parameters, on the base layer's device."""
         parts = {"onelora_b": config.use_sum, "onelora_beta": config.use_bias, "onelora_gamma": config.use_scale}
         noise = 0.0 if config.init_weights else _RANDOM_INIT_STD
         for name, is_used in parts.items():
@@ -111,18 +111,18 @@ class OneLoraLayer(LinearAdapter):
         self.compression_vectors[key] = compression_vector(self.module_name, layer, compression, weight)
 
     def _compression(self, key: str) -> Tensor:
-        """The vectors of a key; built now if the base had no values before, and again if its weight was changed since."""
+        """The vectors of a key; built now if the base had no values before, and rebuilt if its weight has changed."""
         is_current = key in self.compression_vectors
         if is_current and key in self._seen and not torch.compiler.is_compiling():
             weight, (seen, version) = self.frozen_weight, self._seen[key]
-            # Another object is the same weight gathered or brought in for this call, or was loaded: the hook sees that.
+            # A different object is the same weight gathered for this call, or was loaded: the hook handles that.
             is_current = seen != id(weight) or version == version_of(weight)
         if not is_current:
             self._build(key)
         return self.compression_vectors[key]
 
     def vectors(self, adapter_name: str) -> Vectors:
-        """The parameters of one adapter, not yet weighted; all None for an adapter that this layer does not have."""
+        """One adapter's parameters, not yet scaled; all None if this layer does not have the adapter."""
         key = self.compression_keys.get(adapter_name)
         return Vectors(
             b=self.onelora_b.get(adapter_name),
@@ -132,7 +132,7 @@ class OneLoraLayer(LinearAdapter):
         )
 
     def composed(self, names: Sequence[str]) -> list[Vectors]:
-        """The adapters ``names``, each at its weight, composed (see `vectors.compose`)."""
+        """The adapters ``names``, each scaled by its weight, composed (see `vectors.compose`)."""
         return compose([self.vectors(name) for name in names], [self.scaling[name] for name in names])
 
     def forward_adapted(self, x: torch.Tensor, names: list[str]) -> torch.Tensor:
@@ -153,24 +153,24 @@ class OneLoraLayer(LinearAdapter):
         return merged(weight, bias, self.composed(names))
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """Change (out_features, in_features) that the adapter makes to the unmerged weight, fp32.
+        """Change (out_features, in_features) of the unmerged weight due to the adapter, fp32.
 
         Raises:
             InputError: gamma scales a weight whose values cannot be read.
         """
         vectors = self.composed([adapter])
-        if vectors[0].gamma is None:  # the weight has no part in it, and may be quantised
+        if vectors[0].gamma is None:  # the result does not depend on the weight, which may be quantised
             return delta_weight(torch.zeros(self.out_features, self.in_features, device=self.device), vectors)
         hosts.check_layer_mergeable(self.module_name, self.get_base_layer())
         return delta_weight(self.frozen_weight, vectors)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Only b is a change of the weight by a low-rank matrix; beta and gamma are not."""
+        """Only b changes the weight by a low-rank matrix; beta and gamma do not."""
         return adapter_name not in self.onelora_beta and adapter_name not in self.onelora_gamma
 
 
 def _follow_loaded_weight(layer: OneLoraLayer, incompatible_keys: object) -> None:
-    """After ``load_state_dict``: vectors are made again if the base's weight is not the one they were made from."""
+    """After ``load_state_dict``: rebuild the vectors if the base's weight is not the one they were computed from."""
     base, weight = layer.get_base_layer(), layer.frozen_weight
     for key in dict.fromkeys(layer.compression_keys.values()):
         if not layer._compressions[key].reads_weight or weight.is_meta:
@@ -179,5 +179,5 @@ def _follow_loaded_weight(layer: OneLoraLayer, incompatible_keys: object) -> Non
             continue
         if key in layer.compression_vectors:
             del layer.compression_vectors[key]
-        if not hosts.weight_problem(base):  # a sharded one is gathered when the layer is called
+        if not hosts.weight_problem(base):  # a sharded weight is gathered when the layer is called
             layer._build(key)

@@ -5,7 +5,7 @@ from onelora_vision.tuners.onelora.layer import OneLoraLayer
 
 
 class OneLoraModel(StrictTuner):
-    """Puts `OneLoraLayer`s around the targeted linear layers of a model (see `OneLoraConfig`)."""
+    """Wraps the targeted linear layers of a model in `OneLoraLayer`s (see `OneLoraConfig`)."""
 
     prefix = "onelora_"
     tuner_layer_cls = OneLoraLayer

@@ -19,7 +19,7 @@ _force_plain: ContextVar[bool] = ContextVar("force_plain", default=False)
 
 @contextlib.contextmanager
 def plain_operations() -> Iterator[None]:
-    """Compute by the plain formula inside the block: slower, but differentiable any number of times."""
+    """Use the plain formula inside the block: slower, but differentiable any number of times."""
     token = _force_plain.set(True)
     try:
         yield
@@ -28,7 +28,7 @@ def plain_operations() -> Iterator[None]:
 
 
 def _use_plain() -> bool:
-    """Whether to use plain operations: by request, under torch.compile (Inductor fuses them), tracing, functorch."""
+    """Whether to use plain operations: on request, under torch.compile (Inductor fuses them), tracing or functorch."""
     return (
         torch.compiler.is_compiling()
         or _force_plain.get()
@@ -40,8 +40,9 @@ def _use_plain() -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, vectors: Sequence[Vectors]) -> Tensor:
     """The adapted linear layer for a plain frozen weight, by the fastest exact path.
 
-    Saves for backward what the frozen layer saves and, with b, one value per token and compression vector, such as
-    ``sum_i x_i``. (gamma also needs the frozen layer's output.) The output has the dtype of the frozen layer's.
+    Saves for the backward pass what the frozen layer saves plus, with b, one value per token and compression vector,
+    such as ``sum_i x_i``. (gamma also needs the frozen layer's output.) The output has the dtype of the frozen layer's
+    output.
 
     Args:
         x: (..., k) input. weight: (d, k). bias: (d,) or None. vectors: from `compose`.
@@ -50,7 +51,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, vectors: Sequence[Vec
     dtype = _product_dtype(x, weight)
     is_exact = x.dtype == weight.dtype == dtype and dtype in (torch.float32, torch.float64)
     if first.beta is not None and first.gamma is None and is_exact:
-        # In fp32 the shift joins the bias for nothing; a half-precision bias would round it away.
+        # In fp32, adding the shift to the bias is free; a half-precision bias would round it away.
         bias = first.beta if bias is None else bias + first.beta
         first = Vectors(b=first.b, v=first.v)  # gamma is None here; older torch cannot trace _replace
     is_plain = _use_plain() or (weight.requires_grad and torch.is_grad_enabled())
@@ -62,14 +63,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, vectors: Sequence[Vec
 
 
 def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
-    """The dtype ``F.linear`` uses: autocast's (it leaves fp64 alone), else that of both, None if they differ."""
+    """The dtype of ``F.linear``: autocast's (it leaves fp64 alone), else that of both operands; None if they differ."""
     if torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, weight.dtype):
         return torch.get_autocast_dtype(x.device.type)
     return weight.dtype if x.dtype == weight.dtype else None
 
 
 def epilogue(z: Tensor, x: Tensor, vectors: Sequence[Vectors]) -> Tensor:
-    """``gamma * (z + beta) + b * sum x`` for an output z (..., d) of any frozen layer and its input x (..., k)."""
+    """``gamma * (z + beta) + b * sum x`` for the output z (..., d) of any frozen layer and its input x (..., k)."""
     for b, beta, gamma, v in vectors:
         if b is None and beta is None and gamma is None:
             continue
@@ -79,9 +80,9 @@ def epilogue(z: Tensor, x: Tensor, vectors: Sequence[Vectors]) -> Tensor:
 
 
 def mixed_epilogue(z: Tensor, x: Tensor, adapters: Sequence[Vectors], choice: Tensor) -> Tensor:
-    """`epilogue` where sample i of z (batch, ..., d) and x (batch, ..., k) goes through ``adapters[choice[i]]``.
+    """`epilogue` where sample i of z (batch, ..., d) and x (batch, ..., k) uses ``adapters[choice[i]]``.
 
-    A plain feature sum is taken once; each sample gathers its own vectors.
+    A plain feature sum is computed once; each sample gathers its own vectors.
     """
 
     def gather(vectors: list[Tensor | None], neutral: float, like: Tensor) -> Tensor | None:
@@ -104,8 +105,10 @@ def mixed_epilogue(z: Tensor, x: Tensor, adapters: Sequence[Vectors], choice: Te
 
 
 def _sums_by_adapter(x: Tensor, adapters: Sequence[Vectors], choice: Tensor, outputs: int) -> Tensor:
-    """What each output multiplies, (batch, ..., outputs), where the adapters compress the input differently; ``outputs``
-    is 1 where all of a layer's multiply the same."""
+    """What each output multiplies, (batch, ..., outputs), when the adapters compress the input differently.
+
+    ``outputs`` is 1 if all outputs of a layer multiply the same value.
+    """
     sums = x.new_zeros(*x.shape[:-1], outputs, dtype=_at_least_float32(x))
     for number, adapter in enumerate(adapters):
         if adapter.b is not None:
@@ -115,14 +118,14 @@ def _sums_by_adapter(x: Tensor, adapters: Sequence[Vectors], choice: Tensor, out
 
 
 def plain_epilogue(z: Tensor, s: Tensor | None, gamma: Tensor | None, beta: Tensor | None, b: Tensor | None) -> Tensor:
-    """The epilogue by ordinary operations: the reference, in the vectors' precision, rounded once to z's dtype."""
+    """The epilogue in ordinary operations: the reference, in the vectors' precision, rounded once to z's dtype."""
     y = z if beta is None else z + beta
     y = y if gamma is None else gamma * y
     return (y if b is None else torch.addcmul(y, taking_turns(s, b.shape[-1]), b)).to(z.dtype)
 
 
 def gathered_linear(x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor, v: Tensor | None) -> Tensor:
-    """``W x + bias + b * sum v x`` for x (batch, ..., k) and a b of each sample's own (batch, 1, ..., d)."""
+    """``W x + bias + b * sum v x`` for x (batch, ..., k) and a separate b for each sample, (batch, 1, ..., d)."""
     s, dtype = taking_turns(compress(x, v), len(weight)), _product_dtype(x, weight)
     if x.dtype == dtype and _starts_from_the_sums(weight) and not _use_plain():
         y = _start(s, b, bias).contiguous()
@@ -134,7 +137,7 @@ def gathered_linear(x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor, v
 def _sum_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor, v: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    # Two dimensions inside: the product of more is a view, which a host may not change in place behind a Function.
+    # Two dimensions inside: with more, the product is a view, which hosts may not change in place after a Function.
     rows, shape = x.reshape(-1, x.shape[-1]), (*x.shape[:-1], len(weight))
     if not torch.is_autocast_enabled(x.device.type):
         return _SumLinear.apply(rows, weight, bias, b, v, torch.is_grad_enabled()).view(shape)
@@ -144,9 +147,9 @@ def _sum_linear(
 
 
 def _starts_from_the_sums(weight: Tensor) -> bool:
-    """Whether the rank-1 part is written first and the matrix product added to it: a pass over the output less.
+    """Whether to write the rank-1 part first and add the matrix product to it, which saves a pass over the output.
 
-    On CPUs in fp32 and better. In bf16 and fp16 the part would be rounded before it is added to.
+    True on CPUs in fp32 and better. In bf16 and fp16 the rank-1 part would be rounded before the product is added.
     """
     return weight.dtype in (torch.float32, torch.float64) and weight.device.type == "cpu"
 
@@ -157,15 +160,15 @@ def _start(s: Tensor, b: Tensor, bias: Tensor | None, out: Tensor | None = None)
 
 
 def _in_turns(vector: Tensor, count: int) -> Tensor:
-    """``vector`` (d,) as (d / count, count): outputs that multiply the same compressed input are below one another."""
+    """``vector`` (d,) as (d / count, count): outputs that multiply the same compressed input share a column."""
     return vector.view(-1, count)
 
 
 def _takes_the_adapted_weight(rows: Tensor, weight: Tensor, v: Tensor | None) -> bool:
-    """Whether ``W + ΔW`` is made for the product: for several v it is one pass over W, where the tokens' sums are two passes
-    over them and a small product, of which a core computes few operations in a second.
+    """Whether to form ``W + ΔW`` for the product.
 
-    Where the tokens are fewer than half of the outputs, W is the larger of the two.
+    With several v, this is one pass over W. The alternative takes two passes over the tokens and a small product, which
+    is slow on a CPU core. W is the larger of the two if there are fewer than half as many tokens as outputs.
     """
     return v is not None and v.ndim > 1 and _starts_from_the_sums(weight) and 2 * len(rows) >= len(weight)
 
@@ -188,18 +191,18 @@ class _SumLinear(torch.autograd.Function):
         else:
             s, y = _SumLinear._from_the_sums(x, weight, bias, b, v)
         ctx.x_dtype = x.dtype
-        # The weight is for x's gradient alone; under autocast it is a copy, which the first layer need not keep.
+        # Only x's gradient needs the weight; under autocast it is a copy, which the first layer need not keep.
         ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, b, v, s if trains_b else None)
         return y
 
     @staticmethod
     def _from_the_sums(x, weight, bias, b, v):
-        """What b multiplies (tokens, m), and the output."""
+        """What b multiplies, (tokens, m), and the output."""
         s = compress(x, None) if v is None else rows_dot(x, v)
         count = s.shape[1]
         turning_b, sums = _in_turns(b, count), s[:, None]  # (d / m, m), (tokens, 1, m)
         if _starts_from_the_sums(weight):
-            y = x.new_empty(len(x), len(b), dtype=weight.dtype)  # not a view, which a host may not change in place
+            y = x.new_empty(len(x), len(b), dtype=weight.dtype)  # not a view, which hosts may not change in place
             turning_bias = None if bias is None else _in_turns(bias, count)
             _start(sums, turning_b, turning_bias, out=y.view(len(x), -1, count))
             y.addmm_(x, weight.t())
@@ -218,7 +221,7 @@ class _SumLinear(torch.autograd.Function):
         weight, b, v, s = ctx.saved_tensors
         needs_x, _, needs_bias, needs_b = ctx.needs_input_grad[:4]
         with torch.autocast(grad.device.type, enabled=False):
-            # The vectors first: the layer behind has just written grad, and the product would drive it out of the cache.
+            # The vectors come first: grad is still in the cache, from which the matrix product would evict it.
             grad_b = weighted_sum(grad, s) if needs_b else None
             grad_bias = grad.sum(0) if needs_bias else None
             grad_x = _grad_input(grad, weight, b, v, ctx.x_dtype) if needs_x else None
@@ -242,7 +245,7 @@ def _grad_input(rows: Tensor, weight: Tensor, b: Tensor, v: Tensor | None, dtype
 
 
 class _Epilogue(torch.autograd.Function):
-    """`plain_epilogue` that keeps z only where gamma trains, and computes in fp32 without fp32 copies saved."""
+    """`plain_epilogue` that only keeps z if gamma is trained, and computes in fp32 without saving fp32 copies."""
 
     @staticmethod
     def forward(ctx, z, s, gamma, beta, b):
@@ -281,9 +284,9 @@ def _at_least_float32(tensor: Tensor) -> torch.dtype:
 
 
 def weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
-    """``sum_t rows[t] * weights[t]`` (d,) for rows (tokens, d) and weights (tokens, m) in turns, in fp32 or better.
+    """``sum_t rows[t] * weights[t]`` (d,) for rows (tokens, d) and alternating weights (tokens, m), in fp32 or better.
 
-    Narrower rows are widened a block at a time.
+    Rows of lower precision are converted one block at a time.
     """
     if weights.shape[1] > 1:
         return _turning_sum(rows, weights)
@@ -297,8 +300,10 @@ def weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def _turning_sum(rows: Tensor, weights: Tensor) -> Tensor:
-    """The part of ``rows^T weights`` (d, m) that belongs to each output's own turn, (d,): a product by BLAS costs less than
-    a sum over strided rows."""
+    """The entries of ``rows^T weights`` (d, m) that belong to each output's own vector, (d,).
+
+    A BLAS product is cheaper than a sum over strided rows.
+    """
     count = weights.shape[1]
     result = torch.zeros(rows.shape[1], count, dtype=weights.dtype, device=rows.device)
     for block, share in zip(rows.split(_MIX_ROWS), weights.split(_MIX_ROWS)):
@@ -313,9 +318,9 @@ def _own_turns(matrix: Tensor) -> Tensor:
 
 
 def rows_dot(rows: Tensor, vectors: Tensor) -> Tensor:
-    """``rows vectors^T`` (tokens, m) for rows (tokens, d) and (m, d), or (d,) for m = 1.
+    """``rows vectors^T`` (tokens, m) for rows (tokens, d) and vectors (m, d), or (d,) for m = 1.
 
-    In the better precision of the two and in fp32 at least.
+    Computed in the higher precision of the two, and at least in fp32.
     """
     vectors = vectors.to(torch.promote_types(vectors.dtype, _at_least_float32(rows)))
     if rows.dtype == vectors.dtype:
@@ -324,7 +329,7 @@ def rows_dot(rows: Tensor, vectors: Tensor) -> Tensor:
 
 
 def turns_dot(rows: Tensor, b: Tensor, count: int) -> Tensor:
-    """Sum of ``rows * b`` over the outputs of each turn, (tokens, count), for rows (tokens, d) and b (d,)."""
+    """Sum of ``rows * b`` over the outputs that share a vector, (tokens, count), for rows (tokens, d) and b (d,)."""
     if count == 1:
         return rows_dot(rows, b)
     b = b.to(torch.promote_types(b.dtype, _at_least_float32(rows)))
@@ -334,7 +339,7 @@ def turns_dot(rows: Tensor, b: Tensor, count: int) -> Tensor:
 
 
 def columns_dot(rows: Tensor, others: Tensor) -> Tensor:
-    """``sum_t rows * others`` (d,), in fp32 or better, a block of tokens at a time."""
+    """``sum_t rows * others`` (d,), in fp32 or better, one block of tokens at a time."""
     dtype = _at_least_float32(rows)
     result = torch.zeros(rows.shape[1], dtype=dtype, device=rows.device)
     for block, other in zip(rows.split(_MIX_ROWS), others.split(_MIX_ROWS)):

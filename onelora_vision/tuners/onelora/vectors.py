@@ -1,8 +1,8 @@
-"""The vectors of 1LoRA (arXiv 2503.08333) on tensors: weighting, composing, merging; no modules, no PEFT.
+"""The vectors of 1LoRA (arXiv 2503.08333) as tensors: scaling, composing, merging; no modules, no PEFT.
 
-One adapted linear layer computes ``y = gamma * (W0 x + beta0 + beta) + b * sum_i x_i``, each of b, beta, gamma
-optional (1LoRA, BitFit, DiffFit and all that lies between). Shapes: W0 (d, k), x (..., k), y (..., d), vectors (d,).
-With m compression vectors V (m, k), output i multiplies V[i mod m] x, so that the change of W0 has rank m.
+An adapted linear layer computes ``y = gamma * (W0 x + beta0 + beta) + b * sum_i x_i``, where b, beta and gamma are each
+optional (1LoRA, BitFit, DiffFit and everything in between). Shapes: W0 (d, k), x (..., k), y (..., d), vectors (d,).
+With m compression vectors V (m, k), output i multiplies V[i mod m] x, so the change of W0 has rank m.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 class Vectors(NamedTuple):
-    """What one adapter does to one linear layer; None where it leaves that part alone.
+    """The parameters of one adapter for one linear layer; None for parts that it does not change.
 
     Attributes:
         b: (d,) coefficients of the compressed input, starts at 0.
         beta: (d,) shift of the bias, starts at 0.
         gamma: (d,) scale of the frozen layer's output, starts at 1.
-        v: (k,) compression vector that takes the place of ones, or (m, k) of them, where m divides d; None is the plain sum.
+        v: compression vector (k,) in place of ones, or vectors (m, k), where m divides d; None for the plain sum.
     """
 
     b: Tensor | None = None
@@ -29,7 +29,7 @@ class Vectors(NamedTuple):
 
 
 def weighted(vectors: Vectors, weight: float) -> Vectors:
-    """An adapter at ``weight`` s: b and beta become s b and s beta, gamma becomes 1 + s (gamma - 1)."""
+    """An adapter with weight s: b and beta become s b and s beta, gamma becomes 1 + s (gamma - 1)."""
     if weight == 1:
         return vectors
     b, beta, gamma, v = vectors
@@ -42,11 +42,11 @@ def weighted(vectors: Vectors, weight: float) -> Vectors:
 
 
 def compose(adapters: Sequence[Vectors], weights: Sequence[float] | None = None) -> list[Vectors]:
-    """Several adapters at once: gammas multiply, betas and b's add; the order does not matter.
+    """Combine several adapters: gammas multiply, betas and b's add; the order does not matter.
 
     The composed layer is ``(prod gamma * W0 + sum b v^T, prod gamma * (beta0 + sum beta))``. Adapters with the same
-    compression (the same object v) share one b, so the list has one entry, and one more for each further compression
-    vector (those hold only b and v). Forward, merging and the blending of adapter files all use this formula.
+    compression (the same object v) share one b, so the list has one entry, plus one for each further compression vector
+    (which holds only b and v). Forward passes, merging and the blending of adapter files all use this formula.
     """
     weights = [1.0] * len(adapters) if weights is None else weights
     scaled = [weighted(vectors, weight) for vectors, weight in zip(adapters, weights)]
@@ -79,7 +79,7 @@ def _fold(operation, tensors: list[Tensor | None]) -> Tensor | None:
 def merged(weight: Tensor, bias: Tensor | None, vectors: Sequence[Vectors]) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the plain linear layer that equals the adapted one; computed in fp32 or better, rounded once.
 
-    A layer without bias gets one if beta asks for it.
+    A layer without a bias gets one if there is a beta.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     new_weight, new_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -92,7 +92,7 @@ def merged(weight: Tensor, bias: Tensor | None, vectors: Sequence[Vectors]) -> t
     for b, _, _, v in vectors:
         if b is not None:
             new_weight = new_weight + _outer(b, v)
-    # clone() where nothing changed: the result never shares memory with the original.
+    # clone() if nothing changed: the result never shares memory with the original.
     new_weight = new_weight.clone() if new_weight is weight else new_weight.to(weight.dtype)
     if new_bias is not None:
         new_bias = new_bias.clone() if new_bias is bias else new_bias.to(weight.dtype)
@@ -112,7 +112,7 @@ def delta_weight(weight: Tensor, vectors: Sequence[Vectors]) -> Tensor:
 
 
 def _outer(b: Tensor, v: Tensor | None) -> Tensor:
-    """``b v^T`` (d, k), or (d, 1), to be broadcast, for the plain sum; row i is ``b_i v_(i mod m)`` for several v."""
+    """``b v^T`` (d, k), or (d, 1) for the plain sum, to be broadcast; with several v, row i is ``b_i v_(i mod m)``."""
     if v is None:
         return b[:, None]
     return b[:, None] * (v if v.ndim == 1 else v.repeat(len(b) // len(v), 1))
