@@ -209,6 +209,11 @@ def test_a_click_counts_while_the_list_is_drawn_anew(page, make_adapter):
 def test_a_strip_of_strengths_is_one_click_for_depth_and_classes_too(page):
     strip = page.get_by_role("button", name="Strip −1 … 1.5")
     expect(strip).to_have_count(3)
+    page.get_by_role("tab", name="Classify").click()
+    expect(page.locator("#answers .card")).to_have_count(2)  # a strip needs a picture
+    page.get_by_role("tab", name="Depth").click()
+    expect(page.locator("#depth-said")).to_contain_text("An example")
+    page.get_by_role("tab", name="Generate").click()
     page.get_by_role("checkbox", name="handwriting-vit").uncheck()
     strip.nth(1).click()
     expect(page.get_by_role("tab", name="Classify")).to_have_attribute("aria-selected", "true")
@@ -287,7 +292,7 @@ def test_a_strip_of_strengths_is_one_click(page):
     expect(page.locator("#draw-strip img")).to_be_visible()
     expect(page.locator("#draw-strip")).to_contain_text("handwriting-dit at six strengths: 0, 1, 2, 3 with seed 0")
     expect(page.locator("#strip-said")).to_be_hidden()
-    page.locator("#classes").get_by_label("Clear").click()
+    page.locator("#classes").get_by_role("button", name="Clear").click()
     page.get_by_role("button", name="Base only").first.click()
     expect(page.locator("#classes")).to_contain_text("Mix: 0 × handwriting-dit")
     expect(page.locator("#classes")).not_to_contain_text("1")  # nobody has chosen any class

@@ -152,7 +152,7 @@ def test_checkpoints_of_other_precisions_are_converted_to_fp32(state, dtype, tmp
         ({"blocks.0.attn.proj.bias": torch.zeros(WIDTH, dtype=torch.int64)}, "blocks.0.attn.proj.bias without floating-point"),
         ({f"blocks.{k}.attn.qkv.weight": torch.zeros(1) for k in range(1000)}, "1,000 blocks"),
         ({"blocks.0.attn.proj.bias": torch.full((WIDTH,), float("nan"))}, "blocks.0.attn.proj.bias holds 32 of 32"),
-        ({"blocks.0.attn.proj.bias": torch.zeros(1).expand(10**11)}, "larger .100000000000. than what the file holds"),
+        ({"blocks.0.attn.proj.bias": torch.zeros(1).expand(10**11)}, "larger .100000000000. than its data in the file"),
     ],
 )  # fmt: skip
 def test_hostile_checkpoints_end_in_one_line(state, change, message, tmp_path):
