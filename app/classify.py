@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from onelora_vision.adapters.info import AdapterInfo
 from onelora_vision.backbones.vit import ViTBase, predict_classes
 from onelora_vision.data.images import read_image, trimmed
@@ -17,6 +19,7 @@ from onelora_vision.storage.files import atomic_file
 from .bases import Bases
 from .library import Entry
 from .mix import Mix
+from .pictures import readable
 from .sessions import Session
 from .strips import at_strengths
 
@@ -48,12 +51,26 @@ class Classifier:
             raise InputError("choose a picture first, or take the example")
         if len(pictures) > MAX_PICTURES:
             raise InputError(f"{len(pictures)} pictures: at most {MAX_PICTURES} at a time")
-        images = [trimmed(read_image(path), str(path)) for path in pictures]
+        return self._answers(session, [_read(path) for path in pictures], base)
+
+    def classify_readable(
+        self, session: Session, pictures: Sequence[Path]
+    ) -> tuple[list[Path], list[list[Answer]], list[str]]:
+        """As `classify`, but pictures that cannot be read are left out: the others, their answers, and a message for each.
+
+        Raises:
+            InputError: no pictures, too many, or none that can be read.
+        """
+        found, refused = readable(pictures, MAX_PICTURES, _read)
+        files, images = zip(*found)
+        return list(files), self._answers(session, images), refused
+
+    def _answers(self, session: Session, images: Sequence[Image.Image], base: str = "") -> list[list[Answer]]:
         mix = session.mix(ViTBase.task)
         own_head = Mix(AdapterInfo(ViTBase.task, "", mix.info.base))
         models = [("base", own_head), *((_title(*term), Mix.of([term], ViTBase.task)) for term in mix.terms)]
         views = [self.bases.view(model, base) for _, model in models]  # all before the first is used
-        is_one = len(pictures) == 1  # what a change of weights is answered with
+        is_one = len(images) == 1  # what a change of weights is answered with
         with session.pace.timed(mix) if is_one else contextlib.nullcontext():
             columns = [
                 [Answer(title, classes) for classes in predict_classes(view, images, top=TOP)]
@@ -69,9 +86,13 @@ class Classifier:
         """
         if picture is None:
             raise InputError("choose a picture first, or take the example")
-        images, mixes = [trimmed(read_image(picture), str(picture))], at_strengths(session.alone(name))
+        images, mixes = [_read(picture)], at_strengths(session.alone(name))
         views = [self.bases.view(mix) for _, mix in mixes]
         return [Answer(title, predict_classes(view, images, top=TOP)[0]) for (title, _), view in zip(mixes, views)]
+
+
+def _read(picture: Path) -> Image.Image:
+    return trimmed(read_image(picture), str(picture))
 
 
 def _title(entry: Entry, weight: float) -> str:

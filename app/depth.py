@@ -1,5 +1,6 @@
 """Depth of pictures by the base and by the enabled adapters: of one, of many, at several strengths, as points."""
 
+import hashlib
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -62,7 +63,7 @@ class DepthMapper:
             InputError: no picture, or adapters that have no sum.
         """
         image = _read(picture)
-        mix, folder, last = session.mix(TASK), session.output(), _last(session)
+        mix, folder, last = session.mix(TASK), session.output(), _last(session, picture)
         views = self._views(mix, base)
         with session.pace.timed(mix):
             estimate = _estimate(views, image, mix)
@@ -71,9 +72,9 @@ class DepthMapper:
 
     def draw_again(self, session: Session, picture: Path | None, look: Look) -> DepthMaps:
         """The session's last estimate in other colours. If there is none, ``picture`` is estimated first."""
-        if not _last(session).is_file():
+        if not _last(session, picture).is_file():
             return self.estimate(session, picture, look=look)
-        return draw_maps(session.output(), Estimate.load(_last(session)), look)
+        return draw_maps(session.output(), Estimate.load(_last(session, picture)), look)
 
     def points(self, session: Session, picture: Path | None, angle: float) -> Path:
         """The session's last estimate, or a first one of ``picture``, as a .glb file of points.
@@ -84,9 +85,9 @@ class DepthMapper:
         Raises:
             InputError: no picture, depth without scale, or an impossible angle.
         """
-        if not _last(session).is_file():
+        if not _last(session, picture).is_file():
             self.estimate(session, picture)
-        estimate = Estimate.load(_last(session))
+        estimate = Estimate.load(_last(session, picture))
         if not estimate.in_metres:
             raise InputError("this base estimates depth without scale, and points need metres; take a metric one")
         places, colors = to_points(estimate.image, estimate.best, angle)
@@ -119,15 +120,15 @@ class DepthMapper:
         return runs.follow(ticket or runs.take_ticket(), steps, lambda state: DepthBatch(state=state))
 
     def _many(self, session: Session, pictures: Sequence[Path], look: Look) -> Iterator[DepthBatch]:
-        pictures, refused = readable(pictures, MAX_PICTURES)
+        found, refused = readable(pictures, MAX_PICTURES, _read)
         mix, folder = session.mix(TASK), session.folder / "depths"  # other answers meanwhile do not clear it away
         shutil.rmtree(folder, ignore_errors=True)
-        views, state, names = self._views(mix, ""), DepthBatch(0, len(pictures), refused=refused), []
+        views, state, names = self._views(mix, ""), DepthBatch(0, len(found), refused=refused), []
         with atomic_file(folder / "depth.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            for number, picture in enumerate(pictures):
+            for number, (picture, image) in enumerate(found):
                 names.append(unique_name(picture.stem, names))
                 yield state
-                maps = draw_maps(folder / str(number), _estimate(views, _read(picture), mix), look)
+                maps = draw_maps(folder / str(number), _estimate(views, image, mix), look)
                 files = {"base": maps.base, "adapted": maps.adapted, "depth": maps.millimetres}
                 for kind, file in files.items():
                     if file is not None:
@@ -142,9 +143,9 @@ class DepthMapper:
         return [self.bases.view(variant, base) for variant in variants]
 
 
-def _last(session: Session) -> Path:
-    """The session's last estimate; there is none when the picture has just been replaced."""
-    newest = session.folder / f"depth-{session.turns[TASK]}.npz"
+def _last(session: Session, picture: Path | None) -> Path:
+    """The session's last estimate, if it is of this picture; others are deleted."""
+    newest = session.folder / f"depth-{hashlib.sha256(str(picture).encode()).hexdigest()[:16]}.npz"
     for file in session.folder.glob("depth-*.npz"):
         if file != newest:
             file.unlink(missing_ok=True)

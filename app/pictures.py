@@ -1,14 +1,17 @@
 """Batches of pictures: one that cannot be read does not stop the others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from onelora_vision.data.images import read_image
+from PIL import Image
+
 from onelora_vision.errors import InputError, message_of
 
 
-def readable(pictures: Sequence[Path], most: int) -> tuple[list[Path], list[str]]:
-    """The pictures that can be read, and for each other one a message that starts with its name.
+def readable(
+    pictures: Sequence[Path], most: int, read: Callable[[Path], Image.Image]
+) -> tuple[list[tuple[Path, Image.Image]], list[str]]:
+    """The pictures that ``read`` can read, and for each other one a message that starts with its name.
 
     Raises:
         InputError: no pictures, more than ``most``, or none that can be read.
@@ -20,8 +23,7 @@ def readable(pictures: Sequence[Path], most: int) -> tuple[list[Path], list[str]
     good, refused = [], []
     for picture in pictures:
         try:
-            read_image(picture)
-            good.append(picture)
+            good.append((picture, read(picture)))
         except InputError as error:
             refused.append(message_of(error).replace(str(picture), picture.name))
     if not good:

@@ -35,7 +35,8 @@ class Session:
         drawings, grids, strips, depths: the state of what is being drawn, and of the depth of many pictures.
         pace: how long answers take. history: what was drawn; None: it is not kept.
         guided_by: the adapters that the page's guidance was set for.
-        turns: how often the picture of a task was replaced; an answer for the picture before comes too late.
+        pictures, asked_about: the newest picture of a task, and the one that was asked about last. turns: how often an
+            example replaced it. An answer for another picture comes too late.
     """
 
     folder: Path
@@ -51,6 +52,8 @@ class Session:
     pace: Pace = field(default_factory=Pace)
     history: History | None = None
     guided_by: tuple[str, ...] = ()
+    pictures: dict[str, str | None] = field(default_factory=dict)
+    asked_about: dict[str, str | None] = field(default_factory=dict)
     turns: Counter[str] = field(default_factory=Counter)
     _outputs: Iterator[int] = field(default_factory=itertools.count)
 

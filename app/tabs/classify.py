@@ -6,8 +6,7 @@ import gradio as gr
 
 from onelora_vision.errors import InputError
 
-from ..classify import MAX_PICTURES, write_csv
-from ..pictures import readable
+from ..classify import write_csv
 from ..strips import strip_title
 from ..studio import Studio
 from .adapters import AdapterPanel, Asked
@@ -75,8 +74,7 @@ def build_classify(studio: Studio, panel: AdapterPanel, page: gr.Blocks) -> gr.H
     @toasts(studio, "Not classified")
     def run_all(paths: list[str] | None, request: gr.Request):
         session, files = studio.session(request.session_hash), [Path(path) for path in paths or []]
-        files, refused = readable(files, MAX_PICTURES)
-        rows = studio.classifier.classify(session, files)
+        files, rows, refused = studio.classifier.classify_readable(session, files)
         left_out(refused)
         done = write_csv(session.output() / "answers.csv", [file.name for file in files], rows)
         return left_out_line(refused) + table(files, rows), gr.update(value=str(done), interactive=True)

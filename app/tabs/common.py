@@ -116,28 +116,43 @@ def on_another_picture(studio: Studio, task: str, picture: gr.Image, nothing: li
     Returns a function from a `gr.Request` to these values, for an event that replaces the picture by itself.
     """
 
-    def clear(request: gr.Request) -> list:
-        studio.session(request.session_hash).turns[task] += 1
+    def clear(path: str | None, request: gr.Request) -> list:
+        session = studio.session(request.session_hash)
+        session.pictures[task] = path
+        # this event may come after the answer that was asked for at once
+        return [gr.skip()] * len(outputs) if path and session.asked_about.get(task) == path else nothing
+
+    def removed(request: gr.Request) -> list:
+        return clear(None, request)
+
+    def example(request: gr.Request) -> list:
+        session = studio.session(request.session_hash)
+        session.turns[task] += 1
+        session.pictures.pop(task, None)
         return nothing
 
-    gr.on([picture.upload, picture.clear], clear, None, outputs, api_visibility="private", **QUICK)
-    return clear
+    picture.upload(clear, picture, outputs, api_visibility="private", **QUICK)
+    # gr.Image still has its old value when it is cleared
+    picture.clear(removed, None, outputs, api_visibility="private", **QUICK)
+    return example
 
 
 def for_this_picture(studio: Studio, task: str, outputs: int) -> Callable[[Callable], Callable]:
     """Decorate an event's function that answers about a picture: if the picture was replaced meanwhile, nothing changes.
 
     Args:
-        outputs: the number of values that it returns.
+        outputs: the number of values that it returns. Its first argument is the picture's path.
     """
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
         def called(*args):
             session = studio.session(args[-1].session_hash)  # gr.Request is the last argument
-            turn = session.turns[task]
+            turn, path = session.turns[task], args[0]
+            session.asked_about[task] = path
             answer = function(*args)
-            return answer if session.turns[task] == turn else _nothing(outputs)
+            is_here = session.turns[task] == turn and session.pictures.get(task, path) == path
+            return answer if is_here else _nothing(outputs)
 
         return called
 

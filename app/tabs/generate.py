@@ -307,7 +307,9 @@ def _strip(studio: Studio, panel: AdapterPanel, settings: list, cancel: gr.Butto
         for drawing in drawer.strip(session, asked.adapter, wanted, number):
             is_drawn = drawing.state is State.FINISHED
             text = gr.update(value=_shown(drawing), visible=not is_drawn)
-            picture = gr.update(value=_text(drawing), label=title, visible=is_drawn)
+            picture = gr.update(visible=False)
+            if is_drawn:
+                picture = gr.update(value=_text(drawing), label=title, visible=True)
             yield (gr.skip(), gr.skip()) if drawing.state is State.SUPERSEDED else (text, picture)
 
     hidden = {"api_visibility": "private", "trigger_mode": "multiple"}

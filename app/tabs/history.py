@@ -56,7 +56,8 @@ def build_history(
         pair = [str(studio.shown(session, session.history.get(name).sheet)) for name in two]
         slider = gr.update(value=tuple(pair), visible=True) if len(pair) == 2 else gr.update(visible=False)
         text = gr.update(value=studio.command(session, kept), visible=True)
-        shown = [gr.update(visible=True), _star(kept), text, slider, gr.update(value="Delete")]
+        # a Delete that was pressed once was about the drawing before
+        shown = [gr.update(visible=True), _star(kept), text, slider, gr.update(value="Delete"), ""]
         captions = read_settings(session, kept.first).request.captions()
         galleries = [
             [(str(studio.shown(session, kept.folder / name)), caption) for name, caption in zip(part, captions)]
@@ -86,7 +87,7 @@ def build_history(
     for event in drawn:
         event.then(listed, None, strips, **options)
     state = [panel.version, panel.changed]
-    shown = [tools, star, command, compare, delete]
+    shown = [tools, star, command, compare, delete, asked]
     strip.select(choose, [names, chosen, *state], [chosen, *state, *shown, *results, *settings], **options)
     star.click(starred, chosen, [star, *strips], **options)
     delete.click(deleted, [chosen, asked], [chosen, asked, delete, tools, command, compare, *strips], **options)

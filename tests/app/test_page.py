@@ -411,6 +411,12 @@ def test_the_history_brings_settings_and_pictures_back_compares_and_says_the_com
     expect(strip.nth(0)).to_contain_text("★")
     page.locator("#history-delete").click()
     expect(page.locator("#history-delete")).to_have_text("Delete for good")
+    strip.nth(1).click()
+    expect(page.locator("#history-delete")).to_have_text("Delete")
+    strip.nth(0).click()  # the press before no longer counts
+    expect(page.locator("#draw-progress")).to_contain_text("2 steps")
+    page.locator("#history-delete").click()
+    expect(page.locator("#history-delete")).to_have_text("Delete for good")
     expect(strip).to_have_count(count)
     page.locator("#history-delete").click()
     expect(strip).to_have_count(count - 1)

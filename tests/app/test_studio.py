@@ -508,17 +508,18 @@ def test_an_answer_for_a_picture_that_was_replaced_meanwhile_changes_nothing(stu
     request, session = SimpleNamespace(session_hash="late"), studio.session("late")
 
     @for_this_picture(studio, "depth", 2)
-    def answer(is_late, request):
-        session.turns["depth"] += is_late
+    def answer(path, newest, request):
+        session.pictures["depth"] = newest
         return "text", "map"
 
-    assert answer(False, request) == ("text", "map")
-    assert answer(True, request) == [gr.skip(), gr.skip()]
+    assert answer("a.png", "a.png", request) == ("text", "map")
+    assert answer("a.png", "b.png", request) == [gr.skip(), gr.skip()]
+    session.pictures.clear()  # an example's picture has no path yet
+    assert session.asked_about == {"depth": "a.png"}
 
 
 def test_an_estimate_of_a_picture_that_was_replaced_is_not_drawn_again(studio):
     session = studio.session("replaced")
     studio.depth.estimate(session, studio.depth_example)
-    session.turns["depth"] += 1
     with pytest.raises(InputError, match="choose a picture"):
         studio.depth.draw_again(session, None, Look("magma"))
